@@ -1,0 +1,1 @@
+"""Direct Preference Optimization in JAX: preference feedback in, an aligned model out."""

@@ -1,0 +1,1 @@
+"""Preference data, one direction: record → pair → tokenised pair → plan → packed batch."""

@@ -1,0 +1,80 @@
+"""The packed, prefix-shared batch: what one microbatch of preference pairs looks like on a device.
+
+A row of T tokens holds several pairs. A pair is laid out once as `[prompt | chosen | rejected]`:
+
+    token      p0 p1 p2 | c0 c1 | r0 r1 r2 | pad
+    position    0  1  2 |  3  4 |  3  4  5 |  0
+    pair_id     1  1  1 |  1  1 |  1  1  1 |  0
+    branch      0  0  0 |  1  1 |  2  2  2 |  0
+
+Query i sees key j iff they have the same pair id, j ≤ i, and branch j is 0 or branch i. That one
+sentence is the whole attention mask, padding included (pair 0 sees only itself). Every completion
+token is predicted from one hidden state: c0 and r0 both from p2's, c1 from c0's, and so on.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# numpy.ndarray on the host, jax.Array on a device.
+Array = Any
+
+PROMPT, CHOSEN, REJECTED = 0, 1, 2
+
+
+class PackedBatch(NamedTuple):
+    """One microbatch: R rows of T tokens with at most P pairs and S scored tokens a row.
+
+    All arrays are i32. Leading axes may be added (microbatches of a step are stacked).
+
+    Attributes:
+      tokens: `[R, T]`, 0 where padding.
+      positions: `[R, T]`, restarting at each pair, and after the prompt for each completion.
+      pair_ids: `[R, T]`, 1..P within the row; 0 is padding.
+      branches: `[R, T]`, PROMPT, CHOSEN or REJECTED.
+      score_index: `[R, S]`, which token's hidden state predicts the scored token.
+      score_target: `[R, S]`, the scored token.
+      score_pair: `[R, S]`, its pair id; 0 where unused.
+      score_branch: `[R, S]`, CHOSEN or REJECTED; 0 where unused.
+      pair_index: `[R, P]`, the pair's row in the data set; -1 where there is no pair.
+      gather: How to lay the row out as ordinary causal sequences, for the "gather" attention.
+    """
+
+    tokens: Array
+    positions: Array
+    pair_ids: Array
+    branches: Array
+    score_index: Array
+    score_target: Array
+    score_pair: Array
+    score_branch: Array
+    pair_index: Array
+    gather: "SequenceGather"
+
+
+class SequenceGather(NamedTuple):
+    """The row's tokens as A attention rows of W tokens, each whole `[prompt, completion]` sequences.
+
+    A prompt's tokens stand twice, once before each completion, so that plain causal attention
+    within segments gives what the prefix-sharing mask gives on the shared layout.
+
+    Attributes:
+      index: i32 `[R, A, W]`, position in the row of the token; 0 where padding.
+      segment: i32 `[R, A, W]`, 1.. for each sequence of the attention row; 0 is padding.
+      inverse: i32 `[R, T]`, index into the flattened `[A * W]` where each token's output stands
+        (of a prompt token: the copy before the chosen completion; of padding: any).
+    """
+
+    index: Array
+    segment: Array
+    inverse: Array
+
+
+def sharing_mask(pair_ids: np.ndarray, branches: np.ndarray) -> np.ndarray:
+    """The mask's defining sentence, written densely: bool `[..., T (query), T (key)]`."""
+    length = pair_ids.shape[-1]
+    same_pair = pair_ids[..., :, None] == pair_ids[..., None, :]
+    causal = np.arange(length)[:, None] >= np.arange(length)
+    key_branch = branches[..., None, :]
+    visible = (key_branch == PROMPT) | (key_branch == branches[..., :, None])
+    return same_pair & causal & visible
