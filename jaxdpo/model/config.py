@@ -12,10 +12,15 @@ class AttentionConfig(BaseModel):
     num_heads: int = Field(gt=0, description="Query heads.")
     num_kv_heads: int = Field(gt=0, description="Key and value heads; divides num_heads.")
     head_dim: int = Field(gt=0, multiple_of=2, description="Channels of a head.")
-    qkv_bias: bool = Field(False, description="Whether the q, k and v projections have a bias.")
-    output_bias: bool = Field(False, description="Whether the output projection has a bias.")
+    qkv_bias: bool = Field(
+        default=False, description="Whether the q, k and v projections have a bias."
+    )
+    output_bias: bool = Field(
+        default=False, description="Whether the output projection has a bias."
+    )
     windows: tuple[int | None, ...] | None = Field(
-        None, description="For each layer, how many positions back it sees (itself counted)."
+        default=None,
+        description="For each layer, how many positions back it sees (itself counted).",
     )
 
 
@@ -24,7 +29,7 @@ class MLPConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     intermediate_size: int = Field(gt=0, description="Channels between the projections.")
-    bias: bool = Field(False, description="Whether the three projections have a bias.")
+    bias: bool = Field(default=False, description="Whether the three projections have a bias.")
 
 
 class ModelConfig(BaseModel):
@@ -36,12 +41,16 @@ class ModelConfig(BaseModel):
     num_layers: int = Field(gt=0, description="Blocks.")
     attention: AttentionConfig = Field(description="Heads and windows.")
     mlp: MLPConfig = Field(description="Feed-forward layer.")
-    rope: RopeConfig = Field(RopeConfig(), description="Rotary position embedding.")
-    norm_eps: float = Field(1e-6, gt=0, description="Added to the mean square in the norms.")
-    tied_head: bool = Field(False, description="Whether the head is the embedding, transposed.")
-    logit_scale: float = Field(1.0, description="Factor on the logits.")
+    rope: RopeConfig = Field(default=RopeConfig(), description="Rotary position embedding.")
+    norm_eps: float = Field(
+        default=1e-6, gt=0, description="Added to the mean square in the norms."
+    )
+    tied_head: bool = Field(
+        default=False, description="Whether the head is the embedding, transposed."
+    )
+    logit_scale: float = Field(default=1.0, description="Factor on the logits.")
     logit_softcap: float | None = Field(
-        None, gt=0, description="Bound c of the logits after scaling: c · tanh(logits / c)."
+        default=None, gt=0, description="Bound c of the logits after scaling: c · tanh(logits / c)."
     )
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ class LinearScaling(BaseModel):
 
 
 class Llama3Scaling(BaseModel):
-    """Low frequencies divided by a factor, high ones kept, those between interpolated (Llama 3.1)."""
+    """Llama 3.1: low frequencies divided by a factor, high ones kept, a ramp between."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["llama3"] = "llama3"
@@ -48,8 +48,10 @@ class RopeConfig(BaseModel):
     """Frequencies of the rotary embedding (https://arxiv.org/abs/2104.09864)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    theta: float = Field(10000.0, gt=0, description="Base wavelength of the slowest pair.")
-    scaling: Scaling | None = Field(None, description="How the context was extended, if it was.")
+    theta: float = Field(default=10000.0, gt=0, description="Base wavelength of the slowest pair.")
+    scaling: Scaling | None = Field(
+        default=None, description="How the context was extended, if it was."
+    )
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> np.ndarray:
