@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
+from jaxdpo.errors import UserError
+
 MAX_LINE_BYTES = 16 * 2**20
 MAX_DEPTH = 64
 KEPT_RAW_BYTES = 64 * 1024
@@ -22,11 +24,11 @@ _BRACKET = re.compile(rb"[{}\[\]]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class BadPair(Exception):
-    """Why one line cannot be used: a stable short code, and a sentence with the remedy."""
+class BadPair(UserError):
+    """Why one pair cannot be used: a stable short code, and a sentence with the remedy."""
 
     def __init__(self, code: str, reason: str):
-        super().__init__(reason)
+        super().__init__(f"{reason} [{code}]")
         self.code = code
         self.reason = reason
 
