@@ -1,0 +1,137 @@
+"""LoRA: low-rank terms added to linear layers (https://arxiv.org/abs/2106.09685).
+
+The adapters are a second nested dict, shaped like the part of the parameters that they adapt:
+`layers/attention/q/kernel [L, D, H·d]` has `layers/attention/q/{a [L, D, r], b [L, r, H·d]}`. They
+hold all that trains and nothing else, so `lora=None` is the base model exactly.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from pydantic import BaseModel, ConfigDict, Field
+
+from jaxdpo.errors import UserError, nearest
+from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.layers import Adapter, Block
+
+LoraParams = dict[str, Any]
+
+ALL_LINEAR = "all-linear"
+
+
+class LoraConfig(BaseModel):
+    """Low-rank adapters on the layers' linear maps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rank: int = Field(default=16, gt=0, description="Rank of each adapter.")
+    alpha: float = Field(
+        default=32.0, gt=0, description="The adapters' term is scaled by alpha / rank."
+    )
+    targets: tuple[str, ...] = Field(
+        default=(ALL_LINEAR,),
+        min_length=1,
+        description="Which maps: of q, k, v, o, gate, up, down; or all-linear.",
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Of the adapters' inputs, in training."
+    )
+
+    @property
+    def scale(self) -> float:
+        """Factor on `x @ a @ b`."""
+        return self.alpha / self.rank
+
+
+def init_lora(config: ModelConfig, lora_config: LoraConfig, key: jax.Array) -> LoraParams:
+    """Fresh adapters, fp32: `a` uniform within ±1/√inputs, as PEFT has it; `b` zero.
+
+    Raises:
+      UserError: A target is not a linear map of this architecture.
+    """
+    kernels = _target_kernels(config, lora_config.targets)
+    keys = iter(jax.random.split(key, len(kernels)))
+    layers: dict[str, Any] = {}
+    for (part, name), (inputs, outputs) in kernels.items():
+        bound = inputs**-0.5
+        a_shape = (config.num_layers, inputs, lora_config.rank)
+        b_shape = (config.num_layers, lora_config.rank, outputs)
+        a_LDr = jax.random.uniform(next(keys), a_shape, jnp.float32, -bound, bound)
+        layers.setdefault(part, {})[name] = {"a": a_LDr, "b": jnp.zeros(b_shape, jnp.float32)}
+    return {"layers": layers}
+
+
+def _target_kernels(
+    config: ModelConfig, targets: tuple[str, ...]
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """The targeted linear maps of a block: (part, name) → (inputs, outputs)."""
+    block = nnx.eval_shape(lambda: Block(config, nnx.Rngs(params=0)))
+    kernels = {
+        (part, name): linear["kernel"].shape
+        for part, linears in nnx.to_pure_dict(nnx.state(block)).items()
+        for name, linear in linears.items()
+        if isinstance(linear, dict) and "kernel" in linear
+    }
+    known = [name for _, name in kernels]
+    for target in targets:
+        if target not in (*known, ALL_LINEAR):
+            raise UserError(
+                f"lora.targets: {target!r} is no linear map of this model"
+                f"{nearest(target, [*known, ALL_LINEAR])}. "
+                f"There are {', '.join(sorted(known))}, and {ALL_LINEAR} for all of them."
+            )
+    return {
+        path: shape
+        for path, shape in kernels.items()
+        if ALL_LINEAR in targets or path[1] in targets
+    }
+
+
+def _is_adapter(node: Any) -> bool:
+    return "a" in node and "b" in node
+
+
+def layer_adapters(
+    layer_lora: LoraParams, lora_config: LoraConfig, dropout_key: jax.Array | None
+) -> dict[str, Any]:
+    """The terms that one layer's linear maps add, nested as the layer is.
+
+    Args:
+      layer_lora: One layer's part of `lora["layers"]`: `{"attention": {"q": {"a", "b"}}}`.
+      lora_config: Scale and dropout.
+      dropout_key: Key of this layer's dropout; None for none.
+    """
+    pairs, structure = jax.tree.flatten(layer_lora, is_leaf=_is_adapter)
+    keys: Sequence[jax.Array | None] = [None] * len(pairs)
+    if dropout_key is not None and lora_config.dropout > 0:
+        keys = list(jax.random.split(dropout_key, len(pairs)))
+    terms = [_adapter(pair, lora_config, key) for pair, key in zip(pairs, keys, strict=True)]
+    return jax.tree.unflatten(structure, terms)
+
+
+def _adapter(pair: dict[str, jax.Array], config: LoraConfig, key: jax.Array | None) -> Adapter:
+    def term(x: jax.Array) -> jax.Array:
+        if key is not None:
+            kept = jax.random.bernoulli(key, 1 - config.dropout, x.shape)
+            x = jnp.where(kept, x / (1 - config.dropout), 0)
+        return (x @ pair["a"].astype(x.dtype)) * config.scale @ pair["b"].astype(x.dtype)
+
+    return term
+
+
+def merge_lora(params: dict[str, Any], lora: LoraParams, scale: float) -> dict[str, Any]:
+    """The parameters with the adapters added into the kernels: `kernel + scale · a @ b`.
+
+    The sum is taken in fp32 and rounded once, to the kernel's dtype.
+    """
+    merged = {**params, "layers": dict(params["layers"])}
+    for part, linears in lora["layers"].items():
+        merged["layers"][part] = dict(params["layers"][part])
+        for name, pair in linears.items():
+            linear = params["layers"][part][name]
+            delta = scale * jnp.einsum("lir,lro->lio", pair["a"], pair["b"], precision="highest")
+            kernel = (linear["kernel"].astype(jnp.float32) + delta).astype(linear["kernel"].dtype)
+            merged["layers"][part][name] = {**linear, "kernel": kernel}
+    return merged

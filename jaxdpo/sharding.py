@@ -1,0 +1,161 @@
+"""Where every array lives: one mesh, and one table of path pattern → PartitionSpec.
+
+The table serves parameters, LoRA adapters, optimizer state, checkpoints and Hugging Face loading
+alike, because all of them are nested dicts whose paths end in the same names. Axes of the mesh:
+
+  data     copies of the parameters, each with its own rows of the batch
+  fsdp     parameters cut in pieces, gathered a layer at a time; rows are cut along it too
+  tensor   heads, MLP columns and vocabulary cut in pieces
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from pydantic import BaseModel, ConfigDict, Field
+
+from jaxdpo.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+# Rows of a batch are cut along both.
+BATCH_AXES = ("data", "fsdp")
+
+# The first pattern found in an array's path decides. Specs name the trailing axes of the array;
+# leading ones (stacked layers, experts) are not cut.
+SPECS: tuple[tuple[str, P], ...] = (
+    (r"embed/weight$", P("tensor", "fsdp")),
+    (r"head/kernel$", P("fsdp", "tensor")),
+    (r"(q|k|v|gate|up)/kernel$", P("fsdp", "tensor")),
+    (r"(o|down)/kernel$", P("tensor", "fsdp")),
+    (r"(q|k|v|gate|up)/bias$", P("tensor")),
+    (r"(q|k|v|gate|up)/a$", P("fsdp", None)),
+    (r"(q|k|v|gate|up)/b$", P(None, "tensor")),
+    (r"(o|down)/a$", P("tensor", None)),
+    (r"(o|down)/b$", P(None, "fsdp")),
+    (r"", P()),
+)
+
+
+class MeshConfig(BaseModel):
+    """Devices along each axis; -1 stands for all that are left, on one axis at most."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: int = Field(-1, description="copies of the model, each with its own rows")
+    fsdp: int = Field(1, description="pieces the parameters are cut into, gathered layer by layer")
+    tensor: int = Field(1, description="pieces each layer's matrices are cut into")
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The mesh of all devices of all processes.
+
+    Raises:
+      UserError: If the axes do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    sizes = [getattr(config, axis) for axis in AXES]
+    given = math.prod(size for size in sizes if size != -1)
+    shown = ", ".join(f"{axis}: {size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(
+            f"mesh is {{{shown}}}; axes must be positive, and -1 may stand on one of them"
+        )
+    if -1 in sizes and devices % given == 0:
+        sizes[sizes.index(-1)] = devices // given
+    if math.prod(sizes) != devices:
+        raise UserError(
+            f"mesh {{{shown}}} does not make up the {devices} devices found; its axes must "
+            f"multiply to {devices}, or one of them be -1"
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def path_name(path: Any) -> str:
+    """The readable name of a tree path: `layers/attention/q/kernel`."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", None)) or key) for key in path)
+
+
+def spec_for(name: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> P:
+    """The PartitionSpec of an array by its path; an axis that does not divide evenly is not cut.
+
+    >>> spec_for("layers/mlp/up/kernel", (12, 64, 256), {"data": 1, "fsdp": 2, "tensor": 3})
+    PartitionSpec(None, 'fsdp', None)
+    """
+    spec = next(spec for pattern, spec in SPECS if re.search(pattern, name))
+    if len(spec) > len(shape):
+        return P()
+    leading = (None,) * (len(shape) - len(spec))
+    return P(
+        *leading,
+        *(
+            axis if axis and size % axis_sizes[axis] == 0 else None
+            for axis, size in zip(spec, shape[len(leading) :], strict=True)
+        ),
+    )
+
+
+def shardings_for(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every array (or ShapeDtypeStruct) of a tree, by the table."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(
+            mesh, spec_for(path_name(path), leaf.shape, dict(mesh.shape))
+        ),
+        tree,
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def batch_shards() -> int:
+    """Into how many pieces rows are cut under the current mesh; 1 without one."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
+
+
+def cut_rows(array: jax.Array) -> jax.Array:
+    """Constrains the first axis to be cut as rows of a batch are; no-op without a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return array
+    return jax.lax.with_sharding_constraint(array, P(BATCH_AXES, *(None,) * (array.ndim - 1)))
+
+
+def row_sharding(mesh: Mesh, row_axis: int = 0) -> NamedSharding:
+    """The sharding of batch arrays, whose axis `row_axis` counts rows."""
+    return NamedSharding(mesh, P(*(None,) * row_axis, BATCH_AXES))
+
+
+def local_rows(mesh: Mesh, rows: int) -> list[int]:
+    """Which of a batch's rows the devices of this process hold, ascending."""
+    index_map = row_sharding(mesh).addressable_devices_indices_map((rows,))
+    return sorted({row for (span,) in index_map.values() for row in range(*span.indices(rows))})
+
+
+def put_rows(
+    local: np.ndarray, rows: list[int], count: int, mesh: Mesh, row_axis: int
+) -> jax.Array:
+    """Makes a global array of `count` rows from the rows this process has built.
+
+    Args:
+      local: The array with its axis `row_axis` holding the rows `rows`, in that order.
+      rows: As given by `local_rows`.
+      count: Rows of the global array.
+      mesh: The mesh.
+      row_axis: Which axis counts rows.
+    """
+    place = {row: slot for slot, row in enumerate(rows)}
+    shape = (*local.shape[:row_axis], count, *local.shape[row_axis + 1 :])
+
+    def piece(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[row_axis].indices(count)
+        slots = slice(place[start], place[stop - 1] + 1)
+        return local[(*index[:row_axis], slots, *index[row_axis + 1 :])]
+
+    return jax.make_array_from_callback(shape, row_sharding(mesh, row_axis), piece)
