@@ -7,7 +7,7 @@ belongs to the completion, as it does when the model writes it.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -79,9 +79,8 @@ class Chat:
         """
         self.tokenizer = tokenizer
         self.template = _own_template(tokenizer) if template is None else template
-        self._source = self.template
-        if "strftime_now" in self.template:
-            self._source = _FIXED_DATE + self.template
+        dated = "strftime_now" in self.template
+        self._source = _FIXED_DATE + self.template if dated else self.template
         self._controls = ControlTokens(tokenizer.backend_tokenizer)
         self.end_token_id = self._find_end()
         eos = cast(int | None, tokenizer.eos_token_id)
@@ -138,7 +137,7 @@ class Chat:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of token ids, without special tokens."""
-        return cast(str, self.tokenizer.decode(ids, skip_special_tokens=True))
+        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _render_pair(self, pair: PreferencePair) -> "_Rendered | BadPair":
         try:
@@ -203,8 +202,7 @@ class Chat:
         ends = np.flatnonzero(completion == self.end_token_id)
         if len(ends):
             after = completion[ends[-1] + 1 :]
-            text = self.tokenizer.decode(after[~self._controls.is_control[after]])
-            if not text.strip():
+            if not self.decode(after[~self._controls.is_control[after]]).strip():
                 return completion[: ends[-1] + 1]
         return np.append(completion, np.int32(self.end_token_id))
 
@@ -218,6 +216,13 @@ class Chat:
             self._wall(list(tools)),
         ]
         rendered = self._apply(said[0], said[1], prompt)
+        for name in _function_names(messages, tools):
+            if name not in rendered:
+                raise BadPair(
+                    "tools-not-rendered",
+                    f"the chat template leaves out the function {show(name)}; use one that writes "
+                    "tools and tool calls, or remove them",
+                )
         if walled == said:
             return self._controls.spell(rendered), False
         spelled = [text for _, text in strings(said) if self._controls.pattern.search(text)]
@@ -259,7 +264,7 @@ class Chat:
         return cast(str, rendered)
 
     def _find_end(self) -> int:
-        """The first control token after an assistant's text, or the end of text if there is none."""
+        """The first control token after an assistant's text, or else the end of text."""
         probe = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _PROBE}]
         try:
             rendered = self._apply(probe, None, False)
@@ -269,7 +274,7 @@ class Chat:
             raise UserError("the chat template does not write the assistant's answer; use another")
         end = self._controls.pattern.search(rendered, rendered.rindex(_PROBE) + len(_PROBE))
         if end:
-            return self.tokenizer.convert_tokens_to_ids(end[0])
+            return cast(int, self.tokenizer.convert_tokens_to_ids(end[0]))
         if self.tokenizer.eos_token_id is None:
             raise UserError(
                 "the chat template ends an answer with no control token and the tokenizer has no "
@@ -296,8 +301,8 @@ class Chat:
         expected = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
         if self.encode(probe) != expected:
             raise UserError(
-                f"{self.tokenizer.name_or_path}: this tokenizer treats control tokens in a way that "
-                "jaxdpo cannot keep safe from text; please report the model"
+                f"{self.tokenizer.name_or_path}: this tokenizer matches control tokens in a way "
+                "that cannot be kept safe from text here; please report the model"
             )
 
 
@@ -337,12 +342,11 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
     folder = Path(path).expanduser()
     if not folder.is_dir() and (folder.is_absolute() or path.startswith((".", "~"))):
         raise UserError(f"{path}: no such folder; name a model folder, or org/name on the Hub")
-    if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
-        if not (folder / "tokenizer.json").exists():
-            raise UserError(
-                f"{path}: holds neither tokenizer.json nor tokenizer_config.json; copy the "
-                "tokenizer's files from the model that it belongs to"
-            )
+    if folder.is_dir() and not any(folder.glob("tokenizer*")):
+        raise UserError(
+            f"{path}: holds no tokenizer (tokenizer.json, tokenizer_config.json); copy its files "
+            "from the model that it belongs to"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder if folder.is_dir() else path, trust_remote_code=False
@@ -358,9 +362,9 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
 
 
 def _own_template(tokenizer: "PreTrainedTokenizerFast") -> str:
-    # Several named templates: the default one, which knows tools where the model does.
     template = cast(str | dict[str, str] | None, tokenizer.chat_template)
     if isinstance(template, dict):
+        # Several named templates; one without tools refuses pairs that have them (see _render).
         template = template.get("default")
     if not template:
         raise UserError(
@@ -368,6 +372,11 @@ def _own_template(tokenizer: "PreTrainedTokenizerFast") -> str:
             "data.chat_template, the one that the model was trained with"
         )
     return template
+
+
+def _function_names(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Iterator[str]:
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    return (entry["function"]["name"] for entry in [*tools, *calls])
 
 
 def _or_raise(ids: np.ndarray | BadPair) -> np.ndarray:

@@ -29,7 +29,7 @@ from jaxdpo.data.records import BadPair, show
 
 WALL = "\ufdd0"
 _SPELLING = "\ufdd1"
-_DIGITS = "\ufde0\ufde1\ufde2\ufde3\ufde4\ufde5\ufde6\ufde7\ufde8\ufde9\ufdea\ufdeb\ufdec\ufded\ufdee\ufdef"
+_DIGITS = [chr(0xFDE0 + digit) for digit in range(16)]
 SPELLING_LENGTH = 5
 _NONCHARACTER = re.compile("[\ufdd0-\ufdef]")
 
