@@ -34,7 +34,7 @@ def token_logps(
     head_DV: jax.Array,
     score_index_RS: jax.Array,
     score_target_RS: jax.Array,
-    head: Head = Head(),
+    head: Head,
     chunk: int | None = None,
 ) -> jax.Array:
     """Log-probability of each scored token.

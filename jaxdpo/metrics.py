@@ -36,11 +36,9 @@ def preference_sums(
     return {name: jnp.sum(jnp.where(is_pair, value, 0.0)) for name, value in per_pair.items()}
 
 
-def means(
-    sums: dict[str, float], not_per_pair: tuple[str, ...] = ("num_tokens",)
-) -> dict[str, float]:
-    """Divides sums by `num_pairs`, except the counts."""
-    counts = {"num_pairs", *not_per_pair}
+def means(sums: dict[str, float]) -> dict[str, float]:
+    """Divides what was summed over pairs by `num_pairs`, and keeps the counts (`num_*`)."""
     return {
-        name: value if name in counts else value / sums["num_pairs"] for name, value in sums.items()
+        name: value if name.startswith("num_") else value / sums["num_pairs"]
+        for name, value in sums.items()
     }

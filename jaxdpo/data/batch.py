@@ -53,7 +53,7 @@ class PackedBatch(NamedTuple):
 
 
 class SequenceGather(NamedTuple):
-    """The row's tokens as A attention rows of W tokens, each whole `[prompt, completion]` sequences.
+    """A row's tokens as A attention rows of W tokens, each of whole `[prompt, completion]`s.
 
     A prompt's tokens stand twice, once before each completion, so that plain causal attention
     within segments gives what the prefix-sharing mask gives on the shared layout.

@@ -15,6 +15,10 @@ class PairSource(Protocol):
 
     def __getitem__(self, index: int, /) -> TokenizedPair: ...
 
+    def source(self, index: int, /) -> str:
+        """Where the pair came from, as `file:line`."""
+        ...
+
 
 def empty_batch(shape: BatchShape, rows: int) -> PackedBatch:
     """A batch of `rows` rows of padding, in numpy."""

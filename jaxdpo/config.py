@@ -1,0 +1,264 @@
+"""The configuration of a training run: small configs, each defined beside what it configures.
+
+config = load_config("configs/quickstart.yaml", ["loss.beta=0.2", "lora.rank=8"])
+"""
+
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from jaxdpo.data.config import DataConfig
+from jaxdpo.data.plan import BatchConfig
+from jaxdpo.errors import UserError, nearest
+from jaxdpo.losses import LossConfig
+from jaxdpo.model.lora import LoraConfig
+from jaxdpo.reference import ReferenceConfig
+from jaxdpo.sampling import SamplingConfig
+from jaxdpo.sharding import MeshConfig
+from jaxdpo.training.checkpoint import CheckpointConfig
+from jaxdpo.training.optimizer import OptimizerConfig
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class PolicyConfig(BaseModel):
+    """The supervised model that is aligned, and how it is computed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(description="Hugging Face folder, or org/name on the Hub")
+    param_dtype: Dtype = Field("float32", description="dtype of the parameters")
+    compute_dtype: Dtype | None = Field(
+        None, description="dtype of activations; default: float32 on CPU, bfloat16 elsewhere"
+    )
+    attention: Literal["auto", "dense", "gather"] = Field(
+        "auto",
+        description="dense: mask over the packed row; gather: each sequence laid out by itself; "
+        "auto: the one with fewer scores to compute",
+    )
+    remat: Literal["none", "dots", "full"] = Field(
+        "full",
+        description="what the backward pass computes again: nothing, all but matrix products, all",
+    )
+
+
+class TrainingConfig(BaseModel):
+    """The run: how long, where to, and what is looked at on the way."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str = Field(description="run folder; the same one again continues the run")
+    epochs: float = Field(1.0, gt=0, description="passes over the TRAIN pairs")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps, if fewer than that")
+    seed: int = Field(0, ge=0, description="seed of the pairs' order, of LoRA and its dropout")
+    evaluate_every: int | None = Field(
+        None, ge=1, description="optimizer steps between evaluations; default: a tenth of the run"
+    )
+    completions: int = Field(
+        3, ge=0, description="TEST prompts that are answered before and after training"
+    )
+
+
+class ExportConfig(BaseModel):
+    """The Hugging Face folder a run ends with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lora: Literal["merged", "adapter"] = Field(
+        "merged", description="adapters added into the weights, or a PEFT adapter folder"
+    )
+    dtype: Dtype | None = Field(None, description="dtype of the weights; default: as loaded")
+
+
+class RunConfig(BaseModel):
+    """Everything that a training run depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: PolicyConfig = Field(description="the model")
+    data: DataConfig = Field(description="the preference pairs")
+    training: TrainingConfig = Field(description="the run")
+    batch: BatchConfig = Field(BatchConfig(), description="steps and rows")
+    loss: LossConfig = Field(LossConfig(), description="the objective")
+    reference: ReferenceConfig = Field(ReferenceConfig(), description="the reference model")
+    lora: LoraConfig | None = Field(None, description="adapters; null: all parameters are trained")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW")
+    mesh: MeshConfig = Field(MeshConfig(), description="devices")
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="checkpoints")
+    sampling: SamplingConfig = Field(SamplingConfig(), description="completions in the summary")
+    export: ExportConfig = Field(ExportConfig(), description="the exported model")
+
+
+# What may differ when a run is continued: it changes neither the data nor the arithmetic.
+CHANGEABLE = ("checkpoint", "mesh", "training.folder", "training.completions", "sampling", "export")
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a YAML file, if any, and applies `section.field=value` overrides, values in YAML too.
+
+    Raises:
+      UserError: For a missing or malformed file, an unknown key (naming the nearest known one) or a
+        value out of its range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read_yaml(Path(path))
+    for override in overrides:
+        _apply(values, override)
+    where = f"{path}: " if path is not None else ""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        raise UserError("\n".join(f"{where}{problem}" for problem in problems)) from None
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole configuration, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flat(config: BaseModel) -> dict[str, Any]:
+    """The configuration as `{"section.field": value}`."""
+    flattened = {}
+    for section, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            flattened |= {f"{section}.{field}": entry for field, entry in value.items()}
+        else:
+            flattened[section] = value
+    return flattened
+
+
+def check_continues(config: RunConfig, path: Path) -> None:
+    """Refuses to continue a run under another configuration.
+
+    Args:
+      config: The configuration now.
+      path: The resolved configuration that the run was started with.
+
+    Raises:
+      UserError: Naming each field that differs, with both values.
+    """
+    before, now = flat(RunConfig.model_validate(_read_yaml(path))), flat(config)
+    changed = [
+        f"{field} was {before.get(field)!r}, is now {now.get(field)!r}"
+        for field in sorted(before.keys() | now.keys())
+        if before.get(field) != now.get(field)
+        and not any(field == free or field.startswith(free + ".") for free in CHANGEABLE)
+    ]
+    if changed:
+        raise UserError(
+            f"{path.parent} holds a run with another configuration: {'; '.join(changed)}. Put them "
+            "back to continue it, or set training.folder to a new folder"
+        )
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error and not the last one's value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key, (key_node, _) in zip(keys, node.value, strict=True):
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {error.problem}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold sections such as 'model:', holds {values!r}")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"{override!r}: an override has the form section.field=value")
+    try:
+        value = yaml.load(text, _UniqueKeyLoader)
+    except yaml.YAMLError:
+        raise UserError(f"{override!r}: the value is not valid YAML; quote it") from None
+    *sections, field = key.split(".")
+    for section in sections:
+        inner = values.get(section)
+        values[section] = dict(inner) if isinstance(inner, dict) else {}
+        values = values[section]
+    values[field] = value
+
+
+def _describe(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    name = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        return (
+            f"{name}: unknown key{nearest(location[-1], known)}; "
+            f"{'.'.join(location[:-1]) or 'the configuration'} has {', '.join(known)}"
+        )
+    if problem["type"] == "missing":
+        return f"{name}: must be given; set {name}=… on the command line or in the YAML file"
+    return f"{name}: {problem['msg']}; it is {problem['input']!r}"
+
+
+def _fields_at(location: Sequence[str]) -> list[str]:
+    model: Any = RunConfig
+    for name in location:
+        model = section_type(model.model_fields[name].annotation)
+    return list(model.model_fields)
+
+
+def section_type(annotation: Any) -> type[BaseModel]:
+    """The config class of a section's annotation: of `LoraConfig | None`, LoraConfig."""
+    options = typing.get_args(annotation) or (annotation,)
+    return next(option for option in options if isinstance(option, type))
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """A command line's configuration file, if any, and its overrides.
+
+    Raises:
+      UserError: For an option, or more than one file.
+    """
+    overrides = [argument for argument in arguments if "=" in argument]
+    paths = [argument for argument in arguments if "=" not in argument]
+    options = [argument for argument in arguments if argument.startswith("-")]
+    if options:
+        raise UserError(f"{options[0]}: fields are set as section.field=value, without dashes")
+    if len(paths) > 1:
+        raise UserError(f"one configuration file at a time, not {' and '.join(paths)}")
+    return (paths[0] if paths else None), overrides
+
+
+def help_text() -> str:
+    """Every field of the configuration, its default, and a line of what it does."""
+    lines = []
+    for section, field in RunConfig.model_fields.items():
+        lines.append(f"{section}: {field.description}")
+        for name, inner in section_type(field.annotation).model_fields.items():
+            default = (
+                "required"
+                if inner.is_required()
+                else yaml.safe_dump(
+                    inner.get_default(call_default_factory=True), default_flow_style=True
+                ).split("\n")[0]
+            )
+            lines.append(f"  {section}.{name}={default}")
+            lines.append(f"      {inner.description}")
+    return "\n".join(lines)

@@ -1,0 +1,40 @@
+"""What a user may set about preference data."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DataConfig(BaseModel):
+    """Where preference pairs come from and how they become tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(description="Preference JSONL file.")
+    on_error: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="At bad lines: stop before training, or skip them and write them to a file.",
+    )
+    test_fraction: float = Field(
+        default=0.2,
+        ge=0.0,
+        lt=1.0,
+        description="Share of prompts, by hash, that go to TEST where a line names no split.",
+    )
+    max_length: int = Field(
+        default=1024, ge=2, description="Most tokens of a prompt and one completion together."
+    )
+    chat_template: str | None = Field(
+        default=None, description="Jinja file to use in place of the tokenizer's chat template."
+    )
+    cache_dir: str | None = Field(
+        default=None,
+        description="Folder of tokenised data; by default $JAXDPO_CACHE, or ~/.cache/jaxdpo.",
+    )
+
+    def cache_folder(self) -> Path:
+        """The folder that holds tokenised data."""
+        default = os.environ.get("JAXDPO_CACHE") or "~/.cache/jaxdpo"
+        return Path(self.cache_dir or default).expanduser()

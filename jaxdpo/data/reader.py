@@ -1,0 +1,215 @@
+"""A preference file → its pairs, and a report of what was found."""
+
+import io
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from jaxdpo.data.config import DataConfig
+from jaxdpo.data.pairs import PreferencePair, Split
+from jaxdpo.data.records import BadLine, BadPair, Record, bad_line, read_records
+from jaxdpo.data.schema import REQUEST_KEYS, parse_pair
+from jaxdpo.data.splits import leaked_prompts
+from jaxdpo.errors import UserError, nearest
+
+SHOWN_BAD_LINES = 20
+_NOT_JSONL = {
+    b"\x1f\x8b": "is compressed (gzip); unpack it",
+    b"\x28\xb5\x2f\xfd": "is compressed (zstd); unpack it",
+    b"PK\x03\x04": "is a zip archive; unpack it",
+    b"PAR1": "is a Parquet file; write it as JSON Lines",
+    b"ARROW1": "is an Arrow file; write it as JSON Lines",
+    b"\xff\xfe": "is UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "is UTF-16 text; save it as UTF-8",
+}
+
+
+@dataclass(frozen=True)
+class ReadReport:
+    """What a preference file held.
+
+    Attributes:
+      path: The file, as the user named it.
+      lines: Its lines, blank ones included.
+      blank: Its blank lines.
+      pairs: Good pairs by split.
+      rejected: Bad lines by code.
+      ignored_fields: Lines by request field that was ignored (`temperature`, …).
+      leaked: `file:line` of TEST pairs whose prompt stands in TRAIN too.
+    """
+
+    path: str
+    lines: int
+    blank: int
+    pairs: dict[Split, int]
+    rejected: dict[str, int] = field(default_factory=dict)
+    ignored_fields: dict[str, int] = field(default_factory=dict)
+    leaked: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """The report in a few lines of text."""
+        said = [
+            f"{self.path}: {self.lines} lines, {self.pairs['TRAIN']} TRAIN and "
+            f"{self.pairs['TEST']} TEST pairs"
+        ]
+        if self.blank:
+            said.append(f"blank lines: {self.blank}")
+        if self.rejected:
+            said.append(
+                f"bad lines skipped: {sum(self.rejected.values())} ({_tally(self.rejected)})"
+            )
+        if self.ignored_fields:
+            said.append(f"request fields ignored: {_tally(self.ignored_fields)}")
+        if self.leaked:
+            said.append(
+                f"warning: {len(self.leaked)} TEST pairs have a prompt that stands in TRAIN too "
+                f"(first at {self.leaked[0]}); TEST figures will flatter"
+            )
+        if not self.pairs["TEST"]:
+            said.append("warning: no TEST pairs; nothing will be evaluated")
+        return "\n".join(said)
+
+
+@dataclass(frozen=True)
+class ReadResult:
+    """The pairs of a file in its order, what was found, and the lines that were skipped."""
+
+    pairs: tuple[PreferencePair, ...]
+    report: ReadReport
+    bad_lines: tuple[BadLine, ...] = ()
+
+
+def read_pairs(path: str, config: DataConfig, rejects_path: Path | None = None) -> ReadResult:
+    """Reads a preference file, exactly or not at all.
+
+    Args:
+      path: The JSONL file.
+      config: `on_error` and `test_fraction` are used.
+      rejects_path: With `on_error="skip"`, the file that bad lines are written to.
+
+    Raises:
+      UserError: If the file cannot be read, holds no TRAIN pairs, or, with `on_error="stop"`,
+        holds a bad line.
+    """
+    pairs: list[PreferencePair] = []
+    bad_lines: list[BadLine] = []
+    ignored: Counter[str] = Counter()
+    lines = blank = 0
+    with _open(path) as stream:
+        for record in read_records(stream, path):
+            lines += 1
+            parsed = _parse(record, path, config.test_fraction)
+            if parsed is None:
+                blank += 1
+            elif isinstance(parsed, BadLine):
+                bad_lines.append(parsed)
+            else:
+                pairs.append(parsed)
+                ignored.update(_ignored(record))
+    if lines == blank:
+        raise UserError(f"{path}: holds no pairs, only {lines} blank lines; write one pair a line")
+    if bad_lines:
+        handle_bad_lines(bad_lines, config, rejects_path)
+    by_split = Counter(pair.split for pair in pairs)
+    report = ReadReport(
+        path=path,
+        lines=lines,
+        blank=blank,
+        pairs={"TRAIN": by_split["TRAIN"], "TEST": by_split["TEST"]},
+        rejected=dict(Counter(bad.code for bad in bad_lines)),
+        ignored_fields=dict(ignored),
+        leaked=tuple(leaked_prompts(pairs)),
+    )
+    if not by_split["TRAIN"]:
+        raise UserError(
+            f"{path}: none of its {len(pairs)} pairs are in the TRAIN split "
+            f'({len(bad_lines)} bad lines skipped); set "split": "TRAIN" on some lines, or '
+            "leave split out to have it drawn by the prompt's hash"
+        )
+    return ReadResult(tuple(pairs), report, tuple(bad_lines))
+
+
+def _parse(
+    record: Record | BadLine, path: str, test_fraction: float
+) -> PreferencePair | BadLine | None:
+    if isinstance(record, BadLine) or record.value is None:
+        return record if isinstance(record, BadLine) else None
+    try:
+        return parse_pair(record.value, f"{path}:{record.line}", test_fraction)
+    except BadPair as bad:
+        return bad_line(path, record.line, bad, record.raw)
+
+
+def _ignored(record: Record | BadLine) -> Iterator[str]:
+    if isinstance(record, Record) and record.value is not None:
+        ignored = REQUEST_KEYS | {"tool_choice"}
+        return (key for key, value in record.value.items() if key in ignored and value is not None)
+    return iter(())
+
+
+def _open(path: str) -> BinaryIO:
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise UserError(f"{path}: is a folder; name the JSONL file in it")
+    try:
+        stream = file.open("rb")
+    except FileNotFoundError:
+        beside = os.listdir(file.parent) if file.parent.is_dir() else []
+        raise UserError(
+            f"{path}: no such file{nearest(file.name, beside)}; set data.path"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    start = stream.peek(8)[:8] if isinstance(stream, io.BufferedReader) else b""
+    if not start:
+        stream.close()
+        raise UserError(f"{path}: is empty; write one pair a line")
+    for magic, remedy in _NOT_JSONL.items():
+        if start.startswith(magic):
+            stream.close()
+            raise UserError(f"{path}: {remedy}")
+    return stream
+
+
+def handle_bad_lines(
+    bad_lines: Sequence[BadLine], config: DataConfig, rejects_path: Path | None
+) -> None:
+    """Stops at bad lines, or writes them to a file, as the configuration says.
+
+    Raises:
+      UserError: With `on_error="stop"`: the first 20 of them, and how many more there are.
+    """
+    if config.on_error == "skip":
+        if rejects_path is not None:
+            write_rejects(bad_lines, rejects_path)
+        return
+    shown = [str(bad) for bad in bad_lines[:SHOWN_BAD_LINES]]
+    more = len(bad_lines) - len(shown)
+    if more:
+        codes = Counter(bad.code for bad in bad_lines[SHOWN_BAD_LINES:])
+        shown.append(f"and {more} more ({_tally(codes)})")
+    shown.append(
+        f"{len(bad_lines)} bad lines; mend them, or set data.on_error=skip to train on the rest"
+    )
+    raise UserError("\n".join(shown))
+
+
+def write_rejects(bad_lines: Iterable[BadLine], path: Path) -> None:
+    """Writes refused lines as JSONL of file, line, code, reason and the raw text."""
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=path.name, suffix=".tmp", encoding="utf-8", delete=False
+    ) as stream:
+        for bad in bad_lines:
+            stream.write(json.dumps(vars(bad), ensure_ascii=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(stream.name, path)
+
+
+def _tally(counts: dict[str, int]) -> str:
+    return ", ".join(f"{key} {count}" for key, count in sorted(counts.items()))

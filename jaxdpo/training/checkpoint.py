@@ -1,0 +1,157 @@
+"""Checkpoints: asynchronous, atomic, verified.
+
+Orbax writes the arrays; a checkpoint counts once its manifest stands beside them, which is written
+last, when everything is on disk, and holds every file's size and SHA-256. (Orbax alone restores
+flipped bits without a word.)
+
+    checkpoints/step_00000200/
+      state/          written by Orbax: trainable parameters, optimizer state, step
+      manifest.json   {"step": 200, "files": {"state/...": {"size": ..., "sha256": ...}}}
+"""
+
+import json
+import logging
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+from pydantic import BaseModel, ConfigDict, Field
+
+from jaxdpo.errors import UserError
+from jaxdpo.files import file_digest, replacing, sync_tree
+from jaxdpo.training.step import TrainState
+
+_MANIFEST = "manifest.json"
+_log = logging.getLogger(__name__)
+
+
+class CheckpointConfig(BaseModel):
+    """When to save, and how much to keep."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(200, ge=1, description="optimizer steps between checkpoints")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept")
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    Args:
+      folder: Where they lie; made if missing. What an interrupted save left is removed.
+      keep: How many of the newest are kept.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self._folder, self._keep = folder.absolute(), keep
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._pending: Future[None] | None = None
+        self._newest: int | None = None
+        if jax.process_index() == 0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self._folder.iterdir():
+                if leftover.name.startswith("step_") and not (leftover / _MANIFEST).exists():
+                    shutil.rmtree(leftover)
+        _barrier("checkpoints")
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts to save the state after `step` steps; returns once it is copied off the devices.
+
+        The step that was saved or restored last is not saved again.
+        """
+        if step == self._newest:
+            return
+        self.wait()
+        self._newest = step
+        target = self._step_folder(step)
+        if jax.process_index() == 0:
+            target.mkdir()
+        _barrier(f"save {step}")
+        response = ocp.save_async(target / "state", state._asdict())
+        self._pending = self._writer.submit(self._commit, response, step)
+
+    def wait(self) -> None:
+        """Waits for the save under way.
+
+        Raises:
+          UserError: If it failed, on a full disk for instance; the checkpoint before it stands.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            try:
+                pending.result()
+            except OSError as error:
+                raise UserError(
+                    f"{self._folder}: the checkpoint could not be saved: {error}; make room or "
+                    "mend the folder and run the same command again, it continues from the last "
+                    "whole checkpoint"
+                ) from error
+
+    def restore(self, abstract: TrainState) -> TrainState | None:
+        """The newest whole checkpoint, or None.
+
+        A damaged one is moved aside, with a warning, for the one before it.
+
+        Args:
+          abstract: ShapeDtypeStructs with shardings, of the state to restore.
+        """
+        step = self._newest_whole() if jax.process_index() == 0 else -1
+        if jax.process_count() > 1:
+            step = int(multihost_utils.broadcast_one_to_all(step))
+        if step < 0:
+            return None
+        self._newest = step
+        restored = ocp.load(self._step_folder(step) / "state", abstract._asdict())
+        return TrainState(**restored)
+
+    def _step_folder(self, step: int) -> Path:
+        return self._folder / f"step_{step:08d}"
+
+    def _committed(self) -> list[Path]:
+        return sorted(path.parent for path in self._folder.glob(f"step_*/{_MANIFEST}"))
+
+    def _commit(self, response: Any, step: int) -> None:
+        response.result()
+        if jax.process_index() != 0:
+            return
+        target = self._step_folder(step)
+        sync_tree(target)
+        with replacing(target / _MANIFEST) as file:
+            json.dump({"step": step, "files": _inventory(target)}, file, indent=1)
+        for old in self._committed()[: -self._keep]:
+            (old / _MANIFEST).unlink()
+            shutil.rmtree(old)
+
+    def _newest_whole(self) -> int:
+        for folder in reversed(self._committed()):
+            manifest = json.loads((folder / _MANIFEST).read_text())
+            if manifest["files"] == _inventory(folder):
+                return manifest["step"]
+            aside = folder.with_name(f"damaged_{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            _log.warning(
+                "%s does not match its manifest; moved to %s, continuing from the checkpoint "
+                "before it",
+                folder,
+                aside.name,
+            )
+        return -1
+
+
+def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and digest of every file below a checkpoint's folder, the manifest excepted."""
+    return {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != _MANIFEST and not path.name.endswith(".tmp")
+    }
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

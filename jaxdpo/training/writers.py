@@ -1,0 +1,87 @@
+"""What a run leaves to be read: metrics.jsonl, TensorBoard events, a PNG of the curves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from jaxdpo.files import replacing
+
+METRICS_FILE = "metrics.jsonl"
+_CURVES = (
+    ("loss", "loss [nats]"),
+    ("rewards/accuracies", "reward accuracy"),
+    ("rewards/margins", "reward margin"),
+    ("logps/chosen", "log-prob of chosen [nats]"),
+)
+
+
+class MetricWriter:
+    """Appends records to a run's metrics.jsonl and TensorBoard events.
+
+    Args:
+      folder: The run folder.
+      first_step: Records of later steps, left by a run that was cut off, are removed: those steps
+        are done again.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        path = folder / METRICS_FILE
+        kept = [record for record in read_metrics(folder) if record["step"] <= first_step]
+        with replacing(path) as file:
+            file.writelines(json.dumps(record) + "\n" for record in kept)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._events = {
+            split: SummaryWriter(
+                str(folder / "tensorboard" / split.lower()), purge_step=first_step + 1
+            )
+            for split in ("TRAIN", "TEST")
+        }
+        self._tested = {record["step"] for record in kept if record["split"] == "TEST"}
+
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """Adds one record; `step` counts the optimizer steps done."""
+        if split == "TEST":
+            if step in self._tested:
+                return
+            self._tested.add(step)
+        self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._events[split].add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._file.close()
+        for events in self._events.values():
+            events.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl, in order; a last line cut off by a crash is left out."""
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    # Every whole record ends its line, so what follows the last newline is a torn one.
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def plot_curves(records: list[dict[str, Any]], path: Path) -> None:
+    """Draws loss, accuracy, margin and chosen log-prob of TRAIN and TEST over the steps."""
+    # The object interface, which leaves the state of a notebook's pyplot alone.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    for axes, (name, label) in zip(figure.subplots(2, 2).flat, _CURVES, strict=True):
+        for split, style in (("TRAIN", "-"), ("TEST", "o-")):
+            points = [(r["step"], r[name]) for r in records if r["split"] == split and name in r]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=split, linewidth=1.4)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with replacing(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)
