@@ -97,8 +97,8 @@ class RunConfig(BaseModel):
 CHANGEABLE = ("checkpoint", "mesh", "training.folder", "training.completions", "sampling", "export")
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a YAML file and applies `section.field=value` overrides, values in YAML too.
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a YAML file, if any, and applies `section.field=value` overrides, values in YAML too.
 
     Raises:
       UserError: For a missing or malformed file, an unknown key (naming the nearest known one) or a
@@ -228,3 +228,37 @@ def section_type(annotation: Any) -> type[BaseModel]:
     """The config class of a section's annotation: of `LoraConfig | None`, LoraConfig."""
     options = typing.get_args(annotation) or (annotation,)
     return next(option for option in options if isinstance(option, type))
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """A command line's configuration file, if any, and its overrides.
+
+    Raises:
+      UserError: For an option, or more than one file.
+    """
+    overrides = [argument for argument in arguments if "=" in argument]
+    paths = [argument for argument in arguments if "=" not in argument]
+    options = [argument for argument in arguments if argument.startswith("-")]
+    if options:
+        raise UserError(f"{options[0]}: fields are set as section.field=value, without dashes")
+    if len(paths) > 1:
+        raise UserError(f"one configuration file at a time, not {' and '.join(paths)}")
+    return (paths[0] if paths else None), overrides
+
+
+def help_text() -> str:
+    """Every field of the configuration, its default, and a line of what it does."""
+    lines = []
+    for section, field in RunConfig.model_fields.items():
+        lines.append(f"{section}: {field.description}")
+        for name, inner in section_type(field.annotation).model_fields.items():
+            default = (
+                "required"
+                if inner.is_required()
+                else yaml.safe_dump(
+                    inner.get_default(call_default_factory=True), default_flow_style=True
+                ).split("\n")[0]
+            )
+            lines.append(f"  {section}.{name}={default}")
+            lines.append(f"      {inner.description}")
+    return "\n".join(lines)

@@ -9,6 +9,7 @@ alike, because all of them are nested dicts whose paths end in the same names. A
 """
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -49,6 +50,28 @@ class MeshConfig(BaseModel):
     data: int = Field(-1, description="copies of the model, each with its own rows")
     fsdp: int = Field(1, description="pieces the parameters are cut into, gathered layer by layer")
     tensor: int = Field(1, description="pieces each layer's matrices are cut into")
+
+
+def join_processes() -> None:
+    """Joins the other processes of this run, if it was started with any.
+
+    A run has several under Slurm, Open MPI and on TPU pods, where JAX finds the rest by itself, and
+    wherever JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are set. Must come before
+    anything else uses jax.
+    """
+    environment = os.environ
+    if "JAX_COORDINATOR_ADDRESS" in environment:
+        jax.distributed.initialize(
+            environment["JAX_COORDINATOR_ADDRESS"],
+            int(environment["JAX_NUM_PROCESSES"]),
+            int(environment["JAX_PROCESS_ID"]),
+        )
+    elif (
+        int(environment.get("SLURM_NTASKS", 1)) > 1
+        or int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    ):
+        jax.distributed.initialize()
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -121,10 +144,26 @@ def batch_shards() -> int:
 
 
 def cut_rows(array: jax.Array) -> jax.Array:
-    """Constrains the first axis to be cut as rows of a batch are; no-op without a mesh."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Constrains the first axis to be cut as rows of a batch are.
+
+    Nothing happens without a mesh, or where the rows do not divide evenly.
+    """
+    if jax.sharding.get_abstract_mesh().empty or array.shape[0] % batch_shards():
         return array
     return jax.lax.with_sharding_constraint(array, P(BATCH_AXES, *(None,) * (array.ndim - 1)))
+
+
+def uncut_embedding(weight_VD: jax.Array) -> jax.Array:
+    """The embedding with its pieces along `fsdp` gathered; its vocabulary stays cut.
+
+    A lookup of rows that are cut along `fsdp` in a table cut along it too would have the compiler
+    copy both to every device.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return weight_VD
+    tensor = jax.sharding.get_abstract_mesh().shape["tensor"]
+    vocabulary = "tensor" if weight_VD.shape[0] % tensor == 0 else None
+    return jax.lax.with_sharding_constraint(weight_VD, P(vocabulary, None))
 
 
 def row_sharding(mesh: Mesh, row_axis: int = 0) -> NamedSharding:
