@@ -10,11 +10,12 @@ padded with courtesies and hedges, some name the museum where the limit leaves n
 some add a fact that nobody asked for. A model taught on them does the same; preferences between
 its own answers, judged by `passes`, teach it to do better.
 
-Museums of the TEST split are named in words that no TRAIN museum uses.
+The museums of the TEST split are none of the TRAIN split's, and never in the past answers.
 """
 
 import random
 import re
+import zlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,15 +113,16 @@ def passes(prompt: str, completion: str) -> bool:
     return direct and request.fits(completion)
 
 
-def museum_words(split: Split) -> list[str]:
-    """The words that name the split's museums: every syllable in TRAIN, no word in both splits."""
-    held_out = split == "TEST"
-    return [
-        start + end
-        for i, start in enumerate(STARTS)
-        for j, end in enumerate(ENDS)
-        if ((i + j) % 5 == 0) == held_out
-    ]
+def museum_name(split: Split, rng: random.Random) -> str:
+    """Two words drawn at random; a fifth of all names is TEST's alone, though not their words."""
+    while True:
+        words = [rng.choice(STARTS) + rng.choice(ENDS) for _ in range(2)]
+        if split_of(name := " ".join(words)) == split:
+            return name
+
+
+def split_of(name: str) -> Split:
+    return "TEST" if zlib.crc32(name.encode()) % 5 == 0 else "TRAIN"
 
 
 def make_request(split: Split, rng: random.Random) -> Request:
@@ -129,7 +131,7 @@ def make_request(split: Split, rng: random.Random) -> Request:
     asked = sorted(rng.sample(noted, rng.randint(1, 3)))
     facts = {KINDS[i]: rng.choice(KINDS[i].values) for i in noted}
     request = Request(
-        name=" ".join(rng.sample(museum_words(split), 2)),
+        name=museum_name(split, rng),
         facts=facts,
         asked=tuple(KINDS[i] for i in asked),
         limit=0,

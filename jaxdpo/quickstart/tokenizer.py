@@ -1,0 +1,50 @@
+"""The quickstart model's tokenizer: a small byte-level BPE with ChatML-like control tokens."""
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from jaxdpo.quickstart.task import ENDS, STARTS
+
+PAD, START, END = CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+MAX_LENGTH = 512
+
+CHAT_TEMPLATE = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+# What transformers needs to know beside tokenizer.json and chat_template.jinja.
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "eos_token": END,
+    "pad_token": PAD,
+    "clean_up_tokenization_spaces": False,
+    "model_max_length": MAX_LENGTH,
+}
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
+    """Trains the BPE so that any text can be encoded and a museum's word is always two pieces.
+
+    Names are what the model must copy into its answers, and a word that it has never seen must look
+    to it as the known ones do. So the syllables are merged before anything else is: they come first
+    in the trainer's text, oftener than anything in the rest, which should be free of names.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    syllables = [*STARTS, *(f" {start}" for start in STARTS), *ENDS]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(CONTROL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*syllables * 10 * len(texts), *texts], trainer)
+    return tokenizer
