@@ -12,26 +12,25 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(description="Preference JSONL file.")
+    path: str = Field(description="preference JSONL file")
     on_error: Literal["stop", "skip"] = Field(
-        default="stop",
-        description="At bad lines: stop before training, or skip them and write them to a file.",
+        "stop",
+        description="at bad lines: stop before training, or skip them and write them to a file",
     )
     test_fraction: float = Field(
-        default=0.2,
+        0.2,
         ge=0.0,
         lt=1.0,
-        description="Share of prompts, by hash, that go to TEST where a line names no split.",
+        description="share of prompts, by hash, that go to TEST where a line names no split",
     )
     max_length: int = Field(
-        default=1024, ge=2, description="Most tokens of a prompt and one completion together."
+        1024, ge=32, description="most tokens of a prompt and one completion together"
     )
     chat_template: str | None = Field(
-        default=None, description="Jinja file to use in place of the tokenizer's chat template."
+        None, description="Jinja file to use in place of the tokenizer's chat template"
     )
     cache_dir: str | None = Field(
-        default=None,
-        description="Folder of tokenised data; by default $JAXDPO_CACHE, or ~/.cache/jaxdpo.",
+        None, description="folder of tokenised data; default: $JAXDPO_CACHE, or ~/.cache/jaxdpo"
     )
 
     def cache_folder(self) -> Path:

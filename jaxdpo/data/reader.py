@@ -3,19 +3,20 @@
 import io
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from jaxdpo.data.config import DataConfig
-from jaxdpo.data.pairs import PreferencePair, Split
+from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.records import BadLine, BadPair, Record, bad_line, read_records
+from jaxdpo.data.reports import ReadReport, tally
 from jaxdpo.data.schema import REQUEST_KEYS, parse_pair
 from jaxdpo.data.splits import leaked_prompts
 from jaxdpo.errors import UserError, nearest
+from jaxdpo.files import replacing
 
 SHOWN_BAD_LINES = 20
 _NOT_JSONL = {
@@ -27,52 +28,6 @@ _NOT_JSONL = {
     b"\xff\xfe": "is UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "is UTF-16 text; save it as UTF-8",
 }
-
-
-@dataclass(frozen=True)
-class ReadReport:
-    """What a preference file held.
-
-    Attributes:
-      path: The file, as the user named it.
-      lines: Its lines, blank ones included.
-      blank: Its blank lines.
-      pairs: Good pairs by split.
-      rejected: Bad lines by code.
-      ignored_fields: Lines by request field that was ignored (`temperature`, …).
-      leaked: `file:line` of TEST pairs whose prompt stands in TRAIN too.
-    """
-
-    path: str
-    lines: int
-    blank: int
-    pairs: dict[Split, int]
-    rejected: dict[str, int] = field(default_factory=dict)
-    ignored_fields: dict[str, int] = field(default_factory=dict)
-    leaked: tuple[str, ...] = ()
-
-    def summary(self) -> str:
-        """The report in a few lines of text."""
-        said = [
-            f"{self.path}: {self.lines} lines, {self.pairs['TRAIN']} TRAIN and "
-            f"{self.pairs['TEST']} TEST pairs"
-        ]
-        if self.blank:
-            said.append(f"blank lines: {self.blank}")
-        if self.rejected:
-            said.append(
-                f"bad lines skipped: {sum(self.rejected.values())} ({_tally(self.rejected)})"
-            )
-        if self.ignored_fields:
-            said.append(f"request fields ignored: {_tally(self.ignored_fields)}")
-        if self.leaked:
-            said.append(
-                f"warning: {len(self.leaked)} TEST pairs have a prompt that stands in TRAIN too "
-                f"(first at {self.leaked[0]}); TEST figures will flatter"
-            )
-        if not self.pairs["TEST"]:
-            said.append("warning: no TEST pairs; nothing will be evaluated")
-        return "\n".join(said)
 
 
 @dataclass(frozen=True)
@@ -192,7 +147,7 @@ def handle_bad_lines(
     more = len(bad_lines) - len(shown)
     if more:
         codes = Counter(bad.code for bad in bad_lines[SHOWN_BAD_LINES:])
-        shown.append(f"and {more} more ({_tally(codes)})")
+        shown.append(f"and {more} more ({tally(codes)})")
     shown.append(
         f"{len(bad_lines)} bad lines; mend them, or set data.on_error=skip to train on the rest"
     )
@@ -201,15 +156,6 @@ def handle_bad_lines(
 
 def write_rejects(bad_lines: Iterable[BadLine], path: Path) -> None:
     """Writes refused lines as JSONL of file, line, code, reason and the raw text."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=path.name, suffix=".tmp", encoding="utf-8", delete=False
-    ) as stream:
+    with replacing(path) as file:
         for bad in bad_lines:
-            stream.write(json.dumps(vars(bad), ensure_ascii=False) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(stream.name, path)
-
-
-def _tally(counts: dict[str, int]) -> str:
-    return ", ".join(f"{key} {count}" for key, count in sorted(counts.items()))
+            file.write(json.dumps(vars(bad), ensure_ascii=False) + "\n")

@@ -8,9 +8,11 @@ Here a line ends at the byte `\\n` and nowhere else, and what is ambiguous is re
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, NoReturn
+
+from jaxdpo.errors import UserError
 
 MAX_LINE_BYTES = 16 * 2**20
 MAX_DEPTH = 64
@@ -22,11 +24,11 @@ _BRACKET = re.compile(rb"[{}\[\]]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class BadPair(Exception):
-    """Why one line cannot be used: a stable short code, and a sentence with the remedy."""
+class BadPair(UserError):
+    """Why one pair cannot be used: a stable short code, and a sentence with the remedy."""
 
     def __init__(self, code: str, reason: str):
-        super().__init__(reason)
+        super().__init__(f"{reason} [{code}]")
         self.code = code
         self.reason = reason
 
@@ -88,6 +90,11 @@ def read_records(stream: BinaryIO, file: str) -> Iterator[Record | BadLine]:
             yield Record(number, parse_line(raw) if raw.strip(b" \t\r") else None, raw)
         except BadPair as bad:
             yield bad_line(file, number, bad, raw)
+
+
+def raw_lines(stream: BinaryIO, numbers: Set[int]) -> dict[int, bytes]:
+    """The bytes of some lines of a JSONL stream, by number."""
+    return {i: raw for i, (raw, _) in enumerate(_lines(stream), start=1) if i in numbers}
 
 
 def bad_line(file: str, line: int, bad: BadPair, raw: bytes) -> BadLine:

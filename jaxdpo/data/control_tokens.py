@@ -1,0 +1,208 @@
+"""Control tokens that text cannot forge.
+
+A tokenizer matches its added tokens (`<|im_end|>`, `<think>`, …) in any text, so a message that
+spells one ends its own turn. Here only the chat template writes them:
+
+1. Text is given walls before it is rendered: a character inside each control token that it spells,
+   and at its edges where it could be part of one. So what matches in the rendering was written by
+   the template, every character of it.
+2. Those matches are spelled anew, in characters that no text may hold, for a copy of the tokenizer
+   that knows the control tokens by that spelling alone. Walls are taken out. Added tokens split
+   the text as they always do, and everything else about the tokenizer stays as it is, so the
+   ids of honest text are the tokenizer's own.
+3. A vocabulary may hold a control token as an ordinary piece (Unigram does). If one comes out of
+   the text between, that text is split inside it and encoded again.
+
+Walls and spellings are Unicode noncharacters (U+FDD0 to U+FDEF), which are set aside for a
+program's own use and never mean anything in text; text that holds one is refused.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer
+
+from jaxdpo.data.records import BadPair, show
+
+WALL = "\ufdd0"
+_SPELLING = "\ufdd1"
+_DIGITS = [chr(0xFDE0 + digit) for digit in range(16)]
+SPELLING_LENGTH = 5
+_NONCHARACTER = re.compile("[\ufdd0-\ufdef]")
+
+
+class ControlTokens:
+    """The added tokens of one tokenizer, and its encoding with those only where they are meant.
+
+    Added tokens of white space alone (Gemma has them) are text and stay as they are.
+
+    Attributes:
+      pattern: Matches any control token, the longest first.
+      is_control: bool `[V]`, which token ids are control tokens.
+      unknown_id: The id of what the vocabulary cannot write, or None.
+      splittable: Whether a text may be encoded in two parts, cut before a control token.
+    """
+
+    def __init__(self, backend: Tokenizer):
+        added = backend.get_added_tokens_decoder()
+        controls = {id: token for id, token in added.items() if _is_control(token)}
+        texts = [token.content for token in controls.values()]
+        self.pattern = re.compile(_any_of(texts))
+        self._start = re.compile(f"(?={_any_of(texts)})(.)", re.DOTALL)
+        self._prefixes = {text[:i] for text in texts for i in range(1, len(text))}
+        self._suffixes = {text[i:] for text in texts for i in range(1, len(text))}
+        self._all_texts = WALL.join(texts)
+        self._longest = max(map(len, texts), default=0)
+        self._spelling = {text: _spell(i) for i, text in enumerate(texts)}
+
+        definition = json.loads(backend.to_str())
+        definition |= {"added_tokens": [], "post_processor": None}
+        definition |= {"truncation": None, "padding": None}
+        self._encoder = Tokenizer.from_str(json.dumps(definition))
+        pieces = [self._encoder.token_to_id(text) for text in texts]
+        self._encoder.add_tokens(
+            [_respelled(token, self._content(token)) for token in added.values()]
+        )
+        self._encoder.add_tokens([AddedToken(WALL, normalized=False)])
+        self._wall_id = self._encoder.token_to_id(WALL)
+
+        # From ids of the copy to the tokenizer's own: they differ for added tokens only.
+        size = 1 + max(*self._encoder.get_vocab().values(), *added)
+        self._own_id = np.arange(size, dtype=np.int32)
+        for id, token in added.items():
+            self._own_id[self._encoder.token_to_id(self._content(token))] = id
+        self.is_control = np.zeros(size, bool)
+        self.is_control[list(controls)] = True
+        # Control tokens that the vocabulary holds as ordinary pieces. Not the unknown token: what
+        # the vocabulary cannot write is that one by design, however it is spelled.
+        self._forged = np.zeros(size, bool)
+        self._forged[[id for id in pieces if id is not None]] = True
+        self.unknown_id = _unknown_id(definition["model"])
+        if self.unknown_id is not None:
+            self._forged[self.unknown_id] = False
+        self.splittable = not any(token.single_word for token in controls.values())
+
+    def forbid_unknown(self) -> None:
+        """Refuses text that yields the unknown token: where that one has a meaning as well."""
+        self._forged[self.unknown_id] = True
+
+    def _content(self, token: AddedToken) -> str:
+        return self._spelling.get(token.content, token.content)
+
+    def wall(self, text: str) -> str:
+        """Text that no control token can be matched in, or across the edges of.
+
+        Args:
+          text: Text by anyone. Most comes back as it is.
+
+        Raises:
+          BadPair: If the text holds a noncharacter, or a control token of one character.
+        """
+        if found := _NONCHARACTER.search(text):
+            raise BadPair(
+                "noncharacter",
+                f"{show(text)} holds U+{ord(found[0]):04X}, which is no character; remove it",
+            )
+        core = text.strip()
+        if not (self.pattern.search(text) or self._joins(core)):
+            return text
+        # Templates trim content; the walls go inside the white space at its ends.
+        start = text.find(core)
+        before, after = text[:start], text[start + len(core) :]
+        walled = before + WALL + self._start.sub(rf"\1{WALL}", core) + WALL + after
+        if found := self.pattern.search(walled):
+            raise BadPair(
+                "control-text",
+                f"{show(text)} holds {show(found[0])}, a control token of one character that "
+                "cannot be written as text with this tokenizer; remove it",
+            )
+        return walled
+
+    def _joins(self, core: str) -> bool:
+        """Whether text could be the start, end or middle of a control token."""
+        reach = range(1, min(self._longest, len(core) + 1))
+        return (
+            any(core[-i:] in self._prefixes or core[:i] in self._suffixes for i in reach)
+            or core in self._all_texts
+        )
+
+    def spell(self, rendered: str) -> str:
+        """Spells the control tokens of a rendering for `encode`, and takes its walls out."""
+        spelled = self.pattern.sub(lambda match: self._spelling[match[0]], rendered)
+        return spelled.replace(WALL, "")
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray | BadPair]:
+        """Encodes spelled texts to the tokenizer's own ids, each i32, or says why not."""
+        encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [
+            self._own(text, np.array(encoding.ids, np.int64))
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+    def _own(self, text: str, ids: np.ndarray) -> np.ndarray | BadPair:
+        while self._forged[ids].any():
+            encoding = self._encoder.encode(text, add_special_tokens=False)
+            spans = [encoding.offsets[i] for i in np.flatnonzero(self._forged[encoding.ids])]
+            for start, end in sorted(set(spans), reverse=True):
+                if end - start < 2:
+                    return BadPair(
+                        "control-text",
+                        f"{show(text[start:end])} is a control token of this tokenizer, however it "
+                        "is written; remove it",
+                    )
+                text = text[: start + 1] + WALL + text[start + 1 :]
+            ids = np.array(self._encoder.encode(text, add_special_tokens=False).ids, np.int64)
+        return self._own_id[ids[ids != self._wall_id]]
+
+
+def last_spelling(spelled: str) -> int:
+    """Where the last control token of a spelled text starts, or -1."""
+    return spelled.rfind(_SPELLING)
+
+
+def _is_control(token: AddedToken) -> bool:
+    # "▁" is how SentencePiece writes a space.
+    return token.special or not token.content.replace("▁", " ").isspace()
+
+
+def _spell(index: int) -> str:
+    digits = f"{index:0{SPELLING_LENGTH - 1}x}"
+    return _SPELLING + "".join(_DIGITS[int(digit, 16)] for digit in digits)
+
+
+def _respelled(token: AddedToken, content: str) -> AddedToken:
+    return AddedToken(
+        content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+    )
+
+
+def _unknown_id(model: dict[str, Any]) -> int | None:
+    if model["type"] == "Unigram":
+        return model["unk_id"]
+    unknown = model.get("unk_token")
+    return model["vocab"].get(unknown) if unknown else None
+
+
+def _any_of(texts: Sequence[str]) -> str:
+    """A regular expression for any of the texts, the longest first, as a trie.
+
+    Tokenizers have thousands of added tokens; a plain alternation would try each of them.
+    """
+    if not texts:
+        return "(?!)"
+    branches: dict[str, list[str]] = {}
+    for text in texts:
+        if text:
+            branches.setdefault(text[0], []).append(text[1:])
+    tails = [re.escape(first) + _any_of(rest) for first, rest in branches.items()]
+    if not tails:
+        return ""
+    either = f"(?:{'|'.join(tails)})" if len(tails) > 1 or "" in texts else tails[0]
+    return either + "?" if "" in texts else either

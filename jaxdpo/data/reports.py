@@ -1,0 +1,94 @@
+"""What was found on the way from a file to token ids, to be said to the user."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jaxdpo.data.pairs import Split
+from jaxdpo.data.records import BadLine
+
+
+@dataclass(frozen=True)
+class ReadReport:
+    """What a preference file held.
+
+    Attributes:
+      path: The file, as the user named it.
+      lines: Its lines, blank ones included.
+      blank: Its blank lines.
+      pairs: Good pairs by split.
+      rejected: Bad lines by code.
+      ignored_fields: Lines by request field that was ignored (`temperature`, …).
+      leaked: `file:line` of TEST pairs whose prompt stands in TRAIN too.
+    """
+
+    path: str
+    lines: int
+    blank: int
+    pairs: dict[Split, int]
+    rejected: dict[str, int] = field(default_factory=dict)
+    ignored_fields: dict[str, int] = field(default_factory=dict)
+    leaked: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """The report in a few lines of text."""
+        said = [
+            f"{self.path}: {self.lines} lines, {self.pairs['TRAIN']} TRAIN and "
+            f"{self.pairs['TEST']} TEST pairs"
+        ]
+        if self.blank:
+            said.append(f"blank lines: {self.blank}")
+        if self.rejected:
+            said.append(
+                f"bad lines skipped: {sum(self.rejected.values())} ({tally(self.rejected)})"
+            )
+        if self.ignored_fields:
+            said.append(f"request fields ignored: {tally(self.ignored_fields)}")
+        if self.leaked:
+            said.append(
+                f"warning: {len(self.leaked)} TEST pairs have a prompt that stands in TRAIN too "
+                f"(first at {self.leaked[0]}); TEST figures will flatter"
+            )
+        if not self.pairs["TEST"]:
+            said.append("warning: no TEST pairs; nothing will be evaluated")
+        return "\n".join(said)
+
+
+@dataclass(frozen=True)
+class TokenizeReport:
+    """What became of pairs that were tokenised.
+
+    Attributes:
+      pairs: How many there are now.
+      cut_by_message: `file:line` of pairs whose prompt lost its oldest messages to fit.
+      cut_by_token: Those whose prompt was cut within a message.
+      dropped: Those whose completions leave no room for a prompt.
+      spelled_control: Those with text that spells a control token, kept as ordinary text.
+      rejected: Those that the chat template or tokenizer refuses.
+    """
+
+    pairs: int
+    cut_by_message: tuple[str, ...] = ()
+    cut_by_token: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    spelled_control: tuple[str, ...] = ()
+    rejected: tuple[BadLine, ...] = ()
+
+    def summary(self, max_length: int) -> str:
+        """The report in a few lines of text; nothing where nothing happened."""
+        counts = [
+            (self.cut_by_message, f"prompts lost their oldest messages to fit {max_length} tokens"),
+            (self.cut_by_token, f"prompts were cut within a message to fit {max_length} tokens"),
+            (self.dropped, f"pairs dropped: their completions leave {max_length} tokens no room"),
+            (self.spelled_control, "pairs spell control tokens in their text; kept as plain text"),
+            ([str(bad) for bad in self.rejected], "pairs skipped that cannot be rendered"),
+        ]
+        return "\n".join(
+            f"{len(where)} {what} (first: {', '.join(where[:3])})"
+            for where, what in counts
+            if where
+        )
+
+
+def tally(counts: Mapping[str, int]) -> str:
+    """Counts in one line: `"nul 1, surrogate 2"`."""
+    return ", ".join(f"{key} {count}" for key, count in sorted(counts.items()))
