@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxdpo.config import RunConfig
 from jaxdpo.console import Reporter
-from jaxdpo.data.load import SplitPairs
+from jaxdpo.data.tokenizing import LoadedPairs
 from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.model.decoder import Params
 from jaxdpo.prepare import Prepared, prepare
@@ -49,7 +49,7 @@ class RunResult:
 
 
 def fit(
-    config: RunConfig, policy: Policy | None = None, pairs: SplitPairs | None = None
+    config: RunConfig, policy: Policy | None = None, pairs: LoadedPairs | None = None
 ) -> RunResult:
     """Aligns a model with preference pairs by DPO.
 
