@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdpo import reference as references
 from jaxdpo.config import RunConfig
 from jaxdpo.console import Reporter
 from jaxdpo.data.cache import TokenizedPairs
@@ -26,6 +25,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.model.decoder import Compute
 from jaxdpo.model.lora import init_lora
+from jaxdpo.reference import cache_key, compute_and_store, load_cached
 from jaxdpo.run_folder import RunFolder
 from jaxdpo.scoring import make_score_step, score_pairs, weights_digest
 from jaxdpo.sharding import batch_shards, shardings_for
@@ -94,14 +94,14 @@ def prepare(
 
     def reference_of(split: TokenizedPairs, packer: Packer) -> np.ndarray:
         cache = folder.path / "reference"
-        key = references.cache_key(
+        key = cache_key(
             digest, split.fingerprint, compute.dtype.name, policy.config.model_dump_json()
         )
-        cached = references.load_cached(cache, key, len(split))
+        cached = load_cached(cache, key, len(split))
         if cached is not None:
             return cached
         scores = score_pairs(score_step, policy.params, None, split, packer, scoring, mesh)
-        return references.compute_and_store(cache, key, len(split), scores)
+        return compute_and_store(cache, key, len(split), scores)
 
     held_out = None
     if len(test):

@@ -126,5 +126,5 @@ def test_a_pair_longer_than_the_row_is_refused():
 
 def test_a_batch_larger_than_the_data_is_refused():
     packer = Packer(random_lengths(5), BatchConfig(size=8), 1, 512)
-    with pytest.raises(UserError, match="batch.size is 8, but there are only 5 TRAIN pairs"):
+    with pytest.raises(UserError, match=r"batch.size is 8, but there are only 5 TRAIN pairs"):
         make_train_plan(packer, 0, 1.0, None)

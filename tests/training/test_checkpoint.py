@@ -123,6 +123,6 @@ def test_a_failed_save_is_said_and_leaves_the_one_before(tmp_path):
             raise OSError(28, "No space left on device")
 
     checkpoints._pending = checkpoints._writer.submit(checkpoints._commit, FullDisk(), 2)
-    with pytest.raises(UserError, match="could not be saved: .*No space left"):
+    with pytest.raises(UserError, match=r"could not be saved: .*No space left"):
         checkpoints.wait()
     assert checkpoints.restore(abstract(state, mesh_of(1, 1, 1))) is not None

@@ -66,11 +66,13 @@ def run(setting: Setting) -> tuple[list[dict[str, float]], Any, int]:
         reference = None if setting.online else REFERENCE
         data = TrainData(PAIRS, plan, plan.shape(setting.attention == "gather"), reference)
         lagged, metrics = LaggedMetrics(), []
-        for number, state, device_metrics in run_steps(step, state, frozen, data, mesh, 0):
+        trained = trainable
+        for number, after, device_metrics in run_steps(step, state, frozen, data, mesh, 0):
             metrics.append(lagged.push(number, device_metrics))
+            trained = after.trainable
         metrics.append(lagged.flush())
         by_step = [ready[1] for ready in metrics if ready is not None]
-        return by_step, jax.device_get(state.trainable), step._cache_size()
+        return by_step, jax.device_get(trained), step._cache_size()
 
 
 def assert_same(actual: Setting, expected: Setting) -> None:
