@@ -6,8 +6,7 @@
     result = jaxdpo.fit(config)
     result.policy.save("aligned")
 
-The public names are imported when first used: reading data, or a mistake in a configuration, does
-not wait for jax.
+The public names are imported when first used: reading and checking data does not wait for jax.
 """
 
 import importlib
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxdpo.config import RunConfig, load_config
-    from jaxdpo.data.load import load_pairs
     from jaxdpo.data.reader import read_pairs
+    from jaxdpo.data.tokenizing import load_pairs
     from jaxdpo.errors import UserError
     from jaxdpo.hub.policy import Policy, load_policy
     from jaxdpo.run import RunResult, fit
@@ -28,7 +27,7 @@ _HOMES = {
     "UserError": "jaxdpo.errors",
     "fit": "jaxdpo.run",
     "load_config": "jaxdpo.config",
-    "load_pairs": "jaxdpo.data.load",
+    "load_pairs": "jaxdpo.data.tokenizing",
     "load_policy": "jaxdpo.hub.policy",
     "read_pairs": "jaxdpo.data.reader",
 }

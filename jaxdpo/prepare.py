@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdpo import reference as references
 from jaxdpo.config import RunConfig
 from jaxdpo.console import Reporter
-from jaxdpo.data.load import SplitPairs, load_pairs
+from jaxdpo.data.cache import TokenizedPairs
 from jaxdpo.data.plan import (
     BatchShape,
     Packer,
@@ -21,11 +20,12 @@ from jaxdpo.data.plan import (
     make_train_plan,
     scoring_shape,
 )
-from jaxdpo.data.tokens import TokenizedPairs
+from jaxdpo.data.tokenizing import LoadedPairs, load_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.model.decoder import Compute
 from jaxdpo.model.lora import init_lora
+from jaxdpo.reference import cache_key, compute_and_store, load_cached
 from jaxdpo.run_folder import RunFolder
 from jaxdpo.scoring import make_score_step, score_pairs, weights_digest
 from jaxdpo.sharding import batch_shards, shardings_for
@@ -59,7 +59,7 @@ class Prepared:
 def prepare(
     config: RunConfig,
     given_policy: Policy | None,
-    given_pairs: SplitPairs | None,
+    given_pairs: LoadedPairs | None,
     mesh: Mesh,
     folder: RunFolder,
     reporter: Reporter,
@@ -77,44 +77,51 @@ def prepare(
     policy = given_policy or load_policy(config.model.path, config.model.param_dtype, mesh)
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
     pairs = given_pairs or load_pairs(config.data, policy.chat, folder.path / "rejects.jsonl")
-    reporter.say(pairs.summary())
+    train, test = pairs.splits["TRAIN"], pairs.splits["TEST"]
+    _report_data(pairs, config, reporter)
     _check_vocabulary(policy)
     digest = weights_digest(policy.params)
     folder.check_inputs(
         {
             "weights (model.path)": digest,
-            "TRAIN pairs (data.path)": pairs.train.fingerprint,
-            "TEST pairs (data.path)": pairs.test.fingerprint,
+            "TRAIN pairs (data.path)": train.fingerprint,
+            "TEST pairs (data.path)": test.fingerprint,
         }
     )
-    compute, plan, shape, scoring = _plan(config, pairs)
+    compute, plan, shape, scoring = _plan(config, train.lengths, test.lengths)
     reporter.say(_plan_text(plan, shape, compute))
     score_step = make_score_step(policy.config, compute, mesh)
 
     def reference_of(split: TokenizedPairs, packer: Packer) -> np.ndarray:
-        cache, key = (
-            folder.path / "reference",
-            references.cache_key(
-                digest, split.fingerprint, compute.dtype.name, policy.config.model_dump_json()
-            ),
+        cache = folder.path / "reference"
+        key = cache_key(
+            digest, split.fingerprint, compute.dtype.name, policy.config.model_dump_json()
         )
-        cached = references.load_cached(cache, key, len(split))
+        cached = load_cached(cache, key, len(split))
         if cached is not None:
             return cached
         scores = score_pairs(score_step, policy.params, None, split, packer, scoring, mesh)
-        return references.compute_and_store(cache, key, len(split), scores)
+        return compute_and_store(cache, key, len(split), scores)
 
-    test = None
-    if len(pairs.test):
-        packer = replace(plan.packer, lengths=pairs.test.lengths)
-        test = EvalData(pairs.test, packer, scoring, reference_of(pairs.test, packer))
+    held_out = None
+    if len(test):
+        packer = replace(plan.packer, lengths=test.lengths)
+        held_out = EvalData(test, packer, scoring, reference_of(test, packer))
     train_reference = None
     if config.reference.kind == "precomputed":
-        reporter.say(f"scoring {len(pairs.train)} TRAIN pairs with the reference model")
-        train_reference = reference_of(pairs.train, plan.packer)
+        reporter.say(f"scoring {len(train)} TRAIN pairs with the reference model")
+        train_reference = reference_of(train, plan.packer)
     frozen, trainable = _trainable(config, policy, mesh, keep=given_policy is not None)
-    train = TrainData(pairs.train, plan, shape, train_reference)
-    return Prepared(policy, compute, train, test, frozen, trainable, score_step)
+    data = TrainData(train, plan, shape, train_reference)
+    return Prepared(policy, compute, data, held_out, frozen, trainable, score_step)
+
+
+def _report_data(pairs: LoadedPairs, config: RunConfig, reporter: Reporter) -> None:
+    reporter.say(pairs.report.summary())
+    for split, tokenized in pairs.splits.items():
+        said = tokenized.report.summary(config.data.max_length)
+        if said:
+            reporter.say(f"{split}: {said}")
 
 
 def _check_vocabulary(policy: Policy) -> None:
@@ -127,11 +134,10 @@ def _check_vocabulary(policy: Policy) -> None:
 
 
 def _plan(
-    config: RunConfig, pairs: SplitPairs
+    config: RunConfig, lengths: np.ndarray, test_lengths: np.ndarray
 ) -> tuple[Compute, TrainPlan, BatchShape, BatchShape]:
     """How the model is computed, the plan, and the shapes of training and of scoring."""
-    lengths = pairs.train.lengths
-    both = np.concatenate([lengths, pairs.test.lengths])
+    both = np.concatenate([lengths, test_lengths])
     rows = config.batch.rows_per_device * batch_shards()
     row_length = choose_row_length(both, config.batch, rows)
     packer = Packer(lengths, config.batch, rows, row_length)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxdpo.config import RunConfig
 from jaxdpo.console import Reporter
-from jaxdpo.data.load import SplitPairs
+from jaxdpo.data.tokenizing import LoadedPairs
 from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.model.decoder import Params
 from jaxdpo.prepare import Prepared, prepare
@@ -21,6 +21,7 @@ from jaxdpo.run_folder import RunFolder, open_run_folder
 from jaxdpo.sampling import generate
 from jaxdpo.sharding import make_mesh
 from jaxdpo.training.checkpoint import Checkpoints
+from jaxdpo.training.loop import run_steps
 from jaxdpo.training.optimizer import make_optimizer, make_schedule
 from jaxdpo.training.signals import StopRequest, stop_on_sigterm
 from jaxdpo.training.step import Objective, init_state, make_train_step
@@ -48,7 +49,7 @@ class RunResult:
 
 
 def fit(
-    config: RunConfig, policy: Policy | None = None, pairs: SplitPairs | None = None
+    config: RunConfig, policy: Policy | None = None, pairs: LoadedPairs | None = None
 ) -> RunResult:
     """Aligns a model with preference pairs by DPO.
 
@@ -105,7 +106,7 @@ def _train(
     reporter: Reporter,
     stop: StopRequest,
 ) -> Params:
-    """The optimizer steps, with evaluations and checkpoints between them; returns what they made."""
+    """The optimizer steps, with evaluations and checkpoints between them; returns the trained."""
     num_steps = run.train.plan.num_steps
     schedule = make_schedule(config.optimizer, num_steps, lora=config.lora is not None)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -124,9 +125,8 @@ def _train(
         recorder = Recorder(config, run, mesh, folder, reporter, bar, first_step)
         if first_step == 0:
             recorder.evaluate(0, state.trainable)
-        for step, state, metrics in run_steps(
-            train_step, state, run.frozen, run.train, mesh, first_step
-        ):
+        steps = run_steps(train_step, state, run.frozen, run.train, mesh, first_step)
+        for step, state, metrics in steps:
             recorder.step(step, metrics)
             last, stopping = step == num_steps, _stop_asked(stop, step)
             saving = last or stopping or step % config.checkpoint.every == 0

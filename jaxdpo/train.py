@@ -4,6 +4,8 @@ import sys
 
 from jaxdpo.command import run_command
 from jaxdpo.config import help_text, load_config, split_arguments
+from jaxdpo.run import fit
+from jaxdpo.sharding import join_processes
 
 USAGE = """usage: python -m jaxdpo.train [CONFIG.yaml] [section.field=value …]
 
@@ -18,10 +20,6 @@ def main(arguments: list[str]) -> None:
         print(USAGE + "\n" + help_text())
         return
     config = load_config(*split_arguments(arguments))
-    # Imported here, so that --help and a mistake in the configuration do not wait for jax.
-    from jaxdpo.run import fit
-    from jaxdpo.sharding import join_processes
-
     join_processes()
     fit(config)
 
