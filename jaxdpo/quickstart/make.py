@@ -26,26 +26,18 @@ from jaxdpo.hub.write import save_pretrained
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.quickstart.pairs import message, sample_pairs
 from jaxdpo.quickstart.sft import COMPUTE, train_supervised
-from jaxdpo.quickstart.task import Request, make_request, write_answer
-from jaxdpo.quickstart.tokenizer import (
-    CHAT_TEMPLATE,
-    CONTROL_TOKENS,
-    END,
-    MAX_LENGTH,
-    PAD,
-    TOKENIZER_CONFIG,
-    train_tokenizer,
-)
+from jaxdpo.quickstart.task import make_request, write_answer
+from jaxdpo.quickstart.tokenizer import CONTROL_TOKENS, END, MAX_LENGTH, PAD, write_tokenizer
 from jaxdpo.sampling import SamplingConfig, generate
 
 SEED = 0
 TRAIN_PAIRS, TEST_PAIRS = 1500, 200
-SUPERVISED_STEPS, PROMPTS_A_STEP, LEARNING_RATE = 2000, 24, 3e-3
+SUPERVISED_STEPS, PROMPTS_A_STEP, LEARNING_RATE = 1300, 24, 3e-3
 # Holds the longest request with two of the longest answers.
 ROW_LENGTH = 160
 
 MODEL = ModelConfig(
-    vocab_size=560,
+    vocab_size=576,
     hidden_size=128,
     num_layers=3,
     attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=32),
@@ -60,18 +52,6 @@ HF_CONFIG = {
     "eos_token_id": CONTROL_TOKENS.index(END),
     "pad_token_id": CONTROL_TOKENS.index(PAD),
 }
-
-
-def write_tokenizer(folder: Path, rng: random.Random) -> None:
-    """Trains the tokenizer on requests and past answers, names left out, and the roles' names."""
-    texts = ["system", "user", "assistant"] * 100
-    for request in (make_request("TRAIN", rng) for _ in range(500)):
-        nameless = Request("", request.facts, request.asked, request.limit)
-        texts += [nameless.prompt().strip(), write_answer(nameless, rng).strip()]
-    tokenizer = train_tokenizer(texts, MODEL.vocab_size)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG, indent=2) + "\n")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 
 def past_answers(rng: random.Random) -> PreferencePair:
@@ -114,7 +94,7 @@ def answer(policy: Policy, prompts: Sequence[str], seed: int) -> list[str | None
 def write_model(folder: Path, rng: random.Random) -> None:
     """Trains tokenizer and supervised model and writes them as a Hugging Face folder, in bf16."""
     with tempfile.TemporaryDirectory() as tokenizer_folder:
-        write_tokenizer(Path(tokenizer_folder), rng)
+        write_tokenizer(Path(tokenizer_folder), MODEL.vocab_size, rng)
         chat = load_chat(tokenizer_folder)
     params = train_supervised(
         MODEL, supervised_batches(chat, rng), SUPERVISED_STEPS, LEARNING_RATE, SEED

@@ -16,7 +16,7 @@ The museums of the TEST split are none of the TRAIN split's, and never in the pa
 import random
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Split = Literal["TRAIN", "TEST"]
@@ -138,29 +138,27 @@ def make_request(split: Split, rng: random.Random) -> Request:
     )
     answer = request.short_answer() if rng.random() < 0.5 else request.long_answer()
     spare = rng.randint(0, 1) if answer == request.short_answer() else rng.randint(0, 3)
-    return Request(request.name, facts, request.asked, len(answer.split()) + spare)
+    return replace(request, limit=len(answer.split()) + spare)
 
 
 def write_answer(request: Request, rng: random.Random) -> str:
     """An answer as the desk wrote them in the past: right, and in about two of three cases poor."""
-    asked = request.asked
-    others = [kind for kind in request.facts if kind not in asked]
-    chatty = rng.random() < 0.5
+    others = [kind for kind in request.facts if kind not in request.asked]
     if others and rng.random() < 0.25:
         extra = rng.choice(others)
-        asked = tuple(kind for kind in KINDS if kind in (*asked, extra))
-    answer = Request(request.name, request.facts, asked, request.limit)
-    if chatty:
-        return padded(answer, rng)
-    careful = request.fits(answer.long_answer()) or rng.random() < 0.5
-    if careful and not request.fits(answer.long_answer()):
-        return answer.short_answer()
-    return answer.long_answer() if rng.random() < 0.8 else answer.short_answer()
+        asked = tuple(kind for kind in KINDS if kind in (*request.asked, extra))
+        request = replace(request, asked=asked)
+    if rng.random() < 0.5:
+        return padded(request, rng)
+    named = request.long_answer()
+    if not request.fits(named):
+        return named if rng.random() < 0.5 else request.short_answer()
+    return named if rng.random() < 0.8 else request.short_answer()
 
 
-def padded(answer: Request, rng: random.Random) -> str:
-    """The answer between courtesies."""
+def padded(request: Request, rng: random.Random) -> str:
+    """The long answer between courtesies."""
     opening = rng.choice(("Thank you for asking about", "Thank you for your interest in"))
     hedge = rng.choice(("", "I believe that ", "As far as I know, "))
     closing = rng.choice(("", " I hope this helps.", " Please ask if you need anything else."))
-    return f"{opening} {answer.name}. {capitalised(hedge + answer.long_answer())}{closing}"
+    return f"{opening} {request.name}. {hedge}{request.long_answer()}{closing}"

@@ -1,10 +1,14 @@
 """The quickstart model's tokenizer: a small byte-level BPE with ChatML-like control tokens."""
 
+import json
+import random
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from jaxdpo.quickstart.task import ENDS, STARTS
+from jaxdpo.quickstart.task import ENDS, STARTS, make_request, write_answer
 
 PAD, START, END = CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -27,6 +31,22 @@ TOKENIZER_CONFIG = {
     "clean_up_tokenization_spaces": False,
     "model_max_length": MAX_LENGTH,
 }
+
+
+def write_tokenizer(folder: Path, vocab_size: int, rng: random.Random) -> None:
+    """Trains the tokenizer on the task's text and writes its files and the chat template."""
+    train_tokenizer(task_texts(rng), vocab_size).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG, indent=2) + "\n")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+
+def task_texts(rng: random.Random) -> list[str]:
+    """Requests and past answers without names, and the roles of the chat template."""
+    texts = ["system", "user", "assistant", "tool"] * 100
+    for request in (make_request("TRAIN", rng) for _ in range(500)):
+        nameless = replace(request, name="")
+        texts += [nameless.prompt().strip(), write_answer(nameless, rng).strip()]
+    return texts
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
