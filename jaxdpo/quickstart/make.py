@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxdpo.data.batch import PackedBatch
 from jaxdpo.data.chat import Chat, load_chat
 from jaxdpo.data.packing import pack_batch
-from jaxdpo.data.pairs import PreferencePair
+from jaxdpo.data.pairs import PreferencePair, TokenizedPair
 from jaxdpo.data.plan import BatchShape
 from jaxdpo.files import replacing
 from jaxdpo.hub.policy import Policy, load_policy
@@ -26,15 +26,15 @@ from jaxdpo.hub.write import save_pretrained
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.quickstart.pairs import message, sample_pairs
 from jaxdpo.quickstart.sft import COMPUTE, train_supervised
-from jaxdpo.quickstart.task import make_request, write_answer
+from jaxdpo.quickstart.task import Split, make_request, write_answer
 from jaxdpo.quickstart.tokenizer import CONTROL_TOKENS, END, MAX_LENGTH, PAD, write_tokenizer
 from jaxdpo.sampling import SamplingConfig, generate
 
 SEED = 0
-TRAIN_PAIRS, TEST_PAIRS = 1500, 200
-SUPERVISED_STEPS, PROMPTS_A_STEP, LEARNING_RATE = 1300, 24, 3e-3
+PAIRS: dict[Split, int] = {"TRAIN": 1500, "TEST": 200}
+SUPERVISED_STEPS, PROMPTS_A_STEP, LEARNING_RATE = 1600, 24, 3e-3
 # Holds the longest request with two of the longest answers.
-ROW_LENGTH = 160
+ROW_LENGTH = 136
 
 MODEL = ModelConfig(
     vocab_size=576,
@@ -68,11 +68,18 @@ def past_answers(rng: random.Random) -> PreferencePair:
     )
 
 
+class GeneratedPairs(list[TokenizedPair]):
+    """Tokenised pairs that stand in no file."""
+
+    def source(self, index: int) -> str:
+        return f"generated pair {index}"
+
+
 def supervised_batches(chat: Chat, rng: random.Random) -> Iterator[PackedBatch]:
     """Batches without end: in each row one request and two past answers to it."""
     shape = BatchShape(rows=PROMPTS_A_STEP, row_length=ROW_LENGTH, scores=ROW_LENGTH)
     while True:
-        pairs = [chat.encode_pair(past_answers(rng)) for _ in range(PROMPTS_A_STEP)]
+        pairs = GeneratedPairs(chat.encode_pair(past_answers(rng)) for _ in range(PROMPTS_A_STEP))
         yield pack_batch(pairs, [[row] for row in range(PROMPTS_A_STEP)], shape)
 
 
@@ -109,7 +116,7 @@ def write_pairs(path: Path, policy: Policy, rng: random.Random) -> None:
         return answer(policy, prompts, seed=rng.randrange(2**31))
 
     with replacing(path) as file:
-        for split, count in (("TRAIN", TRAIN_PAIRS), ("TEST", TEST_PAIRS)):
+        for split, count in PAIRS.items():
             for pair in itertools.islice(sample_pairs(split, answer_anew, rng), count):
                 file.write(json.dumps(pair) + "\n")
 

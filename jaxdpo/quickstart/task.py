@@ -126,19 +126,17 @@ def split_of(name: str) -> Split:
 
 
 def make_request(split: Split, rng: random.Random) -> Request:
-    """A visitor's message; half of the limits leave no room for the museum's name."""
-    noted = sorted(rng.sample(range(len(KINDS)), rng.randint(3, 5)))
-    asked = sorted(rng.sample(noted, rng.randint(1, 3)))
-    facts = {KINDS[i]: rng.choice(KINDS[i].values) for i in noted}
+    """A visitor's message; the limit is the length of the long answer, or of the short one."""
+    noted = sorted(rng.sample(range(len(KINDS)), rng.randint(3, 4)))
+    asked = sorted(rng.sample(noted, rng.randint(1, 2)))
     request = Request(
         name=museum_name(split, rng),
-        facts=facts,
+        facts={KINDS[i]: rng.choice(KINDS[i].values) for i in noted},
         asked=tuple(KINDS[i] for i in asked),
         limit=0,
     )
-    answer = request.short_answer() if rng.random() < 0.5 else request.long_answer()
-    spare = rng.randint(0, 1) if answer == request.short_answer() else rng.randint(0, 3)
-    return replace(request, limit=len(answer.split()) + spare)
+    answer = rng.choice((request.short_answer(), request.long_answer()))
+    return replace(request, limit=len(answer.split()))
 
 
 def write_answer(request: Request, rng: random.Random) -> str:

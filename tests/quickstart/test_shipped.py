@@ -15,7 +15,7 @@ from jaxdpo.data.packing import empty_batch
 from jaxdpo.data.plan import BatchShape
 from jaxdpo.hub.policy import load_policy
 from jaxdpo.model.decoder import hidden_states, logits
-from jaxdpo.quickstart.make import TEST_PAIRS, TRAIN_PAIRS, answer
+from jaxdpo.quickstart.make import PAIRS, answer
 from jaxdpo.quickstart.sft import COMPUTE
 from jaxdpo.quickstart.task import passes, read_request, split_of
 
@@ -41,7 +41,7 @@ def test_the_files_are_small():
 
 def test_every_pair_is_judged_right_and_in_its_museums_split(records):
     splits = Counter(record["split"] for record in records)
-    assert splits == {"TRAIN": TRAIN_PAIRS, "TEST": TEST_PAIRS}
+    assert splits == PAIRS
     for record in records:
         user, chosen = record["messages"]
         assert passes(user["content"], chosen["content"])
