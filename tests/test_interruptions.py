@@ -60,7 +60,7 @@ def train(
 ) -> subprocess.CompletedProcess:
     return subprocess.run(
         command(inputs, run, *overrides),
-        env=environment(inputs, devices),
+        env=environment(inputs),
         capture_output=True,
         text=True,
         timeout=300,
