@@ -30,11 +30,9 @@ class Reporter:
     def progress(self, total: int, done: int) -> Iterator["StepProgress"]:
         """A bar over the optimizer steps."""
         columns = (
-            TextColumn("training"),
-            BarColumn(bar_width=24),
             MofNCompleteColumn(),
+            BarColumn(bar_width=10),
             TextColumn("{task.fields[metrics]}"),
-            TextColumn("left"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console, refresh_per_second=4) as bars:
@@ -63,7 +61,7 @@ class StepProgress:
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Shows a step's metrics."""
         speed = metrics.get("pairs_per_second")
-        shown = _line(metrics) + (f"  {speed:.1f} pairs/s" if speed else "")
+        shown = _line(metrics) + (f"  {speed:.3g} pairs/s" if speed else "")
         self._bars.update(self._task, completed=step, metrics=shown)
 
 
