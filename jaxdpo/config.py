@@ -31,17 +31,18 @@ class PolicyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(description="Hugging Face folder, or org/name on the Hub")
-    param_dtype: Dtype = Field("float32", description="dtype of the parameters")
+    param_dtype: Dtype = Field(default="float32", description="dtype of the parameters")
     compute_dtype: Dtype | None = Field(
-        None, description="dtype of activations; default: float32 on CPU, bfloat16 elsewhere"
+        default=None,
+        description="dtype of activations; default: float32 on CPU, bfloat16 elsewhere",
     )
     attention: Literal["auto", "dense", "gather"] = Field(
-        "auto",
+        default="auto",
         description="dense: mask over the packed row; gather: each sequence laid out by itself; "
         "auto: the one with fewer scores to compute",
     )
     remat: Literal["none", "dots", "full"] = Field(
-        "full",
+        default="full",
         description="what the backward pass computes again: nothing, all but matrix products, all",
     )
 
@@ -52,14 +53,20 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: str = Field(description="run folder; the same one again continues the run")
-    epochs: float = Field(1.0, gt=0, description="passes over the TRAIN pairs")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps, if fewer than that")
-    seed: int = Field(0, ge=0, description="seed of the pairs' order, of LoRA and its dropout")
+    epochs: float = Field(default=1.0, gt=0, description="passes over the TRAIN pairs")
+    max_steps: int | None = Field(
+        default=None, ge=1, description="optimizer steps, if fewer than that"
+    )
+    seed: int = Field(
+        default=0, ge=0, description="seed of the pairs' order, of LoRA and its dropout"
+    )
     evaluate_every: int | None = Field(
-        None, ge=1, description="optimizer steps between evaluations; default: a tenth of the run"
+        default=None,
+        ge=1,
+        description="optimizer steps between evaluations; default: a tenth of the run",
     )
     completions: int = Field(
-        3, ge=0, description="TEST prompts that are answered before and after training"
+        default=3, ge=0, description="TEST prompts that are answered before and after training"
     )
 
 
@@ -69,9 +76,11 @@ class ExportConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     lora: Literal["merged", "adapter"] = Field(
-        "merged", description="adapters added into the weights, or a PEFT adapter folder"
+        default="merged", description="adapters added into the weights, or a PEFT adapter folder"
     )
-    dtype: Dtype | None = Field(None, description="dtype of the weights; default: as loaded")
+    dtype: Dtype | None = Field(
+        default=None, description="dtype of the weights; default: as loaded"
+    )
 
 
 class RunConfig(BaseModel):
@@ -82,15 +91,19 @@ class RunConfig(BaseModel):
     model: PolicyConfig = Field(description="the model")
     data: DataConfig = Field(description="the preference pairs")
     training: TrainingConfig = Field(description="the run")
-    batch: BatchConfig = Field(BatchConfig(), description="steps and rows")
-    loss: LossConfig = Field(LossConfig(), description="the objective")
-    reference: ReferenceConfig = Field(ReferenceConfig(), description="the reference model")
-    lora: LoraConfig | None = Field(None, description="adapters; null: all parameters are trained")
-    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW")
-    mesh: MeshConfig = Field(MeshConfig(), description="devices")
-    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="checkpoints")
-    sampling: SamplingConfig = Field(SamplingConfig(), description="completions in the summary")
-    export: ExportConfig = Field(ExportConfig(), description="the exported model")
+    batch: BatchConfig = Field(default=BatchConfig(), description="steps and rows")
+    loss: LossConfig = Field(default=LossConfig(), description="the objective")
+    reference: ReferenceConfig = Field(default=ReferenceConfig(), description="the reference model")
+    lora: LoraConfig | None = Field(
+        default=None, description="adapters; null: all parameters are trained"
+    )
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW")
+    mesh: MeshConfig = Field(default=MeshConfig(), description="devices")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="checkpoints")
+    sampling: SamplingConfig = Field(
+        default=SamplingConfig(), description="completions in the summary"
+    )
+    export: ExportConfig = Field(default=ExportConfig(), description="the exported model")
 
 
 # What may differ when a run is continued: it changes neither the data nor the arithmetic.

@@ -74,12 +74,13 @@ def prepare(
       folder: The run folder.
       reporter: Where progress is shown.
     """
-    policy = given_policy or load_policy(config.model.path, config.model.param_dtype, mesh)
+    policy = given_policy or load_policy(
+        config.model.path, config.model.param_dtype, mesh, config.data.chat_template
+    )
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
     pairs = given_pairs or load_pairs(config.data, policy.chat, folder.path / "rejects.jsonl")
     train, test = pairs.splits["TRAIN"], pairs.splits["TEST"]
     _report_data(pairs, config, reporter)
-    _check_vocabulary(policy)
     digest = weights_digest(policy.params)
     folder.check_inputs(
         {
@@ -122,15 +123,6 @@ def _report_data(pairs: LoadedPairs, config: RunConfig, reporter: Reporter) -> N
         said = tokenized.report.summary(config.data.max_length)
         if said:
             reporter.say(f"{split}: {said}")
-
-
-def _check_vocabulary(policy: Policy) -> None:
-    tokens, rows = policy.chat.vocabulary_size, policy.config.vocab_size
-    if tokens > rows:
-        raise UserError(
-            f"{policy.source}: the tokenizer has {tokens} tokens, but the model's embedding only "
-            f"{rows} rows; use the tokenizer that belongs to the model"
-        )
 
 
 def _plan(

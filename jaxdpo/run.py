@@ -169,14 +169,15 @@ def _complete(
     config: RunConfig, run: Prepared, policy: Policy, folder: RunFolder, when: str
 ) -> list[str]:
     """The policy's answers to the first TEST prompts, kept in `completions_<when>.json`."""
-    count = 0 if run.test is None else min(config.training.completions, len(run.test.source))
-    if count == 0:
+    if run.test is None:
         return []
+    source = run.test.source
+    count = min(config.training.completions, len(source))
     name = f"completions_{when}.json"
     kept = folder.read_json(name)
     if kept is not None:
         return kept
-    prompts = [run.test.source[index].prompt_ids.tolist() for index in range(count)]
+    prompts = [source[index].prompt_ids.tolist() for index in range(count)]
     completions = generate(
         policy.config,
         policy.params,
@@ -201,7 +202,7 @@ def _summarise(
     for index, (before, after) in enumerate(texts):
         assert run.test is not None
         prompt = run.policy.chat.decode(run.test.source[index].prompt_ids.tolist())
-        completions.append({"prompt": prompt, "before": before, "after": after})
+        completions.append({"prompt": prompt.strip(), "before": before, "after": after})
     return {
         "steps": run.train.plan.num_steps,
         "pairs_per_second": float(np.median(speeds)) if speeds else None,

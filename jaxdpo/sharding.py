@@ -47,9 +47,11 @@ class MeshConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: int = Field(-1, description="copies of the model, each with its own rows")
-    fsdp: int = Field(1, description="pieces the parameters are cut into, gathered layer by layer")
-    tensor: int = Field(1, description="pieces each layer's matrices are cut into")
+    data: int = Field(default=-1, description="copies of the model, each with its own rows")
+    fsdp: int = Field(
+        default=1, description="pieces the parameters are cut into, gathered layer by layer"
+    )
+    tensor: int = Field(default=1, description="pieces each layer's matrices are cut into")
 
 
 def join_processes() -> None:
@@ -173,8 +175,8 @@ def row_sharding(mesh: Mesh, row_axis: int = 0) -> NamedSharding:
 
 def local_rows(mesh: Mesh, rows: int) -> list[int]:
     """Which of a batch's rows the devices of this process hold, ascending."""
-    index_map = row_sharding(mesh).addressable_devices_indices_map((rows,))
-    return sorted({row for (span,) in index_map.values() for row in range(*span.indices(rows))})
+    spans = row_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return sorted({row for span in spans if span for row in range(*span[0].indices(rows))})
 
 
 def put_rows(
@@ -192,7 +194,8 @@ def put_rows(
     place = {row: slot for slot, row in enumerate(rows)}
     shape = (*local.shape[:row_axis], count, *local.shape[row_axis + 1 :])
 
-    def piece(index: tuple[slice, ...]) -> np.ndarray:
+    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         start, stop, _ = index[row_axis].indices(count)
         slots = slice(place[start], place[stop - 1] + 1)
         return local[(*index[:row_axis], slots, *index[row_axis + 1 :])]

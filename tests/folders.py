@@ -19,9 +19,10 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 _WORDS = (
-    "the a red blue small large cat dog house tree river sees likes finds keeps near under over "
-    "and but often never today please what where why is does yes no good bad short long"
-).split()
+    "the", "red", "blue", "small", "large", "cat", "dog", "house", "tree", "river", "sees", "likes",
+    "finds", "keeps", "near", "under", "over", "and", "but", "often", "never", "today", "please",
+    "what", "where", "why", "is", "does", "good", "bad", "short", "long",
+)  # fmt: skip
 
 
 def sentence(rng: random.Random, words: int) -> str:

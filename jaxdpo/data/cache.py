@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -149,13 +149,12 @@ class PairWriter:
             sync_folder(self._folder.parent)
 
     def _write_chunk(self) -> None:
-        pairs, sources = zip(*self._waiting, strict=True)
-        columns = [_ragged(ids) for ids in zip(*pairs, strict=True)]
-        self._writer.write_batch(pa.record_batch([*columns, pa.array(sources)], schema=_SCHEMA))
+        columns = [_ragged([getattr(pair, name) for pair, _ in self._waiting]) for name in _IDS]
+        sources = pa.array([source for _, source in self._waiting])
+        self._writer.write_batch(pa.record_batch([*columns, sources], schema=_SCHEMA))
         self._waiting = []
 
 
-def _ragged(rows: Iterable[np.ndarray]) -> pa.ListArray:
-    rows = list(rows)
+def _ragged(rows: Sequence[np.ndarray]) -> pa.ListArray:
     offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows)))

@@ -7,17 +7,21 @@ belongs to the completion, as it does when the model writes it.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import jinja2
 import numpy as np
 
-from jaxdpo.data.control_tokens import SPELLING_LENGTH, WALL, ControlTokens, last_spelling
+from jaxdpo.data.control_tokens import (
+    SPELLING_LENGTH,
+    ControlTokens,
+    last_spelling,
+)
 from jaxdpo.data.pairs import Message, PreferencePair, TokenizedPair
-from jaxdpo.data.records import BadPair, show, strings
+from jaxdpo.data.records import BadPair
+from jaxdpo.data.rendering import PROBE, ChatTemplate
 from jaxdpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,24 +29,6 @@ if TYPE_CHECKING:
 
 # Part of every fingerprint: raise it when the same pair would get other ids.
 ALGORITHM_VERSION = 1
-# What a template does to its input can fail in any of these ways; jinja2's own is the usual one.
-_TEMPLATE_ERRORS = (
-    jinja2.TemplateError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-)
-_PROBE = "Probe 7Qx1, in two\nlines."
-# A template that writes today's date would give other tokens every day, and a run that restarts
-# other data. It gets the date that Llama 3's templates have by default.
-_FIXED_DATE = (
-    "{% macro strftime_now(format) %}{{ format | replace('%d', '26') | replace('%b', 'Jul')"
-    " | replace('%B', 'July') | replace('%m', '07') | replace('%Y', '2024') | replace('%y', '24')"
-    " | replace('%A', 'Friday') | replace('%a', 'Fri') | replace('%H', '00')"
-    " | replace('%M', '00') | replace('%S', '00') }}{% endmacro %}{{ '' }}"
-)
 
 
 @dataclass(frozen=True)
@@ -65,7 +51,6 @@ class Chat:
 
     Attributes:
       tokenizer: The Hugging Face tokenizer.
-      template: The chat template's source.
       end_token_id: The token that ends an assistant's message, and every completion.
       stop_token_ids: Where sampling stops: the end token, and the end of the text.
       fingerprint: SHA-256 of all that token ids depend on.
@@ -78,13 +63,12 @@ class Chat:
           UserError: If there is no template, or it cannot be used.
         """
         self.tokenizer = tokenizer
-        self.template = _own_template(tokenizer) if template is None else template
-        dated = "strftime_now" in self.template
-        self._source = _FIXED_DATE + self.template if dated else self.template
         self._controls = ControlTokens(tokenizer.backend_tokenizer)
-        self.end_token_id = self._find_end()
+        self._template = ChatTemplate(tokenizer, template, self._controls)
+        self.end_token_id = cast(int, tokenizer.convert_tokens_to_ids(self._template.end_token))
         eos = cast(int | None, tokenizer.eos_token_id)
-        self.stop_token_ids = tuple(dict.fromkeys([self.end_token_id, *([eos] if eos else [])]))
+        stops = {self.end_token_id} if eos is None else {self.end_token_id, eos}
+        self.stop_token_ids = tuple(sorted(stops))
         if self._controls.unknown_id in self.stop_token_ids:
             self._controls.forbid_unknown()
         self.fingerprint = self._fingerprint()
@@ -106,8 +90,8 @@ class Chat:
         Raises:
           BadPair: If the template refuses the messages, or their text cannot be encoded.
         """
-        spelled, _ = self._render(messages, tools, add_generation_prompt)
-        return _or_raise(self._controls.encode([spelled])[0]).tolist()
+        text = self._template.render(messages, tools, add_generation_prompt).text
+        return _or_raise(self._controls.encode([text])[0]).tolist()
 
     def encode_pair(self, pair: PreferencePair) -> TokenizedPair:
         """The ids of one pair; see `encode_pairs`.
@@ -139,18 +123,20 @@ class Chat:
         """The text of token ids, without special tokens."""
         return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _render_pair(self, pair: PreferencePair) -> "_Rendered | BadPair":
+    def _render_pair(self, pair: PreferencePair) -> "_RenderedPair | BadPair":
         try:
             conversations = [
-                self._render(pair.prompt, pair.tools, True),
-                self._render([*pair.prompt, *pair.chosen], pair.tools, False),
-                self._render([*pair.prompt, *pair.rejected], pair.tools, False),
+                self._template.render(pair.prompt, pair.tools, True),
+                self._template.render([*pair.prompt, *pair.chosen], pair.tools, False),
+                self._template.render([*pair.prompt, *pair.rejected], pair.tools, False),
             ]
         except BadPair as bad:
             return bad
-        texts = [text for text, _ in conversations]
-        return _Rendered(
-            self._parts(texts), spelled_control=any(spelled for _, spelled in conversations)
+        texts = [conversation.text for conversation in conversations]
+        return _RenderedPair(
+            parts=self._parts(texts),
+            ended=[self._template.ended(text) for text in texts],
+            spelled_control=any(conversation.spelled_control for conversation in conversations),
         )
 
     def _parts(self, texts: list[str]) -> list[tuple[str, ...]]:
@@ -166,7 +152,7 @@ class Chat:
         return [(texts[0][: cut + SPELLING_LENGTH], text[cut:]) for text in texts]
 
     def _assemble(
-        self, item: "_Rendered | BadPair", ids: Mapping[str, np.ndarray | BadPair]
+        self, item: "_RenderedPair | BadPair", ids: Mapping[str, np.ndarray | BadPair]
     ) -> EncodedPair | BadPair:
         if isinstance(item, BadPair):
             return item
@@ -186,7 +172,9 @@ class Chat:
                     "from the first token on; use another template",
                 )
             pair = TokenizedPair(
-                prompt[:start], self._ended(chosen[start:]), self._ended(rejected[start:])
+                prompt[:start],
+                self._ended(chosen[start:], item.ended[1]),
+                self._ended(rejected[start:], item.ended[2]),
             )
         except BadPair as bad:
             return bad
@@ -197,109 +185,28 @@ class Chat:
             )
         return EncodedPair(pair, item.spelled_control)
 
-    def _ended(self, completion: np.ndarray) -> np.ndarray:
-        """The completion up to its last end token if only white space follows, else with one."""
-        ends = np.flatnonzero(completion == self.end_token_id)
-        if len(ends):
-            after = completion[ends[-1] + 1 :]
-            if not self.decode(after[~self._controls.is_control[after]]).strip():
-                return completion[: ends[-1] + 1]
+    def _ended(self, completion: np.ndarray, ended: bool) -> np.ndarray:
+        """The completion up to its last end token if the template ended it, else with one."""
+        at = np.flatnonzero(completion == self.end_token_id)
+        if ended and len(at):
+            return completion[: at[-1] + 1]
         return np.append(completion, np.int32(self.end_token_id))
-
-    def _render(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], prompt: bool
-    ) -> tuple[str, bool]:
-        """The conversation with control tokens spelled, and whether text in it spelled one."""
-        said = [list(messages), list(tools)]
-        walled = [
-            [{**self._wall(message), "role": message["role"]} for message in messages],
-            self._wall(list(tools)),
-        ]
-        rendered = self._apply(said[0], said[1], prompt)
-        for name in _function_names(messages, tools):
-            if name not in rendered:
-                raise BadPair(
-                    "tools-not-rendered",
-                    f"the chat template leaves out the function {show(name)}; use one that writes "
-                    "tools and tool calls, or remove them",
-                )
-        if walled == said:
-            return self._controls.spell(rendered), False
-        spelled = [text for _, text in strings(said) if self._controls.pattern.search(text)]
-        with_walls = self._apply(walled[0], walled[1], prompt)
-        if with_walls.replace(WALL, "") == rendered:
-            return self._controls.spell(with_walls), bool(spelled)
-        if spelled:
-            raise BadPair(
-                "control-text",
-                f"{show(spelled[0])} spells a control token, and the chat template rewrites text "
-                "that does, so the two cannot be told apart; remove it",
-            )
-        return self._controls.spell(rendered), False
-
-    def _wall(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._controls.wall(value)
-        if isinstance(value, dict):
-            # Templates look fields up by name: a name is touched only if it spells a control token.
-            return {
-                self._wall(key) if self._controls.pattern.search(key) else key: self._wall(item)
-                for key, item in value.items()
-            }
-        if isinstance(value, list):
-            return [self._wall(item) for item in value]
-        return value
-
-    def _apply(self, messages: Any, tools: Any, prompt: bool) -> str:
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                messages,
-                tools=tools or None,
-                chat_template=self._source,
-                add_generation_prompt=prompt,
-                tokenize=False,
-            )
-        except _TEMPLATE_ERRORS as error:
-            raise BadPair("template", f"the chat template refuses the messages: {error}") from error
-        return cast(str, rendered)
-
-    def _find_end(self) -> int:
-        """The first control token after an assistant's text, or else the end of text."""
-        probe = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _PROBE}]
-        try:
-            rendered = self._apply(probe, None, False)
-        except BadPair as bad:
-            raise UserError(f"the chat template cannot be used: {bad.reason}") from bad
-        if _PROBE not in rendered:
-            raise UserError("the chat template does not write the assistant's answer; use another")
-        end = self._controls.pattern.search(rendered, rendered.rindex(_PROBE) + len(_PROBE))
-        if end:
-            return cast(int, self.tokenizer.convert_tokens_to_ids(end[0]))
-        if self.tokenizer.eos_token_id is None:
-            raise UserError(
-                "the chat template ends an answer with no control token and the tokenizer has no "
-                "eos_token; set eos_token in tokenizer_config.json"
-            )
-        return cast(int, self.tokenizer.eos_token_id)
 
     def _fingerprint(self) -> str:
         state = [
             ALGORITHM_VERSION,
             self.tokenizer.backend_tokenizer.to_str(),
             self.tokenizer.special_tokens_map,
-            self.template,
+            self._template.source,
         ]
         return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
 
     def _check_faithful(self) -> None:
         """Compares ids with the tokenizer's own, on text that spells no control token."""
-        probe = [
-            {"role": "user", "content": "Hello there"},
-            {"role": "assistant", "content": _PROBE},
-        ]
-        rendered = self._apply(probe, None, False)
-        expected = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        if self.encode(probe) != expected:
+        probe = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
+        if self.encode(probe) != self.tokenizer.apply_chat_template(
+            probe, chat_template=self._template.dateless, return_dict=False
+        ):
             raise UserError(
                 f"{self.tokenizer.name_or_path}: this tokenizer matches control tokens in a way "
                 "that cannot be kept safe from text here; please report the model"
@@ -307,10 +214,17 @@ class Chat:
 
 
 @dataclass(frozen=True)
-class _Rendered:
-    """Spelled texts of prompt, chosen and rejected conversation, each in one part or two."""
+class _RenderedPair:
+    """Spelled texts of prompt, chosen and rejected conversation.
+
+    Attributes:
+      parts: Each text in one part, or in two to be encoded separately.
+      ended: Whether the template ended each with the end token.
+      spelled_control: Whether any text in them spelled a control token.
+    """
 
     parts: list[tuple[str, ...]]
+    ended: list[bool]
     spelled_control: bool
 
 
@@ -359,24 +273,6 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     return cast("PreTrainedTokenizerFast", tokenizer)
-
-
-def _own_template(tokenizer: "PreTrainedTokenizerFast") -> str:
-    template = cast(str | dict[str, str] | None, tokenizer.chat_template)
-    if isinstance(template, dict):
-        # Several named templates; one without tools refuses pairs that have them (see _render).
-        template = template.get("default")
-    if not template:
-        raise UserError(
-            f"{tokenizer.name_or_path}: the tokenizer has no chat template; name a Jinja file with "
-            "data.chat_template, the one that the model was trained with"
-        )
-    return template
-
-
-def _function_names(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Iterator[str]:
-    calls = [call for message in messages for call in message.get("tool_calls", ())]
-    return (entry["function"]["name"] for entry in [*tools, *calls])
 
 
 def _or_raise(ids: np.ndarray | BadPair) -> np.ndarray:

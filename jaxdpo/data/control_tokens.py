@@ -124,9 +124,8 @@ class ControlTokens:
     def _joins(self, core: str) -> bool:
         """Whether text could be the start, end or middle of a control token."""
         reach = range(1, min(self._longest, len(core) + 1))
-        return (
-            any(core[-i:] in self._prefixes or core[:i] in self._suffixes for i in reach)
-            or core in self._all_texts
+        return any(core[-i:] in self._prefixes or core[:i] in self._suffixes for i in reach) or (
+            core != "" and core in self._all_texts
         )
 
     def spell(self, rendered: str) -> str:
@@ -161,6 +160,11 @@ class ControlTokens:
 def last_spelling(spelled: str) -> int:
     """Where the last control token of a spelled text starts, or -1."""
     return spelled.rfind(_SPELLING)
+
+
+def without_spellings(spelled: str) -> str:
+    """A spelled text without its control tokens."""
+    return _NONCHARACTER.sub("", spelled)
 
 
 def _is_control(token: AddedToken) -> bool:

@@ -29,14 +29,19 @@ class BatchConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: int = Field(32, ge=1, description="preference pairs in an optimizer step, exactly")
-    row_length: int | None = Field(
-        None, ge=8, description="tokens in a packed row; default: chosen from the lengths"
+    size: int = Field(
+        default=32, ge=1, description="preference pairs in an optimizer step, exactly"
     )
-    rows_per_device: int = Field(1, ge=1, description="rows of a microbatch on each device")
-    pack: bool = Field(True, description="several pairs in a row; the loss is the same without")
+    row_length: int | None = Field(
+        default=None, ge=8, description="tokens in a packed row; default: chosen from the lengths"
+    )
+    rows_per_device: int = Field(default=1, ge=1, description="rows of a microbatch on each device")
+    pack: bool = Field(
+        default=True, description="several pairs in a row; the loss is the same without"
+    )
     share_prefix: bool = Field(
-        True, description="lay a prompt out once for both completions; the loss is the same without"
+        default=True,
+        description="lay a prompt out once for both completions; the loss is the same without",
     )
 
 
@@ -153,7 +158,7 @@ class Packer:
     def _laid_out(self) -> np.ndarray:
         return laid_out_lengths(self.lengths, self.config.share_prefix)
 
-    def microbatches(self, pairs: Sequence[int]) -> list[Microbatch]:
+    def microbatches(self, pairs: Sequence[int] | np.ndarray) -> list[Microbatch]:
         """The pairs in as few microbatches of `rows` rows as hold them; later ones may be short."""
         if self.config.pack:
             sizes = self._laid_out[np.asarray(pairs, np.int64)].tolist()

@@ -4,16 +4,16 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.pairs import PreferencePair
-from jaxdpo.data.records import BadLine, BadPair, Record, bad_line, read_records
+from jaxdpo.data.records import BadLine, BadPair, bad_line, read_records
 from jaxdpo.data.reports import ReadReport, tally
-from jaxdpo.data.schema import REQUEST_KEYS, parse_pair
+from jaxdpo.data.schema import IGNORED_KEYS, parse_pair
 from jaxdpo.data.splits import leaked_prompts
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.files import replacing
@@ -58,18 +58,21 @@ def read_pairs(path: str, config: DataConfig, rejects_path: Path | None = None) 
     with _open(path) as stream:
         for record in read_records(stream, path):
             lines += 1
-            parsed = _parse(record, path, config.test_fraction)
-            if parsed is None:
+            if isinstance(record, BadLine):
+                bad_lines.append(record)
+                continue
+            if record.value is None:
                 blank += 1
-            elif isinstance(parsed, BadLine):
-                bad_lines.append(parsed)
-            else:
-                pairs.append(parsed)
-                ignored.update(_ignored(record))
+                continue
+            try:
+                source = f"{path}:{record.line}"
+                pairs.append(parse_pair(record.value, source, config.test_fraction))
+            except BadPair as bad:
+                bad_lines.append(bad_line(path, record.line, bad, record.raw))
+            ignored.update(record.value.keys() & IGNORED_KEYS)
     if lines == blank:
         raise UserError(f"{path}: holds no pairs, only {lines} blank lines; write one pair a line")
-    if bad_lines:
-        handle_bad_lines(bad_lines, config, rejects_path)
+    handle_bad_lines(bad_lines, config, rejects_path)
     by_split = Counter(pair.split for pair in pairs)
     report = ReadReport(
         path=path,
@@ -87,24 +90,6 @@ def read_pairs(path: str, config: DataConfig, rejects_path: Path | None = None) 
             "leave split out to have it drawn by the prompt's hash"
         )
     return ReadResult(tuple(pairs), report, tuple(bad_lines))
-
-
-def _parse(
-    record: Record | BadLine, path: str, test_fraction: float
-) -> PreferencePair | BadLine | None:
-    if isinstance(record, BadLine) or record.value is None:
-        return record if isinstance(record, BadLine) else None
-    try:
-        return parse_pair(record.value, f"{path}:{record.line}", test_fraction)
-    except BadPair as bad:
-        return bad_line(path, record.line, bad, record.raw)
-
-
-def _ignored(record: Record | BadLine) -> Iterator[str]:
-    if isinstance(record, Record) and record.value is not None:
-        ignored = REQUEST_KEYS | {"tool_choice"}
-        return (key for key, value in record.value.items() if key in ignored and value is not None)
-    return iter(())
 
 
 def _open(path: str) -> BinaryIO:
@@ -139,9 +124,9 @@ def handle_bad_lines(
     Raises:
       UserError: With `on_error="stop"`: the first 20 of them, and how many more there are.
     """
-    if config.on_error == "skip":
-        if rejects_path is not None:
-            write_rejects(bad_lines, rejects_path)
+    if config.on_error == "skip" and rejects_path is not None:
+        write_rejects(bad_lines, rejects_path)
+    if config.on_error == "skip" or not bad_lines:
         return
     shown = [str(bad) for bad in bad_lines[:SHOWN_BAD_LINES]]
     more = len(bad_lines) - len(shown)

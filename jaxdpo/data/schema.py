@@ -15,11 +15,12 @@ from jaxdpo.data.records import BadPair, kind, show
 from jaxdpo.data.splits import hashed_split
 from jaxdpo.errors import nearest
 
-KNOWN_KEYS = ("messages", "rejected_message", "split", "tools", "tool_choice", "metadata")
+KNOWN_KEYS = ("messages", "rejected_message", "split", "tools", "metadata")
 # Fields of an OpenAI chat request that say how an answer was sampled, not what was asked.
 # https://platform.openai.com/docs/api-reference/chat/create
-REQUEST_KEYS = frozenset(
+IGNORED_KEYS = frozenset(
     [
+        "tool_choice",
         *("frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs"),
         *("max_completion_tokens", "max_tokens", "n", "seed", "stop", "temperature", "top_p"),
         *("model", "parallel_tool_calls", "reasoning_effort", "response_format"),
@@ -80,8 +81,11 @@ def parse_pair(line: dict[str, Any], source: str, test_fraction: float) -> Prefe
 
 def _check_keys(line: dict[str, Any]) -> None:
     for key in line:
-        if key not in KNOWN_KEYS and key not in REQUEST_KEYS:
-            hint = nearest(key, KNOWN_KEYS) or "; the user's own fields go under 'metadata'"
+        if key not in KNOWN_KEYS and key not in IGNORED_KEYS:
+            hint = (
+                nearest(key, (*KNOWN_KEYS, *IGNORED_KEYS))
+                or "; the user's own fields go under 'metadata'"
+            )
             raise BadPair("unknown-key", f"unknown key {show(key)}{hint}")
     for key in ("messages", "rejected_message"):
         if line.get(key) is None:
@@ -148,13 +152,9 @@ def _close_call(message: Message, open_calls: list[str | None], field: str) -> N
     else:
         raise BadPair(
             "tool-call-id",
-            f"{field}.tool_call_id is {show(answered)}{nearest(answered, _named(open_calls))}; it "
-            f"must be one of the open calls {show(open_calls)}",
+            f"{field}.tool_call_id is {show(answered)}; it must be one of the open calls "
+            f"{show(open_calls)}",
         )
-
-
-def _named(calls: list[str | None]) -> list[str]:
-    return [call for call in calls if call is not None]
 
 
 def _parse_rejected(value: Any) -> Message:

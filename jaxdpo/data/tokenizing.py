@@ -74,8 +74,7 @@ def tokenize_pairs(
       UserError: With `on_error="stop"`, for pairs that cannot be rendered or encoded.
     """
     tokenized = _tokenize(pairs, chat, config)
-    if tokenized.report.rejected:
-        handle_bad_lines(tokenized.report.rejected, config, None)
+    handle_bad_lines(tokenized.report.rejected, config, None)
     return tokenized
 
 

@@ -104,9 +104,8 @@ def make_train_step(
         gradients = jax.lax.with_sharding_constraint(gradients, state_shardings.trainable)
         grad_norm = optax.global_norm(gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
-        updated = TrainState(
-            optax.apply_updates(state.trainable, updates), optimizer_state, state.step + 1
-        )
+        trainable: Any = optax.apply_updates(state.trainable, updates)
+        updated = TrainState(trainable, optimizer_state, state.step + 1)
         metrics = sums | {"grad_norm": grad_norm, "learning_rate": schedule(state.step)}
         finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state), metrics

@@ -1,0 +1,180 @@
+"""Conversations → text, by a chat template, in which only the template's control tokens count."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import jinja2
+
+from jaxdpo.data.control_tokens import WALL, ControlTokens, without_spellings
+from jaxdpo.data.pairs import Message
+from jaxdpo.data.records import BadPair, show, strings
+from jaxdpo.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# What a template does to its input can fail in any of these ways; jinja2's own is the usual one.
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+)
+PROBE = "Probe 7Qx1, in two\nlines."
+# A template that writes today's date would give other tokens every day, and a run that restarts
+# other data. It gets the date that Llama 3's templates have by default.
+_FIXED_DATE = (
+    "{% macro strftime_now(format) %}{{ format | replace('%d', '26') | replace('%b', 'Jul')"
+    " | replace('%B', 'July') | replace('%m', '07') | replace('%Y', '2024') | replace('%y', '24')"
+    " | replace('%A', 'Friday') | replace('%a', 'Fri') | replace('%H', '00')"
+    " | replace('%M', '00') | replace('%S', '00') }}{% endmacro %}{{ '' }}"
+)
+
+
+class Rendered(NamedTuple):
+    """A conversation as text, its control tokens spelled for `ControlTokens.encode`.
+
+    Attributes:
+      text: The spelled text.
+      spelled_control: Whether any text in the messages spelled a control token.
+    """
+
+    text: str
+    spelled_control: bool
+
+
+class ChatTemplate:
+    """A chat template that text in messages cannot reach.
+
+    Attributes:
+      source: The template.
+      dateless: The same, writing a fixed date where it writes today's.
+      end_token: What ends an assistant's message.
+    """
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerFast", source: str | None, controls: ControlTokens
+    ):
+        """Looks at a template, or without one at the tokenizer's own.
+
+        Raises:
+          UserError: If there is none, or it cannot render a question and an answer.
+        """
+        self._tokenizer = tokenizer
+        self._controls = controls
+        self.source = _own_template(tokenizer) if source is None else source
+        dated = "strftime_now" in self.source
+        self.dateless = _FIXED_DATE + self.source if dated else self.source
+        self.end_token = self._find_end()
+
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], prompt: bool
+    ) -> Rendered:
+        """Renders a conversation, as `control_tokens` describes.
+
+        Args:
+          messages: `{"role": ..., "content": ...}` each.
+          tools: Function definitions.
+          prompt: Whether to open the assistant's next message.
+
+        Raises:
+          BadPair: If the template refuses the messages, leaves out a function or a call, or
+            rewrites text that spells a control token.
+        """
+        said = [list(messages), list(tools)]
+        walled = [
+            [{**self._wall(message), "role": message["role"]} for message in messages],
+            self._wall(list(tools)),
+        ]
+        rendered = self._apply(said[0], said[1], prompt)
+        for name in _function_names(messages, tools):
+            if name not in rendered:
+                raise BadPair(
+                    "tools-not-rendered",
+                    f"the chat template leaves out the function {show(name)}; use one that writes "
+                    "tools and tool calls, or remove them",
+                )
+        if walled == said:
+            return Rendered(self._controls.spell(rendered), False)
+        spelled = [text for _, text in strings(said) if self._controls.pattern.search(text)]
+        with_walls = self._apply(walled[0], walled[1], prompt)
+        if with_walls.replace(WALL, "") == rendered:
+            return Rendered(self._controls.spell(with_walls), bool(spelled))
+        # The template looked at the walls. That is no harm if they kept nothing apart.
+        tokens = self._controls.pattern.findall
+        if spelled or tokens(rendered) != tokens(with_walls):
+            raise BadPair(
+                "control-text",
+                f"{show(spelled[0] if spelled else rendered)} spells a control token, and the chat "
+                "template rewrites text that does, so the two cannot be told apart; remove it",
+            )
+        return Rendered(self._controls.spell(rendered), False)
+
+    def ended(self, spelled: str) -> bool:
+        """Whether a rendering ends in the end token, white space and control tokens aside."""
+        _, end, after = spelled.rpartition(self._controls.spell(self.end_token))
+        return end != "" and not without_spellings(after).strip()
+
+    def _wall(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._controls.wall(value)
+        if isinstance(value, dict):
+            # Templates look fields up by name: a name is touched only if it spells a control token.
+            return {
+                self._wall(key) if self._controls.pattern.search(key) else key: self._wall(item)
+                for key, item in value.items()
+            }
+        if isinstance(value, list):
+            return [self._wall(item) for item in value]
+        return value
+
+    def _apply(self, messages: Any, tools: Any, prompt: bool) -> str:
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                messages,
+                tools=tools or None,
+                chat_template=self.dateless,
+                add_generation_prompt=prompt,
+                tokenize=False,
+            )
+        except _TEMPLATE_ERRORS as error:
+            raise BadPair("template", f"the chat template refuses the messages: {error}") from error
+        return cast(str, rendered)
+
+    def _find_end(self) -> str:
+        """The first control token after an assistant's text, or else the end of text."""
+        probe = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PROBE}]
+        try:
+            rendered = self._apply(probe, None, False)
+        except BadPair as bad:
+            raise UserError(f"the chat template cannot be used: {bad.reason}") from bad
+        if PROBE not in rendered:
+            raise UserError("the chat template does not write the assistant's answer; use another")
+        found = self._controls.pattern.search(rendered, rendered.rindex(PROBE) + len(PROBE))
+        end = found[0] if found else cast(str | None, self._tokenizer.eos_token)
+        if end is None:
+            raise UserError(
+                "the chat template ends an answer with no control token and the tokenizer has no "
+                "eos_token; set eos_token in tokenizer_config.json"
+            )
+        return end
+
+
+def _own_template(tokenizer: "PreTrainedTokenizerFast") -> str:
+    template = cast(str | dict[str, str] | None, tokenizer.chat_template)
+    if isinstance(template, dict):
+        # Several named templates; one without tools refuses pairs that have them (see _render).
+        template = template.get("default")
+    if not template:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template; name a Jinja file with "
+            "data.chat_template, the one that the model was trained with"
+        )
+    return template
+
+
+def _function_names(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Iterator[str]:
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    return (entry["function"]["name"] for entry in [*tools, *calls])

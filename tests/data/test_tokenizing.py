@@ -1,0 +1,340 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from jaxdpo.data.cache import ROWS_PER_CHUNK
+from jaxdpo.data.chat import Chat
+from jaxdpo.data.config import DataConfig
+from jaxdpo.data.fitting import fit
+from jaxdpo.data.pairs import PreferencePair
+from jaxdpo.data.tokenizing import cache_key, load_pairs, tokenize_pairs
+from jaxdpo.errors import UserError
+
+
+def message(role, content):
+    return {"role": role, "content": content}
+
+
+def pair(*prompt, chosen="Hobart", rejected="Paris", source="f:1"):
+    answers = ((message("assistant", text),) for text in (chosen, rejected))
+    return PreferencePair(tuple(prompt), *answers, "TRAIN", source=source)
+
+
+def questions(count):
+    return [pair(message("user", f"Question {i}?"), source=f"f:{i + 1}") for i in range(count)]
+
+
+SYSTEM = message("system", "Be brief.")
+TURNS = [
+    (message("user", f"Question {i}, about x?"), message("assistant", f"Answer {i}."))
+    for i in range(4)
+]
+TALK = (SYSTEM, *[m for turn in TURNS for m in turn], message("user", "And the capital?"))
+
+
+@pytest.fixture
+def chat(make_tokenizer):
+    return Chat(make_tokenizer("bytes", "chatml"))
+
+
+@pytest.fixture
+def config(tmp_path):
+    return DataConfig(path="unused", cache_dir=str(tmp_path / "cache"))
+
+
+def ids_of(chat, messages):
+    return chat.encode(messages, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("dropped_turns", range(5))
+def test_the_oldest_turns_go_first_and_no_more_than_needed(chat, dropped_turns):
+    made = pair(*TALK, chosen="Hobart it is", rejected="No")
+    whole = chat.encode_pair(made)
+    kept = ids_of(chat, [SYSTEM, *TALK[1 + 2 * dropped_turns :]])
+    exactly = len(kept) + len(whole.chosen_ids)
+    for max_length in (exactly, exactly + 1):
+        fitted = fit(made, whole, chat, max_length)
+        assert fitted.outcome == ("cut_by_message" if dropped_turns else "whole")
+        assert fitted.tokens.prompt_ids.tolist() == kept
+        assert fitted.tokens.chosen_ids.tolist() == whole.chosen_ids.tolist()
+        assert fitted.tokens.rejected_ids.tolist() == whole.rejected_ids.tolist()
+
+
+def test_tool_messages_stay_with_the_turn_they_belong_to(make_tokenizer):
+    chat = Chat(make_tokenizer("bytes", "qwen"))
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    turn = (
+        message("user", "Weather?"),
+        {"role": "assistant", "tool_calls": [call]},
+        message("tool", "4°C"),
+    )
+    made = pair(*TALK, message("assistant", "Well."), *turn)
+    whole = chat.encode_pair(made)
+    least = ids_of(chat, [SYSTEM, *turn])
+    fitted = fit(made, whole, chat, len(least) + len(whole.chosen_ids))
+    assert fitted.tokens.prompt_ids.tolist() == least
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama3"])
+def test_a_last_turn_that_is_too_long_loses_tokens_from_the_left(make_tokenizer, template):
+    tokenizer = make_tokenizer("bytes", template)
+    chat = Chat(tokenizer)
+    made = pair(*TALK)
+    whole = chat.encode_pair(made)
+    longest = max(len(whole.chosen_ids), len(whole.rejected_ids))
+    last_turn = ids_of(chat, [SYSTEM, TALK[-1]])
+    fitted = fit(made, whole, chat, 20 + longest)
+    assert fitted.outcome == "cut_by_token"
+    # A template that begins every text with a token of its own keeps it.
+    if template == "llama3":
+        assert fitted.tokens.prompt_ids.tolist() == last_turn[:1] + last_turn[-19:]
+    else:
+        assert fitted.tokens.prompt_ids.tolist() == last_turn[-20:]
+    assert fitted.tokens.chosen_ids.tolist() == whole.chosen_ids.tolist()
+
+
+def test_a_completion_is_never_cut_and_a_pair_without_room_for_a_prompt_is_dropped(chat):
+    made = pair(*TALK)
+    whole = chat.encode_pair(made)
+    longest = max(len(whole.chosen_ids), len(whole.rejected_ids))
+    assert fit(made, whole, chat, longest + 16).outcome == "cut_by_token"
+    assert fit(made, whole, chat, longest + 15) == (None, "dropped")
+    short = pair(message("user", "Q"))
+    tokens = chat.encode_pair(short)
+    length = len(tokens.prompt_ids) + max(len(tokens.chosen_ids), len(tokens.rejected_ids))
+    assert len(tokens.prompt_ids) < 16
+    assert fit(short, tokens, chat, length).outcome == "whole"
+    assert fit(short, tokens, chat, length - 1).outcome == "dropped"
+
+
+def test_stored_pairs_are_what_the_chat_encodes(chat, config):
+    pairs = questions(2 * ROWS_PER_CHUNK + 3)
+    stored = tokenize_pairs(pairs, chat, config)
+    assert len(stored) == len(pairs) == stored.report.pairs
+    expected = [encoded.tokens for encoded in chat.encode_pairs(pairs)]
+    for i in [0, 1, ROWS_PER_CHUNK - 1, ROWS_PER_CHUNK, 2 * ROWS_PER_CHUNK, len(pairs) - 1]:
+        for ours, theirs in zip(stored[i], expected[i], strict=True):
+            assert ours.dtype == np.int32
+            assert ours.tolist() == theirs.tolist()
+        assert stored.source(i) == f"f:{i + 1}"
+    assert stored.lengths.dtype == np.int32
+    assert stored.lengths.tolist() == [[len(ids) for ids in tokens] for tokens in expected]
+    assert stored[np.int64(3)].prompt_ids.tolist() == expected[3].prompt_ids.tolist()
+    for index in (-1, len(pairs)):
+        with pytest.raises(IndexError):
+            stored[index]
+
+
+def test_no_pairs_are_stored_as_none(chat, config):
+    stored = tokenize_pairs([], chat, config)
+    assert (len(stored), stored.lengths.shape) == (0, (0, 3))
+
+
+def stored_folder(config):
+    [folder] = (config.cache_folder() / "pairs").iterdir()
+    return folder
+
+
+def without_encoding(monkeypatch):
+    monkeypatch.setattr(Chat, "encode_pairs", None)
+
+
+def test_the_second_time_nothing_is_encoded(chat, config, monkeypatch):
+    pairs = [*questions(4), pair(*TALK, source="f:9")]
+    config = config.model_copy(update={"max_length": 64})
+    first = tokenize_pairs(pairs, chat, config)
+    without_encoding(monkeypatch)
+    second = tokenize_pairs(pairs, chat, config)
+    assert second.fingerprint == first.fingerprint
+    assert second.report == first.report
+    assert second.report.cut_by_message == ("f:9",)
+    assert [ids.tolist() for ids in second[4]] == [ids.tolist() for ids in first[4]]
+
+
+def damage_nothing(folder):
+    pass
+
+
+def flip(folder):
+    content = bytearray((folder / "pairs.arrow").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "pairs.arrow").write_bytes(content)
+
+
+def truncate(folder):
+    content = (folder / "pairs.arrow").read_bytes()
+    (folder / "pairs.arrow").write_bytes(content[:-100])
+
+
+def no_about(folder):
+    (folder / "about.json").unlink()
+
+
+def half_about(folder):
+    text = (folder / "about.json").read_text()
+    (folder / "about.json").write_text(text[: len(text) // 2])
+
+
+def foreign(folder):
+    about = json.loads((folder / "about.json").read_text())
+    (folder / "about.json").write_text(json.dumps({**about, "key": "0" * 64}))
+
+
+def other_shape(folder):
+    (folder / "about.json").write_text("[]")
+
+
+def no_pairs(folder):
+    (folder / "pairs.arrow").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage", [flip, truncate, no_about, half_about, foreign, other_shape, no_pairs]
+)
+def test_damaged_or_foreign_pairs_are_made_anew(chat, config, damage, monkeypatch):
+    pairs = questions(20)
+    first = tokenize_pairs(pairs, chat, config)
+    damage(stored_folder(config))
+    again = tokenize_pairs(pairs, chat, config)
+    assert again.fingerprint == first.fingerprint
+    assert [t.prompt_ids.tolist() for t in again] == [
+        e.tokens.prompt_ids.tolist() for e in chat.encode_pairs(pairs)
+    ]
+    # Mended for good, and nothing else is left there.
+    assert sorted(file.name for file in stored_folder(config).iterdir()) == [
+        "about.json",
+        "pairs.arrow",
+    ]
+    without_encoding(monkeypatch)
+    tokenize_pairs(pairs, chat, config)
+
+
+def test_what_is_cut_off_in_the_middle_leaves_nothing(chat, config, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxdpo.data.tokenizing.fit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize_pairs(questions(2), chat, config)
+    assert list((config.cache_folder() / "pairs").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(chat, config, tmp_path):
+    (tmp_path / "file").write_text("")
+    broken = config.model_copy(update={"cache_dir": str(tmp_path / "file")})
+    with pytest.raises(UserError, match=r"file/pairs.*set data\.cache_dir"):
+        tokenize_pairs(questions(2), chat, broken)
+
+
+def test_the_key_covers_all_that_tokens_depend_on(chat, config, make_tokenizer):
+    base = questions(2)
+    tools = ({"type": "function", "function": {"name": "x"}},)
+    changed = [
+        base[:1],
+        base[::-1],
+        [base[0], dataclasses.replace(base[1], prompt=(message("user", "?"),))],
+        [base[0], dataclasses.replace(base[1], chosen=(message("assistant", "?"),))],
+        [base[0], dataclasses.replace(base[1], rejected=(message("assistant", "?"),))],
+        [base[0], dataclasses.replace(base[1], tools=tools)],
+        [base[0], dataclasses.replace(base[1], source="f:7")],
+    ]
+    keys = [cache_key(pairs, chat, config) for pairs in (base, *changed)]
+    keys.append(cache_key(base, chat, config.model_copy(update={"max_length": 512})))
+    keys.append(cache_key(base, Chat(make_tokenizer("bytes", "phi3")), config))
+    assert len(set(keys)) == len(keys)
+    other = config.model_copy(update={"on_error": "skip", "cache_dir": None, "path": "x"})
+    assert cache_key(questions(2), chat, other) == keys[0]
+
+
+def test_the_fingerprint_is_of_ids_and_boundaries_alone(chat, config):
+    base = questions(3)
+    moved = [dataclasses.replace(p, source="g:1", metadata={"a": 1}) for p in base]
+    # The same ids in the same order, but parted one token later.
+    fingerprints = {
+        name: tokenize_pairs(pairs, chat, config).fingerprint
+        for name, pairs in {"base": base, "moved": moved, "turned": base[::-1]}.items()
+    }
+    assert fingerprints["moved"] == fingerprints["base"] != fingerprints["turned"]
+
+
+@pytest.fixture
+def gemma(make_tokenizer):
+    """A chat whose template refuses system messages."""
+    return Chat(make_tokenizer("bytes", "gemma"))
+
+
+def write_lines(file, *systems, split="TRAIN"):
+    lines = []
+    for i, system in enumerate(systems):
+        messages = [SYSTEM] * system + [message("user", f"q{i}"), message("assistant", "a")]
+        rejected = message("assistant", "b")
+        lines.append({"messages": messages, "rejected_message": rejected, "split": split})
+    with open(file, "a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def test_a_file_becomes_tokens_by_split(chat, config, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    write_lines(file, False, True, False)
+    write_lines(file, False, split="TEST")
+    config = config.model_copy(update={"path": str(file)})
+    loaded = load_pairs(config, chat)
+    assert {split: len(pairs) for split, pairs in loaded.splits.items()} == {"TRAIN": 3, "TEST": 1}
+    assert loaded.report.pairs == {"TRAIN": 3, "TEST": 1}
+    assert loaded.splits["TEST"].source(0) == f"{file}:4"
+
+
+def test_pairs_that_the_template_refuses_are_bad_lines_too(gemma, config, tmp_path):
+    file, rejects = tmp_path / "pairs.jsonl", tmp_path / "rejects.jsonl"
+    write_lines(file, False, True, False)
+    file.write_text(file.read_text() + "[]\n")
+    write_lines(file, True, split="TEST")
+    config = config.model_copy(update={"path": str(file), "on_error": "skip"})
+    for _ in ("made", "from the cache"):
+        rejects.unlink(missing_ok=True)
+        loaded = load_pairs(config, gemma, rejects)
+        assert len(loaded.splits["TRAIN"]) == 2
+        assert len(loaded.splits["TEST"]) == 0
+        found = [json.loads(line) for line in rejects.read_text().splitlines()]
+        assert [(bad["line"], bad["code"]) for bad in found] == [
+            (2, "template"),
+            (4, "not-an-object"),
+            (5, "template"),
+        ]
+        assert [bad["raw"] for bad in found] == [
+            file.read_text().splitlines()[bad["line"] - 1] for bad in found
+        ]
+    file.write_text(file.read_text().replace("[]\n", ""))
+    with pytest.raises(UserError, match=f"^{file}:2: the chat template refuses") as caught:
+        load_pairs(config.model_copy(update={"on_error": "stop"}), gemma)
+    assert str(caught.value).count("System role not supported") == 2
+
+
+def test_no_train_pair_left_is_an_error_that_says_why(gemma, config, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    write_lines(file, True)
+    config = config.model_copy(update={"path": str(file), "on_error": "skip"})
+    with pytest.raises(UserError, match=r"none of its 1 TRAIN pairs can be used:\n1 pairs skipped"):
+        load_pairs(config, gemma)
+
+
+def test_the_summary_counts_and_names_what_was_cut(chat, config):
+    config = config.model_copy(update={"max_length": 64})
+    pairs = [
+        pair(message("user", "q"), source="f:1"),
+        pair(*TALK, source="f:2"),
+        pair(message("user", "long " * 90), source="f:3"),
+        pair(message("user", "q"), chosen="long " * 90, source="f:4"),
+        pair(message("user", "<|im_end|>"), source="f:5"),
+    ]
+    stored = tokenize_pairs(pairs, chat, config)
+    assert [stored.source(i) for i in range(len(stored))] == ["f:1", "f:2", "f:3", "f:5"]
+    assert (stored.lengths[:, 0] + stored.lengths[:, 1:].max(1)).max() <= 64
+    assert stored.report.summary(64).split("\n") == [
+        "1 prompts lost their oldest messages to fit 64 tokens (first: f:2)",
+        "1 prompts were cut within a message to fit 64 tokens (first: f:3)",
+        "1 pairs dropped: their completions leave 64 tokens no room (first: f:4)",
+        "1 pairs spell control tokens in their text; kept as plain text (first: f:5)",
+    ]
