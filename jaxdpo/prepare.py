@@ -17,6 +17,7 @@ from jaxdpo.data.plan import (
     Packer,
     TrainPlan,
     choose_row_length,
+    longest_sequence,
     make_train_plan,
     scoring_shape,
 )
@@ -139,7 +140,7 @@ def _plan(
     both = np.concatenate([lengths, test_lengths])
     rows = config.batch.rows_per_device * batch_shards()
     row_length = choose_row_length(both, config.batch, rows)
-    packer = Packer(lengths, config.batch, rows, row_length)
+    packer = Packer(lengths, config.batch, rows, row_length, longest_sequence(both))
     training = config.training
     plan = make_train_plan(packer, training.seed, training.epochs, training.max_steps)
     kind = config.model.attention
@@ -150,7 +151,8 @@ def _plan(
     gather = kind == "gather"
     if not gather:
         shape = replace(shape, sequences=1, sequence_width=1)
-    scoring = replace(scoring_shape(replace(packer, lengths=both), gather), microbatches=1)
+    packers = [replace(packer, lengths=each) for each in (lengths, test_lengths) if len(each)]
+    scoring = scoring_shape(packers, gather)
     compute = Compute(
         jnp.dtype(config.model.compute_dtype or _default_dtype()),
         kind,
