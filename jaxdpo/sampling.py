@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from jaxdpo.data.pairs import Message
 from jaxdpo.errors import UserError
+from jaxdpo.hub.policy import Policy
 from jaxdpo.model.cache import KVCache, cached_hidden_states, empty_cache
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, Params, logits
@@ -49,6 +51,39 @@ class Completion(NamedTuple):
     finished: bool
 
 
+def answer(
+    policy: Policy,
+    conversations: Sequence[Sequence[Message]],
+    sampling: SamplingConfig | None = None,
+) -> list[str]:
+    """The policy's answer to each conversation.
+
+        answer(policy, [[{"role": "user", "content": "When does it open?"}]])
+        # ["At 9."]
+
+    Args:
+      policy: The model.
+      conversations: Messages of each, the last one not the assistant's.
+      sampling: How completions are drawn; by default the likeliest token, 128 at most.
+
+    Raises:
+      BadPair: If the chat template refuses the messages.
+    """
+    chat = policy.chat
+    prompts = [chat.encode(messages, add_generation_prompt=True) for messages in conversations]
+    dtype = jax.tree.leaves(policy.params)[0].dtype
+    completions = generate(
+        policy.config,
+        policy.params,
+        policy.lora,
+        prompts,
+        sampling or SamplingConfig(),
+        chat.stop_token_ids,
+        Compute(dtype, "dense", "none", policy.lora_config),
+    )
+    return [chat.decode(completion.ids) for completion in completions]
+
+
 def generate(
     config: ModelConfig,
     params: Params,
@@ -85,21 +120,22 @@ def generate(
     # Prompts of like length go together: less padding, and fewer lengths in a batch.
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     completions: dict[int, Completion] = {}
+    rows = min(sampling.batch_size, len(prompts))
     for start in range(0, len(order), sampling.batch_size):
         numbers = order[start : start + sampling.batch_size]
-        tokens_BP, positions_BP = _pad([prompts[n] for n in numbers], sampling.batch_size)
+        tokens_BP, positions_BP = _pad([prompts[n] for n in numbers], rows)
         new_BN = _decode(
             config,
             params,
             lora,
             (tokens_BP, positions_BP),
-            _row_keys(sampling, numbers),
+            _row_keys(sampling.seed, numbers, rows),
             np.array(stop_token_ids, np.int32),
             # The seed is in the keys already; another one is no reason to compile again.
             sampling.model_copy(update={"seed": 0}),
             compute,
         )
-        for number, new in zip(numbers, np.asarray(new_BN), strict=False):
+        for number, new in zip(numbers, np.asarray(new_BN)[: len(numbers)], strict=True):
             completions[number] = _until_stop(new.tolist(), stop_token_ids)
     return [completions[number] for number in range(len(prompts))]
 
@@ -116,11 +152,11 @@ def _pad(prompts: Sequence[Sequence[int]], rows: int) -> tuple[np.ndarray, np.nd
     return tokens_BP, positions_BP
 
 
-def _row_keys(sampling: SamplingConfig, numbers: Sequence[int]) -> jax.Array:
+def _row_keys(seed: int, numbers: Sequence[int], rows: int) -> jax.Array:
     """A key for each row of a batch, from the seed and the prompt's number."""
-    padded = np.zeros(sampling.batch_size, np.uint32)
+    padded = np.zeros(rows, np.uint32)
     padded[: len(numbers)] = numbers
-    return jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(padded)
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(padded)
 
 
 def _until_stop(new: list[int], stop_token_ids: Sequence[int]) -> Completion:
