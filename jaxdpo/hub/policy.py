@@ -53,6 +53,14 @@ class Policy:
         dtype = jax.tree.leaves(self.params)[0].dtype.name
         return f"{self.source}: {self.hf_config['model_type']}, {size} parameters, {dtype}"
 
+    def merged(self) -> "Policy":
+        """The same model without adapters, theirs added into the weights."""
+        if self.lora is None:
+            return self
+        assert self.lora_config is not None
+        params = merge_lora(self.params, self.lora, self.lora_config.scale)
+        return replace(self, params=params, lora=None, lora_config=None)
+
     def save(
         self,
         folder: str | Path,
@@ -77,14 +85,10 @@ class Policy:
             base = str(here.resolve()) if here.is_dir() else self.source
             save_adapter(folder, self.lora, self.lora_config, tokenizer, self.hf_config, base)
             return
-        params = self.params
-        if self.lora is not None:
-            assert self.lora_config is not None
-            params = merge_lora(params, self.lora, self.lora_config.scale)
         save_pretrained(
             folder,
             self.config,
-            params,
+            self.merged().params,
             tokenizer,
             self.hf_config,
             self.generation_config,
