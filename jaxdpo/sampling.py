@@ -36,7 +36,7 @@ class SamplingConfig(BaseModel):
         description="Draw from the fewest likeliest tokens that have this probability together.",
     )
     seed: int = Field(default=0, ge=0, description="Of the draws.")
-    batch_size: int = Field(default=32, gt=0, description="Prompts decoded at a time.")
+    batch_size: int = Field(default=8, gt=0, description="Prompts decoded at a time.")
 
 
 class Completion(NamedTuple):
@@ -120,16 +120,15 @@ def generate(
     # Prompts of like length go together: less padding, and fewer lengths in a batch.
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     completions: dict[int, Completion] = {}
-    rows = min(sampling.batch_size, len(prompts))
     for start in range(0, len(order), sampling.batch_size):
         numbers = order[start : start + sampling.batch_size]
-        tokens_BP, positions_BP = _pad([prompts[n] for n in numbers], rows)
+        tokens_BP, positions_BP = _pad([prompts[n] for n in numbers], sampling.batch_size)
         new_BN = _decode(
             config,
             params,
             lora,
             (tokens_BP, positions_BP),
-            _row_keys(sampling.seed, numbers, rows),
+            _row_keys(sampling, numbers),
             np.array(stop_token_ids, np.int32),
             # The seed is in the keys already; another one is no reason to compile again.
             sampling.model_copy(update={"seed": 0}),
@@ -152,11 +151,11 @@ def _pad(prompts: Sequence[Sequence[int]], rows: int) -> tuple[np.ndarray, np.nd
     return tokens_BP, positions_BP
 
 
-def _row_keys(seed: int, numbers: Sequence[int], rows: int) -> jax.Array:
+def _row_keys(sampling: SamplingConfig, numbers: Sequence[int]) -> jax.Array:
     """A key for each row of a batch, from the seed and the prompt's number."""
-    padded = np.zeros(rows, np.uint32)
+    padded = np.zeros(sampling.batch_size, np.uint32)
     padded[: len(numbers)] = numbers
-    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(padded)
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(padded)
 
 
 def _until_stop(new: list[int], stop_token_ids: Sequence[int]) -> Completion:
