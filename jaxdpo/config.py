@@ -6,14 +6,15 @@ config = load_config("configs/quickstart.yaml", ["loss.beta=0.2", "lora.rank=8"]
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.plan import BatchConfig
 from jaxdpo.errors import UserError, nearest
+from jaxdpo.files import shipped
 from jaxdpo.losses import LossConfig
 from jaxdpo.model.lora import LoraConfig
 from jaxdpo.reference import ReferenceConfig
@@ -30,7 +31,9 @@ class PolicyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(description="Hugging Face folder, or org/name on the Hub")
+    path: Annotated[str, AfterValidator(shipped)] = Field(
+        description="Hugging Face folder, or org/name on the Hub"
+    )
     param_dtype: Dtype = Field(default="float32", description="dtype of the parameters")
     compute_dtype: Dtype | None = Field(
         default=None,

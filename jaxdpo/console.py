@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,15 +31,31 @@ class Reporter:
     def progress(self, total: int, done: int) -> Iterator["StepProgress"]:
         """A bar over the optimizer steps."""
         columns = (
-            TextColumn("training"),
-            BarColumn(bar_width=24),
             MofNCompleteColumn(),
+            BarColumn(bar_width=10),
             TextColumn("{task.fields[metrics]}"),
-            TextColumn("left"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console, refresh_per_second=4) as bars:
             yield StepProgress(bars, bars.add_task("", total=total, completed=done, metrics=""))
+
+    @contextmanager
+    def counting(
+        self, what: str, total: int, scores: Iterator[tuple[np.ndarray, np.ndarray]]
+    ) -> Iterator[Iterator[tuple[np.ndarray, np.ndarray]]]:
+        """A bar over pairs that are being scored; it goes away when they are."""
+        columns = (TextColumn(what), BarColumn(bar_width=10), MofNCompleteColumn())
+        with Progress(
+            *columns, TimeRemainingColumn(), console=self.console, transient=True
+        ) as bars:
+            task = bars.add_task("", total=total)
+
+            def counted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+                for indices, logps in scores:
+                    bars.advance(task, len(indices))
+                    yield indices, logps
+
+            yield counted()
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Shows the TEST metrics after `step` steps."""
@@ -63,7 +80,7 @@ class StepProgress:
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Shows a step's metrics."""
         speed = metrics.get("pairs_per_second")
-        shown = _line(metrics) + (f"  {speed:.1f} pairs/s" if speed else "")
+        shown = _line(metrics) + (f"  {speed:.3g} pairs/s" if speed else "")
         self._bars.update(self._task, completed=step, metrics=shown)
 
 

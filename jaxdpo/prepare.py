@@ -17,6 +17,7 @@ from jaxdpo.data.plan import (
     Packer,
     TrainPlan,
     choose_row_length,
+    longest_sequence,
     make_train_plan,
     scoring_shape,
 )
@@ -28,7 +29,7 @@ from jaxdpo.model.lora import init_lora
 from jaxdpo.reference import cache_key, compute_and_store, load_cached
 from jaxdpo.run_folder import RunFolder
 from jaxdpo.scoring import make_score_step, score_pairs, weights_digest
-from jaxdpo.sharding import batch_shards, shardings_for
+from jaxdpo.sharding import agreed, batch_shards, shardings_for
 from jaxdpo.training.evaluate import EvalData
 from jaxdpo.training.loop import TrainData
 
@@ -74,9 +75,16 @@ def prepare(
       folder: The run folder.
       reporter: Where progress is shown.
     """
-    policy = given_policy or load_policy(
+    loaded = given_policy or load_policy(
         config.model.path, config.model.param_dtype, mesh, config.data.chat_template
     )
+    if loaded.lora is not None and config.lora is not None and config.export.lora == "adapter":
+        raise UserError(
+            f"{config.model.path} is an adapter itself, so a new adapter would belong to a model "
+            "that is nowhere on disk; set export.lora=merged"
+        )
+    # Where training starts is the reference: the model with its adapters.
+    policy = loaded.merged()
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
     pairs = given_pairs or load_pairs(config.data, policy.chat, folder.path / "rejects.jsonl")
     train, test = pairs.splits["TRAIN"], pairs.splits["TEST"]
@@ -93,27 +101,27 @@ def prepare(
     reporter.say(_plan_text(plan, shape, compute))
     score_step = make_score_step(policy.config, compute, mesh)
 
-    def reference_of(split: TokenizedPairs, packer: Packer) -> np.ndarray:
+    def reference_of(split: TokenizedPairs) -> np.ndarray:
         cache = folder.path / "reference"
         key = cache_key(
             digest, split.fingerprint, compute.dtype.name, policy.config.model_dump_json()
         )
         cached = load_cached(cache, key, len(split))
-        if cached is not None:
+        if agreed(cached is not None):
+            assert cached is not None
             return cached
+        packer = replace(plan.packer, lengths=split.lengths)
         scores = score_pairs(score_step, policy.params, None, split, packer, scoring, mesh)
-        return compute_and_store(cache, key, len(split), scores)
+        with reporter.counting("reference log-probs", len(split), scores) as counted:
+            return compute_and_store(cache, key, len(split), counted)
 
     held_out = None
     if len(test):
         packer = replace(plan.packer, lengths=test.lengths)
-        held_out = EvalData(test, packer, scoring, reference_of(test, packer))
-    train_reference = None
-    if config.reference.kind == "precomputed":
-        reporter.say(f"scoring {len(train)} TRAIN pairs with the reference model")
-        train_reference = reference_of(train, plan.packer)
+        held_out = EvalData(test, packer, scoring, reference_of(test))
+    precomputed = config.reference.kind == "precomputed"
+    data = TrainData(train, plan, shape, reference_of(train) if precomputed else None)
     frozen, trainable = _trainable(config, policy, mesh, keep=given_policy is not None)
-    data = TrainData(train, plan, shape, train_reference)
     return Prepared(policy, compute, data, held_out, frozen, trainable, score_step)
 
 
@@ -132,7 +140,7 @@ def _plan(
     both = np.concatenate([lengths, test_lengths])
     rows = config.batch.rows_per_device * batch_shards()
     row_length = choose_row_length(both, config.batch, rows)
-    packer = Packer(lengths, config.batch, rows, row_length)
+    packer = Packer(lengths, config.batch, rows, row_length, longest_sequence(both))
     training = config.training
     plan = make_train_plan(packer, training.seed, training.epochs, training.max_steps)
     kind = config.model.attention
@@ -143,7 +151,8 @@ def _plan(
     gather = kind == "gather"
     if not gather:
         shape = replace(shape, sequences=1, sequence_width=1)
-    scoring = replace(scoring_shape(replace(packer, lengths=both), gather), microbatches=1)
+    packers = [replace(packer, lengths=each) for each in (lengths, test_lengths) if len(each)]
+    scoring = scoring_shape(packers, gather)
     compute = Compute(
         jnp.dtype(config.model.compute_dtype or _default_dtype()),
         kind,
@@ -174,8 +183,6 @@ def _trainable(config: RunConfig, policy: Policy, mesh: Mesh, keep: bool) -> tup
             "reference.kind is frozen, but under LoRA the base model is frozen already; set "
             "reference.kind=adapter_off, or precomputed"
         )
-    if policy.lora is not None:
-        return policy.params, jax.tree.map(jnp.copy, policy.lora)
     lora_config, model = config.lora, policy.config
 
     def initial(key: jax.Array) -> Any:

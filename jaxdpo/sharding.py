@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from pydantic import BaseModel, ConfigDict, Field
@@ -74,6 +75,13 @@ def join_processes() -> None:
         or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
     ):
         jax.distributed.initialize()
+
+
+def agreed(flag: bool) -> bool:
+    """Whether it is so in every process of the run."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).all())
 
 
 def make_mesh(config: MeshConfig) -> Mesh:

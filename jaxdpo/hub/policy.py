@@ -1,7 +1,7 @@
 """A policy: a decoder with its weights, its adapters if any, and its tokenizer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from jaxdpo.data.chat import Chat, load_chat
 from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import ADAPTER_CONFIG, base_of, load_adapter, save_adapter
 from jaxdpo.hub.families import config_from_hf
-from jaxdpo.hub.folder import find_folder, read_config, read_json
+from jaxdpo.hub.folder import find_folder, member, read_config, read_json
 from jaxdpo.hub.read import load_params
 from jaxdpo.hub.write import save_pretrained
 from jaxdpo.model.config import ModelConfig
@@ -53,6 +53,14 @@ class Policy:
         dtype = jax.tree.leaves(self.params)[0].dtype.name
         return f"{self.source}: {self.hf_config['model_type']}, {size} parameters, {dtype}"
 
+    def merged(self) -> "Policy":
+        """The same model without adapters, theirs added into the weights."""
+        if self.lora is None:
+            return self
+        assert self.lora_config is not None
+        params = merge_lora(self.params, self.lora, self.lora_config.scale)
+        return replace(self, params=params, lora=None, lora_config=None)
+
     def save(
         self,
         folder: str | Path,
@@ -72,18 +80,15 @@ class Policy:
         tokenizer = self.chat.tokenizer
         if self.lora is not None and lora == "adapter":
             assert self.lora_config is not None
-            save_adapter(
-                folder, self.lora, self.lora_config, tokenizer, self.hf_config, self.source
-            )
+            # PEFT looks for the base model there, from wherever it is called.
+            here = Path(self.source).expanduser()
+            base = str(here.resolve()) if here.is_dir() else self.source
+            save_adapter(folder, self.lora, self.lora_config, tokenizer, self.hf_config, base)
             return
-        params = self.params
-        if self.lora is not None:
-            assert self.lora_config is not None
-            params = merge_lora(params, self.lora, self.lora_config.scale)
         save_pretrained(
             folder,
             self.config,
-            params,
+            self.merged().params,
             tokenizer,
             self.hf_config,
             self.generation_config,
@@ -112,31 +117,29 @@ def load_policy(
       UserError: If it is missing, damaged or not supported.
     """
     folder = find_folder(path)
-    if (folder / ADAPTER_CONFIG).exists():
-        base = load_policy(base_of(folder), dtype, mesh, chat_template)
-        lora, lora_config = load_adapter(folder, base.config, base.hf_config, mesh)
-        return Policy(
-            base.config,
-            base.params,
-            base.chat,
-            base.source,
-            base.hf_config,
-            base.generation_config,
-            lora,
-            lora_config,
-        )
+    if not (folder / ADAPTER_CONFIG).exists():
+        return _load_model(path, folder, dtype, mesh, chat_template)
+    named = base_of(folder)
+    base = _load_model(named, find_folder(named), dtype, mesh, chat_template)
+    lora, lora_config = load_adapter(folder, base.config, base.hf_config, mesh)
+    return replace(base, lora=lora, lora_config=lora_config)
+
+
+def _load_model(
+    source: str, folder: Path, dtype: str, mesh: Mesh | None, chat_template: str | None
+) -> Policy:
     hf_config = read_config(folder)
     config = config_from_hf(hf_config)
     chat = load_chat(str(folder), chat_template)
-    _check_vocabulary(path, chat, config)
+    _check_vocabulary(source, chat, config)
     shardings = None
     if mesh is not None:
         shardings = shardings_for(abstract_params(config, jnp.dtype(dtype)), mesh)
     generation = None
-    if (folder / "generation_config.json").exists():
+    if member(folder, "generation_config.json").exists():
         generation = read_json(folder, "generation_config.json")
     params = load_params(folder, config, jnp.dtype(dtype), shardings)
-    return Policy(config, params, chat, path, hf_config, generation)
+    return Policy(config, params, chat, source, hf_config, generation)
 
 
 def _check_vocabulary(path: str, chat: Chat, config: ModelConfig) -> None:

@@ -109,10 +109,10 @@ def _shards(folder: Path, weights: str) -> dict[str, set[str] | None]:
 
 def _check_tied(folder: Path, head: Lazy, embedding: Lazy) -> None:
     """Raises unless a stored head repeats the embedding that it is tied to."""
-    step = 4096
+    rows = head.get_shape()[0]
+    blocks = (slice(start, min(start + 4096, rows)) for start in range(0, rows, 4096))
     same = head.get_shape() == embedding.get_shape() and all(
-        np.array_equal(head[start : start + step], embedding[start : start + step])
-        for start in range(0, head.get_shape()[0], step)
+        np.array_equal(head[block], embedding[block]) for block in blocks
     )
     if not same:
         raise UserError(

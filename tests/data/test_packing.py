@@ -6,7 +6,14 @@ import pytest
 from jaxdpo.data.batch import CHOSEN, REJECTED, sharing_mask
 from jaxdpo.data.packing import pack_batch
 from jaxdpo.data.pairs import TokenizedPair
-from jaxdpo.data.plan import BatchConfig, BatchShape, Packer
+from jaxdpo.data.plan import (
+    BatchConfig,
+    BatchShape,
+    Packer,
+    longest_sequence,
+    scoring_microbatches,
+    scoring_shape,
+)
 
 
 def pair(prompt, chosen, rejected) -> TokenizedPair:
@@ -96,6 +103,29 @@ def test_gather_lays_out_each_sequence_whole():
             used = batch.pair_ids[row] > 0
             back = index.reshape(-1)[batch.gather.inverse[row]]
             np.testing.assert_array_equal(back[used], np.flatnonzero(used))
+
+
+def test_one_scoring_shape_holds_every_batch_of_two_data_sets():
+    rng = np.random.default_rng(2)
+    both = [
+        [pair(*(rng.integers(1, 99, n) for n in rng.integers(1, longest, 3))) for _ in range(count)]
+        for count, longest in ((150, 12), (11, 60))
+    ]
+    lengths = [np.array([[len(ids) for ids in p] for p in pairs]) for pairs in both]
+    longest = longest_sequence(np.concatenate(lengths))
+    packers = [Packer(each, BatchConfig(), 2, 200, longest) for each in lengths]
+    shape = scoring_shape(packers, gather=True)
+    for pairs, packer in zip(both, packers, strict=True):
+        scored = 0
+        for microbatch in scoring_microbatches(packer):
+            batch = pack_batch(pairs, microbatch, shape)
+            scored += np.count_nonzero(batch.score_pair)
+            used = batch.pair_ids > 0
+            back = np.take_along_axis(
+                batch.gather.index.reshape(2, -1), batch.gather.inverse, axis=1
+            )
+            np.testing.assert_array_equal(back[used], np.nonzero(used)[1])
+        assert scored == packer.lengths[:, 1:].sum()
 
 
 def test_only_the_rows_of_this_process_are_built():

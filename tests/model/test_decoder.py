@@ -16,6 +16,7 @@ from jaxdpo.model.decoder import (
     init_params,
     logits,
 )
+from jaxdpo.model.rope import LinearScaling, RopeConfig
 from jaxdpo.sharding import MeshConfig, make_mesh, shardings_for
 
 DENSE = Compute(jnp.float32, attention="dense", remat="none")
@@ -65,9 +66,13 @@ def test_tied_head_is_the_embedding_transposed(config, params):
     np.testing.assert_array_equal(head_weight(config, params), params["head"]["kernel"])
 
 
-def test_fresh_parameters(config):
+@pytest.fixture(scope="module")
+def fresh(config):
     init = jax.jit(init_params, static_argnums=(0, 2))
-    fresh = init(config, jax.random.key(3), jnp.bfloat16)
+    return init(config, jax.random.key(3), jnp.bfloat16)
+
+
+def test_fresh_parameters(config, fresh):
     expected = abstract_params(config, jnp.bfloat16)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), fresh) == jax.tree.map(
         lambda x: (x.shape, x.dtype), expected
@@ -79,15 +84,14 @@ def test_fresh_parameters(config):
     assert (np.asarray(fresh["layers"]["attention"]["q"]["bias"], np.float32) == 0).all()
 
 
-def test_parameters_are_born_sharded_with_the_same_values(config):
+def test_parameters_are_born_sharded_with_the_same_values(config, fresh):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    shardings = shardings_for(abstract_params(config, jnp.float32), mesh)
+    shardings = shardings_for(abstract_params(config, jnp.bfloat16), mesh)
     init = jax.jit(init_params, static_argnums=(0, 2), out_shardings=shardings)
-    sharded = init(config, jax.random.key(0), jnp.float32)
+    sharded = init(config, jax.random.key(3), jnp.bfloat16)
     kernel = sharded["layers"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (3, 12, 16)
-    whole = jax.jit(init_params, static_argnums=(0, 2))(config, jax.random.key(0), jnp.float32)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), sharded, whole)
+    jax.tree.map(np.testing.assert_array_equal, sharded, fresh)
 
 
 @pytest.mark.parametrize("attention", ["dense", "gather"])
@@ -165,3 +169,54 @@ def test_config_refuses_what_does_not_fit():
     windowed = AttentionConfig(num_heads=2, num_kv_heads=2, head_dim=8, windows=(4,))
     with pytest.raises(ValueError, match="1 windows for 2 layers"):
         ModelConfig(attention=windowed, **fields)
+
+
+def perturbed(config: ModelConfig) -> dict[str, ModelConfig]:
+    """The config with each of its fields changed in turn, by the field's dotted name."""
+    attention, mlp, rope = config.attention, config.mlp, config.rope
+    changes = {
+        "vocab_size": 41,
+        "hidden_size": 26,
+        "num_layers": 2,
+        "norm_eps": 0.1,
+        "tied_head": True,
+        "logit_scale": 0.5,
+        "logit_softcap": 3.0,
+        "attention.num_heads": 4,
+        "attention.num_kv_heads": 1,
+        "attention.head_dim": 8,
+        "attention.qkv_bias": False,
+        "attention.output_bias": True,
+        "attention.windows": (None, 4, 3),
+        "mlp.intermediate_size": 30,
+        "mlp.bias": False,
+        "rope.theta": 100.0,
+        "rope.scaling": LinearScaling(factor=2.0),
+    }
+    result = {}
+    for name, value in changes.items():
+        group, _, field = name.rpartition(".")
+        if group:
+            part = {"attention": attention, "mlp": mlp, "rope": rope}[group]
+            value = part.model_copy(update={field: value})
+        result[name] = config.model_copy(update={group or field: value})
+    return result
+
+
+def test_no_field_of_the_config_is_dead(config, params, packed):
+    changed = perturbed(config)
+    groups = {"attention": AttentionConfig, "mlp": MLPConfig, "rope": RopeConfig}
+    fields = {name for name in ModelConfig.model_fields if name not in groups}
+    fields |= {f"{group}.{name}" for group, kind in groups.items() for name in kind.model_fields}
+    assert changed.keys() == fields
+
+    def outcome(config):
+        shapes = jax.tree.map(lambda leaf: leaf.shape, abstract_params(config, jnp.float32))
+        if shapes != jax.tree.map(jnp.shape, params):
+            return shapes, None
+        return shapes, logits(config, params, run(config, params, None, packed, DENSE))
+
+    shapes, expected = outcome(config)
+    for name, other in changed.items():
+        other_shapes, values = outcome(other)
+        assert other_shapes != shapes or not np.allclose(values, expected, atol=1e-3), name
