@@ -84,7 +84,7 @@ def supervised_batches(chat: Chat, rng: random.Random) -> Iterator[PackedBatch]:
 
 
 def answer(policy: Policy, prompts: Sequence[str], seed: int) -> list[str | None]:
-    """The model's answers at temperature 1; None where one does not end."""
+    """The model's answers at temperature 1; None where one is empty or does not end."""
     chat: Chat = policy.chat
     completions = generate(
         policy.config,
@@ -95,7 +95,7 @@ def answer(policy: Policy, prompts: Sequence[str], seed: int) -> list[str | None
         chat.stop_token_ids,
         COMPUTE,
     )
-    return [chat.decode(done.ids) if done.finished else None for done in completions]
+    return [chat.decode(done.ids) or None if done.finished else None for done in completions]
 
 
 def write_model(folder: Path, rng: random.Random) -> None:

@@ -9,8 +9,8 @@ from jaxdpo.quickstart.task import Request, Split, make_request, passes
 # Requests answered at a time, and answers sampled to each.
 REQUESTS, SAMPLES = 200, 8
 
-# Messages in, an answer to each out; None where the model did not come to an end.
-Answer = Callable[[Sequence[str]], list[str | None]]
+# Messages in, an answer to each out; None where the model said nothing or came to no end.
+AnswerAll = Callable[[Sequence[str]], list[str | None]]
 
 
 def judge(request: Request, answers: Sequence[str], rng: random.Random) -> tuple[str, str] | None:
@@ -27,12 +27,14 @@ def judge(request: Request, answers: Sequence[str], rng: random.Random) -> tuple
     return max(passing, key=len), rng.choice(failing)
 
 
-def sample_pairs(split: Split, answer: Answer, rng: random.Random) -> Iterator[dict[str, Any]]:
+def sample_pairs(
+    split: Split, answer_all: AnswerAll, rng: random.Random
+) -> Iterator[dict[str, Any]]:
     """Pairs without end, as records of the preference JSONL; at most one to a request."""
     while True:
         requests = [make_request(split, rng) for _ in range(REQUESTS)]
         prompts = [request.prompt() for request in requests for _ in range(SAMPLES)]
-        answers = answer(prompts)
+        answers = answer_all(prompts)
         for number, request in enumerate(requests):
             own = answers[number * SAMPLES : (number + 1) * SAMPLES]
             judged = judge(request, [text for text in own if text is not None], rng)

@@ -141,17 +141,14 @@ def make_request(split: Split, rng: random.Random) -> Request:
 
 def write_answer(request: Request, rng: random.Random) -> str:
     """An answer as the desk wrote them in the past: right, and in about two of three cases poor."""
-    others = [kind for kind in request.facts if kind not in request.asked]
-    if others and rng.random() < 0.25:
-        extra = rng.choice(others)
+    named = request.fits(request.long_answer()) or rng.random() < 0.3
+    if rng.random() < 0.2:
+        extra = rng.choice([kind for kind in request.facts if kind not in request.asked])
         asked = tuple(kind for kind in KINDS if kind in (*request.asked, extra))
         request = replace(request, asked=asked)
     if rng.random() < 0.5:
         return padded(request, rng)
-    named = request.long_answer()
-    if not request.fits(named):
-        return named if rng.random() < 0.5 else request.short_answer()
-    return named if rng.random() < 0.8 else request.short_answer()
+    return request.long_answer() if named else request.short_answer()
 
 
 def padded(request: Request, rng: random.Random) -> str:

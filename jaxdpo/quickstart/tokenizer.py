@@ -67,4 +67,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator([*syllables * 10 * len(texts), *texts], trainer)
+    # The text may have fewer pieces in it; the rest is reserved, so that the size is as asked.
+    missing = vocab_size - tokenizer.get_vocab_size()
+    tokenizer.add_special_tokens([f"<|reserved_{number}|>" for number in range(missing)])
     return tokenizer
