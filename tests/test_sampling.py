@@ -178,6 +178,15 @@ def test_sampled_tokens_have_the_models_frequencies(params):
     assert_frequencies(counts, np.asarray(expected, np.float64))
 
 
+def test_a_completions_tokens_are_drawn_independently(params):
+    uniform = jax.tree.map(jnp.zeros_like, params)
+    drawn = SamplingConfig(max_new_tokens=2, temperature=1.0, batch_size=1000)
+    completions = generate(CONFIG, uniform, None, [[1]] * 6000, drawn, NO_STOP, COMPUTE)
+    vocab = CONFIG.vocab_size
+    both = [first * vocab + second for first, second in (c.ids for c in completions)]
+    assert_frequencies(np.bincount(both, minlength=vocab**2), np.full(vocab**2, vocab**-2.0))
+
+
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.55, 0.45, 1e-6])
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 def test_next_tokens_are_drawn_from_the_nucleus(temperature, top_p):
