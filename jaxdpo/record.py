@@ -1,8 +1,10 @@
 """What a run records while it lasts: the metrics of steps and evaluations, checked and shown."""
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxdpo.completions import Completions
 from jaxdpo.config import RunConfig
 from jaxdpo.console import Reporter, StepProgress
 from jaxdpo.model.decoder import Params
@@ -57,12 +59,16 @@ class Recorder:
             return
         params, lora = (trainable, None) if run.compute.lora is None else (run.frozen, trainable)
         test = run.test
-        policy_logps = np.zeros_like(test.reference)
-        for indices, logps in score_pairs(
-            run.score_step, params, lora, test.source, test.packer, test.shape, self._mesh
-        ):
-            policy_logps[indices] = logps
-        metrics = preference_metrics(policy_logps, test.reference, self._config.loss.beta)
+        scored = list(
+            score_pairs(
+                run.score_step, params, lora, test.source, test.packer, test.shape, self._mesh
+            )
+        )
+        order = np.argsort(np.concatenate([indices for indices, _ in scored]))
+        policy: Completions = jax.tree.map(
+            lambda *leaves: np.concatenate(leaves)[order], *(scores for _, scores in scored)
+        )
+        metrics = preference_metrics(self._config.loss, policy, test)
         if self._writer:
             self._writer.write(step, "TEST", metrics)
         self._reporter.evaluation(step, metrics)
@@ -78,7 +84,8 @@ class Recorder:
             return
         step, metrics = ready
         check_finite(step, metrics, self._run.train)
-        if step == 1:
+        started_equal = self._config.reference.path is None
+        if step == 1 and started_equal and self._config.reference_kind != "none":
             check_step_zero(metrics, self._config.loss.beta, self._run.compute.dtype.name)
         if self._writer:
             self._writer.write(step, "TRAIN", metrics)

@@ -20,9 +20,10 @@ from jaxdpo.data.tokenizing import load_pairs
 from jaxdpo.hub.families import config_from_hf, family_of
 from jaxdpo.hub.read import load_params
 from jaxdpo.hub.write import tensor_arrays, tensor_specs
-from jaxdpo.losses import LossConfig, sigmoid_loss
+from jaxdpo.losses import LossConfig
+from jaxdpo.losses.against_reference import sigmoid_loss
 from jaxdpo.model.decoder import Compute
-from jaxdpo.scoring import completion_logps, make_score_step, score_pairs
+from jaxdpo.scoring import make_score_step, score_completions, score_pairs
 from jaxdpo.training.loop import LaggedMetrics, TrainData, run_steps
 from jaxdpo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxdpo.training.step import Objective, init_state, make_train_step
@@ -105,11 +106,10 @@ def test_one_step_equals_plain_torch(folder, pairs, ours):
     def our_loss(params):
         total, found = jnp.zeros(()), []
         for batch in batches:
-            policy = completion_logps(config, params, None, batch, COMPUTE)
+            policy = score_completions(config, params, None, batch, COMPUTE).logps
             base = jnp.asarray(reference)[batch.pair_index]
-            losses = sigmoid_loss(
-                policy[..., 0], policy[..., 1], base[..., 0], base[..., 1], beta=BETA
-            )
+            ratios = policy - base
+            losses = sigmoid_loss(ratios[..., 0], ratios[..., 1], beta=BETA)
             total += jnp.sum(jnp.where(batch.pair_index >= 0, losses, 0.0)) / BATCH
             found.append(policy)
         return total, found
@@ -193,8 +193,8 @@ def our_curve(pairs, ours) -> list[dict[str, float]]:
         reference = np.zeros((len(pairs), 2), np.float32)
         score = make_score_step(config, COMPUTE, mesh)
         shape = plan.shape(gather=False)
-        for indices, logps in score_pairs(score, params, None, pairs, plan.packer, shape, mesh):
-            reference[indices] = logps
+        for indices, scores in score_pairs(score, params, None, pairs, plan.packer, shape, mesh):
+            reference[indices] = scores.logps
         state = init_state(jax.tree.map(jnp.copy, params), optimizer, mesh)
         objective = Objective(config, COMPUTE, LossConfig(beta=BETA), BATCH, seed=0)
         step = make_train_step(objective, optimizer, schedule, mesh, state)

@@ -19,7 +19,7 @@ class PreferencePair:
       rejected: Messages of the other answer, to the same prompt.
       split: "TRAIN" or "TEST".
       tools: Function definitions handed to the chat template.
-      metadata: The user's own fields, carried along and never read by training.
+      metadata: The user's own fields; a loss may be told to read numbers from it.
       source: Where the pair came from, as `file:line`.
     """
 

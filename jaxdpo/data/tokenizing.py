@@ -100,7 +100,7 @@ def cache_key(pairs: Sequence[PreferencePair], chat: Chat, config: DataConfig) -
     state = hashlib.sha256()
     state.update(f"{FORMAT_VERSION} {chat.fingerprint} {config.max_length}\n".encode())
     for pair in pairs:
-        said = [pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.source]
+        said = [pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.source, pair.metadata]
         state.update(json.dumps(said, ensure_ascii=False).encode() + b"\n")
     return state.hexdigest()
 
@@ -123,7 +123,7 @@ def _write(
                 if encoded.spelled_control:
                     outcomes["spelled_control"].append(pair.source)
                 if fitted.tokens is not None:
-                    writer.add(fitted.tokens, pair.source)
+                    writer.add(fitted.tokens, pair.source, pair.metadata)
                     count += 1
         outcomes.pop("whole", None)
         seen = {outcome: tuple(sources) for outcome, sources in outcomes.items()}
