@@ -146,8 +146,7 @@ class Chat:
         treat the first characters of a text differently from those after a token.
         """
         cut = last_spelling(texts[0])
-        shared = cut > 0 and all(text.startswith(texts[0]) for text in texts)
-        if not (shared and self._controls.splittable):
+        if cut < 0 or not all(text.startswith(texts[0]) for text in texts):
             return [(text,) for text in texts]
         return [(texts[0][: cut + SPELLING_LENGTH], text[cut:]) for text in texts]
 

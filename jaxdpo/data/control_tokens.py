@@ -26,6 +26,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from jaxdpo.data.records import BadPair, show
+from jaxdpo.errors import UserError
 
 WALL = "\ufdd0"
 _SPELLING = "\ufdd1"
@@ -43,13 +44,18 @@ class ControlTokens:
       pattern: Matches any control token, the longest first.
       is_control: bool `[V]`, which token ids are control tokens.
       unknown_id: The id of what the vocabulary cannot write, or None.
-      splittable: Whether a text may be encoded in two parts, cut before a control token.
     """
 
     def __init__(self, backend: Tokenizer):
         added = backend.get_added_tokens_decoder()
         controls = {id: token for id, token in added.items() if _is_control(token)}
         texts = [token.content for token in controls.values()]
+        whole_words = [token.content for token in controls.values() if token.single_word]
+        if whole_words:
+            raise UserError(
+                f"the tokenizer matches {show(whole_words)} as whole words only (single_word), "
+                "which depends on the text beside them; set single_word to false in tokenizer.json"
+            )
         self.pattern = re.compile(_any_of(texts))
         self._start = re.compile(f"(?={_any_of(texts)})(.)", re.DOTALL)
         self._prefixes = {text[:i] for text in texts for i in range(1, len(text))}
@@ -83,7 +89,6 @@ class ControlTokens:
         self.unknown_id = _unknown_id(definition["model"])
         if self.unknown_id is not None:
             self._forged[self.unknown_id] = False
-        self.splittable = not any(token.single_word for token in controls.values())
 
     def forbid_unknown(self) -> None:
         """Refuses text that yields the unknown token: where that one has a meaning as well."""
@@ -180,7 +185,6 @@ def _spell(index: int) -> str:
 def _respelled(token: AddedToken, content: str) -> AddedToken:
     return AddedToken(
         content,
-        single_word=token.single_word,
         lstrip=token.lstrip,
         rstrip=token.rstrip,
         normalized=token.normalized,

@@ -3,11 +3,13 @@ import random
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from jaxdpo.data.chat import Chat, load_chat, load_tokenizer
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.records import BadPair
+from jaxdpo.data.rendering import PROBE
 from jaxdpo.errors import UserError
 
 BACKENDS = [
@@ -127,7 +129,7 @@ def test_the_forging_test_can_fail(make_tokenizer):
     assert forged.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
     # A Unigram vocabulary holds them as pieces, and NFKC makes them of full-width characters.
     state = make_tokenizer("metaspace-always").backend_tokenizer.to_str()
-    bare = Tokenizer.from_str(state.replace("&", "&"))
+    bare = Tokenizer.from_str(state)
     bare.encode_special_tokens = True
     assert "</s>" in bare.encode("a</s>", add_special_tokens=False).tokens
 
@@ -218,6 +220,21 @@ def test_a_multi_message_completion_is_kept_to_its_last_end(make_tokenizer):
     assert (ids == chat.end_token_id).sum() == 3
 
 
+def test_a_template_that_ends_only_some_turns_gets_one_more_end(make_tokenizer):
+    tokenizer = make_tokenizer("bytes", "chatml")
+    lazy = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+        "{% if m.content != 'Hm' %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    )
+    chat = Chat(tokenizer, lazy)
+    tokens = chat.encode_pair(
+        PreferencePair((user("q"),), (assistant("a"), assistant("Hm")), (assistant("b"),), "TRAIN")
+    )
+    assert chat.tokenizer.decode(tokens.chosen_ids) == (
+        "<|im_start|>assistant\na<|im_end|>\n<|im_start|>assistant\nHm<|im_end|>"
+    )
+
+
 def test_prompt_and_completions_part_where_the_tokens_do(make_tokenizer):
     """By hand: a merge across the seam makes the prompt's last token part of one completion."""
     tokenizer = make_tokenizer("bytes", "plain")
@@ -284,6 +301,45 @@ def test_a_template_that_leaves_tools_out_refuses_pairs_with_tools(make_tokenize
     tools = ({"type": "function", "function": {"name": "look"}},)
     [bad] = chat.encode_pairs([pair("q", "a", "b", tools=tools)])
     assert (bad.code, '"look"' in bad.reason) == ("tools-not-rendered", True)
+
+
+def test_a_control_token_that_eats_the_space_before_it_still_does(make_tokenizer):
+    tokenizer = make_tokenizer("flagged", "chatml")
+    aside = tokenizer.chat_template + "{{ 'so   <aside> far' }}"
+    assert Chat(tokenizer, aside).encode(BENIGN[1]) == tokenizer.apply_chat_template(
+        BENIGN[1], chat_template=aside, return_dict=False
+    )
+
+
+def test_tokens_that_match_whole_words_only_are_refused(make_tokenizer):
+    tokenizer = make_tokenizer("bytes", "chatml")
+    tokenizer.add_tokens([AddedToken("go", single_word=True)])
+    with pytest.raises(UserError, match=r'"go".*single_word'):
+        Chat(tokenizer)
+
+
+def test_a_tokenizer_that_cannot_be_followed_is_refused(make_tokenizer):
+    """Matched after lower-casing, `<|GO|>` is what this template writes as `<|go|>`."""
+    tokenizer = make_tokenizer("lower", "chatml")
+    tokenizer.add_tokens([AddedToken("<|GO|>", normalized=True)])
+    with pytest.raises(UserError, match="cannot be kept safe"):
+        Chat(tokenizer, tokenizer.chat_template + "{{ '<|go|>' }}")
+
+
+def test_text_outside_the_vocabulary_is_refused_where_it_would_end_the_turn():
+    words = ["[END]", *PROBE.split(), "user", "assistant", "q", "a"]
+    backend = Tokenizer(
+        models.WordLevel(
+            {word: i for i, word in enumerate(dict.fromkeys(words))}, unk_token="[END]"
+        )
+    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[END]")
+    template = "{% for m in messages %}{{ m.role + ' ' + m.content + ' [END] ' }}{% endfor %}"
+    chat = Chat(tokenizer, template)
+    fine, bad = chat.encode_pairs([pair("q", "a", "a a"), pair("q", "a", "z")])
+    assert fine.tokens.chosen_ids[-1] == chat.end_token_id == 0
+    assert bad.code == "control-text"
 
 
 def test_the_date_in_a_template_is_fixed(make_tokenizer):

@@ -61,6 +61,8 @@ def test_white_space_tokens_are_text():
     assert controls.wall("b  c") == "b  c"
     [ids] = controls.encode([controls.spell("b  c<a>")])
     assert ids.tolist() == [1, 16, 2, 17]
+    special = ControlTokens(characters(AddedToken("  ", special=True)))
+    assert special.encode([special.spell(special.wall("b  c"))])[0].tolist() == [1, 15, 15, 2]
 
 
 def test_a_noncharacter_in_text_is_refused():
