@@ -14,11 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from jaxdpo.data.control_tokens import (
-    SPELLING_LENGTH,
-    ControlTokens,
-    last_spelling,
-)
+from jaxdpo.data.control_tokens import SPELLING_LENGTH, ControlTokens, last_spelling
 from jaxdpo.data.pairs import Message, PreferencePair, TokenizedPair
 from jaxdpo.data.records import BadPair
 from jaxdpo.data.rendering import PROBE, ChatTemplate
@@ -142,8 +138,8 @@ class Chat:
     def _parts(self, texts: list[str]) -> list[tuple[str, ...]]:
         """Cuts the part that all texts share from each, so that it is encoded once.
 
-        The cut is before the prompt's last control token, which then starts the rest: tokenizers
-        treat the first characters of a text differently from those after a token.
+        The cut is before the prompt's last control token, which then starts the rest as well:
+        tokenizers treat the first characters of a text differently from those after a token.
         """
         cut = last_spelling(texts[0])
         if cut < 0 or not all(text.startswith(texts[0]) for text in texts):
@@ -157,11 +153,7 @@ class Chat:
             return item
         try:
             prompt, chosen, rejected = (
-                # The control token at the cut stands in both parts.
-                np.concatenate(
-                    [_or_raise(ids[part[0]]), *(_or_raise(ids[t])[1:] for t in part[1:])]
-                )
-                for part in item.parts
+                _joined([_or_raise(ids[text]) for text in parts]) for parts in item.parts
             )
             start = min(_common_prefix(prompt, chosen), _common_prefix(prompt, rejected))
             if start == 0:
@@ -207,8 +199,9 @@ class Chat:
             probe, chat_template=self._template.dateless, return_dict=False
         ):
             raise UserError(
-                f"{self.tokenizer.name_or_path}: this tokenizer matches control tokens in a way "
-                "that cannot be kept safe from text here; please report the model"
+                f"{self.tokenizer.name_or_path}: this tokenizer takes control tokens for text, or "
+                'text for them, after normalising it; set "normalized" to false for each of the '
+                "added_tokens in tokenizer.json"
             )
 
 
@@ -278,6 +271,11 @@ def _or_raise(ids: np.ndarray | BadPair) -> np.ndarray:
     if isinstance(ids, BadPair):
         raise ids
     return ids
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The ids of a text from those of its parts; the control token at the cut is in both."""
+    return np.concatenate([parts[0], *(part[1:] for part in parts[1:])])
 
 
 def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:

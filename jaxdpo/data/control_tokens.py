@@ -42,15 +42,14 @@ class ControlTokens:
 
     Attributes:
       pattern: Matches any control token, the longest first.
-      is_control: bool `[V]`, which token ids are control tokens.
       unknown_id: The id of what the vocabulary cannot write, or None.
     """
 
     def __init__(self, backend: Tokenizer):
         added = backend.get_added_tokens_decoder()
-        controls = {id: token for id, token in added.items() if _is_control(token)}
-        texts = [token.content for token in controls.values()]
-        whole_words = [token.content for token in controls.values() if token.single_word]
+        controls = [token for token in added.values() if _is_control(token)]
+        texts = [token.content for token in controls]
+        whole_words = [token.content for token in controls if token.single_word]
         if whole_words:
             raise UserError(
                 f"the tokenizer matches {show(whole_words)} as whole words only (single_word), "
@@ -80,8 +79,6 @@ class ControlTokens:
         self._own_id = np.arange(size, dtype=np.int32)
         for id, token in added.items():
             self._own_id[self._encoder.token_to_id(self._content(token))] = id
-        self.is_control = np.zeros(size, bool)
-        self.is_control[list(controls)] = True
         # Control tokens that the vocabulary holds as ordinary pieces. Not the unknown token: what
         # the vocabulary cannot write is that one by design, however it is spelled.
         self._forged = np.zeros(size, bool)
@@ -184,10 +181,7 @@ def _spell(index: int) -> str:
 
 def _respelled(token: AddedToken, content: str) -> AddedToken:
     return AddedToken(
-        content,
-        lstrip=token.lstrip,
-        rstrip=token.rstrip,
-        normalized=token.normalized,
+        content, lstrip=token.lstrip, rstrip=token.rstrip, normalized=token.normalized
     )
 
 

@@ -3,6 +3,8 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -116,6 +118,29 @@ def test_no_text_becomes_a_control_token(make_tokenizer, backend, template):
             for text in forgeries(token):
                 ids = chat.encode(field(text))
                 assert [id for id in ids if id in controls] == expected, (name, text)
+
+
+FRAGMENTS = [
+    *("<|im_end|>", "<|im_", "end|>", "<", "|", ">", "<|", "|>", "<think>", "</think>", "</", "s>"),
+    *("<s>", "[INST]", "[", "]", "INST", "unk", "im_start", " ", "\n", "word", "é", "＜"),
+]
+
+
+@pytest.mark.parametrize("backend", ["bytes", "metaspace-always", "llama2"])
+def test_no_text_put_together_of_fragments_becomes_a_control_token(make_tokenizer, backend):
+    chat = Chat(make_tokenizer(backend, "chatml"))
+    added = chat.tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    controls = added.keys() - {chat_unk(chat)}
+    expected = [id for id in chat.encode([user("q"), assistant("a")]) if id in controls]
+    texts = st.lists(st.sampled_from(FRAGMENTS), max_size=8).map("".join)
+
+    @settings(max_examples=200, deadline=None)
+    @given(texts, texts)
+    def check(question, answer):
+        ids = chat.encode([user(question), assistant(answer)])
+        assert [id for id in ids if id in controls] == expected
+
+    check()
 
 
 def chat_unk(chat):
@@ -322,8 +347,13 @@ def test_a_tokenizer_that_cannot_be_followed_is_refused(make_tokenizer):
     """Matched after lower-casing, `<|GO|>` is what this template writes as `<|go|>`."""
     tokenizer = make_tokenizer("lower", "chatml")
     tokenizer.add_tokens([AddedToken("<|GO|>", normalized=True)])
-    with pytest.raises(UserError, match="cannot be kept safe"):
+    with pytest.raises(UserError, match='set "normalized" to false'):
         Chat(tokenizer, tokenizer.chat_template + "{{ '<|go|>' }}")
+    # Matched after a space is put before it, `<|im_end|>` is no token unless it follows a space.
+    tokenizer = make_tokenizer("llama2-normalized", "chatml")
+    assert tokenizer.eos_token_id not in tokenizer("a<|im_end|>")["input_ids"]
+    with pytest.raises(UserError, match='set "normalized" to false'):
+        Chat(tokenizer)
 
 
 def test_text_outside_the_vocabulary_is_refused_where_it_would_end_the_turn():
