@@ -1,1 +1,55 @@
-"""Direct Preference Optimization in JAX: preference feedback in, an aligned model out."""
+"""Direct Preference Optimization in JAX: preference feedback in, an aligned model out.
+
+    import jaxdpo
+
+    config = jaxdpo.load_config("configs/quickstart.yaml")
+    result = jaxdpo.fit(config)
+    result.policy.save("aligned")
+
+The public names are imported when first used: reading and checking data does not wait for jax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxdpo.config import RunConfig, load_config
+    from jaxdpo.data.reader import read_pairs
+    from jaxdpo.data.tokenizing import load_pairs
+    from jaxdpo.errors import UserError
+    from jaxdpo.hub.policy import Policy, load_policy
+    from jaxdpo.run import RunResult, fit
+
+_HOMES = {
+    "Policy": "jaxdpo.hub.policy",
+    "RunConfig": "jaxdpo.config",
+    "RunResult": "jaxdpo.run",
+    "UserError": "jaxdpo.errors",
+    "fit": "jaxdpo.run",
+    "load_config": "jaxdpo.config",
+    "load_pairs": "jaxdpo.data.tokenizing",
+    "load_policy": "jaxdpo.hub.policy",
+    "read_pairs": "jaxdpo.data.reader",
+}
+
+__all__ = [
+    "Policy",
+    "RunConfig",
+    "RunResult",
+    "UserError",
+    "fit",
+    "load_config",
+    "load_pairs",
+    "load_policy",
+    "read_pairs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jaxdpo' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

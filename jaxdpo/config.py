@@ -6,14 +6,15 @@ config = load_config("configs/quickstart.yaml", ["loss.beta=0.2", "lora.rank=8"]
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.plan import BatchConfig
 from jaxdpo.errors import UserError, nearest
+from jaxdpo.files import shipped
 from jaxdpo.losses import LossConfig
 from jaxdpo.model.lora import LoraConfig
 from jaxdpo.reference import ReferenceConfig
@@ -30,18 +31,21 @@ class PolicyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(description="Hugging Face folder, or org/name on the Hub")
-    param_dtype: Dtype = Field("float32", description="dtype of the parameters")
+    path: Annotated[str, AfterValidator(shipped)] = Field(
+        description="Hugging Face folder, or org/name on the Hub"
+    )
+    param_dtype: Dtype = Field(default="float32", description="dtype of the parameters")
     compute_dtype: Dtype | None = Field(
-        None, description="dtype of activations; default: float32 on CPU, bfloat16 elsewhere"
+        default=None,
+        description="dtype of activations; default: float32 on CPU, bfloat16 elsewhere",
     )
     attention: Literal["auto", "dense", "gather"] = Field(
-        "auto",
+        default="auto",
         description="dense: mask over the packed row; gather: each sequence laid out by itself; "
         "auto: the one with fewer scores to compute",
     )
     remat: Literal["none", "dots", "full"] = Field(
-        "full",
+        default="full",
         description="what the backward pass computes again: nothing, all but matrix products, all",
     )
 
@@ -52,14 +56,20 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: str = Field(description="run folder; the same one again continues the run")
-    epochs: float = Field(1.0, gt=0, description="passes over the TRAIN pairs")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps, if fewer than that")
-    seed: int = Field(0, ge=0, description="seed of the pairs' order, of LoRA and its dropout")
+    epochs: float = Field(default=1.0, gt=0, description="passes over the TRAIN pairs")
+    max_steps: int | None = Field(
+        default=None, ge=1, description="optimizer steps, if fewer than that"
+    )
+    seed: int = Field(
+        default=0, ge=0, description="seed of the pairs' order, of LoRA and its dropout"
+    )
     evaluate_every: int | None = Field(
-        None, ge=1, description="optimizer steps between evaluations; default: a tenth of the run"
+        default=None,
+        ge=1,
+        description="optimizer steps between evaluations; default: a tenth of the run",
     )
     completions: int = Field(
-        3, ge=0, description="TEST prompts that are answered before and after training"
+        default=3, ge=0, description="TEST prompts that are answered before and after training"
     )
 
 
@@ -69,9 +79,11 @@ class ExportConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     lora: Literal["merged", "adapter"] = Field(
-        "merged", description="adapters added into the weights, or a PEFT adapter folder"
+        default="merged", description="adapters added into the weights, or a PEFT adapter folder"
     )
-    dtype: Dtype | None = Field(None, description="dtype of the weights; default: as loaded")
+    dtype: Dtype | None = Field(
+        default=None, description="dtype of the weights; default: as loaded"
+    )
 
 
 class RunConfig(BaseModel):
@@ -82,23 +94,27 @@ class RunConfig(BaseModel):
     model: PolicyConfig = Field(description="the model")
     data: DataConfig = Field(description="the preference pairs")
     training: TrainingConfig = Field(description="the run")
-    batch: BatchConfig = Field(BatchConfig(), description="steps and rows")
-    loss: LossConfig = Field(LossConfig(), description="the objective")
-    reference: ReferenceConfig = Field(ReferenceConfig(), description="the reference model")
-    lora: LoraConfig | None = Field(None, description="adapters; null: all parameters are trained")
-    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW")
-    mesh: MeshConfig = Field(MeshConfig(), description="devices")
-    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="checkpoints")
-    sampling: SamplingConfig = Field(SamplingConfig(), description="completions in the summary")
-    export: ExportConfig = Field(ExportConfig(), description="the exported model")
+    batch: BatchConfig = Field(default=BatchConfig(), description="steps and rows")
+    loss: LossConfig = Field(default=LossConfig(), description="the objective")
+    reference: ReferenceConfig = Field(default=ReferenceConfig(), description="the reference model")
+    lora: LoraConfig | None = Field(
+        default=None, description="adapters; null: all parameters are trained"
+    )
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW")
+    mesh: MeshConfig = Field(default=MeshConfig(), description="devices")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="checkpoints")
+    sampling: SamplingConfig = Field(
+        default=SamplingConfig(), description="completions in the summary"
+    )
+    export: ExportConfig = Field(default=ExportConfig(), description="the exported model")
 
 
 # What may differ when a run is continued: it changes neither the data nor the arithmetic.
 CHANGEABLE = ("checkpoint", "mesh", "training.folder", "training.completions", "sampling", "export")
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a YAML file and applies `section.field=value` overrides, values in YAML too.
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a YAML file, if any, and applies `section.field=value` overrides, values in YAML too.
 
     Raises:
       UserError: For a missing or malformed file, an unknown key (naming the nearest known one) or a
@@ -161,12 +177,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML in which a key that stands twice is an error and not the last one's value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (key_node, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
                 )
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -228,3 +246,37 @@ def section_type(annotation: Any) -> type[BaseModel]:
     """The config class of a section's annotation: of `LoraConfig | None`, LoraConfig."""
     options = typing.get_args(annotation) or (annotation,)
     return next(option for option in options if isinstance(option, type))
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """A command line's configuration file, if any, and its overrides.
+
+    Raises:
+      UserError: For an option, or more than one file.
+    """
+    overrides = [argument for argument in arguments if "=" in argument]
+    paths = [argument for argument in arguments if "=" not in argument]
+    options = [argument for argument in arguments if argument.startswith("-")]
+    if options:
+        raise UserError(f"{options[0]}: fields are set as section.field=value, without dashes")
+    if len(paths) > 1:
+        raise UserError(f"one configuration file at a time, not {' and '.join(paths)}")
+    return (paths[0] if paths else None), overrides
+
+
+def help_text() -> str:
+    """Every field of the configuration, its default, and a line of what it does."""
+    lines = []
+    for section, field in RunConfig.model_fields.items():
+        lines.append(f"{section}: {field.description}")
+        for name, inner in section_type(field.annotation).model_fields.items():
+            default = (
+                "required"
+                if inner.is_required()
+                else yaml.safe_dump(
+                    inner.get_default(call_default_factory=True), default_flow_style=True
+                ).split("\n")[0]
+            )
+            lines.append(f"  {section}.{name}={default}")
+            lines.append(f"      {inner.description}")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and those that come with the package."""
 
 import contextlib
 import hashlib
@@ -6,6 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+
+def shipped(path: str) -> str:
+    """`@quickstart/pairs.jsonl` ↦ that file of the installed package; other paths as they are."""
+    return str(Path(__file__).parent / path[1:]) if path.startswith("@") else path
 
 
 @contextlib.contextmanager

@@ -71,6 +71,7 @@ def token_logps(
     logps = _chunked_logps(
         head, cut(hidden_RSD), head_DV.astype(hidden_RTD.dtype), cut(score_target_RS)
     )
+    assert isinstance(logps, jax.Array)
     return jnp.moveaxis(logps, 0, 2).reshape(rows, chunks * chunk)[:, :scores]
 
 

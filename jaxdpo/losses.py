@@ -10,7 +10,9 @@ class LossConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     beta: float = Field(
-        0.1, gt=0, description="strength of the pull to the reference model, 1/nats of reward"
+        default=0.1,
+        gt=0,
+        description="strength of the pull to the reference model, 1/nats of reward",
     )
 
 

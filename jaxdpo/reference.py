@@ -27,7 +27,7 @@ class ReferenceConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["precomputed", "adapter_off", "frozen"] = Field(
-        "precomputed",
+        default="precomputed",
         description="precomputed: scored once before training and kept with the run; adapter_off: "
         "in every step, by the base model under LoRA; frozen: in every step, by a copy in memory",
     )

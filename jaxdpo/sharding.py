@@ -9,12 +9,14 @@ alike, because all of them are nested dicts whose paths end in the same names. A
 """
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from pydantic import BaseModel, ConfigDict, Field
@@ -46,9 +48,40 @@ class MeshConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: int = Field(-1, description="copies of the model, each with its own rows")
-    fsdp: int = Field(1, description="pieces the parameters are cut into, gathered layer by layer")
-    tensor: int = Field(1, description="pieces each layer's matrices are cut into")
+    data: int = Field(default=-1, description="copies of the model, each with its own rows")
+    fsdp: int = Field(
+        default=1, description="pieces the parameters are cut into, gathered layer by layer"
+    )
+    tensor: int = Field(default=1, description="pieces each layer's matrices are cut into")
+
+
+def join_processes() -> None:
+    """Joins the other processes of this run, if it was started with any.
+
+    A run has several under Slurm, Open MPI and on TPU pods, where JAX finds the rest by itself, and
+    wherever JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are set. Must come before
+    anything else uses jax.
+    """
+    environment = os.environ
+    if "JAX_COORDINATOR_ADDRESS" in environment:
+        jax.distributed.initialize(
+            environment["JAX_COORDINATOR_ADDRESS"],
+            int(environment["JAX_NUM_PROCESSES"]),
+            int(environment["JAX_PROCESS_ID"]),
+        )
+    elif (
+        int(environment.get("SLURM_NTASKS", 1)) > 1
+        or int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    ):
+        jax.distributed.initialize()
+
+
+def agreed(flag: bool) -> bool:
+    """Whether it is so in every process of the run."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).all())
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -121,10 +154,26 @@ def batch_shards() -> int:
 
 
 def cut_rows(array: jax.Array) -> jax.Array:
-    """Constrains the first axis to be cut as rows of a batch are; no-op without a mesh."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Constrains the first axis to be cut as rows of a batch are.
+
+    Nothing happens without a mesh, or where the rows do not divide evenly.
+    """
+    if jax.sharding.get_abstract_mesh().empty or array.shape[0] % batch_shards():
         return array
     return jax.lax.with_sharding_constraint(array, P(BATCH_AXES, *(None,) * (array.ndim - 1)))
+
+
+def uncut_embedding(weight_VD: jax.Array) -> jax.Array:
+    """The embedding with its pieces along `fsdp` gathered; its vocabulary stays cut.
+
+    A lookup of rows that are cut along `fsdp` in a table cut along it too would have the compiler
+    copy both to every device.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return weight_VD
+    tensor = jax.sharding.get_abstract_mesh().shape["tensor"]
+    vocabulary = "tensor" if weight_VD.shape[0] % tensor == 0 else None
+    return jax.lax.with_sharding_constraint(weight_VD, P(vocabulary, None))
 
 
 def row_sharding(mesh: Mesh, row_axis: int = 0) -> NamedSharding:
@@ -134,8 +183,8 @@ def row_sharding(mesh: Mesh, row_axis: int = 0) -> NamedSharding:
 
 def local_rows(mesh: Mesh, rows: int) -> list[int]:
     """Which of a batch's rows the devices of this process hold, ascending."""
-    index_map = row_sharding(mesh).addressable_devices_indices_map((rows,))
-    return sorted({row for (span,) in index_map.values() for row in range(*span.indices(rows))})
+    spans = row_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return sorted({row for span in spans if span for row in range(*span[0].indices(rows))})
 
 
 def put_rows(
@@ -153,7 +202,8 @@ def put_rows(
     place = {row: slot for slot, row in enumerate(rows)}
     shape = (*local.shape[:row_axis], count, *local.shape[row_axis + 1 :])
 
-    def piece(index: tuple[slice, ...]) -> np.ndarray:
+    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         start, stop, _ = index[row_axis].indices(count)
         slots = slice(place[start], place[stop - 1] + 1)
         return local[(*index[:row_axis], slots, *index[row_axis + 1 :])]

@@ -234,7 +234,11 @@ def load_chat(path: str, template_path: str | None = None) -> Chat:
             raise UserError(
                 f"data.chat_template {template_path}: cannot be read: {error}"
             ) from error
-    return Chat(load_tokenizer(path), template)
+    tokenizer = load_tokenizer(path)
+    if template is not None:
+        # On the tokenizer itself, so that it is saved with it.
+        tokenizer.chat_template = template
+    return Chat(tokenizer)
 
 
 def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":

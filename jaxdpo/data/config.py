@@ -2,9 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from jaxdpo.files import shipped
 
 
 class DataConfig(BaseModel):
@@ -12,7 +14,7 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(description="preference JSONL file")
+    path: Annotated[str, AfterValidator(shipped)] = Field(description="preference JSONL file")
     on_error: Literal["stop", "skip"] = Field(
         "stop",
         description="at bad lines: stop before training, or skip them and write them to a file",

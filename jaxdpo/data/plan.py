@@ -29,14 +29,19 @@ class BatchConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: int = Field(32, ge=1, description="preference pairs in an optimizer step, exactly")
-    row_length: int | None = Field(
-        None, ge=8, description="tokens in a packed row; default: chosen from the lengths"
+    size: int = Field(
+        default=32, ge=1, description="preference pairs in an optimizer step, exactly"
     )
-    rows_per_device: int = Field(1, ge=1, description="rows of a microbatch on each device")
-    pack: bool = Field(True, description="several pairs in a row; the loss is the same without")
+    row_length: int | None = Field(
+        default=None, ge=8, description="tokens in a packed row; default: chosen from the lengths"
+    )
+    rows_per_device: int = Field(default=1, ge=1, description="rows of a microbatch on each device")
+    pack: bool = Field(
+        default=True, description="several pairs in a row; the loss is the same without"
+    )
     share_prefix: bool = Field(
-        True, description="lay a prompt out once for both completions; the loss is the same without"
+        default=True,
+        description="lay a prompt out once for both completions; the loss is the same without",
     )
 
 
@@ -142,18 +147,20 @@ class Packer:
       config: How to pack.
       rows: Rows of a microbatch over all devices.
       row_length: Tokens of a row.
+      longest: Tokens of the longest sequence that shapes must hold; by default of these pairs.
     """
 
     lengths: np.ndarray
     config: BatchConfig
     rows: int
     row_length: int
+    longest: int | None = None
 
     @functools.cached_property
     def _laid_out(self) -> np.ndarray:
         return laid_out_lengths(self.lengths, self.config.share_prefix)
 
-    def microbatches(self, pairs: Sequence[int]) -> list[Microbatch]:
+    def microbatches(self, pairs: Sequence[int] | np.ndarray) -> list[Microbatch]:
         """The pairs in as few microbatches of `rows` rows as hold them; later ones may be short."""
         if self.config.pack:
             sizes = self._laid_out[np.asarray(pairs, np.int64)].tolist()
@@ -188,12 +195,17 @@ class Packer:
 
     @functools.cached_property
     def sequence_width(self) -> int:
-        """The longest prompt + completion, rounded up to a multiple of 64."""
-        longest = int((self.lengths[:, :1] + self.lengths[:, 1:]).max())
+        """Tokens of an attention row: the longest sequence's, rounded up to a multiple of 64."""
+        longest = longest_sequence(self.lengths) if self.longest is None else self.longest
         return -(-longest // 64) * 64
 
     def _sequence_lengths(self, row: np.ndarray) -> list[int]:
         return (self.lengths[row, :1] + self.lengths[row, 1:]).reshape(-1).tolist()
+
+
+def longest_sequence(lengths_N3: np.ndarray) -> int:
+    """Tokens of the longest prompt with a completion."""
+    return int((lengths_N3[:, :1] + lengths_N3[:, 1:]).max())
 
 
 @dataclass(frozen=True)
@@ -244,10 +256,15 @@ def scoring_microbatches(packer: Packer) -> Iterator[Microbatch]:
         )
 
 
-def scoring_shape(packer: Packer, gather: bool) -> BatchShape:
-    """The shape that holds every microbatch of `scoring_microbatches`."""
+def scoring_shape(packers: Sequence[Packer], gather: bool) -> BatchShape:
+    """The shape that holds every microbatch of `scoring_microbatches` of several data sets.
+
+    The packers must agree on rows, row length and longest sequence.
+    """
     return _covering(
-        packer.shape_of([microbatch], gather) for microbatch in scoring_microbatches(packer)
+        packer.shape_of([microbatch], gather)
+        for packer in packers
+        for microbatch in scoring_microbatches(packer)
     )
 
 

@@ -23,6 +23,7 @@ from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.layers import Decoder
 from jaxdpo.model.lora import LoraConfig, LoraParams, layer_adapters
 from jaxdpo.model.rope import rotation
+from jaxdpo.sharding import cut_rows
 
 # A nested dict of arrays, such as {"embed": {"weight": ...}, "layers": {"attention": ...}, ...}.
 Params = dict[str, Any]
@@ -111,6 +112,8 @@ def run_layers(
 
     def run_layer(hidden_BTD: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
         block, layer_lora, layer = inputs
+        # Rows stay where they are; parameters come to them.
+        hidden_BTD = cut_rows(hidden_BTD)
         adapters = {}
         if layer_lora is not None:
             assert compute.lora is not None, "adapters need compute.lora for their scale"
@@ -120,7 +123,7 @@ def run_layers(
 
     hidden_BTD, collected = jax.lax.scan(
         _rematerialised(run_layer, compute),
-        decoder.embed(tokens_BT, compute.dtype),
+        cut_rows(decoder.embed(tokens_BT, compute.dtype)),
         (decoder.layers, lora and lora["layers"], jnp.arange(config.num_layers)),
     )
     return decoder.norm(hidden_BTD), collected

@@ -13,6 +13,7 @@ from flax import nnx
 
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.rope import rotate
+from jaxdpo.sharding import uncut_embedding
 
 # What a low-rank adapter adds to a linear layer's output: [..., in] → [..., out].
 Adapter = Callable[[jax.Array], jax.Array]
@@ -46,7 +47,7 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(_normal(rngs.params(), (config.vocab_size, config.hidden_size)))
 
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        return self.weight[...][tokens].astype(dtype)
+        return uncut_embedding(self.weight[...])[tokens].astype(dtype)
 
 
 class RMSNorm(nnx.Module):

@@ -34,8 +34,8 @@ class CheckpointConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    every: int = Field(200, ge=1, description="optimizer steps between checkpoints")
-    keep: int = Field(2, ge=1, description="newest checkpoints kept")
+    every: int = Field(default=200, ge=1, description="optimizer steps between checkpoints")
+    keep: int = Field(default=2, ge=1, description="newest checkpoints kept")
 
 
 class Checkpoints:
@@ -71,7 +71,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             target.mkdir()
         _barrier(f"save {step}")
-        response = ocp.save_async(target / "state", state._asdict())
+        response = ocp.save_async(str(target / "state"), state._asdict())
         self._pending = self._writer.submit(self._commit, response, step)
 
     def wait(self) -> None:
@@ -105,7 +105,7 @@ class Checkpoints:
         if step < 0:
             return None
         self._newest = step
-        restored = ocp.load(self._step_folder(step) / "state", abstract._asdict())
+        restored = ocp.load(str(self._step_folder(step) / "state"), abstract._asdict())
         return TrainState(**restored)
 
     def _step_folder(self, step: int) -> Path:

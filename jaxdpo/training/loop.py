@@ -105,8 +105,8 @@ def run_steps(
             reference = put_rows(reference, rows, count, mesh, row_axis=1)
         num_microbatches = jax.device_put(np.int32(inputs.num_microbatches), replicated(mesh))
         state, metrics = train_step(state, frozen, batch, reference, num_microbatches)
-        metrics["num_slots"] = inputs.num_microbatches * count * data.shape.row_length
-        yield inputs.step + 1, state, metrics
+        slots = inputs.num_microbatches * count * data.shape.row_length
+        yield inputs.step + 1, state, {**metrics, "num_slots": slots}
 
 
 class LaggedMetrics:

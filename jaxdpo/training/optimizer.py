@@ -18,22 +18,29 @@ class OptimizerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     learning_rate: float | None = Field(
-        None, gt=0, description="peak learning rate; default: 1e-6, with LoRA 1e-5"
+        default=None, gt=0, description="peak learning rate; default: 1e-6, with LoRA 1e-5"
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "linear", description="how the learning rate falls to 0 after the warm-up"
+        default="linear", description="how the learning rate falls to 0 after the warm-up"
     )
     warmup_ratio: float = Field(
-        0.0, ge=0, lt=1, description="share of the steps in which the learning rate rises from 0"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the steps in which the learning rate rises from 0",
     )
-    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of gradients")
-    beta2: float = Field(0.999, ge=0, lt=1, description="decay of the mean of squared gradients")
-    epsilon: float = Field(1e-8, gt=0, description="added to the root of the mean square")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the mean of gradients")
+    beta2: float = Field(
+        default=0.999, ge=0, lt=1, description="decay of the mean of squared gradients"
+    )
+    epsilon: float = Field(default=1e-8, gt=0, description="added to the root of the mean square")
     weight_decay: float = Field(
-        0.0, ge=0, description="decoupled weight decay, of matrices only (no norms, no biases)"
+        default=0.0,
+        ge=0,
+        description="decoupled weight decay, of matrices only (no norms, no biases)",
     )
     max_grad_norm: float | None = Field(
-        1.0, gt=0, description="gradients are scaled down to this global norm; null: never"
+        default=1.0, gt=0, description="gradients are scaled down to this global norm; null: never"
     )
 
     def peak(self, lora: bool) -> float:

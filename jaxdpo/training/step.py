@@ -39,19 +39,17 @@ class Objective:
 
     Attributes:
       model: Architecture.
-      compute: How the model is computed.
+      compute: How the model is computed; where it has `lora`, adapters are trained.
       loss: The loss.
-      lora: Whether adapters are trained over frozen parameters.
       batch_size: Pairs of an optimizer step.
-      dropout_seed: Seed of LoRA's dropout; None where there is none.
+      seed: Seed of the adapters' dropout.
     """
 
     model: ModelConfig
     compute: Compute
     loss: LossConfig
-    lora: bool
     batch_size: int
-    dropout_seed: int | None = None
+    seed: int
 
 
 def init_state(
@@ -106,9 +104,8 @@ def make_train_step(
         gradients = jax.lax.with_sharding_constraint(gradients, state_shardings.trainable)
         grad_norm = optax.global_norm(gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
-        updated = TrainState(
-            optax.apply_updates(state.trainable, updates), optimizer_state, state.step + 1
-        )
+        trainable: Any = optax.apply_updates(state.trainable, updates)
+        updated = TrainState(trainable, optimizer_state, state.step + 1)
         metrics = sums | {"grad_norm": grad_norm, "learning_rate": schedule(state.step)}
         finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state), metrics
@@ -131,12 +128,12 @@ def _gradient(
         assert frozen is not None
         reference = jax.lax.stop_gradient(completion_logps(model, frozen, None, batch, compute))
     dropout_key = None
-    if objective.dropout_seed is not None:
-        key = jax.random.fold_in(jax.random.key(objective.dropout_seed), state.step)
+    if compute.lora is not None and compute.lora.dropout > 0:
+        key = jax.random.fold_in(jax.random.key(objective.seed), state.step)
         dropout_key = jax.random.fold_in(key, microbatch)
 
     def loss_sum(trainable: Params) -> tuple[jax.Array, Any]:
-        params, lora = (frozen, trainable) if objective.lora else (trainable, None)
+        params, lora = (frozen, trainable) if compute.lora is not None else (trainable, None)
         assert params is not None
         policy = completion_logps(model, params, lora, batch, compute, dropout_key=dropout_key)
         losses = sigmoid_loss(

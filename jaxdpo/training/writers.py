@@ -59,7 +59,7 @@ class MetricWriter:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl, in order; a last line cut off by a crash is left out."""
+    """The records of a run's metrics.jsonl, in order; a torn last line is left out."""
     path = folder / METRICS_FILE
     if not path.exists():
         return []

@@ -1,0 +1,89 @@
+"""What a run shows while it lasts: a progress bar in a terminal or notebook, lines elsewhere."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_SHOWN = ("loss", "rewards/margins", "rewards/accuracies")
+
+
+class Reporter:
+    """Messages and progress of one run.
+
+    Args:
+      quiet: Whether nothing is shown (in all processes of a run but the first).
+    """
+
+    def __init__(self, quiet: bool = False):
+        self.console = Console(quiet=quiet, soft_wrap=True, highlight=False)
+
+    def say(self, text: str) -> None:
+        """Shows a line of plain text."""
+        self.console.print(escape(text))
+
+    @contextmanager
+    def progress(self, total: int, done: int) -> Iterator["StepProgress"]:
+        """A bar over the optimizer steps."""
+        columns = (
+            MofNCompleteColumn(),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[metrics]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, refresh_per_second=4) as bars:
+            yield StepProgress(bars, bars.add_task("", total=total, completed=done, metrics=""))
+
+    @contextmanager
+    def counting(
+        self, what: str, total: int, scores: Iterator[tuple[np.ndarray, np.ndarray]]
+    ) -> Iterator[Iterator[tuple[np.ndarray, np.ndarray]]]:
+        """A bar over pairs that are being scored; it goes away when they are."""
+        columns = (TextColumn(what), BarColumn(bar_width=10), MofNCompleteColumn())
+        with Progress(
+            *columns, TimeRemainingColumn(), console=self.console, transient=True
+        ) as bars:
+            task = bars.add_task("", total=total)
+
+            def counted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+                for indices, logps in scores:
+                    bars.advance(task, len(indices))
+                    yield indices, logps
+
+            yield counted()
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Shows the TEST metrics after `step` steps."""
+        self.say(f"step {step:>5}  TEST  {_line(metrics)}")
+
+    def table(self, title: str, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+        """Shows a table of text."""
+        table = Table(title=title, title_justify="left", show_lines=len(header) == 3)
+        for name in header:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(str(cell)) for cell in row))
+        self.console.print(table)
+
+
+class StepProgress:
+    """The bar of a run under way."""
+
+    def __init__(self, bars: Progress, task: Any):
+        self._bars, self._task = bars, task
+
+    def update(self, step: int, metrics: dict[str, float]) -> None:
+        """Shows a step's metrics."""
+        speed = metrics.get("pairs_per_second")
+        shown = _line(metrics) + (f"  {speed:.3g} pairs/s" if speed else "")
+        self._bars.update(self._task, completed=step, metrics=shown)
+
+
+def _line(metrics: dict[str, float]) -> str:
+    names = {"rewards/margins": "margin", "rewards/accuracies": "accuracy"}
+    return "  ".join(f"{names.get(name, name)} {metrics[name]:.3f}" for name in _SHOWN)

@@ -1,0 +1,130 @@
+"""Folders and safetensors files that are whole or not there."""
+
+import contextlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import safe_open
+
+from jaxdpo.errors import UserError
+from jaxdpo.files import sync_folder, sync_tree
+
+# Lists the files of an export, so that a later one replaces nothing else.
+MANIFEST = "jaxdpo_export.json"
+
+_DTYPE_NAMES = {
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float16): "F16",
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+}
+
+
+@contextlib.contextmanager
+def exporting(folder: Path) -> Iterator[Path]:
+    """Yields a folder to write to, which takes `folder`'s place when the block ends well.
+
+    An earlier export is replaced if it is just as it was written; any other folder that holds
+    something is left alone.
+
+    Raises:
+      UserError: If something else is in the way, or the disk refuses.
+    """
+    _check_replaceable(folder)
+    temporary = folder.with_name(f".{folder.name}.partial")
+    previous = folder.with_name(f".{folder.name}.previous")
+    try:
+        for left_over in (temporary, previous):
+            shutil.rmtree(left_over, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        files = sorted(path.name for path in temporary.iterdir())
+        (temporary / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
+        sync_tree(temporary)
+        if folder.exists():
+            folder.rename(previous)
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(previous, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file; name a folder for the export")
+    found = {path.name for path in folder.iterdir()}
+    written: set[str] = set()
+    if MANIFEST in found:
+        written = {*json.loads((folder / MANIFEST).read_text())["files"], MANIFEST}
+    if found - written:
+        raise UserError(
+            f"{folder}: holds {sorted(found - written)[0]}, which no export put there; "
+            "name another folder, or move it away"
+        )
+
+
+class TensorSpec(NamedTuple):
+    """Shape and numpy dtype of a tensor that is still to come."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+def write_tensors(
+    path: Path, specs: Mapping[str, TensorSpec], arrays: Iterator[np.ndarray]
+) -> None:
+    """Writes a safetensors file with one tensor at a time in memory, and reads it again.
+
+    The format is 8 bytes of header length, a JSON header of offsets, and the tensors' bytes:
+    https://huggingface.co/docs/safetensors
+
+    Args:
+      path: The file.
+      specs: Every tensor of the file, in order.
+      arrays: Their values, in the same order; no more are taken than there are specs.
+
+    Raises:
+      OSError: If what is read back is not what was written.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, spec in specs.items():
+        start, end = end, end + spec.size
+        dtype = _DTYPE_NAMES[np.dtype(spec.dtype)]
+        header[name] = {"dtype": dtype, "shape": list(spec.shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    checksums: dict[str, int] = {}
+    with open(path, "wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, spec in specs.items():
+            array = np.ascontiguousarray(next(arrays), dtype=spec.dtype)
+            assert array.shape == spec.shape, (name, array.shape, spec.shape)
+            file.write(_bytes(array))
+            checksums[name] = zlib.crc32(_bytes(array))
+        file.flush()
+        os.fsync(file.fileno())
+    with safe_open(path, framework="np") as file:
+        for name, checksum in checksums.items():
+            if zlib.crc32(_bytes(file.get_tensor(name))) != checksum:
+                raise OSError(f"{path.name}: {name} reads back differently from what was written")
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

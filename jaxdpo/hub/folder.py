@@ -1,0 +1,82 @@
+"""Model folders: where they are found, and which of their files may be read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxdpo.errors import UserError
+
+# Weights under other names (Mistral's consolidated.safetensors, original/) say the same again.
+_DOWNLOADED = ["*.json", "model*.safetensors", "adapter*.safetensors", "tokenizer*", "*.jinja"]
+
+
+def find_folder(path: str | Path) -> Path:
+    """The model folder at a path; else that of `org/name` on the Hugging Face Hub, downloaded.
+
+    Raises:
+      UserError: If there is neither.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    name = str(path)
+    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"{name}: no such folder; name a model folder, or org/name on the Hub")
+    import huggingface_hub
+
+    try:
+        # Its errors of the network, of missing models and of refused access are OSErrors.
+        snapshot = huggingface_hub.snapshot_download(
+            name, allow_patterns=_DOWNLOADED, ignore_patterns=["*/*"]
+        )
+    except (OSError, huggingface_hub.errors.HFValidationError) as error:
+        raise UserError(
+            f"{name}: no such folder here, and the Hub did not give a model of that name: {error}"
+        ) from error
+    return Path(snapshot)
+
+
+def member(folder: Path, name: str) -> Path:
+    """The path of a file that belongs to a model folder.
+
+    Raises:
+      UserError: If `name` is no plain file name, or a link leads out of the folder. The Hub cache's
+        links from a snapshot to the blobs beside it are followed.
+    """
+    if name != Path(name).name or name in ("", ".", "..") or "\\" in name:
+        raise UserError(f"{folder}: {name!r} is not a plain file name in the model folder")
+    path = folder / name
+    real, home = path.resolve(), folder.resolve()
+    blobs = home.parent.parent / "blobs"
+    if real.parent != home and not (home.parent.name == "snapshots" and real.parent == blobs):
+        raise UserError(f"{path}: a link to {real}, outside the model folder; copy the file there")
+    return path
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object from a file of a model folder.
+
+    Raises:
+      UserError: If it is missing or something else.
+    """
+    path = member(folder, name)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a model folder.
+
+    Raises:
+      UserError: If there is none.
+    """
+    if not member(folder, "config.json").exists():
+        raise UserError(f"{folder}: holds no config.json, so it is not a Hugging Face model folder")
+    return read_json(folder, "config.json")

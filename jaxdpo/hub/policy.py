@@ -1,0 +1,151 @@
+"""A policy: a decoder with its weights, its adapters if any, and its tokenizer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxdpo.data.chat import Chat, load_chat
+from jaxdpo.errors import UserError
+from jaxdpo.hub.adapter import ADAPTER_CONFIG, base_of, load_adapter, save_adapter
+from jaxdpo.hub.families import config_from_hf
+from jaxdpo.hub.folder import find_folder, member, read_config, read_json
+from jaxdpo.hub.read import load_params
+from jaxdpo.hub.write import save_pretrained
+from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.decoder import Params, abstract_params
+from jaxdpo.model.lora import LoraConfig, LoraParams, merge_lora
+from jaxdpo.sharding import shardings_for
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model that answers messages.
+
+    Attributes:
+      config: Architecture.
+      params: Parameters.
+      chat: Tokenizer and chat template.
+      source: The folder or `org/name` it was loaded from.
+      hf_config: Its config.json.
+      generation_config: Its generation_config.json, or None.
+      lora: Adapters, or None.
+      lora_config: Their scale, or None.
+    """
+
+    config: ModelConfig
+    params: Params
+    chat: Chat
+    source: str
+    hf_config: Mapping[str, Any]
+    generation_config: Mapping[str, Any] | None = None
+    lora: LoraParams | None = None
+    lora_config: LoraConfig | None = None
+
+    def describe(self) -> str:
+        """`models/tiny: llama, 1.2M parameters, float32`."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        size = f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
+        dtype = jax.tree.leaves(self.params)[0].dtype.name
+        return f"{self.source}: {self.hf_config['model_type']}, {size} parameters, {dtype}"
+
+    def merged(self) -> "Policy":
+        """The same model without adapters, theirs added into the weights."""
+        if self.lora is None:
+            return self
+        assert self.lora_config is not None
+        params = merge_lora(self.params, self.lora, self.lora_config.scale)
+        return replace(self, params=params, lora=None, lora_config=None)
+
+    def save(
+        self,
+        folder: str | Path,
+        lora: Literal["merged", "adapter"] = "merged",
+        dtype: str | None = None,
+    ) -> None:
+        """Writes a Hugging Face folder: the whole model, or the adapters alone for `peft`.
+
+        Args:
+          folder: Where to; it appears when it is complete.
+          lora: What is done with adapters, if there are any.
+          dtype: Of the weights; None to keep it.
+
+        Raises:
+          UserError: If the folder cannot be written.
+        """
+        tokenizer = self.chat.tokenizer
+        if self.lora is not None and lora == "adapter":
+            assert self.lora_config is not None
+            # PEFT looks for the base model there, from wherever it is called.
+            here = Path(self.source).expanduser()
+            base = str(here.resolve()) if here.is_dir() else self.source
+            save_adapter(folder, self.lora, self.lora_config, tokenizer, self.hf_config, base)
+            return
+        save_pretrained(
+            folder,
+            self.config,
+            self.merged().params,
+            tokenizer,
+            self.hf_config,
+            self.generation_config,
+            None if dtype is None else jnp.dtype(dtype),
+        )
+
+
+def load_policy(
+    path: str,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    chat_template: str | None = None,
+) -> Policy:
+    """Loads a model folder, an adapter folder with its base model, or `org/name` from the Hub.
+
+        policy = load_policy("models/tiny")
+        policy.save("copy")
+
+    Args:
+      path: Hugging Face or PEFT folder, or `org/name`.
+      dtype: Of the parameters; adapters are always fp32.
+      mesh: Where the parameters live; None for the first device.
+      chat_template: Jinja file used in place of the tokenizer's own template.
+
+    Raises:
+      UserError: If it is missing, damaged or not supported.
+    """
+    folder = find_folder(path)
+    if not (folder / ADAPTER_CONFIG).exists():
+        return _load_model(path, folder, dtype, mesh, chat_template)
+    named = base_of(folder)
+    base = _load_model(named, find_folder(named), dtype, mesh, chat_template)
+    lora, lora_config = load_adapter(folder, base.config, base.hf_config, mesh)
+    return replace(base, lora=lora, lora_config=lora_config)
+
+
+def _load_model(
+    source: str, folder: Path, dtype: str, mesh: Mesh | None, chat_template: str | None
+) -> Policy:
+    hf_config = read_config(folder)
+    config = config_from_hf(hf_config)
+    chat = load_chat(str(folder), chat_template)
+    _check_vocabulary(source, chat, config)
+    shardings = None
+    if mesh is not None:
+        shardings = shardings_for(abstract_params(config, jnp.dtype(dtype)), mesh)
+    generation = None
+    if member(folder, "generation_config.json").exists():
+        generation = read_json(folder, "generation_config.json")
+    params = load_params(folder, config, jnp.dtype(dtype), shardings)
+    return Policy(config, params, chat, source, hf_config, generation)
+
+
+def _check_vocabulary(path: str, chat: Chat, config: ModelConfig) -> None:
+    tokens = len(chat.tokenizer)
+    if tokens > config.vocab_size:
+        raise UserError(
+            f"{path}: the tokenizer has {tokens} tokens, but the model's embedding only "
+            f"{config.vocab_size} rows; use the tokenizer that belongs to the model"
+        )

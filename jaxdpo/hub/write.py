@@ -1,0 +1,133 @@
+"""Parameters → a Hugging Face model folder that transformers loads, without torch."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxdpo.hub.export import TensorSpec, exporting, write_tensors
+from jaxdpo.hub.families import Row, config_to_hf, family_of
+from jaxdpo.hub.read import WEIGHTS
+from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.decoder import Params
+from jaxdpo.sharding import path_name
+
+# As transformers has it: small enough for any file system, few enough files.
+_MAX_SHARD_BYTES = 5 * 10**9
+
+
+def save_pretrained(
+    folder: str | Path,
+    config: ModelConfig,
+    params: Params,
+    tokenizer: Any,
+    hf_config: Mapping[str, Any],
+    generation_config: Mapping[str, Any] | None = None,
+    dtype: Any = None,
+    max_shard_bytes: int = _MAX_SHARD_BYTES,
+) -> None:
+    """Writes a model folder: config, generation config, tokenizer with its template, weights.
+
+    The folder appears under its name only when it is complete, on disk and read back. Of several
+    processes all must call this; the first one writes.
+
+    Args:
+      folder: Where to. An earlier export there is replaced; other folders are refused.
+      config: Architecture.
+      params: Parameters, sharded or not.
+      tokenizer: Hugging Face tokenizer; None to leave it out.
+      hf_config: config.json that the model came with, or `{"model_type": ...}` for a new one.
+      generation_config: generation_config.json; None for one made from the config's token ids.
+      dtype: Of the weights; None to keep that of `params`.
+      max_shard_bytes: Most bytes of weights in one file.
+
+    Raises:
+      UserError: If the family cannot express `config`, or the folder cannot be written.
+    """
+    family = family_of(hf_config)
+    specs = tensor_specs(family.rows, params, dtype)
+    arrays = tensor_arrays(family.rows, params)
+    if jax.process_index() != 0:
+        for _ in arrays:  # Takes part in gathering what no process holds whole.
+            pass
+        return
+    name = np.dtype(next(iter(specs.values())).dtype).name
+    described = {**config_to_hf(config, hf_config), "dtype": name, "torch_dtype": name}
+    with exporting(Path(folder).expanduser()) as temporary:
+        write_json(temporary / "config.json", described)
+        generation = generation_config or _generation_config(hf_config)
+        write_json(temporary / "generation_config.json", generation)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        _write_weights(temporary, specs, arrays, max_shard_bytes)
+
+
+def tensor_specs(rows: Sequence[Row], params: Params, dtype: Any = None) -> dict[str, TensorSpec]:
+    """The tensors that parameters are stored in, in the order of `tensor_arrays`."""
+    return {
+        row.name(layer): TensorSpec(
+            (leaf.shape[1:] if row.stacked else leaf.shape)[:: row.order],
+            leaf.dtype if dtype is None else np.dtype(dtype),
+        )
+        for row, leaf, layer in _in_order(rows, params)
+    }
+
+
+def tensor_arrays(rows: Sequence[Row], params: Params) -> Iterator[np.ndarray]:
+    """The tensors' values, one at a time on the host, as theirs are turned."""
+    for row, leaf, layer in _in_order(rows, params):
+        array = leaf
+        if row.stacked:
+            array = jax.lax.dynamic_index_in_dim(leaf, np.int32(layer), keepdims=False)
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            array = multihost_utils.process_allgather(array, tiled=True)
+        yield row.turned(np.asarray(array))
+
+
+def _in_order(rows: Sequence[Row], params: Params) -> Iterator[tuple[Row, Any, int]]:
+    """(row, parameter, layer) of every tensor: single ones first, then layer by layer."""
+    leaves = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+    used = [row for row in rows if row.ours in leaves]
+    assert len(used) == len(leaves), leaves.keys() - {row.ours for row in used}
+    yield from ((row, leaves[row.ours], 0) for row in used if not row.stacked)
+    stacked = [row for row in used if row.stacked]
+    for layer in range(leaves[stacked[0].ours].shape[0]):
+        yield from ((row, leaves[row.ours], layer) for row in stacked)
+
+
+def _write_weights(
+    folder: Path, specs: dict[str, TensorSpec], arrays: Iterator[np.ndarray], max_bytes: int
+) -> None:
+    shards: list[dict[str, TensorSpec]] = [{}]
+    filled = 0
+    for name, spec in specs.items():
+        if shards[-1] and filled + spec.size > max_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = spec
+        filled += spec.size
+    if len(shards) == 1:
+        write_tensors(folder / WEIGHTS, specs, arrays)
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write_tensors(folder / name, shard, arrays)
+        weight_map.update(dict.fromkeys(shard, name))
+    total = sum(spec.size for spec in specs.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(folder / f"{WEIGHTS}.index.json", index)
+
+
+def _generation_config(hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: hf_config[name] for name in names if hf_config.get(name) is not None}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON file as Hugging Face does: indented, keys sorted."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

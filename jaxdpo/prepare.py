@@ -1,0 +1,208 @@
+"""All that a run needs before its first step: model, planned pairs, reference log-probs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxdpo.config import RunConfig
+from jaxdpo.console import Reporter
+from jaxdpo.data.cache import TokenizedPairs
+from jaxdpo.data.plan import (
+    BatchShape,
+    Packer,
+    TrainPlan,
+    choose_row_length,
+    longest_sequence,
+    make_train_plan,
+    scoring_shape,
+)
+from jaxdpo.data.tokenizing import LoadedPairs, load_pairs
+from jaxdpo.errors import UserError
+from jaxdpo.hub.policy import Policy, load_policy
+from jaxdpo.model.decoder import Compute
+from jaxdpo.model.lora import init_lora
+from jaxdpo.reference import cache_key, compute_and_store, load_cached
+from jaxdpo.run_folder import RunFolder
+from jaxdpo.scoring import make_score_step, score_pairs, weights_digest
+from jaxdpo.sharding import agreed, batch_shards, shardings_for
+from jaxdpo.training.evaluate import EvalData
+from jaxdpo.training.loop import TrainData
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run works with.
+
+    Attributes:
+      policy: The model before training.
+      compute: How it is computed.
+      train: The TRAIN pairs, planned.
+      test: The TEST pairs, or None if there are none.
+      frozen: Parameters that stay as they are: LoRA's base, or a frozen reference, or None.
+      trainable: What is trained, as it is before step 0; the run may donate it.
+      score_step: Scores a microbatch, `(params, lora, batch) → f32 [R, P, 2]`.
+    """
+
+    policy: Policy
+    compute: Compute
+    train: TrainData
+    test: EvalData | None
+    frozen: Any
+    trainable: Any
+    score_step: Callable[..., Any]
+
+
+def prepare(
+    config: RunConfig,
+    given_policy: Policy | None,
+    given_pairs: LoadedPairs | None,
+    mesh: Mesh,
+    folder: RunFolder,
+    reporter: Reporter,
+) -> Prepared:
+    """Loads, plans and scores; everything that can be refused is refused here.
+
+    Args:
+      config: The run's configuration.
+      given_policy: A model in memory, used instead of `model.path`; it is left as it is.
+      given_pairs: Tokenised pairs in memory, used instead of `data.path`.
+      mesh: The mesh.
+      folder: The run folder.
+      reporter: Where progress is shown.
+    """
+    loaded = given_policy or load_policy(
+        config.model.path, config.model.param_dtype, mesh, config.data.chat_template
+    )
+    if loaded.lora is not None and config.lora is not None and config.export.lora == "adapter":
+        raise UserError(
+            f"{config.model.path} is an adapter itself, so a new adapter would belong to a model "
+            "that is nowhere on disk; set export.lora=merged"
+        )
+    # Where training starts is the reference: the model with its adapters.
+    policy = loaded.merged()
+    reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
+    pairs = given_pairs or load_pairs(config.data, policy.chat, folder.path / "rejects.jsonl")
+    train, test = pairs.splits["TRAIN"], pairs.splits["TEST"]
+    _report_data(pairs, config, reporter)
+    digest = weights_digest(policy.params)
+    folder.check_inputs(
+        {
+            "weights (model.path)": digest,
+            "TRAIN pairs (data.path)": train.fingerprint,
+            "TEST pairs (data.path)": test.fingerprint,
+        }
+    )
+    compute, plan, shape, scoring = _plan(config, train.lengths, test.lengths)
+    reporter.say(_plan_text(plan, shape, compute))
+    score_step = make_score_step(policy.config, compute, mesh)
+
+    def reference_of(split: TokenizedPairs) -> np.ndarray:
+        cache = folder.path / "reference"
+        key = cache_key(
+            digest, split.fingerprint, compute.dtype.name, policy.config.model_dump_json()
+        )
+        cached = load_cached(cache, key, len(split))
+        if agreed(cached is not None):
+            assert cached is not None
+            return cached
+        packer = replace(plan.packer, lengths=split.lengths)
+        scores = score_pairs(score_step, policy.params, None, split, packer, scoring, mesh)
+        with reporter.counting("reference log-probs", len(split), scores) as counted:
+            return compute_and_store(cache, key, len(split), counted)
+
+    held_out = None
+    if len(test):
+        packer = replace(plan.packer, lengths=test.lengths)
+        held_out = EvalData(test, packer, scoring, reference_of(test))
+    precomputed = config.reference.kind == "precomputed"
+    data = TrainData(train, plan, shape, reference_of(train) if precomputed else None)
+    frozen, trainable = _trainable(config, policy, mesh, keep=given_policy is not None)
+    return Prepared(policy, compute, data, held_out, frozen, trainable, score_step)
+
+
+def _report_data(pairs: LoadedPairs, config: RunConfig, reporter: Reporter) -> None:
+    reporter.say(pairs.report.summary())
+    for split, tokenized in pairs.splits.items():
+        said = tokenized.report.summary(config.data.max_length)
+        if said:
+            reporter.say(f"{split}: {said}")
+
+
+def _plan(
+    config: RunConfig, lengths: np.ndarray, test_lengths: np.ndarray
+) -> tuple[Compute, TrainPlan, BatchShape, BatchShape]:
+    """How the model is computed, the plan, and the shapes of training and of scoring."""
+    both = np.concatenate([lengths, test_lengths])
+    rows = config.batch.rows_per_device * batch_shards()
+    row_length = choose_row_length(both, config.batch, rows)
+    packer = Packer(lengths, config.batch, rows, row_length, longest_sequence(both))
+    training = config.training
+    plan = make_train_plan(packer, training.seed, training.epochs, training.max_steps)
+    kind = config.model.attention
+    shape = plan.shape(gather=kind != "dense")
+    if kind == "auto":
+        apart = shape.sequences * shape.sequence_width**2
+        kind = "gather" if apart < row_length**2 else "dense"
+    gather = kind == "gather"
+    if not gather:
+        shape = replace(shape, sequences=1, sequence_width=1)
+    packers = [replace(packer, lengths=each) for each in (lengths, test_lengths) if len(each)]
+    scoring = scoring_shape(packers, gather)
+    compute = Compute(
+        jnp.dtype(config.model.compute_dtype or _default_dtype()),
+        kind,
+        config.model.remat,
+        config.lora,
+    )
+    return compute, plan, shape, scoring
+
+
+def _default_dtype() -> str:
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _trainable(config: RunConfig, policy: Policy, mesh: Mesh, keep: bool) -> tuple[Any, Any]:
+    """(what is frozen, what is trained); training donates the latter."""
+    kind = config.reference.kind
+    if config.lora is None:
+        if kind == "adapter_off":
+            raise UserError(
+                "reference.kind is adapter_off, but there is no adapter to switch off; set "
+                "lora.rank, or reference.kind=precomputed"
+            )
+        frozen = policy.params if kind == "frozen" else None
+        donated = not keep and frozen is None
+        return frozen, policy.params if donated else jax.tree.map(jnp.copy, policy.params)
+    if kind == "frozen":
+        raise UserError(
+            "reference.kind is frozen, but under LoRA the base model is frozen already; set "
+            "reference.kind=adapter_off, or precomputed"
+        )
+    lora_config, model = config.lora, policy.config
+
+    def initial(key: jax.Array) -> Any:
+        return init_lora(model, lora_config, key)
+
+    key = jax.random.key(config.training.seed)
+    shardings = shardings_for(jax.eval_shape(initial, key), mesh)
+    return policy.params, jax.jit(initial, out_shardings=shardings)(key)
+
+
+def mesh_text(mesh: Mesh) -> str:
+    """`8 × cpu (data 2, fsdp 4)`."""
+    axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    platform = mesh.devices.flat[0].device_kind
+    return f"{mesh.size} × {platform}" + (f" ({axes})" if axes else "")
+
+
+def _plan_text(plan: TrainPlan, shape: BatchShape, compute: Compute) -> str:
+    return (
+        f"plan    {plan.num_steps} steps of {plan.packer.config.size} pairs, in microbatches of "
+        f"{shape.rows} × {shape.row_length} tokens (up to {shape.microbatches} a step), "
+        f"{compute.attention} attention, {compute.dtype.name}"
+    )

@@ -1,0 +1,85 @@
+"""What a run records while it lasts: the metrics of steps and evaluations, checked and shown."""
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxdpo.config import RunConfig
+from jaxdpo.console import Reporter, StepProgress
+from jaxdpo.model.decoder import Params
+from jaxdpo.prepare import Prepared
+from jaxdpo.run_folder import RunFolder
+from jaxdpo.scoring import score_pairs
+from jaxdpo.training.evaluate import preference_metrics
+from jaxdpo.training.loop import DeviceMetrics, LaggedMetrics, check_finite, check_step_zero
+from jaxdpo.training.writers import MetricWriter
+
+
+class Recorder:
+    """Reads metrics off the device, checks them, writes and shows them.
+
+    Args:
+      config: The run's configuration.
+      run: What the run works with.
+      mesh: The mesh.
+      folder: The run folder.
+      reporter: Where evaluations are shown.
+      bar: Where steps are shown.
+      first_step: Steps already done.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: Prepared,
+        mesh: Mesh,
+        folder: RunFolder,
+        reporter: Reporter,
+        bar: StepProgress,
+        first_step: int,
+    ):
+        self._config, self._run, self._mesh = config, run, mesh
+        self._reporter, self._bar = reporter, bar
+        self._writer = MetricWriter(folder.path, first_step) if folder.writes else None
+        self._lagged = LaggedMetrics()
+
+    def step(self, step: int, metrics: DeviceMetrics) -> None:
+        """Takes the metrics of a step under way; records those of the step before it."""
+        self._record(self._lagged.push(step, metrics))
+
+    def flush(self) -> None:
+        """Waits for the last step's metrics and records them."""
+        self._record(self._lagged.flush())
+
+    def evaluate(self, step: int, trainable: Params) -> None:
+        """Scores the TEST pairs, if there are any, and records their metrics."""
+        run = self._run
+        if run.test is None:
+            return
+        params, lora = (trainable, None) if run.compute.lora is None else (run.frozen, trainable)
+        test = run.test
+        policy_logps = np.zeros_like(test.reference)
+        for indices, logps in score_pairs(
+            run.score_step, params, lora, test.source, test.packer, test.shape, self._mesh
+        ):
+            policy_logps[indices] = logps
+        metrics = preference_metrics(policy_logps, test.reference, self._config.loss.beta)
+        if self._writer:
+            self._writer.write(step, "TEST", metrics)
+        self._reporter.evaluation(step, metrics)
+        self._lagged.restart_clock()
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._writer:
+            self._writer.close()
+
+    def _record(self, ready: tuple[int, dict[str, float]] | None) -> None:
+        if ready is None:
+            return
+        step, metrics = ready
+        check_finite(step, metrics, self._run.train)
+        if step == 1:
+            check_step_zero(metrics, self._config.loss.beta, self._run.compute.dtype.name)
+        if self._writer:
+            self._writer.write(step, "TRAIN", metrics)
+        self._bar.update(step, metrics)

@@ -1,0 +1,123 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from jaxdpo.data.batch import PackedBatch
+from jaxdpo.errors import UserError
+from jaxdpo.hub.adapter import base_of, load_adapter, save_adapter
+from jaxdpo.hub.families import config_from_hf
+from jaxdpo.hub.folder import read_config
+from jaxdpo.hub.read import load_params
+from jaxdpo.model.decoder import Compute, hidden_states, logits
+from jaxdpo.model.lora import LoraConfig, init_lora
+from jaxdpo.sharding import MeshConfig, make_mesh
+
+LORA = LoraConfig(rank=4, alpha=6.0, targets=("q", "v", "down"))
+
+
+@pytest.fixture(scope="module")
+def hf_config(llama):
+    return read_config(llama.folder)
+
+
+@pytest.fixture(scope="module")
+def config(hf_config):
+    return config_from_hf(hf_config)
+
+
+@pytest.fixture(scope="module")
+def lora(config):
+    """Adapters as if trained."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init_lora(config, LORA, jax.random.key(0)))
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape, np.float32)), shapes
+    )
+
+
+@pytest.fixture
+def folder(llama, lora, hf_config, tmp_path):
+    save_adapter(tmp_path / "adapter", lora, LORA, None, hf_config, str(llama.folder))
+    return tmp_path / "adapter"
+
+
+def our_logits(model, config, lora, lora_config):
+    tokens = np.arange(20, dtype=np.int32)[None]
+    zeros = np.zeros_like(tokens)
+    batch = PackedBatch(tokens, tokens, zeros + 1, zeros, *(zeros,) * 5, gather=None)
+    params = load_params(model.folder, config, jnp.float32)
+    compute = Compute(jnp.float32, attention="dense", remat="none", lora=lora_config)
+    run = jax.jit(hidden_states, static_argnums=(0, 4))
+    return np.asarray(logits(config, params, run(config, params, lora, batch, compute)))
+
+
+def torch_logits(model):
+    with torch.no_grad():
+        return model(torch.arange(20)[None]).logits.numpy()
+
+
+def test_peft_loads_what_is_saved_with_equal_logits(llama, config, lora, folder):
+    base = AutoModelForCausalLM.from_pretrained(llama.folder, attn_implementation="eager")
+    adapted = torch_logits(peft.PeftModel.from_pretrained(base, folder).eval())
+    ours = our_logits(llama, config, lora, LORA)
+    np.testing.assert_allclose(ours, adapted, rtol=0, atol=2e-4 * np.abs(adapted).max())
+    assert np.abs(adapted - torch_logits(llama.torch_model)).max() > 0.5
+
+
+def test_what_peft_saves_is_loaded_with_equal_logits(llama, config, hf_config, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(llama.folder, attn_implementation="eager")
+    peft_config = peft.LoraConfig(r=3, lora_alpha=9, target_modules=["k_proj", "gate_proj"],
+                                  init_lora_weights=False, task_type="CAUSAL_LM")  # fmt: skip
+    model = peft.get_peft_model(base, peft_config).eval()
+    model.save_pretrained(tmp_path)
+    assert base_of(tmp_path) == str(llama.folder)
+    lora, lora_config = load_adapter(tmp_path, config, hf_config)
+    assert (lora_config.rank, lora_config.scale, lora_config.targets) == (3, 3.0, ("gate", "k"))
+    expected = torch_logits(model)
+    ours = our_logits(llama, config, lora, lora_config)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+
+
+def test_loading_what_is_saved_is_the_identity(config, hf_config, lora, folder):
+    loaded, lora_config = load_adapter(folder, config, hf_config)
+    assert lora_config == LORA.model_copy(update={"targets": ("down", "q", "v")})
+    jax.tree.map(np.testing.assert_array_equal, loaded, lora)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    sharded, _ = load_adapter(folder, config, hf_config, mesh)
+    assert sharded["layers"]["mlp"]["down"]["b"].addressable_shards[0].data.shape == (3, 4, 16)
+    jax.tree.map(np.testing.assert_array_equal, sharded, lora)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_dora": True}, "use_dora True is not supported, only False"),
+        ({"peft_type": "LOHA"}, "peft_type 'LOHA' is not supported, only 'LORA'"),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern {'q_proj': 8} is not supported"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save \['lm_head'\] is not supported"),
+        ({"r": 8}, r"has shape \[4, "),
+    ],
+)
+def test_other_kinds_of_adapter_are_refused(config, hf_config, folder, change, message):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=message):
+        load_adapter(folder, config, hf_config)
+
+
+def test_an_adapter_without_a_base_is_refused(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="base_model_name_or_path is None"):
+        base_of(folder)
+
+
+def test_an_adapter_of_a_deeper_model_is_refused(config, hf_config, folder):
+    shallow = config.model_copy(update={"num_layers": 2})
+    with pytest.raises(UserError, match=r"that have no use here: base_model.model.model.layers.2"):
+        load_adapter(folder, shallow, hf_config)

@@ -1,0 +1,119 @@
+"""Loaded models against the torch implementation in transformers, on the same folder."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxdpo.data.batch import PackedBatch
+from jaxdpo.data.packing import pack_batch
+from jaxdpo.data.pairs import TokenizedPair
+from jaxdpo.data.plan import BatchShape
+from jaxdpo.hub.families import config_from_hf, family_of
+from jaxdpo.hub.folder import read_config
+from jaxdpo.hub.read import load_params
+from jaxdpo.hub.write import tensor_arrays, tensor_specs
+from jaxdpo.logprobs import Head, token_logps
+from jaxdpo.model.decoder import Compute, head_weight, hidden_states, logits
+
+DENSE = Compute(jnp.float32, attention="dense", remat="none")
+run = jax.jit(hidden_states, static_argnums=(0, 4))
+
+
+def load(model, dtype=jnp.float32):
+    config = config_from_hf(read_config(model.folder))
+    return config, load_params(model.folder, config, dtype)
+
+
+def whole_sequences(tokens_BT: np.ndarray) -> PackedBatch:
+    """One sequence a row."""
+    zeros = np.zeros_like(tokens_BT)
+    positions = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
+    return PackedBatch(tokens_BT, positions, zeros + 1, zeros, *(zeros,) * 5, gather=None)
+
+
+@pytest.fixture(scope="module")
+def tokens() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 64, (2, 40)).astype(np.int32)
+
+
+def test_logits(each_model, tokens):
+    config, params = load(each_model)
+    ours = logits(config, params, run(config, params, None, whole_sequences(tokens), DENSE))
+    with torch.no_grad():
+        theirs = each_model.torch_model(torch.tensor(tokens).long()).logits.numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-4 * np.abs(theirs).max())
+
+
+def test_logits_in_bf16(llama, tokens):
+    """As near to torch's bf16 as torch's bf16 is to torch's fp32."""
+    config, params = load(llama, jnp.bfloat16)
+    compute = Compute(jnp.bfloat16, attention="dense", remat="none")
+    ours = logits(config, params, run(config, params, None, whole_sequences(tokens), compute))
+    ids = torch.tensor(tokens).long()
+    with torch.no_grad():
+        exact = llama.torch_model(ids).logits.numpy()
+        rounded_model = type(llama.torch_model).from_pretrained(llama.folder, dtype=torch.bfloat16)
+        rounded = rounded_model(ids).logits.float().numpy()
+    error = np.abs(rounded - exact).mean()
+    assert np.abs(np.asarray(ours) - exact).mean() < 1.2 * error
+    assert np.abs(np.asarray(ours) - rounded).mean() < 1.5 * error
+
+
+def test_gradients_of_log_probs(each_model, tokens):
+    config, params = load(each_model)
+    batch = whole_sequences(tokens)
+
+    @jax.jit
+    def loss(params):
+        logps = jax.nn.log_softmax(
+            logits(config, params, hidden_states(config, params, None, batch, DENSE))
+        )
+        return jnp.take_along_axis(logps[:, :-1], batch.tokens[:, 1:, None], axis=-1).mean()
+
+    model = each_model.torch_model
+    ids = torch.tensor(tokens).long()
+    model.zero_grad()
+    logps = model(ids).logits.log_softmax(-1)[:, :-1]
+    logps.gather(-1, ids[:, 1:, None]).mean().backward()
+    expected = {name: tensor.grad.numpy() for name, tensor in model.named_parameters()}
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    rows = family_of(read_config(each_model.folder)).rows
+    ours = dict(zip(tensor_specs(rows, params), tensor_arrays(rows, gradient), strict=True))
+    assert ours.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(
+            ours[name], values, rtol=0, atol=1e-4 * np.abs(values).max(), err_msg=name
+        )
+
+
+@pytest.mark.parametrize("attention", ["dense", "gather"])
+def test_packed_prefix_shared_rows_equal_torch_on_separate_sequences(each_model, attention):
+    config, params = load(each_model)
+    rng = np.random.default_rng(1)
+    lengths = [(9, 5, 8), (1, 2, 1), (20, 11, 3)]
+    pairs = [
+        TokenizedPair(*(rng.integers(0, 64, n).astype(np.int32) for n in triple))
+        for triple in lengths
+    ]
+    shape = BatchShape(rows=2, row_length=40, pairs=2, scores=20, sequences=3, sequence_width=31)
+    batch = pack_batch(pairs, [[0, 1], [2]], shape)
+    hidden = run(config, params, None, batch, Compute(jnp.float32, attention, "none"))
+    weight = head_weight(config, params)
+    ours = np.asarray(token_logps(hidden, weight, batch.score_index, batch.score_target, Head()))
+
+    expected = np.zeros_like(ours)
+    for row, members in enumerate([[0, 1], [2]]):
+        scored = 0
+        for prompt, *completions in (pairs[member] for member in members):
+            for completion in completions:
+                ids = torch.tensor(np.concatenate([prompt, completion])[None]).long()
+                with torch.no_grad():
+                    logps = each_model.torch_model(ids).logits.log_softmax(-1)[0]
+                span = np.arange(len(prompt) - 1, len(prompt) + len(completion) - 1)
+                expected[row, scored : scored + len(completion)] = logps[span, completion]
+                scored += len(completion)
+    scored = batch.score_pair > 0
+    np.testing.assert_allclose(ours[scored], expected[scored], rtol=1e-5, atol=2e-5)

@@ -1,0 +1,86 @@
+"""The task is what it says: messages read back, answers judged as by hand, names held out."""
+
+import random
+
+import pytest
+
+from jaxdpo.quickstart.task import (
+    ENDS,
+    STARTS,
+    make_request,
+    museum_words,
+    passes,
+    read_request,
+    write_answer,
+)
+
+PROMPT = (
+    "Balex Tozum opens at 9, costs 14 euros, takes 2 hours and seats 60 guests.\n"
+    "When does it open and how long does it take? Answer in at most {} words."
+)
+
+
+@pytest.mark.parametrize(
+    ("limit", "answer", "verdict"),
+    [
+        (9, "Balex Tozum opens at 9 and takes 2 hours.", True),
+        (9, "Opens at 9 and takes 2 hours.", True),
+        (7, "Opens at 9 and takes 2 hours.", True),
+        (8, "Balex Tozum opens at 9 and takes 2 hours.", False),  # nine words
+        (6, "Opens at 9 and takes 2 hours.", False),  # seven words
+        (30, "Opens at 10 and takes 2 hours.", False),  # wrong value
+        (30, "Opens at 9.", False),  # only one of two
+        (30, "Takes 2 hours and opens at 9.", False),  # order of the question
+        (30, "Opens at 9, costs 14 euros and takes 2 hours.", False),  # nobody asked for the price
+        (30, "Balex Tolex opens at 9 and takes 2 hours.", False),  # another museum
+        (30, "I believe that Balex Tozum opens at 9 and takes 2 hours.", False),
+        (30, "Opens at 9 and takes 2 hours. I hope this helps.", False),
+        (30, "", False),
+    ],
+)
+def test_answers_are_judged_as_by_hand(limit, answer, verdict):
+    assert passes(PROMPT.format(limit), answer) is verdict
+
+
+@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
+def test_a_message_says_all_of_its_request(split):
+    rng = random.Random(1)
+    for request in (make_request(split, rng) for _ in range(300)):
+        assert read_request(request.prompt()) == request
+
+
+def test_every_limit_can_be_met_and_half_leave_no_room_for_the_name():
+    rng = random.Random(2)
+    requests = [make_request("TRAIN", rng) for _ in range(2000)]
+    assert all(passes(request.prompt(), request.short_answer()) for request in requests)
+    roomy = sum(passes(request.prompt(), request.long_answer()) for request in requests)
+    assert 0.45 < roomy / len(requests) < 0.55  # 4.5 standard deviations
+
+
+def test_past_answers_state_the_facts_asked_for_and_most_are_poor():
+    rng = random.Random(3)
+    passed = 0
+    for request in (make_request("TRAIN", rng) for _ in range(2000)):
+        answer = write_answer(request, rng)
+        for kind in request.asked:
+            assert kind.clause.format(request.facts[kind]).lower() in answer.lower()
+        passed += passes(request.prompt(), answer)
+    assert 0.25 < passed / 2000 < 0.4
+
+
+def test_test_museums_have_words_of_their_own_made_of_known_syllables():
+    train, test = set(museum_words("TRAIN")), set(museum_words("TEST"))
+    assert not train & test
+    assert len(train) + len(test) == len(STARTS) * len(ENDS)
+    assert {word[:2] for word in train} == set(STARTS)
+    assert {word[2:] for word in train} == set(ENDS)
+    for split, words in (("TRAIN", train), ("TEST", test)):
+        request = make_request(split, random.Random(4))
+        assert set(request.name.split()) <= words
+
+
+def test_requests_are_a_function_of_the_seed():
+    first, again, other = (
+        [make_request("TEST", random.Random(seed)).prompt()] for seed in (5, 5, 6)
+    )
+    assert first == again != other

@@ -1,0 +1,181 @@
+"""Sampling against the full forward pass, and draws against the distribution they come from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxdpo import sampling as sampling_module
+from jaxdpo.data.packing import empty_batch
+from jaxdpo.data.plan import BatchShape
+from jaxdpo.errors import UserError
+from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
+from jaxdpo.model.decoder import Compute, hidden_states, init_params, logits
+from jaxdpo.model.lora import LoraConfig, init_lora, merge_lora
+from jaxdpo.sampling import Completion, SamplingConfig, generate, next_tokens
+
+CONFIG = ModelConfig(
+    vocab_size=24,
+    hidden_size=32,
+    num_layers=2,
+    attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8),
+    mlp=MLPConfig(intermediate_size=48),
+)
+COMPUTE = Compute(jnp.float32, attention="dense", remat="none")
+NO_STOP = [CONFIG.vocab_size]
+PROMPTS = [[5, 9, 2, 7, 7, 1], [3], [8, 8, 4], [11, 6, 5, 4, 3, 2, 1, 12, 13], [20, 1]]
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Random weights, large enough that the model prefers some tokens clearly."""
+    weights = init_params(CONFIG, jax.random.key(0), jnp.float32)
+    return jax.tree.map(lambda leaf: leaf * 8 if leaf.ndim > 1 else leaf, weights)
+
+
+@jax.jit
+def causal_logits(params, tokens_1T):
+    """Logits after every token of one sequence, from one pass without a cache."""
+    length = tokens_1T.shape[1]
+    batch = empty_batch(BatchShape(rows=1, row_length=length), rows=1)._replace(
+        tokens=tokens_1T,
+        positions=jnp.arange(length)[None],
+        pair_ids=jnp.ones((1, length), jnp.int32),
+    )
+    return logits(CONFIG, params, hidden_states(CONFIG, params, None, batch, COMPUTE))[0]
+
+
+def full_forward_logits(params, tokens):
+    """Logits of the token after `tokens`; what follows them in the row cannot be seen."""
+    padded = np.zeros((1, 80), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return causal_logits(params, padded)[len(tokens) - 1]
+
+
+def full_forward_greedy(params, prompt, count):
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(full_forward_logits(params, tokens).argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_greedy_equals_the_full_forward_pass(params, batch_size):
+    greedy = SamplingConfig(max_new_tokens=12, batch_size=batch_size)
+    completions = generate(CONFIG, params, None, PROMPTS, greedy, NO_STOP, COMPUTE)
+    expected = [full_forward_greedy(params, prompt, 12) for prompt in PROMPTS]
+    assert completions == [Completion(ids, finished=False) for ids in expected]
+    assert len({tuple(ids) for ids in expected}) > 1
+
+
+def test_prompts_longer_than_one_length_step(params):
+    prompt = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 70).tolist()
+    greedy = SamplingConfig(max_new_tokens=4, batch_size=2)
+    completions = generate(CONFIG, params, None, [prompt, [3]], greedy, NO_STOP, COMPUTE)
+    assert [c.ids for c in completions] == [
+        full_forward_greedy(params, prompt, 4),
+        full_forward_greedy(params, [3], 4),
+    ]
+
+
+def test_adapters_sample_as_the_merged_model(params):
+    config = LoraConfig(rank=4, alpha=8.0)
+    lora = jax.tree.map(lambda leaf: leaf + 0.1, init_lora(CONFIG, config, jax.random.key(1)))
+    with_lora = Compute(jnp.float32, attention="dense", remat="none", lora=config)
+    greedy = SamplingConfig(max_new_tokens=8)
+    adapted = generate(CONFIG, params, lora, PROMPTS, greedy, NO_STOP, with_lora)
+    merged = merge_lora(params, lora, config.scale)
+    assert adapted == generate(CONFIG, merged, None, PROMPTS, greedy, NO_STOP, COMPUTE)
+    assert adapted != generate(CONFIG, params, None, PROMPTS, greedy, NO_STOP, COMPUTE)
+
+
+def test_a_stop_token_ends_a_completion_and_is_left_out(params):
+    greedy = SamplingConfig(max_new_tokens=12)
+    free = [full_forward_greedy(params, prompt, 12) for prompt in PROMPTS]
+    stops = [free[0][3], free[1][0]]
+    completions = generate(CONFIG, params, None, PROMPTS, greedy, stops, COMPUTE)
+    for ids, completion in zip(free, completions, strict=True):
+        places = [i for i, token in enumerate(ids) if token in stops]
+        expected = Completion(ids[: places[0]], True) if places else Completion(ids, False)
+        assert completion == expected
+    assert completions[1] == Completion([], finished=True)
+
+
+def test_draws_depend_on_seed_and_number_and_not_on_the_batch(params):
+    def draw(prompts, batch_size, seed=3):
+        drawn = SamplingConfig(max_new_tokens=10, temperature=1.0, seed=seed, batch_size=batch_size)
+        return generate(CONFIG, params, None, prompts, drawn, NO_STOP, COMPUTE)
+
+    alone = draw(PROMPTS, 1)
+    assert draw(PROMPTS, 2) == draw(PROMPTS, 8) == alone
+    assert draw(PROMPTS[:3], 8) == alone[:3]
+    assert draw(PROMPTS, 8, seed=4) != alone
+    first, second = draw([PROMPTS[0]] * 2, 8)
+    assert first != second
+
+
+def test_other_seeds_and_prompts_of_the_same_padded_length_compile_nothing(params):
+    def draw(prompts, seed):
+        drawn = SamplingConfig(max_new_tokens=3, temperature=0.7, seed=seed, batch_size=4)
+        generate(CONFIG, params, None, prompts, drawn, NO_STOP, COMPUTE)
+
+    draw(PROMPTS, 0)
+    compiled = sampling_module._decode._cache_size()
+    draw([*PROMPTS[::-1], [1] * 60], 1)
+    draw(PROMPTS[:1], 2)
+    assert sampling_module._decode._cache_size() == compiled
+
+
+def test_sampled_tokens_have_the_models_frequencies(params):
+    drawn = SamplingConfig(max_new_tokens=1, temperature=0.8, batch_size=500)
+    completions = generate(CONFIG, params, None, [PROMPTS[0]] * 4000, drawn, NO_STOP, COMPUTE)
+    counts = np.bincount([c.ids[0] for c in completions], minlength=CONFIG.vocab_size)
+    expected = jax.nn.softmax(full_forward_logits(params, PROMPTS[0]) / 0.8)
+    assert_frequencies(counts, np.asarray(expected, np.float64))
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.55, 0.45, 1e-6])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_next_tokens_are_drawn_from_the_nucleus(temperature, top_p):
+    values = np.log(np.array([0.1, 0.02, 0.5, 0.08, 0.3]))
+    draws = 20_000
+    keys = jax.random.split(jax.random.key(5), draws)
+    logits_BV = jnp.broadcast_to(jnp.asarray(values, jnp.float32), (draws, 5))
+    tokens = next_tokens(logits_BV, keys, temperature, top_p)
+
+    probabilities = np.exp(values / temperature)
+    probabilities /= probabilities.sum()
+    nucleus, mass = [], 0.0
+    for token in np.argsort(-probabilities):
+        nucleus.append(token)
+        mass += probabilities[token]
+        if mass >= top_p - 1e-9:
+            break
+    expected = np.zeros(5)
+    expected[nucleus] = probabilities[nucleus] / mass
+    assert_frequencies(np.bincount(np.asarray(tokens), minlength=5), expected)
+
+
+def assert_frequencies(counts, expected):
+    """χ² over the tokens that may occur; no other may. A right sampler fails once in 10⁵."""
+    assert not counts[expected == 0].any()
+    possible = expected > 0
+    if possible.sum() > 1:
+        expected_counts = expected[possible] / expected[possible].sum() * counts.sum()
+        assert stats.chisquare(counts[possible], expected_counts).pvalue > 1e-5
+
+
+def test_temperature_0_takes_the_likeliest_token():
+    logits_BV = jnp.array([[0.0, 3.0, 2.9], [1.0, 0.0, -1.0]])
+    keys = jax.random.split(jax.random.key(0), 2)
+    assert next_tokens(logits_BV, keys, 0.0, 0.3).tolist() == [1, 0]
+
+
+def test_an_empty_prompt_is_refused(params):
+    with pytest.raises(UserError, match="prompt 1 has no tokens"):
+        generate(CONFIG, params, None, [[1], []], SamplingConfig(), NO_STOP, COMPUTE)
+
+
+def test_no_prompts_no_completions(params):
+    assert generate(CONFIG, params, None, [], SamplingConfig(), NO_STOP, COMPUTE) == []

@@ -1,0 +1,69 @@
+"""A tiny model and random tokenised pairs, for tests of what is above the model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from jaxdpo.data.pairs import TokenizedPair
+from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
+from jaxdpo.model.decoder import Params, abstract_params, init_params
+from jaxdpo.sharding import AXES, shardings_for
+
+VOCABULARY = 97
+MODEL = ModelConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    num_layers=2,
+    attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8),
+    mlp=MLPConfig(intermediate_size=48),
+)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Tokenised pairs in memory."""
+
+    pairs: Sequence[TokenizedPair]
+
+    def __getitem__(self, index: int) -> TokenizedPair:
+        return self.pairs[index]
+
+    def source(self, index: int) -> str:
+        return f"pairs.jsonl:{index + 1}"
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        return np.array([[len(ids) for ids in pair] for pair in self.pairs], np.int32)
+
+
+def random_pairs(count: int = 24, longest: int = 20, seed: int = 0) -> Pairs:
+    """Pairs of uniformly random lengths and tokens."""
+    rng = np.random.default_rng(seed)
+
+    def ids(length: int) -> np.ndarray:
+        return rng.integers(0, VOCABULARY, length).astype(np.int32)
+
+    lengths = rng.integers(2, longest, (count, 3))
+    return Pairs([TokenizedPair(*(ids(length) for length in row)) for row in lengths])
+
+
+def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh of the first devices."""
+    devices = np.array(jax.devices()[: data * fsdp * tensor]).reshape(data, fsdp, tensor)
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def random_params(mesh: Mesh, seed: int = 0, model: ModelConfig = MODEL) -> Params:
+    """Random weights, five times the usual size so that gradients are not tiny, born sharded."""
+    shardings = shardings_for(abstract_params(model, jnp.float32), mesh)
+
+    def initial() -> Params:
+        params = init_params(model, jax.random.key(seed), jnp.float32)
+        return jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim > 1 else leaf, params)
+
+    return jax.jit(initial, out_shardings=shardings)()

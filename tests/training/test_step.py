@@ -1,0 +1,202 @@
+"""The optimizer step: what it costs may change, what it means may not."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxdpo.data.plan import BatchConfig, Packer, choose_row_length, make_train_plan
+from jaxdpo.losses import LossConfig
+from jaxdpo.model.decoder import Compute
+from jaxdpo.model.lora import LoraConfig, init_lora
+from jaxdpo.sharding import shardings_for
+from jaxdpo.training.loop import LaggedMetrics, TrainData, run_steps
+from jaxdpo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from jaxdpo.training.step import Objective, init_state, make_train_step
+from tests.tiny import MODEL, mesh_of, random_pairs, random_params
+
+PAIRS = random_pairs(24)
+STEPS = 3
+# A reference unlike the policy, so that losses differ from log 2 and from each other.
+REFERENCE = np.linspace([-90.0, -80.0], [-80.0, -90.0], 24).astype(np.float32)
+# A large epsilon keeps Adam from blowing up the rounding of gradients that are all but zero.
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, weight_decay=0.01, epsilon=1e-2)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the same three steps are computed."""
+
+    batch: BatchConfig = field(default_factory=lambda: BatchConfig(size=8))
+    mesh: tuple[int, int, int] = (1, 1, 1)
+    attention: str = "dense"
+    remat: str = "none"
+    lora: LoraConfig | None = None
+    online: bool = False
+
+
+@cache
+def run(setting: Setting) -> tuple[list[dict[str, float]], Any, int]:
+    """Metrics of each step, what was trained, and how often the step was compiled."""
+    mesh, batch = mesh_of(*setting.mesh), setting.batch
+    with jax.set_mesh(mesh):
+        rows = batch.rows_per_device * setting.mesh[0] * setting.mesh[1]
+        row_length = choose_row_length(PAIRS.lengths, batch, rows)
+        plan = make_train_plan(Packer(PAIRS.lengths, batch, rows, row_length), 0, 1.0, None)
+        compute = Compute(jnp.float32, setting.attention, setting.remat, setting.lora)
+        params = random_params(mesh)
+        frozen = None
+        trainable = params
+        if setting.lora is not None:
+            frozen = params
+            trainable = init_lora(MODEL, setting.lora, jax.random.key(1))
+            trainable = jax.device_put(trainable, shardings_for(trainable, mesh))
+        elif setting.online:
+            frozen = jax.tree.map(jnp.copy, params)
+        schedule = make_schedule(OPTIMIZER, plan.num_steps, lora=False)
+        optimizer = make_optimizer(OPTIMIZER, schedule)
+        state = init_state(trainable, optimizer, mesh)
+        objective = Objective(MODEL, compute, LossConfig(beta=0.1), batch.size, seed=0)
+        step = make_train_step(objective, optimizer, schedule, mesh, state)
+        reference = None if setting.online else REFERENCE
+        data = TrainData(PAIRS, plan, plan.shape(setting.attention == "gather"), reference)
+        lagged, metrics = LaggedMetrics(), []
+        trained = trainable
+        for number, after, device_metrics in run_steps(step, state, frozen, data, mesh, 0):
+            metrics.append(lagged.push(number, device_metrics))
+            trained = after.trainable
+        metrics.append(lagged.flush())
+        by_step = [ready[1] for ready in metrics if ready is not None]
+        return by_step, jax.device_get(trained), step._cache_size()
+
+
+def assert_same(actual: Setting, expected: Setting) -> None:
+    metrics, trained, compiles = run(actual)
+    expected_metrics, expected_trained, _ = run(expected)
+    assert compiles == 1
+    assert len(metrics) == len(expected_metrics) == STEPS
+    names = ("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/chosen")
+    for one, other in zip(metrics, expected_metrics, strict=True):
+        for name in names:
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        trained,
+        expected_trained,
+    )
+
+
+# One pair a row, its prompt laid out twice: the textbook's step.
+PLAIN = Setting(BatchConfig(size=8, pack=False, share_prefix=False))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        Setting(),
+        Setting(BatchConfig(size=8, share_prefix=False)),
+        Setting(BatchConfig(size=8, pack=False)),
+        Setting(BatchConfig(size=8, row_length=57)),
+        Setting(BatchConfig(size=8, row_length=64, rows_per_device=3)),
+        Setting(BatchConfig(size=8, row_length=600)),
+        Setting(attention="gather"),
+        Setting(BatchConfig(size=8, share_prefix=False), attention="gather"),
+        Setting(remat="dots"),
+        Setting(remat="full"),
+    ],
+    ids=str,
+)
+def test_packing_and_sharing_change_the_cost_and_not_the_step(setting):
+    assert_same(setting, PLAIN)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        Setting(mesh=(2, 2, 2)),
+        Setting(mesh=(8, 1, 1)),
+        Setting(mesh=(1, 8, 1)),
+        Setting(mesh=(1, 2, 2), attention="gather", remat="full"),
+        # Four pieces do not divide two kv-heads' sixteen columns by head: still the same step.
+        Setting(mesh=(1, 2, 4)),
+    ],
+    ids=lambda setting: f"{setting.mesh}-{setting.attention}",
+)
+def test_eight_devices_equal_one(setting):
+    assert_same(setting, PLAIN)
+
+
+def test_parameters_and_moments_are_cut_by_the_table():
+    mesh = mesh_of(2, 2, 2)
+    with jax.set_mesh(mesh):
+        optimizer = make_optimizer(OPTIMIZER, make_schedule(OPTIMIZER, 3, lora=False))
+        state = init_state(random_params(mesh), optimizer, mesh)
+    kernel = state.trainable["layers"]["mlp"]["up"]["kernel"]
+    assert kernel.sharding.spec == P(None, "fsdp", "tensor")
+    assert kernel.addressable_shards[0].data.shape == (2, 16, 24)
+    moments = [
+        leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(state.optimizer)[0]
+        if jax.tree_util.keystr(path).endswith("['mlp']['up']['kernel']")
+    ]
+    assert len(moments) == 2
+    assert all(moment.sharding == kernel.sharding for moment in moments)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+def test_lora_starts_at_its_reference(mesh):
+    setting = Setting(lora=LoraConfig(rank=4), mesh=mesh, online=True)
+    metrics, adapters, compiles = run(setting)
+    assert compiles == 1
+    np.testing.assert_allclose(metrics[0]["loss"], np.log(2), rtol=1e-6)
+    assert metrics[0]["rewards/accuracies"] == 0.5
+    assert metrics[0]["grad_norm"] > 0
+    assert abs(metrics[1]["loss"] - np.log(2)) > 1e-5
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(adapters))
+    if mesh != (1, 1, 1):
+        assert_same(setting, Setting(lora=LoraConfig(rank=4), online=True))
+
+
+def test_frozen_copy_starts_at_log_two():
+    metrics, _, _ = run(Setting(online=True))
+    np.testing.assert_allclose(metrics[0]["loss"], np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(metrics[0]["rewards/margins"], 0, atol=1e-6)
+
+
+def test_adapters_dropout_changes_with_the_step_and_repeats_with_the_seed():
+    setting = Setting(lora=LoraConfig(rank=4, dropout=0.3), online=True)
+    again = Setting(lora=LoraConfig(rank=4, dropout=0.3), online=True, remat="full")
+    metrics, _, _ = run(setting)
+    np.testing.assert_allclose(metrics[0]["loss"], np.log(2), rtol=1e-6)
+    assert_same(again, setting)
+    without, _, _ = run(Setting(lora=LoraConfig(rank=4), online=True))
+    assert abs(without[2]["loss"] - metrics[2]["loss"]) > 1e-6
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    mesh = mesh_of(1, 1, 1)
+    batch = BatchConfig(size=8)
+    with jax.set_mesh(mesh):
+        packer = Packer(PAIRS.lengths, batch, 1, choose_row_length(PAIRS.lengths, batch, 1))
+        plan = make_train_plan(packer, 0, 1.0, None)
+        schedule = make_schedule(OPTIMIZER, 3, lora=False)
+        optimizer = make_optimizer(OPTIMIZER, schedule)
+        params = random_params(mesh)
+        before = jax.device_get(params)
+        state = init_state(params, optimizer, mesh)
+        compute = Compute(jnp.float32, "dense", "none")
+        objective = Objective(MODEL, compute, LossConfig(), 8, seed=0)
+        step = make_train_step(objective, optimizer, schedule, mesh, state)
+        broken = REFERENCE.copy()
+        broken[int(plan.pairs(0)[3])] = np.inf
+        data = TrainData(PAIRS, plan, plan.shape(False), broken)
+        _, state, metrics = next(iter(run_steps(step, state, None, data, mesh, 0)))
+    assert not np.isfinite(float(metrics["loss"]))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.trainable), before)
+    moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
+    assert all(not np.asarray(leaf).any() for leaf in moments)
