@@ -29,10 +29,14 @@ from jaxdpo.data.records import BadPair, show
 from jaxdpo.errors import UserError
 
 WALL = "\ufdd0"
-_SPELLING = "\ufdd1"
+# How a spelling starts: of a token that parts the text, whatever precedes it, and of one that may
+# take white space before it along.
+_PARTS, _JOINS = "\ufdd1", "\ufdd2"
 _DIGITS = [chr(0xFDE0 + digit) for digit in range(16)]
-SPELLING_LENGTH = 5
+# How many parts of texts are remembered.
+_MEMORY = 2**14
 _NONCHARACTER = re.compile("[\ufdd0-\ufdef]")
+_SEAM = re.compile(f"(?={_PARTS})")
 
 
 class ControlTokens:
@@ -61,7 +65,8 @@ class ControlTokens:
         self._suffixes = {text[i:] for text in texts for i in range(1, len(text))}
         self._all_texts = WALL.join(texts)
         self._longest = max(map(len, texts), default=0)
-        self._spelling = {text: _spell(i) for i, text in enumerate(texts)}
+        self._spelling = {token.content: _spell(i, token) for i, token in enumerate(controls)}
+        self._known: dict[str, np.ndarray | BadPair] = {}
 
         definition = json.loads(backend.to_str())
         definition |= {"added_tokens": [], "post_processor": None}
@@ -136,12 +141,21 @@ class ControlTokens:
         return spelled.replace(WALL, "")
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray | BadPair]:
-        """Encodes spelled texts to the tokenizer's own ids, each i32, or says why not."""
-        encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [
-            self._own(text, np.array(encoding.ids, np.int64))
-            for text, encoding in zip(texts, encodings, strict=True)
-        ]
+        """Encodes spelled texts to the tokenizer's own ids, each i32, or says why not.
+
+        What stands between control tokens is encoded apart, and what was lately encoded is not
+        encoded again: the renderings of a pair share most of it.
+        """
+        if len(self._known) > _MEMORY:
+            self._known = {}
+        parted = [[part for part in _SEAM.split(text) if part] for text in texts]
+        new = list(dict.fromkeys(part for parts in parted for part in parts))
+        new = [part for part in new if part not in self._known]
+        for part, encoding in zip(
+            new, self._encoder.encode_batch_fast(new, add_special_tokens=False), strict=True
+        ):
+            self._known[part] = self._own(part, np.array(encoding.ids, np.int64))
+        return [_joined([self._known[part] for part in parts]) for parts in parted]
 
     def _own(self, text: str, ids: np.ndarray) -> np.ndarray | BadPair:
         while self._forged[ids].any():
@@ -159,11 +173,6 @@ class ControlTokens:
         return self._own_id[ids[ids != self._wall_id]]
 
 
-def last_spelling(spelled: str) -> int:
-    """Where the last control token of a spelled text starts, or -1."""
-    return spelled.rfind(_SPELLING)
-
-
 def without_spellings(spelled: str) -> str:
     """A spelled text without its control tokens."""
     return _NONCHARACTER.sub("", spelled)
@@ -174,9 +183,19 @@ def _is_control(token: AddedToken) -> bool:
     return token.special or not token.content.replace("▁", " ").isspace()
 
 
-def _spell(index: int) -> str:
-    digits = f"{index:0{SPELLING_LENGTH - 1}x}"
-    return _SPELLING + "".join(_DIGITS[int(digit, 16)] for digit in digits)
+def _joined(parts: Sequence[np.ndarray | BadPair]) -> np.ndarray | BadPair:
+    ids = [np.zeros(0, np.int32)]
+    for part in parts:
+        if isinstance(part, BadPair):
+            return part
+        ids.append(part)
+    return np.concatenate(ids)
+
+
+def _spell(index: int, token: AddedToken) -> str:
+    digits = "".join(_DIGITS[int(digit, 16)] for digit in f"{index:04x}")
+    # Normalisation may put the prefix space of SentencePiece before a token.
+    return (_JOINS if token.lstrip or token.normalized else _PARTS) + digits
 
 
 def _respelled(token: AddedToken, content: str) -> AddedToken:

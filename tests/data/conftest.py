@@ -146,12 +146,12 @@ def _llama2(normalized: bool = False) -> Tokenizer:
 
 
 def _flagged() -> Tokenizer:
-    """Control tokens that eat white space, as Phi-3's do, and some that are matched after NFC."""
+    """Control tokens that eat white space, as Phi-3's do, and added tokens of white space."""
     tokenizer = _byte_level()
     tokenizer.add_special_tokens(
         [AddedToken(f"<|{name}|>", rstrip=True) for name in ("user", "assistant", "end", "system")]
     )
-    tokenizer.add_tokens([AddedToken("<aside>", lstrip=True, normalized=True), "\n\n", "\n\n\n"])
+    tokenizer.add_tokens([AddedToken("<aside>", lstrip=True, normalized=False), "\n\n", "\n\n\n"])
     return tokenizer
 
 

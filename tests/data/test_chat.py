@@ -336,6 +336,30 @@ def test_a_control_token_that_eats_the_space_before_it_still_does(make_tokenizer
     )
 
 
+def test_control_tokens_matched_after_normalising_still_are(make_tokenizer):
+    """With the space that the normaliser puts before each of them, which they take along."""
+    tokenizer = make_tokenizer("llama2-normalized", "mistral")
+    spaced = "{% for m in messages %}{{ ' <s>' + m.role + ' ' + m.content + ' </s>' }}{% endfor %}"
+    assert Chat(tokenizer, spaced).encode(BENIGN[1]) == tokenizer.apply_chat_template(
+        BENIGN[1], chat_template=spaced, return_dict=False
+    )
+
+
+def test_what_is_remembered_changes_nothing(make_tokenizer, monkeypatch):
+    pairs = [pair(f"Question {i}", f"yes {i % 3}", "no") for i in range(12)]
+    tokenizer = make_tokenizer("bytes", "llama3")
+    apart = [Chat(tokenizer).encode_pair(made) for made in pairs]
+    monkeypatch.setattr("jaxdpo.data.control_tokens._MEMORY", 3)
+    chat = Chat(tokenizer)
+    for batch in (pairs[:5], pairs[3:], pairs):
+        for made, encoded in zip(batch, chat.encode_pairs(batch), strict=True):
+            expected = apart[pairs.index(made)]
+            assert [ids.tolist() for ids in encoded.tokens] == [ids.tolist() for ids in expected]
+    chat.encode([user("q")])
+    chat.encode([user("q")])
+    assert len(chat._controls._known) < 8
+
+
 def test_tokens_that_match_whole_words_only_are_refused(make_tokenizer):
     tokenizer = make_tokenizer("bytes", "chatml")
     tokenizer.add_tokens([AddedToken("go", single_word=True)])

@@ -99,6 +99,20 @@ def test_a_last_turn_that_is_too_long_loses_tokens_from_the_left(make_tokenizer,
     assert fitted.tokens.chosen_ids.tolist() == whole.chosen_ids.tolist()
 
 
+def test_a_template_that_refuses_fewer_turns_leaves_cutting_by_tokens(chat):
+    needs_all = (
+        "{% if messages | length > 2 and messages[1].content != 'Question 0, about x?' %}"
+        "{{ raise_exception('no') }}{% endif %}"
+    )
+    picky = Chat(chat.tokenizer, needs_all + chat.tokenizer.chat_template)
+    made = pair(*TALK)
+    whole = picky.encode_pair(made)
+    fitted = fit(made, whole, picky, 64)
+    assert fitted.outcome == "cut_by_token"
+    room = 64 - max(len(whole.chosen_ids), len(whole.rejected_ids))
+    assert fitted.tokens.prompt_ids.tolist() == whole.prompt_ids[-room:].tolist()
+
+
 def test_a_completion_is_never_cut_and_a_pair_without_room_for_a_prompt_is_dropped(chat):
     made = pair(*TALK)
     whole = chat.encode_pair(made)
