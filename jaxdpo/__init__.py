@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from jaxdpo.errors import UserError
     from jaxdpo.hub.policy import Policy, load_policy
     from jaxdpo.run import RunResult, fit
+    from jaxdpo.sampling import SamplingConfig, answer
 
 _HOMES = {
     "Policy": "jaxdpo.hub.policy",
     "RunConfig": "jaxdpo.config",
     "RunResult": "jaxdpo.run",
+    "SamplingConfig": "jaxdpo.sampling",
     "UserError": "jaxdpo.errors",
+    "answer": "jaxdpo.sampling",
     "fit": "jaxdpo.run",
     "load_config": "jaxdpo.config",
     "load_pairs": "jaxdpo.data.tokenizing",
@@ -36,7 +39,9 @@ __all__ = [
     "Policy",
     "RunConfig",
     "RunResult",
+    "SamplingConfig",
     "UserError",
+    "answer",
     "fit",
     "load_config",
     "load_pairs",

@@ -11,8 +11,10 @@ from jaxdpo.model.decoder import Params
 from jaxdpo.prepare import Prepared
 from jaxdpo.run_folder import RunFolder
 from jaxdpo.scoring import score_pairs
+from jaxdpo.sharding import agreed
 from jaxdpo.training.evaluate import preference_metrics
 from jaxdpo.training.loop import DeviceMetrics, LaggedMetrics, check_finite, check_step_zero
+from jaxdpo.training.signals import StopRequest
 from jaxdpo.training.writers import MetricWriter
 
 
@@ -52,21 +54,27 @@ class Recorder:
         """Waits for the last step's metrics and records them."""
         self._record(self._lagged.flush())
 
-    def evaluate(self, step: int, trainable: Params) -> None:
-        """Scores the TEST pairs, if there are any, and records their metrics."""
+    def evaluate(self, step: int, trainable: Params, stop: StopRequest) -> None:
+        """Scores the TEST pairs, if there are any, and records their metrics, once a step.
+
+        Asked to stop, it leaves off; the run that continues from this step evaluates it.
+        """
         run = self._run
-        if run.test is None:
+        if run.test is None or agreed(self._writer is None or self._writer.has_test(step)):
             return
         params, lora = (trainable, None) if run.compute.lora is None else (run.frozen, trainable)
         test = run.test
-        scored = list(
-            score_pairs(
-                run.score_step, params, lora, test.source, test.packer, test.shape, self._mesh
-            )
-        )
+        scored: list[tuple[np.ndarray, Completions]] = []
+        for scores in score_pairs(
+            run.score_step, params, lora, test.source, test.packer, test.shape, self._mesh
+        ):
+            scored.append(scores)
+            # Several processes score together or not at all.
+            if stop.asked and jax.process_count() == 1:
+                return
         order = np.argsort(np.concatenate([indices for indices, _ in scored]))
         policy: Completions = jax.tree.map(
-            lambda *leaves: np.concatenate(leaves)[order], *(scores for _, scores in scored)
+            lambda *leaves: np.concatenate(leaves)[order], *(found for _, found in scored)
         )
         metrics = preference_metrics(self._config.loss, policy, test)
         if self._writer:

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from jaxdpo.data.pairs import Message
 from jaxdpo.errors import UserError
+from jaxdpo.hub.policy import Policy
 from jaxdpo.model.cache import KVCache, cached_hidden_states, empty_cache
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, Params, logits
@@ -34,7 +36,7 @@ class SamplingConfig(BaseModel):
         description="Draw from the fewest likeliest tokens that have this probability together.",
     )
     seed: int = Field(default=0, ge=0, description="Of the draws.")
-    batch_size: int = Field(default=32, gt=0, description="Prompts decoded at a time.")
+    batch_size: int = Field(default=8, gt=0, description="Prompts decoded at a time.")
 
 
 class Completion(NamedTuple):
@@ -47,6 +49,39 @@ class Completion(NamedTuple):
 
     ids: list[int]
     finished: bool
+
+
+def answer(
+    policy: Policy,
+    conversations: Sequence[Sequence[Message]],
+    sampling: SamplingConfig | None = None,
+) -> list[str]:
+    """The policy's answer to each conversation.
+
+        answer(policy, [[{"role": "user", "content": "When does it open?"}]])
+        # ["At 9."]
+
+    Args:
+      policy: The model.
+      conversations: Messages of each, the last one not the assistant's.
+      sampling: How completions are drawn; by default the likeliest token, 128 at most.
+
+    Raises:
+      BadPair: If the chat template refuses the messages.
+    """
+    chat = policy.chat
+    prompts = [chat.encode(messages, add_generation_prompt=True) for messages in conversations]
+    dtype = jax.tree.leaves(policy.params)[0].dtype
+    completions = generate(
+        policy.config,
+        policy.params,
+        policy.lora,
+        prompts,
+        sampling or SamplingConfig(),
+        chat.stop_token_ids,
+        Compute(dtype, "dense", "none", policy.lora_config),
+    )
+    return [chat.decode(completion.ids) for completion in completions]
 
 
 def generate(
@@ -99,7 +134,7 @@ def generate(
             sampling.model_copy(update={"seed": 0}),
             compute,
         )
-        for number, new in zip(numbers, np.asarray(new_BN), strict=False):
+        for number, new in zip(numbers, np.asarray(new_BN)[: len(numbers)], strict=True):
             completions[number] = _until_stop(new.tolist(), stop_token_ids)
     return [completions[number] for number in range(len(prompts))]
 

@@ -103,11 +103,12 @@ def open_pairs(folder: Path, key: str) -> TokenizedPairs | None:
 def _read_about(path: Path) -> _About | None:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        report = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in about["report"].items()
+        report: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in about.pop("report").items()
         }
         report["rejected"] = tuple(BadLine(**bad) for bad in report["rejected"])
-        return _About(**{**about, "report": TokenizeReport(**report)})  # pyright: ignore
+        return _About(report=TokenizeReport(**report), **about)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 

@@ -1,0 +1,1 @@
+"""Hugging Face in and out: family tables, strict loading, export; no torch."""

@@ -1,0 +1,1 @@
+"""The decoder: configuration, layers, attention, LoRA and cache; pure functions of arrays."""

@@ -1,6 +1,6 @@
 """The architecture of a decoder: what differs between model families, as values."""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from jaxdpo.model.rope import RopeConfig
 
@@ -18,7 +18,7 @@ class AttentionConfig(BaseModel):
     output_bias: bool = Field(
         default=False, description="Whether the output projection has a bias."
     )
-    windows: tuple[int | None, ...] | None = Field(
+    windows: tuple[PositiveInt | None, ...] | None = Field(
         default=None,
         description="For each layer, how many positions back it sees (itself counted).",
     )

@@ -74,12 +74,8 @@ def rotation(
     config: RopeConfig, head_dim: int, positions_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of the angle of every channel pair at every position, f32 `[B, T, d/2]`."""
-    angles_BTd = jnp.einsum(
-        "bt,d->btd",
-        positions_BT.astype(jnp.float32),
-        jnp.asarray(inverse_frequencies(config, head_dim)),
-        precision="highest",
-    )
+    frequencies_d = jnp.asarray(inverse_frequencies(config, head_dim))
+    angles_BTd = positions_BT[:, :, None].astype(jnp.float32) * frequencies_d[None, None]
     return jnp.cos(angles_BTd), jnp.sin(angles_BTd)
 
 
