@@ -15,7 +15,8 @@ from jaxdpo.sharding import agreed
 from jaxdpo.training.evaluate import preference_metrics
 from jaxdpo.training.loop import DeviceMetrics, LaggedMetrics, check_finite, check_step_zero
 from jaxdpo.training.signals import StopRequest
-from jaxdpo.training.writers import MetricWriter
+from jaxdpo.training.writers import MetricWriter, read_metrics
+from jaxdpo.watch import Watch
 
 
 class Recorder:
@@ -45,6 +46,12 @@ class Recorder:
         self._reporter, self._bar = reporter, bar
         self._writer = MetricWriter(folder.path, first_step) if folder.writes else None
         self._lagged = LaggedMetrics()
+        self._watch = Watch(run.train.plan.num_steps, config.optimizer.max_grad_norm)
+        # A run that continues has seen, and said, what was recorded before.
+        for record in read_metrics(folder.path):
+            if record["step"] <= first_step:
+                seen = self._watch.test if record["split"] == "TEST" else self._watch.train
+                seen(record["step"], record)
 
     def step(self, step: int, metrics: DeviceMetrics) -> None:
         """Takes the metrics of a step under way; records those of the step before it."""
@@ -80,6 +87,7 @@ class Recorder:
         if self._writer:
             self._writer.write(step, "TEST", metrics)
         self._reporter.evaluation(step, metrics)
+        self._warn(self._watch.test(step, metrics))
         self._lagged.restart_clock()
 
     def close(self) -> None:
@@ -98,3 +106,8 @@ class Recorder:
         if self._writer:
             self._writer.write(step, "TRAIN", metrics)
         self._bar.update(step, metrics)
+        self._warn(self._watch.train(step, metrics))
+
+    def _warn(self, warnings: list[str]) -> None:
+        for warning in warnings:
+            self._reporter.say(warning)
