@@ -109,12 +109,17 @@ class RunConfig(BaseModel):
     export: ExportConfig = Field(default=ExportConfig(), description="the exported model")
 
     @model_validator(mode="after")
-    def _check_reference(self) -> Self:
+    def _check_together(self) -> Self:
         reference, losses = self.reference, " and ".join(self.loss.type)
         given = reference.kind not in (None, "none") or reference.path is not None
         if given and not self.loss.reads_reference:
             raise ValueError(
                 f"reference would be ignored: {losses} read no reference model; leave it out"
+            )
+        if self.data.turns != "last" and not self.loss.supervised:
+            raise ValueError(
+                f"data.turns is {self.data.turns!r}, but {losses} compare last answers alone; it "
+                "is read with loss.type=sft"
             )
         if reference.kind == "adapter_off" and self.lora is None:
             raise ValueError(

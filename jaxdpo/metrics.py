@@ -87,4 +87,6 @@ def means(sums: dict[str, float]) -> dict[str, float]:
         # Supervised data has no rejected completions.
         if name in sums and sums[tokens] > 0:
             averaged[quotient] = sums[name] / sums[tokens]
+        elif name in averaged:
+            del averaged[name], averaged[tokens]
     return averaged

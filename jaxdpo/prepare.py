@@ -89,7 +89,9 @@ def prepare(
     # Where training starts is the reference: the model with its adapters.
     policy = loaded.merged()
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
-    pairs = given_pairs or load_pairs(config.data, policy.chat, folder.path / "rejects.jsonl")
+    pairs = given_pairs or load_pairs(
+        config.data, policy.chat, folder.path / "rejects.jsonl", config.loss.supervised
+    )
     train, test = pairs.splits["TRAIN"], pairs.splits["TEST"]
     _report_data(pairs, config, reporter)
     digest = weights_digest(policy.params)

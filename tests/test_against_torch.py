@@ -6,6 +6,7 @@ JAXDPO_TEST_TRL=all follows TRL with every loss of `LOSSES` on every family.
 import copy
 import json
 import os
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 from jaxdpo.data.chat import Chat
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.packing import pack_batch
-from jaxdpo.data.plan import BatchConfig, Packer, choose_row_length, make_train_plan
+from jaxdpo.data.plan import BatchConfig, Packer, choose_row_length, make_train_plan, scoring_shape
 from jaxdpo.data.tokenizing import load_pairs
 from jaxdpo.hub.families import config_from_hf, family_of
 from jaxdpo.hub.read import load_params
@@ -229,7 +230,8 @@ def our_curve(loss, pairs, ours) -> list[dict[str, float]]:
         reference = np.zeros((len(pairs), 2), np.float32)
         score = make_score_step(config, COMPUTE, mesh)
         shape = plan.shape(gather=False)
-        for indices, scores in score_pairs(score, params, None, pairs, plan.packer, shape, mesh):
+        scoring = replace(scoring_shape([plan.packer], gather=False), microbatches=1)
+        for indices, scores in score_pairs(score, params, None, pairs, plan.packer, scoring, mesh):
             reference[indices] = scores.logps
         state = init_state(jax.tree.map(jnp.copy, params), optimizer, mesh)
         objective = Objective(config, COMPUTE, loss, BATCH, seed=0)

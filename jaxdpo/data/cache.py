@@ -135,12 +135,12 @@ class PairWriter:
         self._file.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
-    def add(self, pair: TokenizedPair, source: str, metadata: dict[str, Any]) -> None:
+    def add(self, pair: TokenizedPair, source: str, metadata: dict[str, Any] | None = None) -> None:
         """Adds one pair."""
         lengths = np.array([len(ids) for ids in pair])
         for numbers in (lengths, *pair):
             self._hash.update(numbers.astype("<i4").tobytes())
-        self._waiting.append((pair, source, json.dumps(metadata, ensure_ascii=False)))
+        self._waiting.append((pair, source, json.dumps(metadata or {}, ensure_ascii=False)))
         if len(self._waiting) == ROWS_PER_CHUNK:
             self._write_chunk()
 

@@ -26,18 +26,22 @@ class LoadedPairs:
     report: ReadReport
 
 
-def load_pairs(config: DataConfig, chat: Chat, rejects_path: Path | None = None) -> LoadedPairs:
+def load_pairs(
+    config: DataConfig, chat: Chat, rejects_path: Path | None = None, supervised: bool = False
+) -> LoadedPairs:
     """Reads and tokenises the file that the configuration names.
 
     Args:
       config: Where the pairs are, and how they are read.
       chat: The model's tokenizer and template.
       rejects_path: With `on_error="skip"`, the file that refused lines are written to.
+      supervised: Whether the pairs are examples for supervised fine-tuning, without rejected
+        completions: `rejected_message` may be missing and is not used.
 
     Raises:
       UserError: As `read_pairs` does, and for pairs that the chat template refuses.
     """
-    read = read_pairs(config.path, config, rejects_path)
+    read = read_pairs(config.path, config, rejects_path, supervised)
     splits: dict[Split, TokenizedPairs] = {}
     for split in read.report.pairs:
         of_split = [pair for pair in read.pairs if pair.split == split]

@@ -150,6 +150,6 @@ class LossConfig(BaseModel):
         return bool(set(self.type) - WITHOUT_REFERENCE)
 
     @property
-    def has_rewards(self) -> bool:
-        """Whether pairs are compared; supervised fine-tuning alone has no rejected completions."""
-        return self.type != ("sft",)
+    def supervised(self) -> bool:
+        """Whether chosen completions alone are learnt, so that rejected ones are not read."""
+        return self.type == ("sft",)

@@ -54,7 +54,7 @@ def preference_metrics(config: LossConfig, policy: Completions, data: EvalData) 
     sums = loss_sums(config, scores, reference, is_pair, mean_chosen_tokens, margins, weights)
     sums |= completion_sums(scores, reference, is_pair)
     more: dict[str, float] = {}
-    if config.has_rewards:
+    if not config.supervised:
         rewards = implicit_rewards(config, scores, reference)
         sums |= reward_sums(rewards, is_pair)
         longer = policy.tokens[:, 0] - policy.tokens[:, 1]

@@ -225,7 +225,7 @@ class _Shares:
         )
         num_tokens = jnp.sum(batch.pair_ids > 0).astype(jnp.float32)
         sums = {**sums, "num_tokens": num_tokens, **completion_sums(policy, reference, is_pair_RP)}
-        if objective.loss.has_rewards:
+        if not objective.loss.supervised:
             sums |= reward_sums(implicit_rewards(objective.loss, policy, reference), is_pair_RP)
         return _as_float32(gradients), sums
 
