@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from jaxdpo.files import replacing
 
 METRICS_FILE = "metrics.jsonl"
@@ -27,6 +25,9 @@ class MetricWriter:
     """
 
     def __init__(self, folder: Path, first_step: int):
+        # Imported where it is used: it imports torch wherever torch is installed.
+        from tensorboardX import SummaryWriter
+
         path = folder / METRICS_FILE
         kept = [record for record in read_metrics(folder) if record["step"] <= first_step]
         with replacing(path) as file:
