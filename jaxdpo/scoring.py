@@ -92,6 +92,7 @@ def put_batch(batch: PackedBatch, rows: list[int], count: int, mesh: Mesh, row_a
     return jax.tree.map(lambda leaf: put_rows(leaf, rows, count, mesh, row_axis), batch)
 
 
+@functools.lru_cache(maxsize=4)
 def make_score_step(
     config: ModelConfig,
     compute: Compute,
@@ -101,7 +102,8 @@ def make_score_step(
 ) -> Callable[..., Completions]:
     """The jitted `(params, lora, batch) → Completions [R, P, 2]`, whole on every device.
 
-    It scores all that evaluation reports; so the reference and the evaluations share one compile.
+    It scores all that evaluation reports; so the reference and the evaluations share one compile,
+    and so do the runs of a sweep.
     """
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
