@@ -88,6 +88,10 @@ def prepare(
         )
     # Where training starts is the reference: the model with its adapters.
     policy = loaded.merged()
+    if given_policy is not None:
+        # It may have been loaded for one device; where it lies right already, nothing is copied.
+        placed = jax.device_put(policy.params, shardings_for(policy.params, mesh))
+        policy = replace(policy, params=placed)
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
     pairs = given_pairs or load_pairs(
         config.data, policy.chat, folder.path / "rejects.jsonl", config.loss.supervised
