@@ -83,7 +83,8 @@ class Policy:
             # PEFT looks for the base model there, from wherever it is called.
             here = Path(self.source).expanduser()
             base = str(here.resolve()) if here.is_dir() else self.source
-            save_adapter(folder, self.lora, self.lora_config, tokenizer, self.hf_config, base)
+            hf_config, config = self.hf_config, self.config
+            save_adapter(folder, self.lora, self.lora_config, tokenizer, hf_config, config, base)
             return
         save_pretrained(
             folder,

@@ -154,7 +154,7 @@ class Block(nnx.Module):
         adapters: Adapters,
         token_weights_BT: jax.Array,
     ) -> tuple[jax.Array, Any]:
-        """The residual stream after this layer, and (what `attend` collected, the router's load)."""
+        """The residual stream after it, and (what `attend` collected, router's load)."""
 
         def normed(name: str, x: jax.Array) -> jax.Array:
             norm = getattr(self, name, None)

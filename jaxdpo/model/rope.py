@@ -172,7 +172,7 @@ def rotation(
 
 
 def rotate(x_BTHd: jax.Array, cos_sin: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-    """Turns the pairs (i, i + r/2) of each head's first r channels, in fp32; returns `x`'s dtype."""
+    """Turns the pairs (i, i + r/2) of each head's first r channels, in fp32; keeps the dtype."""
     if cos_sin is None:
         return x_BTHd
     cos_BT1d, sin_BT1d = (table[:, :, None, :] for table in cos_sin)
