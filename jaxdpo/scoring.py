@@ -16,7 +16,7 @@ from jaxdpo.data.packing import PairSource, pack_batch
 from jaxdpo.data.plan import BatchShape, Microbatch, Packer, scoring_microbatches
 from jaxdpo.logprobs import Head, sum_by_completion, token_logps
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute, Params, head_weight, hidden_states
+from jaxdpo.model.decoder import Compute, Params, head_weight, hidden_states_and_router_loss
 from jaxdpo.sharding import local_rows, put_rows, replicated
 
 # Batches made ahead by threads: enough to hide the packing, small beside the model.
@@ -33,7 +33,24 @@ def completion_logps(
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Log-probs of both completions of every pair of a microbatch, f32 `[R, P, 2]`, in nats."""
-    hidden = hidden_states(config, params, lora, batch, compute, dropout_key=dropout_key)
+    return completion_logps_and_router_loss(
+        config, params, lora, batch, compute, dropout_key=dropout_key
+    )[0]
+
+
+def completion_logps_and_router_loss(
+    config: ModelConfig,
+    params: Params,
+    lora: Params | None,
+    batch: PackedBatch,
+    compute: Compute,
+    *,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """`completion_logps`, and the experts' load-balancing loss, f32 scalar; None without experts."""
+    hidden, router_loss = hidden_states_and_router_loss(
+        config, params, lora, batch, compute, dropout_key=dropout_key
+    )
     logps = token_logps(
         hidden,
         head_weight(config, params),
@@ -41,9 +58,9 @@ def completion_logps(
         batch.score_target,
         Head(config.logit_scale, config.logit_softcap),
     )
-    return sum_by_completion(
-        logps, batch.score_pair, batch.score_branch, batch.pair_index.shape[-1]
-    )
+    pairs = batch.pair_index.shape[-1]
+    sums = sum_by_completion(logps, batch.score_pair, batch.score_branch, pairs)
+    return sums, router_loss
 
 
 def put_batch(batch: PackedBatch, rows: list[int], count: int, mesh: Mesh, row_axis: int):

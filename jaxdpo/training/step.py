@@ -15,7 +15,7 @@ from jaxdpo.losses import LossConfig, sigmoid_loss
 from jaxdpo.metrics import preference_sums
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, Params
-from jaxdpo.scoring import completion_logps
+from jaxdpo.scoring import completion_logps, completion_logps_and_router_loss
 from jaxdpo.sharding import replicated, shardings_for
 
 
@@ -135,18 +135,26 @@ def _gradient(
     def loss_sum(trainable: Params) -> tuple[jax.Array, Any]:
         params, lora = (frozen, trainable) if compute.lora is not None else (trainable, None)
         assert params is not None
-        policy = completion_logps(model, params, lora, batch, compute, dropout_key=dropout_key)
+        policy, router_loss = completion_logps_and_router_loss(
+            model, params, lora, batch, compute, dropout_key=dropout_key
+        )
         losses = sigmoid_loss(
             policy[..., 0], policy[..., 1], reference[..., 0], reference[..., 1], beta=beta
         )
         total = jnp.sum(jnp.where(is_pair_RP, losses, 0.0))
+        sums = {"loss": total}
+        if router_loss is not None:
+            assert model.mlp.experts is not None
+            # Of the microbatch's tokens, and weighted by its pairs as the losses are.
+            sums["router_loss"] = router_loss * jnp.sum(is_pair_RP)
+            total += model.mlp.experts.router_loss * sums["router_loss"]
         # The mean over the step's pairs, not the microbatch's: the shares add up.
-        return total / objective.batch_size, (total, policy)
+        return total / objective.batch_size, (sums, policy)
 
-    (_, (loss, policy)), gradients = jax.value_and_grad(loss_sum, has_aux=True)(state.trainable)
+    (_, (losses, policy)), gradients = jax.value_and_grad(loss_sum, has_aux=True)(state.trainable)
     num_tokens = jnp.sum(batch.pair_ids > 0).astype(jnp.float32)
     sums = preference_sums(policy, reference, is_pair_RP, beta)
-    return _as_float32(gradients), {"loss": loss, "num_tokens": num_tokens, **sums}
+    return _as_float32(gradients), {**losses, "num_tokens": num_tokens, **sums}
 
 
 def _as_float32(tree: Any) -> Any:

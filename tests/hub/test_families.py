@@ -165,7 +165,8 @@ def test_what_is_not_implemented_is_named(change, message):
 HARMLESS = {
     "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "initializer_range",
     "use_cache", "transformers_version", "attention_dropout", "resid_pdrop", "embd_pdrop",
-    "pretraining_tp", "_sliding_window_pattern", "attn_pdrop", "output_router_logits", "reorder_and_upcast_attn",
+    "pretraining_tp", "_sliding_window_pattern", "attn_pdrop", "output_router_logits",
+    "reorder_and_upcast_attn",
     "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
     "summary_use_proj",
 }  # fmt: skip
