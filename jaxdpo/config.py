@@ -109,8 +109,19 @@ class RunConfig(BaseModel):
     export: ExportConfig = Field(default=ExportConfig(), description="the exported model")
 
 
-# What may differ when a run is continued: it changes neither the data nor the arithmetic.
-CHANGEABLE = ("checkpoint", "mesh", "training.folder", "training.completions", "sampling", "export")
+# What may differ when a run is continued: it changes neither the data nor the arithmetic. (Of the
+# files at these paths the contents are compared.)
+CHANGEABLE = (
+    "checkpoint",
+    "data.cache_dir",
+    "data.path",
+    "export",
+    "mesh",
+    "model.path",
+    "sampling",
+    "training.completions",
+    "training.folder",
+)
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:

@@ -1,5 +1,6 @@
 """What a run records while it lasts: the metrics of steps and evaluations, checked and shown."""
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -9,8 +10,10 @@ from jaxdpo.model.decoder import Params
 from jaxdpo.prepare import Prepared
 from jaxdpo.run_folder import RunFolder
 from jaxdpo.scoring import score_pairs
+from jaxdpo.sharding import agreed
 from jaxdpo.training.evaluate import preference_metrics
 from jaxdpo.training.loop import DeviceMetrics, LaggedMetrics, check_finite, check_step_zero
+from jaxdpo.training.signals import StopRequest
 from jaxdpo.training.writers import MetricWriter
 
 
@@ -50,10 +53,13 @@ class Recorder:
         """Waits for the last step's metrics and records them."""
         self._record(self._lagged.flush())
 
-    def evaluate(self, step: int, trainable: Params) -> None:
-        """Scores the TEST pairs, if there are any, and records their metrics."""
+    def evaluate(self, step: int, trainable: Params, stop: StopRequest) -> None:
+        """Scores the TEST pairs, if there are any, and records their metrics, once a step.
+
+        Asked to stop, it leaves off; the run that continues from this step evaluates it.
+        """
         run = self._run
-        if run.test is None:
+        if run.test is None or agreed(self._writer is None or self._writer.has_test(step)):
             return
         params, lora = (trainable, None) if run.compute.lora is None else (run.frozen, trainable)
         test = run.test
@@ -62,6 +68,9 @@ class Recorder:
             run.score_step, params, lora, test.source, test.packer, test.shape, self._mesh
         ):
             policy_logps[indices] = logps
+            # Several processes score together or not at all.
+            if stop.asked and jax.process_count() == 1:
+                return
         metrics = preference_metrics(policy_logps, test.reference, self._config.loss.beta)
         if self._writer:
             self._writer.write(step, "TEST", metrics)

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -74,7 +74,6 @@ def fit(
     reporter = Reporter(quiet=not first_process)
     with (
         open_run_folder(config, writes=first_process) as folder,
-        stop_on_sigterm() as stop,
         jax.set_mesh(mesh),
     ):
         summary = folder.read_json("summary.json")
@@ -84,7 +83,8 @@ def fit(
             return RunResult(folder.path, final, summary, read_metrics(folder.path))
         run = prepare(config, policy, pairs, mesh, folder, reporter)
         before = _complete(config, run, run.policy, folder, "before")
-        trained = _train(config, run, mesh, folder, reporter, stop)
+        with stop_on_sigterm() as stop:
+            trained = _train(config, run, mesh, folder, reporter, stop)
         final = _trained_policy(run, trained)
         after = _complete(config, run, final, folder, "after")
         reporter.say(f"exporting to {folder.path / 'model'}")
@@ -123,29 +123,37 @@ def _train(
     evaluate_every = config.training.evaluate_every or -(-num_steps // 10)
     with reporter.progress(num_steps, first_step) as bar:
         recorder = Recorder(config, run, mesh, folder, reporter, bar, first_step)
-        if first_step == 0:
-            recorder.evaluate(0, state.trainable)
+        if first_step % evaluate_every == 0 or first_step == num_steps:
+            recorder.evaluate(first_step, state.trainable, stop)
+        if stop.asked and jax.process_count() == 1:
+            _exit_stopped(checkpoints, reporter, first_step)
         steps = run_steps(train_step, state, run.frozen, run.train, mesh, first_step)
         for step, state, metrics in steps:
             recorder.step(step, metrics)
-            last, stopping = step == num_steps, _stop_asked(stop, step)
-            saving = last or stopping or step % config.checkpoint.every == 0
+            last = step == num_steps
+            saving = last or step % config.checkpoint.every == 0
             evaluating = last or step % evaluate_every == 0
             # The first step's metrics are checked before there is a second; and nothing is saved
             # that has not been checked.
             if step == 1 or saving or evaluating:
                 recorder.flush()
-            if evaluating:
-                recorder.evaluate(step, state.trainable)
             if saving:
                 checkpoints.save(step, state)
-            if stopping and not last:
-                checkpoints.wait()
-                reporter.say(f"SIGTERM: saved after step {step}; run it again to continue")
-                sys.exit(_STOPPED)
+            if evaluating:
+                recorder.evaluate(step, state.trainable, stop)
+            if _stop_asked(stop, step):
+                recorder.flush()
+                checkpoints.save(step, state)
+                _exit_stopped(checkpoints, reporter, step)
         recorder.close()
     checkpoints.wait()
     return state.trainable
+
+
+def _exit_stopped(checkpoints: Checkpoints, reporter: Reporter, step: int) -> NoReturn:
+    checkpoints.wait()
+    reporter.say(f"SIGTERM: saved after step {step}; run it again to continue")
+    sys.exit(_STOPPED)
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -91,11 +92,12 @@ def open_pairs(folder: Path, key: str) -> TokenizedPairs | None:
 def _read_about(path: Path) -> _About | None:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        report = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in about["report"].items()
+        report: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in about.pop("report").items()
         }
         report["rejected"] = tuple(BadLine(**bad) for bad in report["rejected"])
-        return _About(**{**about, "report": TokenizeReport(**report)})
+        return _About(report=TokenizeReport(**report), **about)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from jaxdpo.files import replacing
 
 METRICS_FILE = "metrics.jsonl"
@@ -27,6 +25,9 @@ class MetricWriter:
     """
 
     def __init__(self, folder: Path, first_step: int):
+        # Imported where it is used: it imports torch wherever torch is installed.
+        from tensorboardX import SummaryWriter
+
         path = folder / METRICS_FILE
         kept = [record for record in read_metrics(folder) if record["step"] <= first_step]
         with replacing(path) as file:
@@ -42,14 +43,14 @@ class MetricWriter:
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Adds one record; `step` counts the optimizer steps done."""
-        if split == "TEST":
-            if step in self._tested:
-                return
-            self._tested.add(step)
         self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
             self._events[split].add_scalar(name, value, step)
+
+    def has_test(self, step: int) -> bool:
+        """Whether the TEST metrics after `step` steps were there when the run was continued."""
+        return step in self._tested
 
     def close(self) -> None:
         """Flushes and closes the files."""

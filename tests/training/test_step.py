@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxdpo.data.plan import BatchConfig, Packer, choose_row_length, make_train_plan
+from jaxdpo.data.packing import empty_batch
+from jaxdpo.data.plan import BatchConfig, BatchShape, Packer, choose_row_length, make_train_plan
 from jaxdpo.losses import LossConfig
-from jaxdpo.model.decoder import Compute
+from jaxdpo.model.decoder import Compute, abstract_params
 from jaxdpo.model.lora import LoraConfig, init_lora
 from jaxdpo.sharding import shardings_for
 from jaxdpo.training.loop import LaggedMetrics, TrainData, run_steps
@@ -200,3 +201,68 @@ def test_a_step_that_is_not_finite_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.trainable), before)
     moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
     assert all(not np.asarray(leaf).any() for leaf in moments)
+
+
+def test_pure_bfloat16_keeps_its_moments_in_float32():
+    mesh, batch = mesh_of(1, 1, 1), BatchConfig(size=8)
+    with jax.set_mesh(mesh):
+        packer = Packer(PAIRS.lengths, batch, 1, choose_row_length(PAIRS.lengths, batch, 1))
+        plan = make_train_plan(packer, 0, 1.0, None)
+        schedule = make_schedule(OPTIMIZER, STEPS, lora=False)
+        optimizer = make_optimizer(OPTIMIZER, schedule)
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(mesh))
+        state = init_state(params, optimizer, mesh)
+        objective = Objective(
+            MODEL, Compute(jnp.bfloat16, "dense", "full"), LossConfig(), batch.size, seed=0
+        )
+        step = make_train_step(objective, optimizer, schedule, mesh, state)
+        data = TrainData(PAIRS, plan, plan.shape(False), REFERENCE)
+        _, state, metrics = next(iter(run_steps(step, state, None, data, mesh, 0)))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.trainable)} == {"bfloat16"}
+    moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
+    assert moments and all(leaf.dtype == jnp.float32 for leaf in moments)
+    expected, _, _ = run(PLAIN)
+    # Eight significant bits: completions of about ten tokens, -80 nats, err by a few tenths.
+    mean_loss = float(metrics["loss"]) / batch.size
+    np.testing.assert_allclose(mean_loss, expected[0]["loss"], atol=0.1)
+
+
+def step_temporaries(row_length: int, vocabulary: int) -> int:
+    """Bytes of temporaries that the compiler plans for a whole optimizer step."""
+    model = MODEL.model_copy(update={"vocab_size": vocabulary})
+    mesh = mesh_of(1, 1, 1)
+    with jax.set_mesh(mesh):
+        schedule = make_schedule(OPTIMIZER, STEPS, lora=False)
+        optimizer = make_optimizer(OPTIMIZER, schedule)
+        params = abstract_params(model, jnp.float32)
+        state = jax.eval_shape(lambda: init_state(params_like(params), optimizer, mesh))
+        objective = Objective(
+            model, Compute(jnp.float32, "gather", "full"), LossConfig(), 8, seed=0
+        )
+        step = make_train_step(objective, optimizer, schedule, mesh, state)
+        # A quarter of the row's tokens an attention row: sequences are short, the row is long.
+        shape = BatchShape(
+            rows=1,
+            row_length=row_length,
+            pairs=64,
+            scores=row_length,
+            sequences=row_length // 64,
+            sequence_width=128,
+        )
+        batch = jax.tree.map(lambda leaf: leaf[None], empty_batch(shape, 1))
+        reference = jnp.zeros((1, 1, shape.pairs, 2))
+        lowered = step.lower(state, None, batch, reference, jnp.int32(1))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+def params_like(abstract):
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
+
+
+def test_a_steps_temporaries_do_not_grow_with_tokens_times_vocabulary():
+    small, large = 2**10, 2**15
+    # Chunks of logits are 64 MiB at most; all logits of 8,192 tokens would be 1 GiB.
+    grown = step_temporaries(8192, large) - step_temporaries(2048, large)
+    grown_with_small_vocabulary = step_temporaries(8192, small) - step_temporaries(2048, small)
+    all_logits = (8192 - 2048) * large * 4
+    assert grown - grown_with_small_vocabulary < all_logits / 8
