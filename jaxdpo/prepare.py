@@ -76,7 +76,11 @@ def prepare(
       reporter: Where progress is shown.
     """
     loaded = given_policy or load_policy(
-        config.model.path, config.model.param_dtype, mesh, config.data.chat_template
+        config.model.path,
+        config.model.param_dtype,
+        mesh,
+        config.data.chat_template,
+        config.data.max_length,
     )
     if loaded.lora is not None and config.lora is not None and config.export.lora == "adapter":
         raise UserError(

@@ -47,7 +47,7 @@ def completion_logps_and_router_loss(
     *,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """`completion_logps`, and the experts' load-balancing loss, f32 scalar; None without experts."""
+    """`completion_logps`, and the experts' load-balancing loss; None without experts."""
     hidden, router_loss = hidden_states_and_router_loss(
         config, params, lora, batch, compute, dropout_key=dropout_key
     )

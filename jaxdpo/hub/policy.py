@@ -102,6 +102,7 @@ def load_policy(
     dtype: str = "float32",
     mesh: Mesh | None = None,
     chat_template: str | None = None,
+    context: int | None = None,
 ) -> Policy:
     """Loads a model folder, an adapter folder with its base model, or `org/name` from the Hub.
 
@@ -113,24 +114,36 @@ def load_policy(
       dtype: Of the parameters; adapters are always fp32.
       mesh: Where the parameters live; None for the first device.
       chat_template: Jinja file used in place of the tokenizer's own template.
+      context: Longest sequence there will be, in tokens, as `config_from_hf` has it.
 
     Raises:
       UserError: If it is missing, damaged or not supported.
     """
     folder = find_folder(path)
     if not (folder / ADAPTER_CONFIG).exists():
-        return _load_model(path, folder, dtype, mesh, chat_template)
+        return _load_model(path, folder, dtype, mesh, chat_template, context)
     named = base_of(folder)
-    base = _load_model(named, find_folder(named), dtype, mesh, chat_template)
+    base = _load_model(named, find_folder(named), dtype, mesh, chat_template, context)
     lora, lora_config = load_adapter(folder, base.config, base.hf_config, mesh)
     return replace(base, lora=lora, lora_config=lora_config)
 
 
 def _load_model(
-    source: str, folder: Path, dtype: str, mesh: Mesh | None, chat_template: str | None
+    source: str,
+    folder: Path,
+    dtype: str,
+    mesh: Mesh | None,
+    chat_template: str | None,
+    context: int | None,
 ) -> Policy:
     hf_config = read_config(folder)
-    config = config_from_hf(hf_config)
+    config = config_from_hf(hf_config, context)
+    positions = config.learned_positions
+    if context is not None and positions is not None and context > positions:
+        raise UserError(
+            f"{source}: has embeddings of {positions} positions only, but sequences may have "
+            f"{context} tokens; set data.max_length={positions}"
+        )
     chat = load_chat(str(folder), chat_template)
     _check_vocabulary(source, chat, config)
     shardings = None

@@ -16,6 +16,7 @@ from jaxdpo.hub.read import load_params
 from jaxdpo.hub.write import tensor_arrays, tensor_specs
 from jaxdpo.logprobs import Head, token_logps
 from jaxdpo.model.decoder import Compute, head_weight, hidden_states, logits
+from jaxdpo.sampling import SamplingConfig, generate
 
 # Longer than every window and every original context.
 LENGTH = 40
@@ -141,3 +142,19 @@ def test_packed_prefix_shared_rows_equal_torch_on_separate_sequences(each_family
         weight, head = head_weight(config, params), Head(config.logit_scale, config.logit_softcap)
         ours = np.asarray(token_logps(hidden, weight, batch.score_index, batch.score_target, head))
         np.testing.assert_allclose(ours[scored], expected[scored], rtol=1e-5, atol=2e-5)
+
+
+def test_greedy_generation_equals_torch(each_family):
+    """Twenty prompts of different lengths, through the cache of keys and values."""
+    config, params = load(each_family)
+    rng = np.random.default_rng(2)
+    prompts = [rng.integers(1, 64, 3 + number % 9).tolist() for number in range(20)]
+    sampling = SamplingConfig(max_new_tokens=12, batch_size=20)
+    ours = [new.ids for new in generate(config, params, None, prompts, sampling, [], DENSE)]
+    model = each_family.torch_model
+    for prompt, new in zip(prompts, ours, strict=True):
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            for _ in range(12):  # Without its cache: the full forward, token by token.
+                ids = torch.cat([ids, model(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+        assert ids[0, len(prompt) :].tolist() == new
