@@ -61,7 +61,7 @@ def save_adapter(
     Raises:
       UserError: If the folder cannot be written.
     """
-    rows = _adapter_rows(hf_config, config)
+    rows = adapter_rows(hf_config, config)
     specs, arrays = tensor_specs(rows, lora), tensor_arrays(rows, lora)
     if jax.process_index() != 0:
         for _ in arrays:  # Takes part in gathering what no process holds whole.
@@ -121,7 +121,7 @@ def load_adapter(
                 f"{folder / ADAPTER_CONFIG}: {field} {described.get(field)!r} is not supported, "
                 f"only {only!r}"
             )
-    rows = _adapter_rows(hf_config, config)
+    rows = adapter_rows(hf_config, config)
     with open_tensors(folder, ADAPTER_WEIGHTS) as tensors:
         targets = sorted({row.ours.split("/")[-2] for row in rows if row.name(0) in tensors})
         if not targets:
@@ -137,7 +137,7 @@ def load_adapter(
         return read_tree(folder, tensors, rows, expected, shardings), lora_config
 
 
-def _adapter_rows(hf_config: Mapping[str, Any], config: ModelConfig) -> Sequence[Row]:
+def adapter_rows(hf_config: Mapping[str, Any], config: ModelConfig) -> Sequence[Row]:
     """The family's table for adapters: `lora_A` is `[r, in]` and `lora_B` `[out, r]`.
 
     Raises:

@@ -15,7 +15,7 @@ from jaxdpo.hub.adapter import ADAPTER_CONFIG, base_of, load_adapter, save_adapt
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import find_folder, member, read_config, read_json
 from jaxdpo.hub.read import load_params
-from jaxdpo.hub.write import save_pretrained
+from jaxdpo.hub.write import MAX_SHARD_BYTES, save_pretrained
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params, abstract_params
 from jaxdpo.model.lora import LoraConfig, LoraParams, merge_lora
@@ -66,6 +66,7 @@ class Policy:
         folder: str | Path,
         lora: Literal["merged", "adapter"] = "merged",
         dtype: str | None = None,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
     ) -> None:
         """Writes a Hugging Face folder: the whole model, or the adapters alone for `peft`.
 
@@ -73,6 +74,7 @@ class Policy:
           folder: Where to; it appears when it is complete.
           lora: What is done with adapters, if there are any.
           dtype: Of the weights; None to keep it.
+          max_shard_bytes: Most bytes of weights in one file.
 
         Raises:
           UserError: If the folder cannot be written.
@@ -94,6 +96,7 @@ class Policy:
             self.hf_config,
             self.generation_config,
             None if dtype is None else jnp.dtype(dtype),
+            max_shard_bytes,
         )
 
 

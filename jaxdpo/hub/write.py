@@ -17,7 +17,7 @@ from jaxdpo.model.decoder import Params
 from jaxdpo.sharding import path_name
 
 # As transformers has it: small enough for any file system, few enough files.
-_MAX_SHARD_BYTES = 5 * 10**9
+MAX_SHARD_BYTES = 5 * 10**9
 
 
 def save_pretrained(
@@ -28,7 +28,7 @@ def save_pretrained(
     hf_config: Mapping[str, Any],
     generation_config: Mapping[str, Any] | None = None,
     dtype: Any = None,
-    max_shard_bytes: int = _MAX_SHARD_BYTES,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Writes a model folder: config, generation config, tokenizer with its template, weights.
 
