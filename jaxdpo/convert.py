@@ -167,7 +167,10 @@ def _load_run(run: RunConfig, checkpoint: Path) -> Policy:
         run.optimizer, make_schedule(run.optimizer, 1, lora_config is not None)
     )
     mesh = _first_device()
-    abstract = jax.eval_shape(lambda tree: init_state(tree, optimizer, mesh), trainable)
+    reference = policy.params if run.reference_kind == "moving" else None
+    abstract = jax.eval_shape(
+        lambda tree, moved: init_state(tree, optimizer, mesh, moved), trainable, reference
+    )
     trained = load_checkpoint(checkpoint, _placed(abstract)).trainable
     if lora_config is None:
         return replace(policy, params=trained)

@@ -115,7 +115,7 @@ class Chat:
         return [
             item
             if isinstance(item, BadPair)
-            else self._assemble(item, next(ids), next(ids), next(ids))
+            else self._assemble(item, [next(ids) for _ in item.texts])
             for item in rendered
         ]
 
@@ -125,11 +125,11 @@ class Chat:
 
     def _render_pair(self, pair: PreferencePair) -> "_RenderedPair | BadPair":
         try:
-            conversations = [
-                self._template.render(pair.prompt, pair.tools, True),
-                self._template.render([*pair.prompt, *pair.chosen], pair.tools, False),
-                self._template.render([*pair.prompt, *pair.rejected], pair.tools, False),
-            ]
+            conversations = [self._template.render(pair.prompt, pair.tools, True)]
+            # A supervised example has no rejected completion.
+            for completion in filter(None, (pair.chosen, pair.rejected)):
+                whole = [*pair.prompt, *completion]
+                conversations.append(self._template.render(whole, pair.tools, False))
         except BadPair as bad:
             return bad
         texts = [conversation.text for conversation in conversations]
@@ -140,26 +140,23 @@ class Chat:
         )
 
     def _assemble(
-        self,
-        item: "_RenderedPair",
-        prompt: np.ndarray | BadPair,
-        chosen: np.ndarray | BadPair,
-        rejected: np.ndarray | BadPair,
+        self, item: "_RenderedPair", ids: Sequence[np.ndarray | BadPair]
     ) -> EncodedPair | BadPair:
         try:
-            prompt, chosen, rejected = _or_raise(prompt), _or_raise(chosen), _or_raise(rejected)
-            start = min(_common_prefix(prompt, chosen), _common_prefix(prompt, rejected))
+            prompt, *whole = [_or_raise(text_ids) for text_ids in ids]
+            start = min(_common_prefix(prompt, conversation) for conversation in whole)
             if start == 0:
                 raise BadPair(
                     "no-prompt",
                     "the chat template renders the prompt differently with an answer than without, "
                     "from the first token on; use another template",
                 )
-            pair = TokenizedPair(
-                prompt[:start],
-                self._ended(chosen[start:], item.ended[1]),
-                self._ended(rejected[start:], item.ended[2]),
-            )
+            completions = [
+                self._ended(conversation[start:], ended)
+                for conversation, ended in zip(whole, item.ended[1:], strict=True)
+            ]
+            missing = [np.zeros(0, np.int32)] * (2 - len(completions))
+            pair = TokenizedPair(prompt[:start], *completions, *missing)
         except BadPair as bad:
             return bad
         if np.array_equal(pair.chosen_ids, pair.rejected_ids):
