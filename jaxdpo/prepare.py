@@ -79,6 +79,49 @@ def prepare(
       folder: The run folder.
       reporter: Where progress is shown.
     """
+    policy = _load(config, given_policy, mesh)
+    reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
+    pairs = given_pairs or load_pairs(
+        config.data, policy.chat, folder.path / "rejects.jsonl", config.loss.supervised
+    )
+    train, test = pairs.splits["TRAIN"], pairs.splits["TEST"]
+    _report_data(pairs, config, reporter)
+    loss = config.loss
+    other = None if config.reference.path is None else _other_reference(config, policy, mesh)
+    numbers = {split: _of_metadata(loss, pairs.splits[split]) for split in pairs.splits}
+    digest = weights_digest(policy.params)
+    reference_digest = digest if other is None else weights_digest(other.params)
+    folder.check_inputs(
+        {
+            "weights (model.path)": digest,
+            "weights (reference.path)": reference_digest,
+            "TRAIN pairs (data.path)": train.fingerprint,
+            "TEST pairs (data.path)": test.fingerprint,
+            "weights and margins (metadata)": _digest_of(numbers["TRAIN"] + numbers["TEST"]),
+        }
+    )
+    compute, plan, shape, scoring = _plan(config, train.lengths, test.lengths)
+    reporter.say(_plan_text(plan, shape, compute))
+    # (Pyright does not know that frozen pydantic models are hashable.)
+    architecture: Any = policy.config
+    score_step = make_score_step(architecture, compute, mesh, loss.ld_alpha, loss.use_weighting)
+    reference = _Reference(
+        config, other or policy, reference_digest, compute, plan.packer, scoring, mesh, reporter
+    )
+    kind = config.reference_kind
+    held_out = None
+    if len(test):
+        packer = replace(plan.packer, lengths=test.lengths)
+        logps = None if kind == "none" else reference.logps(test)
+        held_out = EvalData(test, packer, scoring, logps, *numbers["TEST"])
+    logps = reference.logps(train) if kind == "precomputed" else None
+    data = TrainData(train, plan, shape, logps, *numbers["TRAIN"])
+    frozen, trainable = _trainable(config, policy, mesh, keep=given_policy is not None)
+    return Prepared(policy, compute, data, held_out, frozen, trainable, score_step)
+
+
+def _load(config: RunConfig, given_policy: Policy | None, mesh: Mesh) -> Policy:
+    """The model that training starts from, on the mesh."""
     loaded = given_policy or load_policy(
         config.model.path,
         config.model.param_dtype,
@@ -99,64 +142,71 @@ def prepare(
         # It may have been loaded for one device; where it lies right already, nothing is copied.
         placed = jax.device_put(policy.params, shardings_for(policy.params, mesh))
         policy = replace(policy, params=placed)
-    reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
-    pairs = given_pairs or load_pairs(
-        config.data, policy.chat, folder.path / "rejects.jsonl", config.loss.supervised
-    )
-    train, test = pairs.splits["TRAIN"], pairs.splits["TEST"]
-    _report_data(pairs, config, reporter)
-    digest = weights_digest(policy.params)
-    folder.check_inputs(
-        {
-            "weights (model.path)": digest,
-            "TRAIN pairs (data.path)": train.fingerprint,
-            "TEST pairs (data.path)": test.fingerprint,
-        }
-    )
-    compute, plan, shape, scoring = _plan(config, train.lengths, test.lengths)
-    reporter.say(_plan_text(plan, shape, compute))
-    loss = config.loss
-    score_step = make_score_step(policy.config, compute, mesh, loss.ld_alpha, loss.use_weighting)
-    model = policy if config.reference.path is None else _other_reference(config, policy, mesh)
+    return policy
 
-    def reference_of(split: TokenizedPairs) -> np.ndarray:
-        other = model is not policy
-        step = make_score_step(model.config, compute, mesh, loss.ld_alpha) if other else score_step
-        cache = ReferenceCache(
-            config.data.cache_folder() / "reference",
-            cache_key(
-                weights_digest(model.params) if other else digest,
-                split.fingerprint,
-                compute.dtype.name,
-                model.config.model_dump_json(),
-                loss.ld_alpha,
-            ),
-            len(split),
+
+@dataclass(frozen=True)
+class _Reference:
+    """The model whose log-probs are the reference, and how it scores pairs.
+
+    Attributes:
+      config: The run's configuration.
+      model: The model.
+      digest: Of its weights.
+      compute: How it is computed.
+      packer: Packing, of the TRAIN pairs.
+      shape: A shape that holds every microbatch.
+      mesh: The mesh.
+      reporter: Where progress is shown.
+    """
+
+    config: RunConfig
+    model: Policy
+    digest: str
+    compute: Compute
+    packer: Packer
+    shape: BatchShape
+    mesh: Mesh
+    reporter: Reporter
+
+    def logps(self, split: TokenizedPairs) -> np.ndarray:
+        """Log-probs of a split's completions, f32 `[N, 2]`: cached ones, or computed and stored."""
+        loss, model = self.config.loss, self.model
+        key = cache_key(
+            self.digest,
+            split.fingerprint,
+            self.compute.dtype.name,
+            model.config.model_dump_json(),
+            loss.ld_alpha,
         )
+        cache = ReferenceCache(self.config.data.cache_folder() / "reference", key, len(split))
         cached = load_cached(cache)
         if agreed(cached is not None):
             assert cached is not None
             return cached
-        packer = replace(plan.packer, lengths=split.lengths)
-        packing = hashlib.sha256(f"{packer.config} {scoring}".encode()).hexdigest()
+        packer = replace(self.packer, lengths=split.lengths)
+        packing = hashlib.sha256(f"{packer.config} {self.shape}".encode()).hexdigest()
+        architecture: Any = model.config
+        # The same arguments as for evaluation, so that they share a compile.
+        step = make_score_step(
+            architecture, self.compute, self.mesh, loss.ld_alpha, loss.use_weighting
+        )
 
         def score_from(first: int) -> Scores:
-            scores = score_pairs(step, model.params, None, split, packer, scoring, mesh, first)
+            scores = score_pairs(
+                step, model.params, None, split, packer, self.shape, self.mesh, first
+            )
             return ((indices, np.asarray(found.logps)) for indices, found in scores)
 
-        with reporter.counting("reference log-probs", len(split)) as counted:
+        with self.reporter.counting("reference log-probs", len(split)) as counted:
             return compute_and_store(cache, packing, lambda first: counted(score_from(first)))
 
-    held_out = None
-    kind = config.reference_kind
-    if len(test):
-        packer = replace(plan.packer, lengths=test.lengths)
-        reference = None if kind == "none" else reference_of(test)
-        held_out = EvalData(test, packer, scoring, reference, *_of_metadata(loss, test))
-    reference = reference_of(train) if kind == "precomputed" else None
-    data = TrainData(train, plan, shape, reference, *_of_metadata(loss, train))
-    frozen, trainable = _trainable(config, policy, mesh, keep=given_policy is not None)
-    return Prepared(policy, compute, data, held_out, frozen, trainable, score_step)
+
+def _digest_of(arrays: tuple[np.ndarray | None, ...]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(b"none" if array is None else array.tobytes())
+    return digest.hexdigest()
 
 
 def _other_reference(config: RunConfig, policy: Policy, mesh: Mesh) -> Policy:

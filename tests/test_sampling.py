@@ -4,12 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 from scipy import stats
 
 from jaxdpo import sampling as sampling_module
 from jaxdpo.data.packing import empty_batch
 from jaxdpo.data.plan import BatchShape
 from jaxdpo.errors import UserError
+from jaxdpo.hub.families import config_from_hf
+from jaxdpo.hub.folder import read_config
+from jaxdpo.hub.read import load_params
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import Compute, hidden_states, init_params, logits
 from jaxdpo.model.lora import LoraConfig, init_lora, merge_lora
@@ -67,6 +72,44 @@ def test_greedy_equals_the_full_forward_pass(params, batch_size):
     expected = [full_forward_greedy(params, prompt, 12) for prompt in PROMPTS]
     assert completions == [Completion(ids, finished=False) for ids in expected]
     assert len({tuple(ids) for ids in expected}) > 1
+
+
+def test_greedy_equals_torch(tmp_path):
+    torch.manual_seed(0)
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.3,
+            eos_token_id=None,
+        )
+    ).eval()
+    theirs.save_pretrained(tmp_path)
+    config = config_from_hf(read_config(tmp_path))
+    ours = load_params(tmp_path, config, jnp.float32)
+    prompts = np.random.default_rng(1).integers(0, 64, (20, 9))
+    # Prompts of 1 to 9 tokens; torch gets each alone, so that it pads nothing.
+    ragged = [prompt[: 1 + i % 9].tolist() for i, prompt in enumerate(prompts)]
+    stop = 17
+    greedy = SamplingConfig(max_new_tokens=20)
+    completions = generate(config, ours, None, ragged, greedy, [stop], COMPUTE)
+    for prompt, completion in zip(ragged, completions, strict=True):
+        sequence = theirs.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),
+            do_sample=False,
+            max_new_tokens=20,
+            eos_token_id=stop,
+            pad_token_id=0,
+        )[0].tolist()
+        expected = sequence[len(prompt) :]
+        assert completion.ids == [token for token in expected if token != stop]
+        assert completion.finished == (stop in expected)
+    assert {completion.finished for completion in completions} == {True, False}
 
 
 def test_prompts_longer_than_one_length_step(params):

@@ -1,5 +1,7 @@
 """What a run minimises: the configured losses of a batch's pairs, weighted and added up."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -35,20 +37,32 @@ def pair_losses(
     """
     # Padding has no tokens; any positive number keeps its unused losses finite.
     tokens = jnp.maximum(policy.tokens, 1.0)
+    scored = policy._replace(tokens=tokens)
+    sft = free.sft_loss(policy.plain_logps[..., 0], mean_chosen_tokens)
     reference = jnp.zeros_like(policy.logps) if reference_logps is None else reference_logps
-    ratios = policy.logps - reference
+    offsets = 0.0 if margins is None else margins
+    formulas = {
+        **_against_reference(config, scored, reference, is_pair, offsets),
+        **_without_reference(config, scored, sft, offsets),
+    }
+    return {name: formulas[name]() for name in config.type}
+
+
+def _against_reference(
+    config: LossConfig,
+    policy: Completions,
+    reference: jax.Array,
+    is_pair: jax.Array,
+    margins: jax.Array | float,
+) -> dict[str, Callable[[], jax.Array]]:
+    ratios, tokens = policy.logps - reference, policy.tokens
     alpha = _DEFAULT_ALPHA if config.alpha is None else config.alpha
     scores = ref.divergence_scores(ratios, config.f_divergence, alpha)
     both = (ratios[..., 0], ratios[..., 1])
     diverging = (scores[..., 0], scores[..., 1])
     counts = (tokens[..., 0], tokens[..., 1])
-    summed = (policy.logps[..., 0], policy.logps[..., 1])
-    averaged = (policy.logps[..., 0] / tokens[..., 0], policy.logps[..., 1] / tokens[..., 1])
-    sft = free.sft_loss(policy.plain_logps[..., 0], mean_chosen_tokens)
     beta, epsilon = config.beta, config.label_smoothing
-    gamma = _DEFAULT_GAMMA if config.gamma is None else config.gamma
     tau = _DEFAULT_TAU if config.discopop_tau is None else config.discopop_tau
-    offsets = 0.0 if margins is None else margins
 
     def aot(first: jax.Array, second: jax.Array) -> jax.Array:
         return ref.aot_loss(
@@ -59,34 +73,49 @@ def pair_losses(
             label_smoothing=epsilon,
         ).reshape(first.shape)
 
-    formulas = {
+    def margin(logps: jax.Array) -> jax.Array:
+        return logps[..., 0] - logps[..., 1]
+
+    return {
         "sigmoid": lambda: ref.sigmoid_loss(
-            *diverging, beta=beta, label_smoothing=epsilon, margins=offsets
+            *diverging, beta=beta, label_smoothing=epsilon, margins=margins
         ),
-        "hinge": lambda: ref.hinge_loss(*diverging, beta=beta, margins=offsets),
+        "hinge": lambda: ref.hinge_loss(*diverging, beta=beta, margins=margins),
         "ipo": lambda: ref.ipo_loss(*diverging, *counts, beta=beta),
         "sigmoid_norm": lambda: ref.sigmoid_norm_loss(
-            *diverging, *counts, beta=beta, margins=offsets
+            *diverging, *counts, beta=beta, margins=margins
         ),
         "robust": lambda: ref.robust_loss(*diverging, beta=beta, label_smoothing=epsilon),
         "exo_pair": lambda: ref.exo_pair_loss(*diverging, beta=beta, label_smoothing=epsilon),
         "nca_pair": lambda: ref.nca_pair_loss(*both, beta=beta),
         "bco_pair": lambda: ref.bco_pair_loss(*both, beta=beta),
         "sppo_hard": lambda: ref.sppo_hard_loss(*both, beta=beta),
-        "aot": lambda: aot(summed[0] - summed[1], reference[..., 0] - reference[..., 1]),
+        "aot": lambda: aot(margin(policy.logps), margin(reference)),
         "aot_unpaired": lambda: aot(*both),
         "apo_zero": lambda: ref.apo_zero_loss(*both, beta=beta),
         "apo_down": lambda: ref.apo_down_loss(*both, beta=beta),
         "discopop": lambda: ref.discopop_loss(*diverging, beta=beta, tau=tau),
+    }
+
+
+def _without_reference(
+    config: LossConfig, policy: Completions, sft: jax.Array, margins: jax.Array | float
+) -> dict[str, Callable[[], jax.Array]]:
+    means = policy.logps / policy.tokens
+    summed = (policy.logps[..., 0], policy.logps[..., 1])
+    averaged = (means[..., 0], means[..., 1])
+    beta, epsilon = config.beta, config.label_smoothing
+    alpha = _DEFAULT_ALPHA if config.alpha is None else config.alpha
+    gamma = _DEFAULT_GAMMA if config.gamma is None else config.gamma
+    return {
         "orpo": lambda: free.orpo_loss(*averaged, sft, beta=beta),
         "simpo": lambda: free.simpo_loss(
-            *averaged, beta=beta, gamma=gamma, label_smoothing=epsilon, margins=offsets
+            *averaged, beta=beta, gamma=gamma, label_smoothing=epsilon, margins=margins
         ),
         "cpo": lambda: free.cpo_loss(*summed, sft, beta=beta, label_smoothing=epsilon),
         "alphapo": lambda: free.alphapo_loss(*averaged, beta=beta, gamma=gamma, alpha=alpha),
         "sft": lambda: sft,
     }
-    return {name: formulas[name]() for name in config.type}
 
 
 def loss_sums(

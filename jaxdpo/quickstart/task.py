@@ -10,12 +10,13 @@ padded with courtesies and hedges, some name the museum where the limit leaves n
 some add a fact that nobody asked for. A model taught on them does the same; preferences between
 its own answers, judged by `passes`, teach it to do better.
 
-Museums of the TEST split are named in words that no TRAIN museum uses.
+The museums of the TEST split are none of the TRAIN split's, and never in the past answers.
 """
 
 import random
 import re
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Split = Literal["TRAIN", "TEST"]
@@ -112,53 +113,47 @@ def passes(prompt: str, completion: str) -> bool:
     return direct and request.fits(completion)
 
 
-def museum_words(split: Split) -> list[str]:
-    """The words that name the split's museums: every syllable in TRAIN, no word in both splits."""
-    held_out = split == "TEST"
-    return [
-        start + end
-        for i, start in enumerate(STARTS)
-        for j, end in enumerate(ENDS)
-        if ((i + j) % 5 == 0) == held_out
-    ]
+def museum_name(split: Split, rng: random.Random) -> str:
+    """Two words drawn at random; a fifth of all names is TEST's alone, though not their words."""
+    while True:
+        words = [rng.choice(STARTS) + rng.choice(ENDS) for _ in range(2)]
+        if split_of(name := " ".join(words)) == split:
+            return name
+
+
+def split_of(name: str) -> Split:
+    return "TEST" if zlib.crc32(name.encode()) % 5 == 0 else "TRAIN"
 
 
 def make_request(split: Split, rng: random.Random) -> Request:
-    """A visitor's message; half of the limits leave no room for the museum's name."""
-    noted = sorted(rng.sample(range(len(KINDS)), rng.randint(3, 5)))
-    asked = sorted(rng.sample(noted, rng.randint(1, 3)))
-    facts = {KINDS[i]: rng.choice(KINDS[i].values) for i in noted}
+    """A visitor's message; the limit is the length of the long answer, or of the short one."""
+    noted = sorted(rng.sample(range(len(KINDS)), rng.randint(3, 4)))
+    asked = sorted(rng.sample(noted, rng.randint(1, 2)))
     request = Request(
-        name=" ".join(rng.sample(museum_words(split), 2)),
-        facts=facts,
+        name=museum_name(split, rng),
+        facts={KINDS[i]: rng.choice(KINDS[i].values) for i in noted},
         asked=tuple(KINDS[i] for i in asked),
         limit=0,
     )
-    answer = request.short_answer() if rng.random() < 0.5 else request.long_answer()
-    spare = rng.randint(0, 1) if answer == request.short_answer() else rng.randint(0, 3)
-    return Request(request.name, facts, request.asked, len(answer.split()) + spare)
+    answer = rng.choice((request.short_answer(), request.long_answer()))
+    return replace(request, limit=len(answer.split()))
 
 
 def write_answer(request: Request, rng: random.Random) -> str:
     """An answer as the desk wrote them in the past: right, and in about two of three cases poor."""
-    asked = request.asked
-    others = [kind for kind in request.facts if kind not in asked]
-    chatty = rng.random() < 0.5
-    if others and rng.random() < 0.25:
-        extra = rng.choice(others)
-        asked = tuple(kind for kind in KINDS if kind in (*asked, extra))
-    answer = Request(request.name, request.facts, asked, request.limit)
-    if chatty:
-        return padded(answer, rng)
-    careful = request.fits(answer.long_answer()) or rng.random() < 0.5
-    if careful and not request.fits(answer.long_answer()):
-        return answer.short_answer()
-    return answer.long_answer() if rng.random() < 0.8 else answer.short_answer()
+    named = request.fits(request.long_answer()) or rng.random() < 0.3
+    if rng.random() < 0.2:
+        extra = rng.choice([kind for kind in request.facts if kind not in request.asked])
+        asked = tuple(kind for kind in KINDS if kind in (*request.asked, extra))
+        request = replace(request, asked=asked)
+    if rng.random() < 0.5:
+        return padded(request, rng)
+    return request.long_answer() if named else request.short_answer()
 
 
-def padded(answer: Request, rng: random.Random) -> str:
-    """The answer between courtesies."""
+def padded(request: Request, rng: random.Random) -> str:
+    """The long answer between courtesies."""
     opening = rng.choice(("Thank you for asking about", "Thank you for your interest in"))
     hedge = rng.choice(("", "I believe that ", "As far as I know, "))
     closing = rng.choice(("", " I hope this helps.", " Please ask if you need anything else."))
-    return f"{opening} {answer.name}. {capitalised(hedge + answer.long_answer())}{closing}"
+    return f"{opening} {request.name}. {hedge}{request.long_answer()}{closing}"
