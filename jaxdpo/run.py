@@ -80,7 +80,12 @@ def fit(
         summary = folder.read_json("summary.json")
         if summary is not None:
             reporter.say(f"{folder.path}: this run is finished; set training.folder for a new one")
-            final = load_policy(str(folder.path / "model"), config.model.param_dtype, mesh)
+            final = load_policy(
+                str(folder.path / "model"),
+                config.model.param_dtype,
+                mesh,
+                context=config.data.max_length,
+            )
             return RunResult(folder.path, final, summary, read_metrics(folder.path))
         run = prepare(config, policy, pairs, mesh, folder, reporter)
         before = _complete(config, run, run.policy, folder, "before")

@@ -24,7 +24,7 @@ from jaxdpo.logprobs import (
     token_scores,
 )
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute, Params, head_weight, hidden_states
+from jaxdpo.model.decoder import Compute, Params, head_weight, hidden_states_and_router_loss
 from jaxdpo.sharding import local_rows, put_rows, replicated
 
 # Batches made ahead by threads: enough to hide the packing, small beside the model.
@@ -54,7 +54,33 @@ def score_completions(
       wanted: What is scored beside log-probs.
       dropout_key: Of the adapters' dropout, in training.
     """
-    hidden = hidden_states(config, params, lora, batch, compute, dropout_key=dropout_key)
+    return score_completions_and_router_loss(
+        config,
+        params,
+        lora,
+        batch,
+        compute,
+        ld_alpha=ld_alpha,
+        wanted=wanted,
+        dropout_key=dropout_key,
+    )[0]
+
+
+def score_completions_and_router_loss(
+    config: ModelConfig,
+    params: Params,
+    lora: Params | None,
+    batch: PackedBatch,
+    compute: Compute,
+    *,
+    ld_alpha: float | None = None,
+    wanted: Wanted = LOGPS_ALONE,
+    dropout_key: jax.Array | None = None,
+) -> tuple[Completions, jax.Array | None]:
+    """`score_completions`, and the experts' load-balancing loss; None without experts."""
+    hidden, router_loss = hidden_states_and_router_loss(
+        config, params, lora, batch, compute, dropout_key=dropout_key
+    )
     scores = token_scores(
         hidden,
         head_weight(config, params),
@@ -77,7 +103,7 @@ def score_completions(
     log_weights = None
     if scores.log_weights is not None:
         log_weights = summed(scores.log_weights) / jnp.maximum(tokens, 1.0)
-    return Completions(
+    completions = Completions(
         logps,
         plain_logps,
         tokens,
@@ -85,6 +111,7 @@ def score_completions(
         None if scores.entropy is None else summed(scores.entropy),
         None if scores.correct is None else summed(scores.correct),
     )
+    return completions, router_loss
 
 
 def put_batch(batch: PackedBatch, rows: list[int], count: int, mesh: Mesh, row_axis: int):

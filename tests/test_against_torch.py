@@ -94,7 +94,7 @@ def pairs(folder, pairs_file, tmp_path_factory):
 def ours(folder):
     hf_config = json.loads((folder / "config.json").read_text())
     config = config_from_hf(hf_config)
-    return config, load_params(folder, config, jnp.float32), family_of(hf_config).rows
+    return config, load_params(folder, config, jnp.float32), family_of(hf_config).rows(config)
 
 
 def plan_of(pairs):

@@ -143,6 +143,28 @@ class Checkpoints:
         return -1
 
 
+def load_checkpoint(folder: Path, abstract: TrainState) -> TrainState:
+    """A checkpoint of a run, or the newest of a folder of them; nothing is written.
+
+    Args:
+      folder: `checkpoints/` of a run folder, or `checkpoints/step_…` in it.
+      abstract: ShapeDtypeStructs with shardings, of the state to restore.
+
+    Raises:
+      UserError: If there is none, or it is damaged.
+    """
+    folder = folder.absolute()
+    whole = sorted(path.parent for path in folder.glob(f"step_*/{_MANIFEST}"))
+    if (folder / _MANIFEST).exists():
+        whole = [folder]
+    if not whole:
+        raise UserError(f"{folder}: holds no whole checkpoint")
+    manifest = json.loads((whole[-1] / _MANIFEST).read_text())
+    if manifest["files"] != _inventory(whole[-1]):
+        raise UserError(f"{whole[-1]}: damaged, it does not match its manifest; name another one")
+    return TrainState(**ocp.load(str(whole[-1] / "state"), _present(abstract)))
+
+
 def _present(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if value is not None}
 

@@ -18,7 +18,7 @@ from jaxdpo.losses.mixture import implicit_rewards, loss_sums
 from jaxdpo.metrics import completion_sums, reward_sums
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, Params
-from jaxdpo.scoring import score_completions
+from jaxdpo.scoring import score_completions, score_completions_and_router_loss
 from jaxdpo.sharding import replicated, shardings_for
 
 
@@ -212,13 +212,20 @@ class _Shares:
         reference = self._reference(batch, inputs)
 
         def loss_sum(trainable: Params) -> tuple[jax.Array, Any]:
-            policy = self._policy(trainable, batch, microbatch)
+            policy, router_loss = self._policy(trainable, batch, microbatch)
             if coupled is not None:
-                return _linear(coupled[0], policy), (coupled[1], policy)
-            sums = self._loss(policy, reference, is_pair_RP, inputs)
-            # The mean over the step's pairs, not the microbatch's: the shares add up. What is not
-            # of pairs (a router's balance) is added here, in the same way.
-            return sums["loss"] / objective.batch_size, (sums, policy)
+                sums, share = coupled[1], _linear(coupled[0], policy)
+            else:
+                sums = self._loss(policy, reference, is_pair_RP, inputs)
+                # The mean over the step's pairs, not the microbatch's: the shares add up.
+                share = sums["loss"] / objective.batch_size
+            experts = objective.model.mlp.experts
+            if experts is not None and router_loss is not None:
+                # Of the microbatch's tokens, and weighted by its pairs as the losses are.
+                router_sum = router_loss * jnp.sum(is_pair_RP)
+                share += experts.router_loss * router_sum / objective.batch_size
+                sums = {**sums, "router_loss": router_sum}
+            return share, (sums, policy)
 
         (_, (sums, policy)), gradients = jax.value_and_grad(loss_sum, has_aux=True)(
             self.state.trainable
@@ -242,7 +249,7 @@ class _Shares:
         """
 
         def score(microbatch: jax.Array, one: tuple[PackedBatch, PairInputs]) -> Any:
-            policy = self._policy(self.state.trainable, one[0], microbatch)
+            policy, _ = self._policy(self.state.trainable, one[0], microbatch)
             return policy, self._reference(*one)
 
         count = batch.tokens.shape[0]
@@ -276,7 +283,7 @@ class _Shares:
 
     def _policy(
         self, trainable: Params, batch: PackedBatch, microbatch: jax.Array | int
-    ) -> Completions:
+    ) -> tuple[Completions, jax.Array | None]:
         objective, compute = self.objective, self.objective.compute
         dropout_key = None
         if compute.lora is not None and compute.lora.dropout > 0:
@@ -284,7 +291,7 @@ class _Shares:
             dropout_key = jax.random.fold_in(key, microbatch)
         params, lora = (self.frozen, trainable) if compute.lora is not None else (trainable, None)
         assert params is not None
-        return score_completions(
+        return score_completions_and_router_loss(
             objective.model,
             params,
             lora,
