@@ -3,9 +3,10 @@
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -24,7 +25,7 @@ from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
 from jaxdpo.training.optimizer import make_optimizer, make_schedule
 from jaxdpo.training.signals import StopRequest, stop_on_sigterm
-from jaxdpo.training.step import Objective, init_state, make_train_step
+from jaxdpo.training.step import MovingReference, Objective, init_state, make_train_step
 from jaxdpo.training.writers import METRICS_FILE, plot_curves, read_metrics
 
 # What a shell reports of a process that SIGTERM ended.
@@ -74,17 +75,22 @@ def fit(
     reporter = Reporter(quiet=not first_process)
     with (
         open_run_folder(config, writes=first_process) as folder,
-        stop_on_sigterm() as stop,
         jax.set_mesh(mesh),
     ):
         summary = folder.read_json("summary.json")
         if summary is not None:
             reporter.say(f"{folder.path}: this run is finished; set training.folder for a new one")
-            final = load_policy(str(folder.path / "model"), config.model.param_dtype, mesh)
+            final = load_policy(
+                str(folder.path / "model"),
+                config.model.param_dtype,
+                mesh,
+                context=config.data.max_length,
+            )
             return RunResult(folder.path, final, summary, read_metrics(folder.path))
         run = prepare(config, policy, pairs, mesh, folder, reporter)
         before = _complete(config, run, run.policy, folder, "before")
-        trained = _train(config, run, mesh, folder, reporter, stop)
+        with stop_on_sigterm() as stop:
+            trained = _train(config, run, mesh, folder, reporter, stop)
         final = _trained_policy(run, trained)
         after = _complete(config, run, final, folder, "after")
         reporter.say(f"exporting to {folder.path / 'model'}")
@@ -110,42 +116,58 @@ def _train(
     num_steps = run.train.plan.num_steps
     schedule = make_schedule(config.optimizer, num_steps, lora=config.lora is not None)
     optimizer = make_optimizer(config.optimizer, schedule)
-    state = init_state(run.trainable, optimizer, mesh)
+    moving = config.reference_kind == "moving"
+    reference = jax.tree.map(jnp.copy, run.frozen) if moving else None
+    state = init_state(run.trainable, optimizer, mesh, reference)
     checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep)
     state = checkpoints.restore(jax.tree.map(_abstract, state)) or state
     first_step = int(state.step)
     if first_step:
         reporter.say(f"continuing after step {first_step}")
     objective = Objective(
-        run.policy.config, run.compute, config.loss, config.batch.size, config.training.seed
+        run.policy.config,
+        run.compute,
+        config.loss,
+        config.batch.size,
+        config.training.seed,
+        has_reference=config.reference_kind != "none",
+        moving=MovingReference(*config.reference.moves) if moving else None,
     )
     train_step = make_train_step(objective, optimizer, schedule, mesh, state)
     evaluate_every = config.training.evaluate_every or -(-num_steps // 10)
     with reporter.progress(num_steps, first_step) as bar:
         recorder = Recorder(config, run, mesh, folder, reporter, bar, first_step)
-        if first_step == 0:
-            recorder.evaluate(0, state.trainable)
+        if first_step % evaluate_every == 0 or first_step == num_steps:
+            recorder.evaluate(first_step, state.trainable, stop)
+        if stop.asked and jax.process_count() == 1:
+            _exit_stopped(checkpoints, reporter, first_step)
         steps = run_steps(train_step, state, run.frozen, run.train, mesh, first_step)
         for step, state, metrics in steps:
             recorder.step(step, metrics)
-            last, stopping = step == num_steps, _stop_asked(stop, step)
-            saving = last or stopping or step % config.checkpoint.every == 0
+            last = step == num_steps
+            saving = last or step % config.checkpoint.every == 0
             evaluating = last or step % evaluate_every == 0
             # The first step's metrics are checked before there is a second; and nothing is saved
             # that has not been checked.
             if step == 1 or saving or evaluating:
                 recorder.flush()
-            if evaluating:
-                recorder.evaluate(step, state.trainable)
             if saving:
                 checkpoints.save(step, state)
-            if stopping and not last:
-                checkpoints.wait()
-                reporter.say(f"SIGTERM: saved after step {step}; run it again to continue")
-                sys.exit(_STOPPED)
+            if evaluating:
+                recorder.evaluate(step, state.trainable, stop)
+            if _stop_asked(stop, step):
+                recorder.flush()
+                checkpoints.save(step, state)
+                _exit_stopped(checkpoints, reporter, step)
         recorder.close()
     checkpoints.wait()
     return state.trainable
+
+
+def _exit_stopped(checkpoints: Checkpoints, reporter: Reporter, step: int) -> NoReturn:
+    checkpoints.wait()
+    reporter.say(f"SIGTERM: saved after step {step}; run it again to continue")
+    sys.exit(_STOPPED)
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
@@ -227,6 +249,8 @@ def show_summary(reporter: Reporter, summary: dict[str, Any]) -> None:
     if summary["test"]:
         before, after = summary["test"]["before"], summary["test"]["after"]
         names = ("rewards/accuracies", "rewards/margins", "loss", "logps/chosen", "logps/rejected")
-        rows = [(name, f"{before[name]:.3f}", f"{after[name]:.3f}") for name in names]
+        rows = [
+            (name, f"{before[name]:.3f}", f"{after[name]:.3f}") for name in names if name in after
+        ]
         reporter.table("TEST pairs", ("metric", "before", "after"), rows)
     reporter.table("Files", ("what", "where"), list(summary["files"].items()))

@@ -112,11 +112,17 @@ def generate(
       compute: Dtype of the activations, and the adapters' scale.
 
     Raises:
-      UserError: A prompt is empty.
+      UserError: A prompt is empty, or outgrows the model's learned positions.
     """
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise UserError(f"prompt {number} has no tokens; a completion needs at least one")
+        positions = config.learned_positions
+        if positions is not None and len(prompt) + sampling.max_new_tokens > positions:
+            raise UserError(
+                f"prompt {number} has {len(prompt)} tokens, and with {sampling.max_new_tokens} new "
+                f"ones it would outgrow the model's {positions} positions; lower max_new_tokens"
+            )
     # Prompts of like length go together: less padding, and fewer lengths in a batch.
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     completions: dict[int, Completion] = {}

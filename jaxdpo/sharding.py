@@ -6,6 +6,7 @@ alike, because all of them are nested dicts whose paths end in the same names. A
   data     copies of the parameters, each with its own rows of the batch
   fsdp     parameters cut in pieces, gathered a layer at a time; rows are cut along it too
   tensor   heads, MLP columns and vocabulary cut in pieces
+  expert   experts spread over the devices; rows are cut along it too
 """
 
 import math
@@ -23,15 +24,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jaxdpo.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
-# Rows of a batch are cut along both.
-BATCH_AXES = ("data", "fsdp")
+AXES = ("data", "fsdp", "tensor", "expert")
+# Rows of a batch are cut along all of these.
+BATCH_AXES = ("data", "fsdp", "expert")
 
 # The first pattern found in an array's path decides. Specs name the trailing axes of the array;
-# leading ones (stacked layers, experts) are not cut.
+# leading ones (stacked layers) are not cut.
 SPECS: tuple[tuple[str, P], ...] = (
     (r"embed/weight$", P("tensor", "fsdp")),
     (r"head/kernel$", P("fsdp", "tensor")),
+    (r"experts/(gate|up)/kernel$", P("expert", "fsdp", "tensor")),
+    (r"experts/down/kernel$", P("expert", "tensor", "fsdp")),
     (r"(q|k|v|gate|up)/kernel$", P("fsdp", "tensor")),
     (r"(o|down)/kernel$", P("tensor", "fsdp")),
     (r"(q|k|v|gate|up)/bias$", P("tensor")),
@@ -53,6 +56,7 @@ class MeshConfig(BaseModel):
         default=1, description="pieces the parameters are cut into, gathered layer by layer"
     )
     tensor: int = Field(default=1, description="pieces each layer's matrices are cut into")
+    expert: int = Field(default=1, description="groups of devices that share out the experts")
 
 
 def join_processes() -> None:

@@ -1,5 +1,6 @@
 """A tiny model and random tokenised pairs, for tests of what is above the model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,9 +53,10 @@ def random_pairs(count: int = 24, longest: int = 20, seed: int = 0) -> Pairs:
     return Pairs([TokenizedPair(*(ids(length) for length in row)) for row in lengths])
 
 
-def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
+def mesh_of(data: int, fsdp: int, tensor: int, expert: int = 1) -> Mesh:
     """A mesh of the first devices."""
-    devices = np.array(jax.devices()[: data * fsdp * tensor]).reshape(data, fsdp, tensor)
+    shape = (data, fsdp, tensor, expert)
+    devices = np.array(jax.devices()[: math.prod(shape)]).reshape(shape)
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

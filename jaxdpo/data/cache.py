@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +18,17 @@ from jaxdpo.data.reports import TokenizeReport
 from jaxdpo.files import file_digest, sync_folder, sync_tree
 
 # Part of every key: raise it when the files change their form.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ROWS_PER_CHUNK = 1024
 _PAIRS, _ABOUT = "pairs.arrow", "about.json"
 _IDS = TokenizedPair._fields
-_SCHEMA = pa.schema([*((name, pa.list_(pa.int32())) for name in _IDS), ("source", pa.string())])
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.list_(pa.int32())) for name in _IDS),
+        ("source", pa.string()),
+        ("metadata", pa.string()),
+    ]
+)
 
 
 class TokenizedPairs(Sequence[TokenizedPair]):
@@ -41,6 +48,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
             for chunks in zip(*columns, strict=True)
         ]
         self._sources = table.column("source")
+        self._metadata = table.column("metadata")
         self.lengths = np.concatenate(
             [np.zeros((0, 3), np.int32)]
             + [np.stack([np.diff(offsets) for offsets, _ in chunk], -1) for chunk in self._chunks]
@@ -62,6 +70,10 @@ class TokenizedPairs(Sequence[TokenizedPair]):
     def source(self, index: int) -> str:
         """Where the pair came from, as `file:line`."""
         return self._sources[index].as_py()
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """The pair's metadata."""
+        return json.loads(self._metadata[index].as_py())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +103,12 @@ def open_pairs(folder: Path, key: str) -> TokenizedPairs | None:
 def _read_about(path: Path) -> _About | None:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        report = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in about["report"].items()
+        report: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in about.pop("report").items()
         }
         report["rejected"] = tuple(BadLine(**bad) for bad in report["rejected"])
-        return _About(**{**about, "report": TokenizeReport(**report)})
+        return _About(report=TokenizeReport(**report), **about)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
@@ -113,7 +126,7 @@ class PairWriter:
         self._file = pa.OSFile(str(self._temporary / _PAIRS), "wb")
         self._writer = pa.ipc.new_file(self._file, _SCHEMA)
         self._hash = hashlib.sha256()
-        self._waiting: list[tuple[TokenizedPair, str]] = []
+        self._waiting: list[tuple[TokenizedPair, str, str]] = []
 
     def __enter__(self) -> "PairWriter":
         return self
@@ -122,12 +135,12 @@ class PairWriter:
         self._file.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
-    def add(self, pair: TokenizedPair, source: str) -> None:
+    def add(self, pair: TokenizedPair, source: str, metadata: dict[str, Any] | None = None) -> None:
         """Adds one pair."""
         lengths = np.array([len(ids) for ids in pair])
         for numbers in (lengths, *pair):
             self._hash.update(numbers.astype("<i4").tobytes())
-        self._waiting.append((pair, source))
+        self._waiting.append((pair, source, json.dumps(metadata or {}, ensure_ascii=False)))
         if len(self._waiting) == ROWS_PER_CHUNK:
             self._write_chunk()
 
@@ -149,9 +162,10 @@ class PairWriter:
             sync_folder(self._folder.parent)
 
     def _write_chunk(self) -> None:
-        columns = [_ragged([getattr(pair, name) for pair, _ in self._waiting]) for name in _IDS]
-        sources = pa.array([source for _, source in self._waiting])
-        self._writer.write_batch(pa.record_batch([*columns, sources], schema=_SCHEMA))
+        pairs, sources, metadata = zip(*self._waiting, strict=True)
+        columns = [_ragged([getattr(pair, name) for pair in pairs]) for name in _IDS]
+        columns += [pa.array(sources), pa.array(metadata)]
+        self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
         self._waiting = []
 
 

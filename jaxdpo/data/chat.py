@@ -7,18 +7,14 @@ belongs to the completion, as it does when the model writes it.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from jaxdpo.data.control_tokens import (
-    SPELLING_LENGTH,
-    ControlTokens,
-    last_spelling,
-)
+from jaxdpo.data.control_tokens import ControlTokens
 from jaxdpo.data.pairs import Message, PreferencePair, TokenizedPair
 from jaxdpo.data.records import BadPair
 from jaxdpo.data.rendering import PROBE, ChatTemplate
@@ -112,12 +108,16 @@ class Chat:
         after it is cut, and it is added where the template writes none.
         """
         rendered = [self._render_pair(pair) for pair in pairs]
-        texts: dict[str, None] = {}
-        for item in rendered:
-            if not isinstance(item, BadPair):
-                texts |= dict.fromkeys(text for part in item.parts for text in part)
-        ids = dict(zip(texts, self._controls.encode(list(texts)), strict=True))
-        return [self._assemble(item, ids) for item in rendered]
+        texts = [
+            text for item in rendered if isinstance(item, _RenderedPair) for text in item.texts
+        ]
+        ids = iter(self._controls.encode(texts))
+        return [
+            item
+            if isinstance(item, BadPair)
+            else self._assemble(item, [next(ids) for _ in item.texts])
+            for item in rendered
+        ]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of token ids, without special tokens."""
@@ -125,57 +125,38 @@ class Chat:
 
     def _render_pair(self, pair: PreferencePair) -> "_RenderedPair | BadPair":
         try:
-            conversations = [
-                self._template.render(pair.prompt, pair.tools, True),
-                self._template.render([*pair.prompt, *pair.chosen], pair.tools, False),
-                self._template.render([*pair.prompt, *pair.rejected], pair.tools, False),
-            ]
+            conversations = [self._template.render(pair.prompt, pair.tools, True)]
+            # A supervised example has no rejected completion.
+            for completion in filter(None, (pair.chosen, pair.rejected)):
+                whole = [*pair.prompt, *completion]
+                conversations.append(self._template.render(whole, pair.tools, False))
         except BadPair as bad:
             return bad
         texts = [conversation.text for conversation in conversations]
         return _RenderedPair(
-            parts=self._parts(texts),
+            texts=texts,
             ended=[self._template.ended(text) for text in texts],
             spelled_control=any(conversation.spelled_control for conversation in conversations),
         )
 
-    def _parts(self, texts: list[str]) -> list[tuple[str, ...]]:
-        """Cuts the part that all texts share from each, so that it is encoded once.
-
-        The cut is before the prompt's last control token, which then starts the rest: tokenizers
-        treat the first characters of a text differently from those after a token.
-        """
-        cut = last_spelling(texts[0])
-        shared = cut > 0 and all(text.startswith(texts[0]) for text in texts)
-        if not (shared and self._controls.splittable):
-            return [(text,) for text in texts]
-        return [(texts[0][: cut + SPELLING_LENGTH], text[cut:]) for text in texts]
-
     def _assemble(
-        self, item: "_RenderedPair | BadPair", ids: Mapping[str, np.ndarray | BadPair]
+        self, item: "_RenderedPair", ids: Sequence[np.ndarray | BadPair]
     ) -> EncodedPair | BadPair:
-        if isinstance(item, BadPair):
-            return item
         try:
-            prompt, chosen, rejected = (
-                # The control token at the cut stands in both parts.
-                np.concatenate(
-                    [_or_raise(ids[part[0]]), *(_or_raise(ids[t])[1:] for t in part[1:])]
-                )
-                for part in item.parts
-            )
-            start = min(_common_prefix(prompt, chosen), _common_prefix(prompt, rejected))
+            prompt, *whole = [_or_raise(text_ids) for text_ids in ids]
+            start = min(_common_prefix(prompt, conversation) for conversation in whole)
             if start == 0:
                 raise BadPair(
                     "no-prompt",
                     "the chat template renders the prompt differently with an answer than without, "
                     "from the first token on; use another template",
                 )
-            pair = TokenizedPair(
-                prompt[:start],
-                self._ended(chosen[start:], item.ended[1]),
-                self._ended(rejected[start:], item.ended[2]),
-            )
+            completions = [
+                self._ended(conversation[start:], ended)
+                for conversation, ended in zip(whole, item.ended[1:], strict=True)
+            ]
+            missing = [np.zeros(0, np.int32)] * (2 - len(completions))
+            pair = TokenizedPair(prompt[:start], *completions, *missing)
         except BadPair as bad:
             return bad
         if np.array_equal(pair.chosen_ids, pair.rejected_ids):
@@ -208,22 +189,23 @@ class Chat:
             probe, chat_template=self._template.dateless, return_dict=False
         ):
             raise UserError(
-                f"{self.tokenizer.name_or_path}: this tokenizer matches control tokens in a way "
-                "that cannot be kept safe from text here; please report the model"
+                f"{self.tokenizer.name_or_path}: this tokenizer takes control tokens for text, or "
+                'text for them, after normalising it; set "normalized" to false for each of the '
+                "added_tokens in tokenizer.json"
             )
 
 
 @dataclass(frozen=True)
 class _RenderedPair:
-    """Spelled texts of prompt, chosen and rejected conversation.
+    """Prompt, prompt with chosen and prompt with rejected completion, as text.
 
     Attributes:
-      parts: Each text in one part, or in two to be encoded separately.
+      texts: Spelled.
       ended: Whether the template ended each with the end token.
       spelled_control: Whether any text in them spelled a control token.
     """
 
-    parts: list[tuple[str, ...]]
+    texts: list[str]
     ended: list[bool]
     spelled_control: bool
 

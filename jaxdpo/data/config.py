@@ -8,6 +8,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from jaxdpo.files import shipped
 
+Turns = Literal["last", "all"]
+
 
 class DataConfig(BaseModel):
     """Where preference pairs come from and how they become tokens."""
@@ -31,8 +33,14 @@ class DataConfig(BaseModel):
     chat_template: str | None = Field(
         None, description="Jinja file to use in place of the tokenizer's chat template"
     )
+    turns: Turns = Field(
+        "last",
+        description="what supervised fine-tuning learns of a conversation: its last answer, or all",
+    )
     cache_dir: str | None = Field(
-        None, description="folder of tokenised data; default: $JAXDPO_CACHE, or ~/.cache/jaxdpo"
+        None,
+        description="folder of tokenised data and reference log-probs, shared by all runs; "
+        "default: $JAXDPO_CACHE, or ~/.cache/jaxdpo",
     )
 
     def cache_folder(self) -> Path:

@@ -26,12 +26,17 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from jaxdpo.data.records import BadPair, show
+from jaxdpo.errors import UserError
 
 WALL = "\ufdd0"
-_SPELLING = "\ufdd1"
+# How a spelling starts: of a token that parts the text, whatever precedes it, and of one that may
+# take white space before it along.
+_PARTS, _JOINS = "\ufdd1", "\ufdd2"
 _DIGITS = [chr(0xFDE0 + digit) for digit in range(16)]
-SPELLING_LENGTH = 5
+# How many parts of texts are remembered.
+_MEMORY = 2**14
 _NONCHARACTER = re.compile("[\ufdd0-\ufdef]")
+_SEAM = re.compile(f"(?={_PARTS})")
 
 
 class ControlTokens:
@@ -41,22 +46,27 @@ class ControlTokens:
 
     Attributes:
       pattern: Matches any control token, the longest first.
-      is_control: bool `[V]`, which token ids are control tokens.
       unknown_id: The id of what the vocabulary cannot write, or None.
-      splittable: Whether a text may be encoded in two parts, cut before a control token.
     """
 
     def __init__(self, backend: Tokenizer):
         added = backend.get_added_tokens_decoder()
-        controls = {id: token for id, token in added.items() if _is_control(token)}
-        texts = [token.content for token in controls.values()]
+        controls = [token for token in added.values() if _is_control(token)]
+        texts = [token.content for token in controls]
+        whole_words = [token.content for token in controls if token.single_word]
+        if whole_words:
+            raise UserError(
+                f"the tokenizer matches {show(whole_words)} as whole words only (single_word), "
+                "which depends on the text beside them; set single_word to false in tokenizer.json"
+            )
         self.pattern = re.compile(_any_of(texts))
         self._start = re.compile(f"(?={_any_of(texts)})(.)", re.DOTALL)
         self._prefixes = {text[:i] for text in texts for i in range(1, len(text))}
         self._suffixes = {text[i:] for text in texts for i in range(1, len(text))}
         self._all_texts = WALL.join(texts)
         self._longest = max(map(len, texts), default=0)
-        self._spelling = {text: _spell(i) for i, text in enumerate(texts)}
+        self._spelling = {token.content: _spell(i, token) for i, token in enumerate(controls)}
+        self._known: dict[str, np.ndarray | BadPair] = {}
 
         definition = json.loads(backend.to_str())
         definition |= {"added_tokens": [], "post_processor": None}
@@ -74,8 +84,6 @@ class ControlTokens:
         self._own_id = np.arange(size, dtype=np.int32)
         for id, token in added.items():
             self._own_id[self._encoder.token_to_id(self._content(token))] = id
-        self.is_control = np.zeros(size, bool)
-        self.is_control[list(controls)] = True
         # Control tokens that the vocabulary holds as ordinary pieces. Not the unknown token: what
         # the vocabulary cannot write is that one by design, however it is spelled.
         self._forged = np.zeros(size, bool)
@@ -83,7 +91,6 @@ class ControlTokens:
         self.unknown_id = _unknown_id(definition["model"])
         if self.unknown_id is not None:
             self._forged[self.unknown_id] = False
-        self.splittable = not any(token.single_word for token in controls.values())
 
     def forbid_unknown(self) -> None:
         """Refuses text that yields the unknown token: where that one has a meaning as well."""
@@ -134,12 +141,21 @@ class ControlTokens:
         return spelled.replace(WALL, "")
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray | BadPair]:
-        """Encodes spelled texts to the tokenizer's own ids, each i32, or says why not."""
-        encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [
-            self._own(text, np.array(encoding.ids, np.int64))
-            for text, encoding in zip(texts, encodings, strict=True)
-        ]
+        """Encodes spelled texts to the tokenizer's own ids, each i32, or says why not.
+
+        What stands between control tokens is encoded apart, and what was lately encoded is not
+        encoded again: the renderings of a pair share most of it.
+        """
+        if len(self._known) > _MEMORY:
+            self._known = {}
+        parted = [[part for part in _SEAM.split(text) if part] for text in texts]
+        new = list(dict.fromkeys(part for parts in parted for part in parts))
+        new = [part for part in new if part not in self._known]
+        for part, encoding in zip(
+            new, self._encoder.encode_batch_fast(new, add_special_tokens=False), strict=True
+        ):
+            self._known[part] = self._own(part, np.array(encoding.ids, np.int64))
+        return [_joined([self._known[part] for part in parts]) for parts in parted]
 
     def _own(self, text: str, ids: np.ndarray) -> np.ndarray | BadPair:
         while self._forged[ids].any():
@@ -157,11 +173,6 @@ class ControlTokens:
         return self._own_id[ids[ids != self._wall_id]]
 
 
-def last_spelling(spelled: str) -> int:
-    """Where the last control token of a spelled text starts, or -1."""
-    return spelled.rfind(_SPELLING)
-
-
 def without_spellings(spelled: str) -> str:
     """A spelled text without its control tokens."""
     return _NONCHARACTER.sub("", spelled)
@@ -172,18 +183,24 @@ def _is_control(token: AddedToken) -> bool:
     return token.special or not token.content.replace("▁", " ").isspace()
 
 
-def _spell(index: int) -> str:
-    digits = f"{index:0{SPELLING_LENGTH - 1}x}"
-    return _SPELLING + "".join(_DIGITS[int(digit, 16)] for digit in digits)
+def _joined(parts: Sequence[np.ndarray | BadPair]) -> np.ndarray | BadPair:
+    ids = [np.zeros(0, np.int32)]
+    for part in parts:
+        if isinstance(part, BadPair):
+            return part
+        ids.append(part)
+    return np.concatenate(ids)
+
+
+def _spell(index: int, token: AddedToken) -> str:
+    digits = "".join(_DIGITS[int(digit, 16)] for digit in f"{index:04x}")
+    # Normalisation may put the prefix space of SentencePiece before a token.
+    return (_JOINS if token.lstrip or token.normalized else _PARTS) + digits
 
 
 def _respelled(token: AddedToken, content: str) -> AddedToken:
     return AddedToken(
-        content,
-        single_word=token.single_word,
-        lstrip=token.lstrip,
-        rstrip=token.rstrip,
-        normalized=token.normalized,
+        content, lstrip=token.lstrip, rstrip=token.rstrip, normalized=token.normalized
     )
 
 

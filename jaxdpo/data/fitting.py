@@ -1,5 +1,7 @@
 """Pairs that are too long: what is cut from the prompt, and when there is no use in cutting."""
 
+import bisect
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -39,18 +41,13 @@ def fit(pair: PreferencePair, tokens: TokenizedPair, chat: Chat, max_length: int
         return Fitted(tokens, "whole")
     if room < min(MIN_PROMPT_TOKENS, len(tokens.prompt_ids)):
         return Fitted(None, "dropped")
-    shortest = tokens
-    for start in _turn_starts(pair):
-        kept = (*_system(pair), *pair.prompt[start:])
-        encoded = chat.encode_pairs([_with_prompt(pair, kept)])[0]
-        if isinstance(encoded, BadPair):
-            continue
-        shortest = encoded.tokens
-        if len(shortest.prompt_ids) <= _room(shortest, max_length):
-            return Fitted(shortest, "cut_by_message")
+    shortest = _with_fewer_turns(pair, tokens, chat, room)
+    room = _room(shortest, max_length)
+    if len(shortest.prompt_ids) <= room:
+        return Fitted(shortest, "cut_by_message")
     prompt = shortest.prompt_ids
     begin = prompt[:1] if prompt[0] == chat.tokenizer.bos_token_id else prompt[:0]
-    rest = prompt[len(prompt) - _room(shortest, max_length) + len(begin) :]
+    rest = prompt[len(prompt) - room + len(begin) :]
     return Fitted(shortest._replace(prompt_ids=np.concatenate([begin, rest])), "cut_by_token")
 
 
@@ -58,15 +55,23 @@ def _room(tokens: TokenizedPair, max_length: int) -> int:
     return max_length - max(len(tokens.chosen_ids), len(tokens.rejected_ids))
 
 
-def _system(pair: PreferencePair) -> tuple[dict, ...]:
-    return pair.prompt[:1] if pair.prompt[0]["role"] == "system" else ()
+def _with_fewer_turns(
+    pair: PreferencePair, tokens: TokenizedPair, chat: Chat, room: int
+) -> TokenizedPair:
+    """The pair without its oldest turns: as few as make the prompt fit, or all but the last."""
+    starts = [i for i, message in enumerate(pair.prompt) if message["role"] == "user"][1:]
+    if not starts:
+        return tokens
+    system = pair.prompt[:1] if pair.prompt[0]["role"] == "system" else ()
 
+    def fits(start: int) -> bool:
+        try:
+            return len(chat.encode((*system, *pair.prompt[start:]), pair.tools, True)) <= room
+        except BadPair:
+            return False
 
-def _turn_starts(pair: PreferencePair) -> list[int]:
-    """Where a user's turn starts, the first one aside: the prompt may begin at each of these."""
-    starts = [i for i, message in enumerate(pair.prompt) if message["role"] == "user"]
-    return starts[1:]
-
-
-def _with_prompt(pair: PreferencePair, prompt: tuple[dict, ...]) -> PreferencePair:
-    return PreferencePair(prompt, pair.chosen, pair.rejected, pair.split, pair.tools)
+    first = min(bisect.bisect_left(starts, True, key=fits), len(starts) - 1)
+    shorter = replace(pair, prompt=(*system, *pair.prompt[starts[first] :]))
+    encoded = chat.encode_pairs([shorter])[0]
+    # A template may refuse the shorter conversation; then the whole one is cut by tokens.
+    return tokens if isinstance(encoded, BadPair) else encoded.tokens

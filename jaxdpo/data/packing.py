@@ -88,6 +88,8 @@ class _RowWriter:
             self.batch.pair_index[self.row, slot] = index
             last = self._prompt(pair.prompt_ids)
             self._completion(pair.chosen_ids, CHOSEN, slot + 1, last)
+            if not len(pair.rejected_ids):
+                continue
             if not share_prefix:
                 last = self._prompt(pair.prompt_ids)
             self._completion(pair.rejected_ids, REJECTED, slot + 1, last)

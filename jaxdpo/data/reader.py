@@ -13,7 +13,7 @@ from jaxdpo.data.config import DataConfig
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.records import BadLine, BadPair, bad_line, read_records
 from jaxdpo.data.reports import ReadReport, tally
-from jaxdpo.data.schema import IGNORED_KEYS, parse_pair
+from jaxdpo.data.schema import IGNORED_KEYS, parse_pair, parse_supervised
 from jaxdpo.data.splits import leaked_prompts
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.files import replacing
@@ -39,13 +39,16 @@ class ReadResult:
     bad_lines: tuple[BadLine, ...] = ()
 
 
-def read_pairs(path: str, config: DataConfig, rejects_path: Path | None = None) -> ReadResult:
+def read_pairs(
+    path: str, config: DataConfig, rejects_path: Path | None = None, supervised: bool = False
+) -> ReadResult:
     """Reads a preference file, exactly or not at all.
 
     Args:
       path: The JSONL file.
-      config: `on_error` and `test_fraction` are used.
+      config: `on_error`, `test_fraction` and `turns` are used.
       rejects_path: With `on_error="skip"`, the file that bad lines are written to.
+      supervised: Whether examples are read, without rejected completions, instead of pairs.
 
     Raises:
       UserError: If the file cannot be read, holds no TRAIN pairs, or, with `on_error="stop"`,
@@ -66,7 +69,11 @@ def read_pairs(path: str, config: DataConfig, rejects_path: Path | None = None) 
                 continue
             try:
                 source = f"{path}:{record.line}"
-                pairs.append(parse_pair(record.value, source, config.test_fraction))
+                if supervised:
+                    examples = (record.value, source, config.test_fraction, config.turns)
+                    pairs += parse_supervised(*examples)
+                else:
+                    pairs.append(parse_pair(record.value, source, config.test_fraction))
             except BadPair as bad:
                 bad_lines.append(bad_line(path, record.line, bad, record.raw))
             ignored.update(record.value.keys() & IGNORED_KEYS)

@@ -10,6 +10,7 @@ The last message is the chosen answer; `rejected_message` answers the same promp
 import json
 from typing import Any, get_args
 
+from jaxdpo.data.config import Turns
 from jaxdpo.data.pairs import Message, PreferencePair, Split
 from jaxdpo.data.records import BadPair, kind, show
 from jaxdpo.data.splits import hashed_split
@@ -79,7 +80,45 @@ def parse_pair(line: dict[str, Any], source: str, test_fraction: float) -> Prefe
     )
 
 
-def _check_keys(line: dict[str, Any]) -> None:
+def parse_supervised(
+    line: dict[str, Any], source: str, test_fraction: float, turns: Turns
+) -> list[PreferencePair]:
+    """Checks one parsed line and makes it examples: pairs without a rejected completion.
+
+    A preference line is taken for its chosen answer.
+
+    Args:
+      line: The JSON object; `rejected_message` may be missing.
+      source: Where it stands, as `file:line`.
+      test_fraction: As in `parse_pair`.
+      turns: "last" for the last message, "all" for an example of every assistant's message, each
+        with what was said before it as its prompt.
+
+    Raises:
+      BadPair: At the first thing that is wrong.
+    """
+    _check_keys(line, ("messages",))
+    messages = _parse_messages(line["messages"])
+    last = len(messages) - 1
+    answers = [
+        index
+        for index, message in enumerate(messages)
+        if message["role"] == "assistant" and any(m["role"] == "user" for m in messages[:index])
+    ]
+    tools = _parse_tools(line.get("tools"))
+    split = _parse_split(line) or hashed_split(messages[:-1], tools, test_fraction)
+    metadata = _parse_metadata(line.get("metadata"))
+    examples = []
+    for index in answers if turns == "all" else [last]:
+        _check_completion(messages[index], f"messages[{index}]")
+        prompt, answer = tuple(messages[:index]), (messages[index],)
+        examples.append(PreferencePair(prompt, answer, (), split, tools, metadata, source))
+    return examples
+
+
+def _check_keys(
+    line: dict[str, Any], needed: tuple[str, ...] = ("messages", "rejected_message")
+) -> None:
     for key in line:
         if key not in KNOWN_KEYS and key not in IGNORED_KEYS:
             hint = (
@@ -87,7 +126,7 @@ def _check_keys(line: dict[str, Any]) -> None:
                 or "; the user's own fields go under 'metadata'"
             )
             raise BadPair("unknown-key", f"unknown key {show(key)}{hint}")
-    for key in ("messages", "rejected_message"):
+    for key in needed:
         if line.get(key) is None:
             state = "null" if key in line else "missing"
             raise BadPair("missing-key", f"{key} is {state}; every line needs it")

@@ -44,6 +44,7 @@ def save_adapter(
     lora_config: LoraConfig,
     tokenizer: Any,
     hf_config: Mapping[str, Any],
+    config: ModelConfig,
     base: str,
 ) -> None:
     """Writes a folder that `peft` loads on top of the base model.
@@ -54,12 +55,13 @@ def save_adapter(
       lora_config: Their scale.
       tokenizer: Hugging Face tokenizer; None to leave it out.
       hf_config: config.json of the base model.
+      config: Its architecture.
       base: Folder or `org/name` of the base model.
 
     Raises:
       UserError: If the folder cannot be written.
     """
-    rows = _adapter_rows(hf_config)
+    rows = adapter_rows(hf_config, config)
     specs, arrays = tensor_specs(rows, lora), tensor_arrays(rows, lora)
     if jax.process_index() != 0:
         for _ in arrays:  # Takes part in gathering what no process holds whole.
@@ -119,7 +121,7 @@ def load_adapter(
                 f"{folder / ADAPTER_CONFIG}: {field} {described.get(field)!r} is not supported, "
                 f"only {only!r}"
             )
-    rows = _adapter_rows(hf_config)
+    rows = adapter_rows(hf_config, config)
     with open_tensors(folder, ADAPTER_WEIGHTS) as tensors:
         targets = sorted({row.ours.split("/")[-2] for row in rows if row.name(0) in tensors})
         if not targets:
@@ -135,13 +137,23 @@ def load_adapter(
         return read_tree(folder, tensors, rows, expected, shardings), lora_config
 
 
-def _adapter_rows(hf_config: Mapping[str, Any]) -> Sequence[Row]:
-    """The family's table for adapters: `lora_A` is `[r, in]` and `lora_B` `[out, r]`."""
-    rows = []
-    for row in family_of(hf_config).rows:
-        if row.stacked and row.transposed:
-            ours = row.ours.removesuffix("/kernel")
-            theirs = f"base_model.model.{row.theirs.removesuffix('.weight')}"
-            rows.append(Row(f"{ours}/a", f"{theirs}.lora_A.weight", transposed=True))
-            rows.append(Row(f"{ours}/b", f"{theirs}.lora_B.weight", transposed=True))
+def adapter_rows(hf_config: Mapping[str, Any], config: ModelConfig) -> Sequence[Row]:
+    """The family's table for adapters: `lora_A` is `[r, in]` and `lora_B` `[out, r]`.
+
+    Raises:
+      UserError: If the family stores several linear maps in one tensor, which PEFT adapts as one.
+    """
+    rows, family = [], family_of(hf_config)
+    for row in family.rows(config):
+        if row.leading != 1 or not row.ours.endswith("/kernel"):
+            continue
+        if row.span is not None or not row.transposed:
+            raise UserError(
+                f"{family.model_type} stores {row.ours.split('/')[-2]} in {row.theirs} in a way "
+                "that a PEFT adapter of it would not fit; set export.lora=merged"
+            )
+        ours = row.ours.removesuffix("/kernel")
+        theirs = f"base_model.model.{row.theirs.removesuffix('.weight')}"
+        rows.append(Row(f"{ours}/a", f"{theirs}.lora_A.weight", transposed=True))
+        rows.append(Row(f"{ours}/b", f"{theirs}.lora_B.weight", transposed=True))
     return rows

@@ -15,7 +15,7 @@ from jaxdpo.hub.adapter import ADAPTER_CONFIG, base_of, load_adapter, save_adapt
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import find_folder, member, read_config, read_json
 from jaxdpo.hub.read import load_params
-from jaxdpo.hub.write import save_pretrained
+from jaxdpo.hub.write import MAX_SHARD_BYTES, save_pretrained
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params, abstract_params
 from jaxdpo.model.lora import LoraConfig, LoraParams, merge_lora
@@ -66,6 +66,7 @@ class Policy:
         folder: str | Path,
         lora: Literal["merged", "adapter"] = "merged",
         dtype: str | None = None,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
     ) -> None:
         """Writes a Hugging Face folder: the whole model, or the adapters alone for `peft`.
 
@@ -73,6 +74,7 @@ class Policy:
           folder: Where to; it appears when it is complete.
           lora: What is done with adapters, if there are any.
           dtype: Of the weights; None to keep it.
+          max_shard_bytes: Most bytes of weights in one file.
 
         Raises:
           UserError: If the folder cannot be written.
@@ -83,7 +85,8 @@ class Policy:
             # PEFT looks for the base model there, from wherever it is called.
             here = Path(self.source).expanduser()
             base = str(here.resolve()) if here.is_dir() else self.source
-            save_adapter(folder, self.lora, self.lora_config, tokenizer, self.hf_config, base)
+            hf_config, config = self.hf_config, self.config
+            save_adapter(folder, self.lora, self.lora_config, tokenizer, hf_config, config, base)
             return
         save_pretrained(
             folder,
@@ -93,6 +96,7 @@ class Policy:
             self.hf_config,
             self.generation_config,
             None if dtype is None else jnp.dtype(dtype),
+            max_shard_bytes,
         )
 
 
@@ -101,6 +105,7 @@ def load_policy(
     dtype: str = "float32",
     mesh: Mesh | None = None,
     chat_template: str | None = None,
+    context: int | None = None,
 ) -> Policy:
     """Loads a model folder, an adapter folder with its base model, or `org/name` from the Hub.
 
@@ -112,24 +117,36 @@ def load_policy(
       dtype: Of the parameters; adapters are always fp32.
       mesh: Where the parameters live; None for the first device.
       chat_template: Jinja file used in place of the tokenizer's own template.
+      context: Longest sequence there will be, in tokens, as `config_from_hf` has it.
 
     Raises:
       UserError: If it is missing, damaged or not supported.
     """
     folder = find_folder(path)
     if not (folder / ADAPTER_CONFIG).exists():
-        return _load_model(path, folder, dtype, mesh, chat_template)
+        return _load_model(path, folder, dtype, mesh, chat_template, context)
     named = base_of(folder)
-    base = _load_model(named, find_folder(named), dtype, mesh, chat_template)
+    base = _load_model(named, find_folder(named), dtype, mesh, chat_template, context)
     lora, lora_config = load_adapter(folder, base.config, base.hf_config, mesh)
     return replace(base, lora=lora, lora_config=lora_config)
 
 
 def _load_model(
-    source: str, folder: Path, dtype: str, mesh: Mesh | None, chat_template: str | None
+    source: str,
+    folder: Path,
+    dtype: str,
+    mesh: Mesh | None,
+    chat_template: str | None,
+    context: int | None,
 ) -> Policy:
     hf_config = read_config(folder)
-    config = config_from_hf(hf_config)
+    config = config_from_hf(hf_config, context)
+    positions = config.learned_positions
+    if context is not None and positions is not None and context > positions:
+        raise UserError(
+            f"{source}: has embeddings of {positions} positions only, but sequences may have "
+            f"{context} tokens; set data.max_length={positions}"
+        )
     chat = load_chat(str(folder), chat_template)
     _check_vocabulary(source, chat, config)
     shardings = None

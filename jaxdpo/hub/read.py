@@ -23,7 +23,8 @@ from jaxdpo.sharding import path_name
 WEIGHTS = "model.safetensors"
 
 # Tensors that old checkpoints store although they follow from the config.
-_DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
+_DERIVED = re.compile(r"\.rotary_emb\.inv_freq$|(^|\.)h\.\d+\.attn\.(masked_)?bias$")
+_HEAD = "lm_head.weight"
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
 # Names shown of a long list.
@@ -55,10 +56,16 @@ def load_params(
     family = family_of(read_config(folder))
     with open_tensors(folder, WEIGHTS) as stored:
         tensors = {name: lazy for name, lazy in stored.items() if not _DERIVED.search(name)}
-        if config.tied_head and "lm_head.weight" in tensors:
-            _check_tied(folder, tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
-            del tensors["lm_head.weight"]
-        return read_tree(folder, tensors, family.rows, abstract_params(config, dtype), shardings)
+        if not any(name.startswith(family.prefix) for name in tensors):
+            tensors = {
+                name if name == _HEAD else family.prefix + name: lazy
+                for name, lazy in tensors.items()
+            }
+        embedding = next(row.theirs for row in family.rows(config) if row.ours == "embed/weight")
+        if config.tied_head and _HEAD in tensors and embedding in tensors:
+            _check_tied(folder, tensors.pop(_HEAD), tensors[embedding])
+        rows = family.rows(config)
+        return read_tree(folder, tensors, rows, abstract_params(config, dtype), shardings)
 
 
 @contextlib.contextmanager
@@ -160,9 +167,8 @@ def _check(
     """Raises unless the tensors are exactly those that the arrays are stored in."""
     shapes: dict[str, list[int]] = {}
     for row, leaf in arrays:
-        shape = list(leaf.shape[1:] if row.stacked else leaf.shape)
-        layers = range(leaf.shape[0]) if row.stacked else (0,)
-        shapes.update({row.name(layer): shape[:: row.order] for layer in layers})
+        shape = list(row.their_shape(leaf.shape))
+        shapes.update({row.name(*indices): shape for indices in row.indices(leaf.shape)})
     missing, unused = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys()
     if missing or unused:
         problems = [
@@ -199,13 +205,14 @@ def _read_array(
 
 
 def _read_block(row: Row, tensors: Mapping[str, Lazy], spans: Spans, dtype: Any) -> np.ndarray:
-    inner = spans[1:] if row.stacked else spans
-    index = tuple(slice(*span) for span in inner)[:: row.order]
-    layers = range(*spans[0]) if row.stacked else (0,)
-    out = np.empty((len(layers), *(stop - start for start, stop, _ in inner)), dtype)
-    for place, layer in enumerate(layers):
-        out[place] = row.turned(tensors[row.name(layer)][index])
-    return out if row.stacked else out[0]
+    leading, inner = spans[: row.leading], spans[row.leading :]
+    index = row.their_index([slice(*span) for span in inner])
+    sizes = [stop - start for start, stop, _ in spans]
+    out = np.empty(sizes, dtype)
+    for place in row.indices(sizes):
+        indices = [start + at for (start, _, _), at in zip(leading, place, strict=True)]
+        out[place] = row.turned(tensors[row.name(*indices)][index])
+    return out
 
 
 def _some(names: list[str]) -> str:

@@ -4,53 +4,149 @@ transformers 5 writes `rope_parameters`; earlier versions read `rope_theta` and 
 without them silently take θ = 10000. Both are read, and both are written.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from jaxdpo.errors import UserError
-from jaxdpo.model.rope import LinearScaling, Llama3Scaling, RopeConfig
+from jaxdpo.model.config import AttentionConfig
+from jaxdpo.model.rope import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongScaling,
+    RopeConfig,
+    Scaling,
+    YarnScaling,
+)
 
-_DEFAULT_THETA = 10000.0
-# Our field → theirs, of each kind of scaling.
-_LINEAR = {"factor": "factor"}
-_LLAMA3 = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_positions": "original_max_position_embeddings",
+HfConfig = Mapping[str, Any]
+
+# The fields of each kind of scaling in config.json: needed, optional.
+_KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "linear": (("factor",), ()),
+    "dynamic": (("factor",), ()),
+    "yarn": (
+        ("factor",),
+        ("beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim"),
+    ),
+    "longrope": (("short_factor", "long_factor"), ("factor", "attention_factor")),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ()),
 }
-_SCALINGS = {"linear": (LinearScaling, _LINEAR), "llama3": (Llama3Scaling, _LLAMA3)}
 
 
-def rope_from_hf(hf_config: Mapping[str, Any]) -> RopeConfig:
+def rope_from_hf(
+    hf_config: HfConfig, context: int | None = None, theta: float = 10000.0, partial: bool = False
+) -> RopeConfig:
     """The rotary embedding that a config.json describes.
 
+    Args:
+      hf_config: config.json.
+      context: Longest sequence that it is for, in tokens, for the kinds that depend on it.
+      theta: The family's default.
+      partial: Whether the family rotates a part of each head.
+
     Raises:
-      UserError: For a kind that is not implemented, a missing field, or spellings that disagree.
+      UserError: For a kind that is not implemented, a missing or unknown field, or spellings that
+        disagree.
     """
-    fields = _joined(hf_config)
+    rope = _rope(_joined(hf_config), hf_config, context, theta)
+    if rope.partial != 1.0 and not partial:
+        raise UserError(
+            "config.json: partial_rotary_factor other than 1 is not implemented for this family"
+        )
+    return rope
+
+
+def _rope(fields: HfConfig, hf_config: HfConfig, context: int | None, theta: float) -> RopeConfig:
+    fields = dict(fields)
     kind = fields.pop("rope_type", "default")
-    theta = fields.pop("rope_theta", _DEFAULT_THETA)
-    if fields.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError("config.json: partial_rotary_factor other than 1 is not implemented")
+    theta = fields.pop("rope_theta", theta)
+    partial = fields.pop("partial_rotary_factor", 1.0)
     if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind not in _SCALINGS:
+        return RopeConfig(theta=theta, partial=partial)
+    if kind not in _KINDS:
         raise UserError(
             f"config.json: rope_type {kind!r} is not implemented; "
-            f"there are default, {', '.join(_SCALINGS)}"
+            f"there are default, {', '.join(_KINDS)}"
         )
-    scaling, names = _SCALINGS[kind]
-    if kind == "llama3" and "original_max_position_embeddings" not in fields:
-        fields["original_max_position_embeddings"] = hf_config.get("max_position_embeddings")
-    missing = [name for name in names.values() if fields.get(name) is None]
+    needed, optional = _KINDS[kind]
+    missing = [name for name in needed if fields.get(name) is None]
     if missing:
         raise UserError(f"config.json: rope_type {kind!r} needs {', '.join(missing)}")
-    values = {ours: fields[theirs] for ours, theirs in names.items()}
-    return RopeConfig(theta=theta, scaling=scaling(**values))
+    unknown = fields.keys() - {*needed, *optional, "original_max_position_embeddings"}
+    if unknown:
+        raise UserError(
+            f"config.json: rope_type {kind!r} has {', '.join(sorted(unknown))}, which is not "
+            "implemented"
+        )
+    longest = hf_config.get("max_position_embeddings")
+    # A field of the whole config overrides that of the rotary embedding, as in transformers.
+    original = (
+        hf_config.get("original_max_position_embeddings")
+        or fields.get("original_max_position_embeddings")
+        or longest
+    )
+    if kind == "dynamic":
+        original = longest
+    if kind != "linear" and not original:
+        raise UserError(f"config.json: rope_type {kind!r} needs max_position_embeddings")
+    scaling = _scaling(kind, fields, original or 0, longest or original or 0, context)
+    return RopeConfig(theta=theta, partial=partial, scaling=scaling)
 
 
-def _joined(hf_config: Mapping[str, Any]) -> dict[str, Any]:
+def _scaling(
+    kind: str, fields: HfConfig, original: int, longest: int, context: int | None
+) -> Scaling:
+    factor = fields.get("factor")
+    length = max(context or 0, original)
+    if kind == "linear":
+        return LinearScaling(factor=fields["factor"])
+    if kind == "dynamic":
+        return DynamicScaling(
+            factor=fields["factor"], original_max_positions=original, length=length
+        )
+    if kind == "yarn":
+        return YarnScaling(
+            factor=fields["factor"],
+            original_max_positions=original,
+            beta_fast=fields.get("beta_fast") or 32,
+            beta_slow=fields.get("beta_slow") or 1,
+            truncate=fields.get("truncate", True),
+            magnitude=_yarn_magnitude(fields),
+        )
+    if kind == "longrope":
+        extended = factor or longest / original
+        grown = math.sqrt(1 + math.log(extended) / math.log(original)) if extended > 1 else 1.0
+        return LongScaling(
+            short_factors=tuple(fields["short_factor"]),
+            long_factors=tuple(fields["long_factor"]),
+            original_max_positions=original,
+            length=length,
+            magnitude=fields.get("attention_factor") or grown,
+        )
+    return Llama3Scaling(
+        factor=fields["factor"],
+        low_freq_factor=fields["low_freq_factor"],
+        high_freq_factor=fields["high_freq_factor"],
+        original_max_positions=original,
+    )
+
+
+def _yarn_magnitude(fields: HfConfig) -> float:
+    if fields.get("attention_factor") is not None:
+        return fields["attention_factor"]
+
+    def grown(weight: float) -> float:
+        factor = fields["factor"]
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if fields.get("mscale") and fields.get("mscale_all_dim"):
+        return grown(fields["mscale"]) / grown(fields["mscale_all_dim"])
+    return grown(1.0)
+
+
+def _joined(hf_config: HfConfig) -> dict[str, Any]:
     """The fields of both spellings, where they agree."""
     new = dict(hf_config.get("rope_parameters") or {})
     old = dict(hf_config.get("rope_scaling") or {})
@@ -59,7 +155,8 @@ def _joined(hf_config: Mapping[str, Any]) -> dict[str, Any]:
             old.setdefault(field, hf_config[field])
     for spelling in (new, old):
         if "type" in spelling:
-            spelling.setdefault("rope_type", spelling.pop("type"))
+            spelling.setdefault("rope_type", spelling["type"])
+            del spelling["type"]
     for field in new.keys() & old.keys():
         if new[field] != old[field]:
             raise UserError(
@@ -69,12 +166,120 @@ def _joined(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     return {**old, **new}
 
 
-def rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
-    """The fields of config.json, in both spellings."""
-    scaling = None
-    if rope.scaling is not None:
-        _, names = _SCALINGS[rope.scaling.kind]
-        values = {theirs: getattr(rope.scaling, ours) for ours, theirs in names.items()}
-        scaling = {"rope_type": rope.scaling.kind, **values}
-    parameters = {**(scaling or {"rope_type": "default"}), "rope_theta": rope.theta}
-    return {"rope_parameters": parameters, "rope_theta": rope.theta, "rope_scaling": scaling}
+def rope_to_hf(rope: RopeConfig, original: HfConfig) -> dict[str, Any]:
+    """The fields of config.json, in both spellings; the original's own, if they mean the same."""
+    fields = _fields(rope, original)
+    longest = {}
+    if isinstance(rope.scaling, DynamicScaling):
+        longest = {"max_position_embeddings": rope.scaling.original_max_positions}
+    scaling = {name: value for name, value in fields.items() if name not in _OUTSIDE}
+    written = {
+        "rope_parameters": fields,
+        "rope_theta": rope.theta,
+        "rope_scaling": None if scaling == {"rope_type": "default"} else scaling,
+    }
+    return (
+        longest
+        | written
+        | {
+            name: fields[name]
+            for name in ("partial_rotary_factor",)
+            if fields.get(name, 1.0) != 1.0
+        }
+    )
+
+
+# Fields that stand beside rope_scaling and not in it.
+_OUTSIDE = ("rope_theta", "partial_rotary_factor")
+
+
+def _fields(rope: RopeConfig, original: HfConfig) -> dict[str, Any]:
+    length = getattr(rope.scaling, "length", None)
+    try:
+        fields = {"rope_type": "default", "rope_theta": rope.theta, **_joined(original)}
+        if _rope(fields, original, length, rope.theta) == rope:
+            return fields
+    except UserError:
+        pass
+    partial = {} if rope.partial == 1.0 else {"partial_rotary_factor": rope.partial}
+    return {**_written_scaling(rope.scaling), "rope_theta": rope.theta, **partial}
+
+
+def _written_scaling(scaling: Scaling | None) -> dict[str, Any]:
+    if scaling is None:
+        return {"rope_type": "default"}
+    ours = scaling.model_dump()
+    names = {
+        "kind": "rope_type",
+        "original_max_positions": "original_max_position_embeddings",
+        "short_factors": "short_factor",
+        "long_factors": "long_factor",
+        "magnitude": "attention_factor",
+    }
+    ours.pop("length", None)
+    return {
+        names.get(name, name): list(value) if isinstance(value, tuple) else value
+        for name, value in ours.items()
+    }
+
+
+def layer_ropes_from_hf(
+    hf_config: HfConfig, thetas: Mapping[str, float], context: int | None, local: str
+) -> dict[str, RopeConfig]:
+    """The rotary embeddings of "full_attention" and "sliding_attention" layers.
+
+    Args:
+      hf_config: config.json.
+      thetas: The family's default for each type of layer.
+      context: As for `rope_from_hf`.
+      local: Field that holds the sliding layers' θ in the older spelling, in which only full layers
+        are scaled.
+
+    Raises:
+      UserError: As `rope_from_hf`.
+    """
+    full, sliding = _by_type(hf_config, local)
+    return {
+        "full_attention": _rope(full, hf_config, context, thetas["full_attention"]),
+        "sliding_attention": _rope(sliding, hf_config, context, thetas["sliding_attention"]),
+    }
+
+
+def _by_type(hf_config: HfConfig, local: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    parameters = hf_config.get("rope_parameters") or {}
+    old = {name: hf_config.get(name) for name in ("rope_theta", "rope_scaling")}
+    old_local = {"rope_theta": hf_config.get(local)}
+    return (
+        _joined({"rope_parameters": parameters.get("full_attention"), **old}),
+        _joined({"rope_parameters": parameters.get("sliding_attention"), **old_local}),
+    )
+
+
+def layer_ropes_to_hf(
+    attention: AttentionConfig, original: HfConfig, thetas: Mapping[str, float], local: str
+) -> dict[str, Any]:
+    """The inverse of `layer_ropes_from_hf`, in both spellings."""
+    windows = attention.windows or (None,) * len(attention.layer_ropes or ())
+    ropes: dict[str, RopeConfig] = {}
+    for window, rope in zip(windows, attention.layer_ropes or (), strict=True):
+        ropes.setdefault(
+            "full_attention" if window is None else "sliding_attention", rope or RopeConfig()
+        )
+    kept = dict(
+        zip(("full_attention", "sliding_attention"), _by_type(original, local), strict=True)
+    )
+    parameters = {
+        name: _fields(
+            ropes.get(name, RopeConfig(theta=thetas[name])),
+            {**original, "rope_parameters": kept[name], "rope_theta": None, "rope_scaling": None},
+        )
+        for name in kept
+    }
+    full = parameters["full_attention"]
+    scaling = {name: value for name, value in full.items() if name not in _OUTSIDE}
+    return {
+        "rope_parameters": parameters,
+        local: parameters["sliding_attention"]["rope_theta"],
+        "rope_theta": full["rope_theta"],
+        "rope_scaling": None if scaling == {"rope_type": "default"} else scaling,
+    }

@@ -17,7 +17,7 @@ from jaxdpo.model.decoder import Params
 from jaxdpo.sharding import path_name
 
 # As transformers has it: small enough for any file system, few enough files.
-_MAX_SHARD_BYTES = 5 * 10**9
+MAX_SHARD_BYTES = 5 * 10**9
 
 
 def save_pretrained(
@@ -28,7 +28,7 @@ def save_pretrained(
     hf_config: Mapping[str, Any],
     generation_config: Mapping[str, Any] | None = None,
     dtype: Any = None,
-    max_shard_bytes: int = _MAX_SHARD_BYTES,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Writes a model folder: config, generation config, tokenizer with its template, weights.
 
@@ -49,8 +49,8 @@ def save_pretrained(
       UserError: If the family cannot express `config`, or the folder cannot be written.
     """
     family = family_of(hf_config)
-    specs = tensor_specs(family.rows, params, dtype)
-    arrays = tensor_arrays(family.rows, params)
+    rows = family.rows(config)
+    specs, arrays = tensor_specs(rows, params, dtype), tensor_arrays(rows, params)
     if jax.process_index() != 0:
         for _ in arrays:  # Takes part in gathering what no process holds whole.
             pass
@@ -69,34 +69,53 @@ def save_pretrained(
 def tensor_specs(rows: Sequence[Row], params: Params, dtype: Any = None) -> dict[str, TensorSpec]:
     """The tensors that parameters are stored in, in the order of `tensor_arrays`."""
     return {
-        row.name(layer): TensorSpec(
-            (leaf.shape[1:] if row.stacked else leaf.shape)[:: row.order],
-            leaf.dtype if dtype is None else np.dtype(dtype),
+        parts[0][0].name(*indices): TensorSpec(
+            parts[0][0].their_shape(parts[0][1].shape),
+            parts[0][1].dtype if dtype is None else np.dtype(dtype),
         )
-        for row, leaf, layer in _in_order(rows, params)
+        for parts, indices in _in_order(rows, params)
     }
 
 
 def tensor_arrays(rows: Sequence[Row], params: Params) -> Iterator[np.ndarray]:
     """The tensors' values, one at a time on the host, as theirs are turned."""
-    for row, leaf, layer in _in_order(rows, params):
-        array = leaf
-        if row.stacked:
-            array = jax.lax.dynamic_index_in_dim(leaf, np.int32(layer), keepdims=False)
-        if isinstance(array, jax.Array) and not array.is_fully_addressable:
-            array = multihost_utils.process_allgather(array, tiled=True)
-        yield row.turned(np.asarray(array))
+    for parts, indices in _in_order(rows, params):
+        arrays = [_on_host(leaf, indices) for _, leaf in parts]
+        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
+        yield parts[0][0].turned(array)
 
 
-def _in_order(rows: Sequence[Row], params: Params) -> Iterator[tuple[Row, Any, int]]:
-    """(row, parameter, layer) of every tensor: single ones first, then layer by layer."""
+def _on_host(array: Any, indices: tuple[int, ...]) -> np.ndarray:
+    for index in indices:
+        array = jax.lax.dynamic_index_in_dim(array, np.int32(index), keepdims=False)
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
+def _in_order(
+    rows: Sequence[Row], params: Params
+) -> Iterator[tuple[list[tuple[Row, Any]], tuple[int, ...]]]:
+    """([(row, parameter)] that a tensor holds side by side, its layer and expert) of every tensor.
+
+    Single tensors come first, then those of layer after layer.
+    """
     leaves = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
-    used = [row for row in rows if row.ours in leaves]
-    assert len(used) == len(leaves), leaves.keys() - {row.ours for row in used}
-    yield from ((row, leaves[row.ours], 0) for row in used if not row.stacked)
-    stacked = [row for row in used if row.stacked]
-    for layer in range(leaves[stacked[0].ours].shape[0]):
-        yield from ((row, leaves[row.ours], layer) for row in stacked)
+    tensors: dict[str, list[tuple[Row, Any]]] = {}
+    for row in rows:
+        if row.ours in leaves:
+            tensors.setdefault(row.theirs, []).append((row, leaves[row.ours]))
+    used = [row.ours for parts in tensors.values() for row, _ in parts]
+    assert sorted(used) == sorted(leaves), leaves.keys() ^ set(used)
+    for parts in tensors.values():
+        parts.sort(key=lambda part: part[0].span or (0, 0, 0))
+    yield from ((parts, ()) for parts in tensors.values() if not parts[0][0].leading)
+    stacked = [parts for parts in tensors.values() if parts[0][0].leading]
+    for layer in range(stacked[0][0][1].shape[0]):
+        for parts in stacked:
+            experts = range(parts[0][1].shape[1]) if parts[0][0].leading == 2 else (None,)
+            for expert in experts:
+                yield parts, (layer,) if expert is None else (layer, expert)
 
 
 def _write_weights(

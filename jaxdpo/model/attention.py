@@ -18,7 +18,11 @@ AttentionKind = Literal["dense", "gather"]
 
 
 def batch_attention(
-    batch: PackedBatch, kind: AttentionKind, scale: float, window: jax.Array | None
+    batch: PackedBatch,
+    kind: AttentionKind,
+    scale: float,
+    window: jax.Array | None,
+    softcap: float | None = None,
 ) -> Attend:
     """The attention of one layer over a batch.
 
@@ -27,19 +31,23 @@ def batch_attention(
       kind: Which of the two ways.
       scale: Factor on the scores, usually d^-½.
       window: i32 scalar, how many positions back a token sees (itself counted); None for all.
+      softcap: Bound c of the scaled scores, c · tanh(scores / c), or None.
     """
 
     def dense(q_BTHd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array) -> tuple[jax.Array, None]:
         mask_BTT = sharing_mask(batch)
         if window is not None:
             mask_BTT &= within_window(batch.positions, batch.positions, window)
-        return masked_attention(q_BTHd, k_BTKd, v_BTKd, mask_BTT, scale), None
+        return masked_attention(q_BTHd, k_BTKd, v_BTKd, mask_BTT, scale, softcap), None
 
     def gather(q_BTHd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array) -> tuple[jax.Array, None]:
         layout = batch.gather
         q, k, v = (to_sequences(x, layout) for x in (q_BTHd, k_BTKd, v_BTKd))
-        mask = sequence_mask(layout, window)[:, None]
-        outputs = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)
+        mask = sequence_mask(layout, window)
+        if softcap is None:
+            outputs = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale)
+        else:
+            outputs = masked_attention(q, k, v, mask, scale, softcap)
         return from_sequences(outputs, layout), None
 
     return {"dense": dense, "gather": gather}[kind]
@@ -69,7 +77,12 @@ def within_window(
 
 
 def masked_attention(
-    q_BTHd: jax.Array, k_BSKd: jax.Array, v_BSKd: jax.Array, mask_BTS: jax.Array, scale: float
+    q_BTHd: jax.Array,
+    k_BSKd: jax.Array,
+    v_BSKd: jax.Array,
+    mask_BTS: jax.Array,
+    scale: float,
+    softcap: float | None = None,
 ) -> jax.Array:
     """Softmax attention of T queries over S keys where `mask` is true, in `q`'s dtype.
 
@@ -83,8 +96,11 @@ def masked_attention(
         k_BSKd,
         preferred_element_type=jnp.float32,
     )
+    scores_BKGTS *= scale
+    if softcap is not None:
+        scores_BKGTS = softcap * jnp.tanh(scores_BKGTS / softcap)
     lowest = jnp.finfo(jnp.float32).min
-    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS * scale, lowest)
+    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, lowest)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKd.dtype)
     return jnp.einsum("bkgts,bskd->btkgd", weights_BKGTS, v_BSKd).reshape(B, T, H, d)
 

@@ -77,12 +77,13 @@ def cached_hidden_states(
         mask = seen_BTS
         if windows_L is not None:
             mask &= within_window(positions_BT, positions_BS, windows_L[layer])
-        return masked_attention(q, k_BSKd, v_BSKd, mask, scale), (k, v)
+        softcap = config.attention.softcap
+        return masked_attention(q, k_BSKd, v_BSKd, mask, scale, softcap), (k, v)
 
     tokens_and_positions = (tokens_BT, positions_BT)
     # Only the T new keys and values leave the layers; writing them once, after, spares a copy of
     # the whole cache at each token.
-    hidden_BTD, (k_LBTKd, v_LBTKd) = run_layers(
+    hidden_BTD, (k_LBTKd, v_LBTKd), _ = run_layers(
         config, params, lora, tokens_and_positions, attend, compute
     )
     at = (0, 0, start, 0, 0)

@@ -1,35 +1,133 @@
 """The architecture of a decoder: what differs between model families, as values."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from jaxdpo.model.rope import RopeConfig
 
+NormKind = Literal["rms", "rms-fp32", "rms-plus-one", "layer"]
+Activation = Literal["silu", "gelu", "gelu-tanh"]
+
+
+class NormConfig(BaseModel):
+    """The norms, and where a layer has them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: NormKind = Field(
+        default="rms",
+        description="rms: rounds to the activations' dtype, then scales; rms-fp32: scales, then "
+        "rounds; rms-plus-one: the same with 1 + scale; layer: LayerNorm, with a bias.",
+    )
+    eps: float = Field(default=1e-6, gt=0, description="Added to the mean square.")
+    before: bool = Field(
+        default=True, description="Whether attention and MLP read a normed residual stream."
+    )
+    after: bool = Field(
+        default=False, description="Whether what they add to the residual stream is normed."
+    )
+
 
 class AttentionConfig(BaseModel):
-    """Heads of the attention and what they see."""
+    """Heads of the attention, their positions, and what they see."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     num_heads: int = Field(gt=0, description="Query heads.")
     num_kv_heads: int = Field(gt=0, description="Key and value heads; divides num_heads.")
-    head_dim: int = Field(gt=0, multiple_of=2, description="Channels of a head.")
+    head_dim: int = Field(gt=0, description="Channels of a head.")
     qkv_bias: bool = Field(
         default=False, description="Whether the q, k and v projections have a bias."
     )
     output_bias: bool = Field(
         default=False, description="Whether the output projection has a bias."
     )
+    qk_norm: Literal["head", "flat"] | None = Field(
+        default=None,
+        description="Norm of queries and keys before rotation: each head by itself, or all as one.",
+    )
+    scale: float | None = Field(
+        default=None, gt=0, description="Factor on the scores; None for head_dim^-½."
+    )
+    softcap: float | None = Field(
+        default=None, gt=0, description="Bound c of the scores: c · tanh(scores / c)."
+    )
     windows: tuple[PositiveInt | None, ...] | None = Field(
         default=None,
         description="For each layer, how many positions back it sees (itself counted).",
     )
+    rope: RopeConfig | None = Field(
+        default=RopeConfig(),
+        description="Rotary position embedding of all layers; None where layer_ropes is given, or "
+        "without any.",
+    )
+    layer_ropes: tuple[RopeConfig | None, ...] | None = Field(
+        default=None, description="That of each layer, where they differ; None for no rotation."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "AttentionConfig":
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if self.rope is not None and self.layer_ropes is not None:
+            raise ValueError("rope and layer_ropes are both given")
+        rotated = {rope.rotated(self.head_dim) for rope in self.ropes}
+        if len(rotated) > 1:
+            raise ValueError("the layers rotate different numbers of channels")
+        if any(channels % 2 or not channels for channels in rotated):
+            raise ValueError(
+                f"head_dim {self.head_dim}: {rotated.pop()} channels are rotated, which must be "
+                "an even number"
+            )
+        return self
+
+    @property
+    def ropes(self) -> tuple[RopeConfig, ...]:
+        """The different rotary embeddings of the layers."""
+        each = (self.rope,) if self.layer_ropes is None else self.layer_ropes
+        return tuple(dict.fromkeys(rope for rope in each if rope is not None))
+
+
+class ExpertsConfig(BaseModel):
+    """A mixture of experts in place of each layer's MLP (https://arxiv.org/abs/2101.03961)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    num_experts: int = Field(gt=0, description="Experts of a layer.")
+    per_token: int = Field(gt=0, description="Experts that each token goes to, the likeliest.")
+    normalized: bool = Field(
+        default=True, description="Whether the chosen experts' probabilities are made to sum to 1."
+    )
+    router_loss: float = Field(
+        default=0.0, ge=0, description="Factor on the load-balancing loss, in training."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ExpertsConfig":
+        if self.per_token > self.num_experts:
+            raise ValueError(f"{self.per_token} experts a token, of {self.num_experts}")
+        return self
 
 
 class MLPConfig(BaseModel):
-    """The gated feed-forward layer."""
+    """The feed-forward layer, or each of its experts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     intermediate_size: int = Field(gt=0, description="Channels between the projections.")
-    bias: bool = Field(default=False, description="Whether the three projections have a bias.")
+    bias: bool = Field(default=False, description="Whether the projections have a bias.")
+    activation: Activation = Field(default="silu", description="Between the projections.")
+    gated: bool = Field(
+        default=True, description="Whether a third projection, the gate, is multiplied in."
+    )
+    experts: ExpertsConfig | None = Field(
+        default=None, description="Mixture of experts; None for one MLP."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MLPConfig":
+        if self.experts is not None and (self.bias or not self.gated):
+            raise ValueError("experts with a bias, or without a gate, are not implemented")
+        return self
 
 
 class ModelConfig(BaseModel):
@@ -39,11 +137,15 @@ class ModelConfig(BaseModel):
     vocab_size: int = Field(gt=0, description="Rows of the embedding.")
     hidden_size: int = Field(gt=0, description="Channels of the residual stream.")
     num_layers: int = Field(gt=0, description="Blocks.")
-    attention: AttentionConfig = Field(description="Heads and windows.")
+    attention: AttentionConfig = Field(description="Heads, positions and windows.")
     mlp: MLPConfig = Field(description="Feed-forward layer.")
-    rope: RopeConfig = Field(default=RopeConfig(), description="Rotary position embedding.")
-    norm_eps: float = Field(
-        default=1e-6, gt=0, description="Added to the mean square in the norms."
+    norm: NormConfig = Field(default=NormConfig(), description="Norms.")
+    learned_positions: int | None = Field(
+        default=None, gt=0, description="Rows of a learned embedding of positions; None for none."
+    )
+    embed_scale: float = Field(default=1.0, description="Factor on the embeddings.")
+    residual_scale: float = Field(
+        default=1.0, description="Factor on what attention and MLP add to the residual stream."
     )
     tied_head: bool = Field(
         default=False, description="Whether the head is the embedding, transposed."
@@ -55,10 +157,8 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":
-        heads, kv_heads = self.attention.num_heads, self.attention.num_kv_heads
-        if heads % kv_heads:
-            raise ValueError(f"num_heads {heads} is not a multiple of num_kv_heads {kv_heads}")
-        windows = self.attention.windows
-        if windows is not None and len(windows) != self.num_layers:
-            raise ValueError(f"{len(windows)} windows for {self.num_layers} layers")
+        for name in ("windows", "layer_ropes"):
+            each = getattr(self.attention, name)
+            if each is not None and len(each) != self.num_layers:
+                raise ValueError(f"{len(each)} {name} for {self.num_layers} layers")
         return self

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdpo.data.batch import PackedBatch
+from jaxdpo.data.batch import CHOSEN, PROMPT, REJECTED, PackedBatch
 from jaxdpo.model.attention import AttentionKind, batch_attention
 from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.experts import RouterLoad, router_loss
 from jaxdpo.model.layers import Decoder
 from jaxdpo.model.lora import LoraConfig, LoraParams, layer_adapters
 from jaxdpo.model.rope import rotation
@@ -80,15 +81,54 @@ def hidden_states(
       compute: Dtype, attention and remat; static under jit.
       dropout_key: Key of the adapters' dropout; None, for none, except in training.
     """
+    return hidden_states_and_router_loss(
+        config, params, lora, batch, compute, dropout_key=dropout_key
+    )[0]
+
+
+def hidden_states_and_router_loss(
+    config: ModelConfig,
+    params: Params,
+    lora: LoraParams | None,
+    batch: PackedBatch,
+    compute: Compute,
+    *,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """`hidden_states`, and the experts' load-balancing loss, f32 scalar; None without experts.
+
+    The loss is over the tokens of the separate sequences: a shared prompt counts for both of its
+    completions.
+    """
     windows_L = layer_windows(config)
-    scale = attention_scale(config)
+    scale, softcap = attention_scale(config), config.attention.softcap
 
     def attend(q, k, v, layer):
         window = None if windows_L is None else windows_L[layer]
-        return batch_attention(batch, compute.attention, scale, window)(q, k, v)
+        return batch_attention(batch, compute.attention, scale, window, softcap)(q, k, v)
 
-    tokens, positions = batch.tokens, batch.positions
-    return run_layers(config, params, lora, (tokens, positions), attend, compute, dropout_key)[0]
+    weights = None if config.mlp.experts is None else sequences_of_token(batch)
+    tokens = (batch.tokens, batch.positions)
+    hidden_BTD, _, load_L = run_layers(
+        config, params, lora, tokens, attend, compute, dropout_key, weights
+    )
+    return hidden_BTD, None if load_L is None else router_loss(load_L)
+
+
+def sequences_of_token(batch: PackedBatch) -> jax.Array:
+    """In how many of the separate sequences a token stands, f32 `[R, T]`: padding in none."""
+
+    def completed(pair_ids_T: jax.Array, branches_T: jax.Array, branch: int) -> jax.Array:
+        of_branch_T = (branches_T == branch).astype(jnp.float32)
+        segments = pair_ids_T.shape[0] + 1
+        return jax.ops.segment_max(of_branch_T, pair_ids_T, segments)[pair_ids_T]
+
+    both = [
+        jax.vmap(completed, in_axes=(0, 0, None))(batch.pair_ids, batch.branches, branch)
+        for branch in (CHOSEN, REJECTED)
+    ]
+    of_prompt = jnp.maximum(sum(both), 1.0)
+    return jnp.where(batch.branches == PROMPT, of_prompt, 1.0) * (batch.pair_ids > 0)
 
 
 def run_layers(
@@ -99,16 +139,26 @@ def run_layers(
     attend: LayerAttend,
     compute: Compute,
     dropout_key: jax.Array | None = None,
-) -> tuple[jax.Array, Any]:
+    token_weights_BT: jax.Array | None = None,
+) -> tuple[jax.Array, Any, RouterLoad | None]:
     """Embeds tokens i32 `[B, T]` and runs all layers with the given attention.
 
     Returns:
-      `hidden_BTD` after the final norm, and what `attend` collected, stacked `[L, ...]`.
+      `hidden_BTD` after the final norm; what `attend` collected, stacked `[L, ...]`; and the
+      experts' load `[L, E]` over the tokens by weight (all by default), None without experts.
     """
     structure = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))
     decoder = nnx.merge(structure, params)
     tokens_BT, positions_BT = tokens_and_positions
-    cos_sin = rotation(config.rope, config.attention.head_dim, positions_BT)
+    layer_rotation = layer_rotations(config, positions_BT)
+    if token_weights_BT is None:
+        token_weights_BT = jnp.ones(tokens_BT.shape)
+    embedded_BTD = decoder.embed(tokens_BT, compute.dtype)
+    if config.embed_scale != 1.0:
+        # Rounded to the activations' dtype, as Gemma was trained.
+        embedded_BTD *= jnp.asarray(config.embed_scale, compute.dtype)
+    if config.learned_positions is not None:
+        embedded_BTD += decoder.positions(positions_BT, compute.dtype)
 
     def run_layer(hidden_BTD: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
         block, layer_lora, layer = inputs
@@ -119,14 +169,20 @@ def run_layers(
             assert compute.lora is not None, "adapters need compute.lora for their scale"
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, layer)
             adapters = layer_adapters(layer_lora, compute.lora, key)
-        return block(hidden_BTD, cos_sin, lambda q, k, v: attend(q, k, v, layer), adapters)
+        return block(
+            hidden_BTD,
+            layer_rotation(layer),
+            lambda q, k, v: attend(q, k, v, layer),
+            adapters,
+            token_weights_BT,
+        )
 
-    hidden_BTD, collected = jax.lax.scan(
+    hidden_BTD, (collected, load) = jax.lax.scan(
         _rematerialised(run_layer, compute),
-        cut_rows(decoder.embed(tokens_BT, compute.dtype)),
+        cut_rows(embedded_BTD),
         (decoder.layers, lora and lora["layers"], jnp.arange(config.num_layers)),
     )
-    return decoder.norm(hidden_BTD), collected
+    return decoder.norm(hidden_BTD), collected, load
 
 
 def _rematerialised(run_layer: Callable, compute: Compute) -> Callable:
@@ -147,9 +203,29 @@ def layer_windows(config: ModelConfig) -> jax.Array | None:
     return jnp.array([unlimited if window is None else window for window in windows], jnp.int32)
 
 
+def layer_rotations(
+    config: ModelConfig, positions_BT: jax.Array
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array] | None]:
+    """Number of the layer → cosine and sine of its rotation; None where no layer has any."""
+    attention = config.attention
+    tables = [rotation(rope, attention.head_dim, positions_BT) for rope in attention.ropes]
+    if not tables:
+        return lambda layer: None
+    if attention.layer_ropes is None:
+        return lambda layer: tables[0]
+    # Last, the rotation that changes nothing, of layers without one.
+    tables.append((jnp.ones_like(tables[0][0]), jnp.zeros_like(tables[0][1])))
+    numbers_L = jnp.array(
+        [-1 if rope is None else attention.ropes.index(rope) for rope in attention.layer_ropes]
+    )
+    cos, sin = (jnp.stack(stack) for stack in zip(*tables, strict=True))
+    return lambda layer: (cos[numbers_L[layer]], sin[numbers_L[layer]])
+
+
 def attention_scale(config: ModelConfig) -> float:
-    """Factor on the attention's scores, d^-½."""
-    return config.attention.head_dim**-0.5
+    """Factor on the attention's scores."""
+    scale = config.attention.scale
+    return config.attention.head_dim**-0.5 if scale is None else scale
 
 
 def head_weight(config: ModelConfig, params: Params) -> jax.Array:

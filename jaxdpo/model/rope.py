@@ -16,8 +16,85 @@ class LinearScaling(BaseModel):
     kind: Literal["linear"] = "linear"
     factor: float = Field(gt=0, description="How many times longer the context becomes.")
 
-    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
+    def __call__(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
         return frequencies / np.float32(self.factor)
+
+
+class DynamicScaling(BaseModel):
+    """A larger θ for sequences longer than the original context ("dynamic NTK").
+
+    The frequencies are those of one length for all sequences of a run, so that what a sequence
+    means does not depend on its neighbours: packing would change it otherwise.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["dynamic"] = "dynamic"
+    factor: float = Field(gt=0, description="How fast θ grows with the length.")
+    original_max_positions: int = Field(gt=0, description="Context length before scaling, tokens.")
+    length: int = Field(gt=0, description="Longest sequence that is provided for, tokens.")
+
+    def __call__(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
+        pairs = len(frequencies)
+        times = max(self.length / self.original_max_positions, 1.0)
+        growth = self.factor * times - (self.factor - 1)
+        # θ · growth^(d / (d - 2)), of which pair i takes the power -2i / d.
+        exponent = np.arange(pairs, dtype=np.float32) / np.float32(max(pairs - 1, 1))
+        return (frequencies * np.float32(growth) ** -exponent).astype(np.float32)
+
+
+class YarnScaling(BaseModel):
+    """YaRN: slow pairs interpolated, fast ones kept, a ramp between (https://arxiv.org/abs/2309.00071)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["yarn"] = "yarn"
+    factor: float = Field(gt=0, description="Divisor of the interpolated frequencies.")
+    original_max_positions: int = Field(gt=0, description="Context length before scaling, tokens.")
+    beta_fast: float = Field(
+        default=32.0, gt=0, description="Turns in the original context from which on one is kept."
+    )
+    beta_slow: float = Field(
+        default=1.0, gt=0, description="Turns in it below which one is interpolated."
+    )
+    truncate: bool = Field(
+        default=True, description="Whether the ramp begins and ends at whole pairs."
+    )
+    magnitude: float = Field(gt=0, description="Factor on cosine and sine.")
+
+    def __call__(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
+        pairs = len(frequencies)
+
+        def pair_with(turns: float) -> float:
+            wavelengths = math.log(self.original_max_positions / (turns * 2 * math.pi))
+            return pairs * wavelengths / math.log(theta)
+
+        low, high = pair_with(self.beta_fast), pair_with(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, 2 * pairs - 1)
+        if low == high:
+            high += 0.001
+        slow = np.clip((np.arange(pairs, dtype=np.float32) - low) / (high - low), 0, 1)
+        return (frequencies / self.factor * slow + frequencies * (1 - slow)).astype(np.float32)
+
+
+class LongScaling(BaseModel):
+    """LongRoPE: a divisor for each pair, of two lists (https://arxiv.org/abs/2402.13753).
+
+    Which list is used is decided once for all sequences of a run, as for `DynamicScaling`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["longrope"] = "longrope"
+    short_factors: tuple[float, ...] = Field(description="Divisors up to the original context.")
+    long_factors: tuple[float, ...] = Field(description="Divisors for longer sequences.")
+    original_max_positions: int = Field(gt=0, description="Context length before scaling, tokens.")
+    length: int = Field(gt=0, description="Longest sequence that is provided for, tokens.")
+    magnitude: float = Field(gt=0, description="Factor on cosine and sine.")
+
+    def __call__(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
+        long = self.length > self.original_max_positions
+        factors = self.long_factors if long else self.short_factors
+        return frequencies / np.asarray(factors, np.float32)
 
 
 class Llama3Scaling(BaseModel):
@@ -34,14 +111,17 @@ class Llama3Scaling(BaseModel):
     )
     original_max_positions: int = Field(gt=0, description="Context length before scaling, tokens.")
 
-    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
+    def __call__(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
         turns = self.original_max_positions * frequencies / (2 * math.pi)
         kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         kept = np.clip(kept, 0.0, 1.0)
         return (frequencies * (kept + (1 - kept) / self.factor)).astype(np.float32)
 
 
-Scaling = Annotated[LinearScaling | Llama3Scaling, Field(discriminator="kind")]
+Scaling = Annotated[
+    LinearScaling | DynamicScaling | YarnScaling | LongScaling | Llama3Scaling,
+    Field(discriminator="kind"),
+]
 
 
 class RopeConfig(BaseModel):
@@ -49,9 +129,19 @@ class RopeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     theta: float = Field(default=10000.0, gt=0, description="Base wavelength of the slowest pair.")
+    partial: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of a head's channels that is rotated, the first.",
+    )
     scaling: Scaling | None = Field(
         default=None, description="How the context was extended, if it was."
     )
+
+    def rotated(self, head_dim: int) -> int:
+        """Channels of a head that are rotated."""
+        return int(head_dim * self.partial)
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> np.ndarray:
@@ -59,29 +149,34 @@ def inverse_frequencies(config: RopeConfig, head_dim: int) -> np.ndarray:
 
     Args:
       config: Base and scaling.
-      head_dim: Channels of a head, even.
+      head_dim: Channels of a head, of which an even number is rotated, r.
 
     Returns:
-      f32 `[head_dim / 2]`.
+      f32 `[r / 2]`.
     """
+    channels = config.rotated(head_dim)
     # In fp32 throughout, as the checkpoints were trained: at position 10⁵ an ulp is 0.01 radians.
-    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    exponent = np.arange(0, channels, 2, dtype=np.float32) / np.float32(channels)
     frequencies = np.float32(1.0) / np.float32(config.theta) ** exponent
-    return config.scaling(frequencies) if config.scaling else frequencies
+    return config.scaling(frequencies, config.theta) if config.scaling else frequencies
 
 
 def rotation(
     config: RopeConfig, head_dim: int, positions_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the angle of every channel pair at every position, f32 `[B, T, d/2]`."""
+    """Cosine and sine of the angle of every channel pair at every position, f32 `[B, T, r/2]`."""
     frequencies_d = jnp.asarray(inverse_frequencies(config, head_dim))
     angles_BTd = positions_BT[:, :, None].astype(jnp.float32) * frequencies_d[None, None]
-    return jnp.cos(angles_BTd), jnp.sin(angles_BTd)
+    magnitude = getattr(config.scaling, "magnitude", 1.0)
+    return jnp.cos(angles_BTd) * magnitude, jnp.sin(angles_BTd) * magnitude
 
 
-def rotate(x_BTHd: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns each head's channel pairs (i, i + d/2), in fp32, and returns `x`'s dtype."""
+def rotate(x_BTHd: jax.Array, cos_sin: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+    """Turns the pairs (i, i + r/2) of each head's first r channels, in fp32; keeps the dtype."""
+    if cos_sin is None:
+        return x_BTHd
     cos_BT1d, sin_BT1d = (table[:, :, None, :] for table in cos_sin)
-    first, second = jnp.split(x_BTHd.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cos_BT1d - second * sin_BT1d, second * cos_BT1d + first * sin_BT1d)
+    half = cos_BT1d.shape[-1]
+    first, second, rest = jnp.split(x_BTHd.astype(jnp.float32), (half, 2 * half), axis=-1)
+    turned = (first * cos_BT1d - second * sin_BT1d, second * cos_BT1d + first * sin_BT1d, rest)
     return jnp.concatenate(turned, axis=-1).astype(x_BTHd.dtype)

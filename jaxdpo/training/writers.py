@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from jaxdpo.files import replacing
 
 METRICS_FILE = "metrics.jsonl"
@@ -27,6 +25,9 @@ class MetricWriter:
     """
 
     def __init__(self, folder: Path, first_step: int):
+        # Imported where it is used: it imports torch wherever torch is installed.
+        from tensorboardX import SummaryWriter
+
         path = folder / METRICS_FILE
         kept = [record for record in read_metrics(folder) if record["step"] <= first_step]
         with replacing(path) as file:
@@ -42,14 +43,14 @@ class MetricWriter:
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Adds one record; `step` counts the optimizer steps done."""
-        if split == "TEST":
-            if step in self._tested:
-                return
-            self._tested.add(step)
         self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
             self._events[split].add_scalar(name, value, step)
+
+    def has_test(self, step: int) -> bool:
+        """Whether the TEST metrics after `step` steps were there when the run was continued."""
+        return step in self._tested
 
     def close(self) -> None:
         """Flushes and closes the files."""
@@ -74,7 +75,10 @@ def plot_curves(records: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6.5), layout="constrained")
-    for axes, (name, label) in zip(figure.subplots(2, 2).flat, _CURVES, strict=True):
+    # Supervised training has no rewards.
+    curves = [curve for curve in _CURVES if any(curve[0] in record for record in records)]
+    grid = figure.subplots(-(-len(curves) // 2), 2, squeeze=False).flat
+    for axes, (name, label) in zip(grid, curves, strict=False):
         for split, style in (("TRAIN", "-"), ("TEST", "o-")):
             points = [(r["step"], r[name]) for r in records if r["split"] == split and name in r]
             if points:

@@ -121,8 +121,11 @@ def _word_piece() -> Tokenizer:
     return tokenizer
 
 
-def _llama2() -> Tokenizer:
-    """SentencePiece BPE as Llama 2 has it: the prefix space by a normalizer, byte fallback."""
+def _llama2(normalized: bool = False) -> Tokenizer:
+    """SentencePiece BPE as Llama 2 has it: the prefix space by a normalizer, byte fallback.
+
+    Its first releases match special tokens after that normalizer.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -134,17 +137,21 @@ def _llama2() -> Tokenizer:
     tokenizer.train_from_iterator(TEXT, trainer)
     state = json.loads(tokenizer.to_str())
     # Bytes are pieces of the vocabulary, and no added tokens.
-    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in SPECIAL]
+    state["added_tokens"] = [
+        {**token, "normalized": normalized}
+        for token in state["added_tokens"]
+        if token["content"] in SPECIAL
+    ]
     return Tokenizer.from_str(json.dumps(state))
 
 
 def _flagged() -> Tokenizer:
-    """Control tokens that eat white space, as Phi-3's do, and some that are matched after NFC."""
+    """Control tokens that eat white space, as Phi-3's do, and added tokens of white space."""
     tokenizer = _byte_level()
     tokenizer.add_special_tokens(
         [AddedToken(f"<|{name}|>", rstrip=True) for name in ("user", "assistant", "end", "system")]
     )
-    tokenizer.add_tokens([AddedToken("<aside>", lstrip=True, normalized=True), "\n\n", "\n\n\n"])
+    tokenizer.add_tokens([AddedToken("<aside>", lstrip=True, normalized=False), "\n\n", "\n\n\n"])
     return tokenizer
 
 
@@ -155,6 +162,7 @@ BACKENDS = {
     "metaspace-always": lambda: _unigram("always"),
     "word-piece": _word_piece,
     "llama2": _llama2,
+    "llama2-normalized": lambda: _llama2(normalized=True),
     "flagged": _flagged,
 }
 _BOS = {"llama3": "<|begin_of_text|>", "gemma": "<bos>", "mistral": "<s>"}

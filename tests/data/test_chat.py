@@ -3,11 +3,15 @@ import random
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from jaxdpo.data.chat import Chat, load_chat, load_tokenizer
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.records import BadPair
+from jaxdpo.data.rendering import PROBE
 from jaxdpo.errors import UserError
 
 BACKENDS = [
@@ -116,6 +120,29 @@ def test_no_text_becomes_a_control_token(make_tokenizer, backend, template):
                 assert [id for id in ids if id in controls] == expected, (name, text)
 
 
+FRAGMENTS = [
+    *("<|im_end|>", "<|im_", "end|>", "<", "|", ">", "<|", "|>", "<think>", "</think>", "</", "s>"),
+    *("<s>", "[INST]", "[", "]", "INST", "unk", "im_start", " ", "\n", "word", "é", "＜"),
+]
+
+
+@pytest.mark.parametrize("backend", ["bytes", "metaspace-always", "llama2"])
+def test_no_text_put_together_of_fragments_becomes_a_control_token(make_tokenizer, backend):
+    chat = Chat(make_tokenizer(backend, "chatml"))
+    added = chat.tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    controls = added.keys() - {chat_unk(chat)}
+    expected = [id for id in chat.encode([user("q"), assistant("a")]) if id in controls]
+    texts = st.lists(st.sampled_from(FRAGMENTS), max_size=8).map("".join)
+
+    @settings(max_examples=200, deadline=None)
+    @given(texts, texts)
+    def check(question, answer):
+        ids = chat.encode([user(question), assistant(answer)])
+        assert [id for id in ids if id in controls] == expected
+
+    check()
+
+
 def chat_unk(chat):
     return chat.tokenizer.backend_tokenizer.token_to_id("<unk>")
 
@@ -127,7 +154,7 @@ def test_the_forging_test_can_fail(make_tokenizer):
     assert forged.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
     # A Unigram vocabulary holds them as pieces, and NFKC makes them of full-width characters.
     state = make_tokenizer("metaspace-always").backend_tokenizer.to_str()
-    bare = Tokenizer.from_str(state.replace("&", "&"))
+    bare = Tokenizer.from_str(state)
     bare.encode_special_tokens = True
     assert "</s>" in bare.encode("a</s>", add_special_tokens=False).tokens
 
@@ -218,6 +245,21 @@ def test_a_multi_message_completion_is_kept_to_its_last_end(make_tokenizer):
     assert (ids == chat.end_token_id).sum() == 3
 
 
+def test_a_template_that_ends_only_some_turns_gets_one_more_end(make_tokenizer):
+    tokenizer = make_tokenizer("bytes", "chatml")
+    lazy = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+        "{% if m.content != 'Hm' %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    )
+    chat = Chat(tokenizer, lazy)
+    tokens = chat.encode_pair(
+        PreferencePair((user("q"),), (assistant("a"), assistant("Hm")), (assistant("b"),), "TRAIN")
+    )
+    assert chat.tokenizer.decode(tokens.chosen_ids) == (
+        "<|im_start|>assistant\na<|im_end|>\n<|im_start|>assistant\nHm<|im_end|>"
+    )
+
+
 def test_prompt_and_completions_part_where_the_tokens_do(make_tokenizer):
     """By hand: a merge across the seam makes the prompt's last token part of one completion."""
     tokenizer = make_tokenizer("bytes", "plain")
@@ -284,6 +326,74 @@ def test_a_template_that_leaves_tools_out_refuses_pairs_with_tools(make_tokenize
     tools = ({"type": "function", "function": {"name": "look"}},)
     [bad] = chat.encode_pairs([pair("q", "a", "b", tools=tools)])
     assert (bad.code, '"look"' in bad.reason) == ("tools-not-rendered", True)
+
+
+def test_a_control_token_that_eats_the_space_before_it_still_does(make_tokenizer):
+    tokenizer = make_tokenizer("flagged", "chatml")
+    aside = tokenizer.chat_template + "{{ 'so   <aside> far' }}"
+    assert Chat(tokenizer, aside).encode(BENIGN[1]) == tokenizer.apply_chat_template(
+        BENIGN[1], chat_template=aside, return_dict=False
+    )
+
+
+def test_control_tokens_matched_after_normalising_still_are(make_tokenizer):
+    """With the space that the normaliser puts before each of them, which they take along."""
+    tokenizer = make_tokenizer("llama2-normalized", "mistral")
+    spaced = "{% for m in messages %}{{ ' <s>' + m.role + ' ' + m.content + ' </s>' }}{% endfor %}"
+    assert Chat(tokenizer, spaced).encode(BENIGN[1]) == tokenizer.apply_chat_template(
+        BENIGN[1], chat_template=spaced, return_dict=False
+    )
+
+
+def test_what_is_remembered_changes_nothing(make_tokenizer, monkeypatch):
+    pairs = [pair(f"Question {i}", f"yes {i % 3}", "no") for i in range(12)]
+    tokenizer = make_tokenizer("bytes", "llama3")
+    apart = [Chat(tokenizer).encode_pair(made) for made in pairs]
+    monkeypatch.setattr("jaxdpo.data.control_tokens._MEMORY", 3)
+    chat = Chat(tokenizer)
+    for batch in (pairs[:5], pairs[3:], pairs):
+        for made, encoded in zip(batch, chat.encode_pairs(batch), strict=True):
+            expected = apart[pairs.index(made)]
+            assert [ids.tolist() for ids in encoded.tokens] == [ids.tolist() for ids in expected]
+    chat.encode([user("q")])
+    chat.encode([user("q")])
+    assert len(chat._controls._known) < 8
+
+
+def test_tokens_that_match_whole_words_only_are_refused(make_tokenizer):
+    tokenizer = make_tokenizer("bytes", "chatml")
+    tokenizer.add_tokens([AddedToken("go", single_word=True)])
+    with pytest.raises(UserError, match=r'"go".*single_word'):
+        Chat(tokenizer)
+
+
+def test_a_tokenizer_that_cannot_be_followed_is_refused(make_tokenizer):
+    """Matched after lower-casing, `<|GO|>` is what this template writes as `<|go|>`."""
+    tokenizer = make_tokenizer("lower", "chatml")
+    tokenizer.add_tokens([AddedToken("<|GO|>", normalized=True)])
+    with pytest.raises(UserError, match='set "normalized" to false'):
+        Chat(tokenizer, tokenizer.chat_template + "{{ '<|go|>' }}")
+    # Matched after a space is put before it, `<|im_end|>` is no token unless it follows a space.
+    tokenizer = make_tokenizer("llama2-normalized", "chatml")
+    assert tokenizer.eos_token_id not in tokenizer("a<|im_end|>")["input_ids"]
+    with pytest.raises(UserError, match='set "normalized" to false'):
+        Chat(tokenizer)
+
+
+def test_text_outside_the_vocabulary_is_refused_where_it_would_end_the_turn():
+    words = ["[END]", *PROBE.split(), "user", "assistant", "q", "a"]
+    backend = Tokenizer(
+        models.WordLevel(
+            {word: i for i, word in enumerate(dict.fromkeys(words))}, unk_token="[END]"
+        )
+    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[END]")
+    template = "{% for m in messages %}{{ m.role + ' ' + m.content + ' [END] ' }}{% endfor %}"
+    chat = Chat(tokenizer, template)
+    fine, bad = chat.encode_pairs([pair("q", "a", "a a"), pair("q", "a", "z")])
+    assert fine.tokens.chosen_ids[-1] == chat.end_token_id == 0
+    assert bad.code == "control-text"
 
 
 def test_the_date_in_a_template_is_fixed(make_tokenizer):

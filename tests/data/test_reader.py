@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.reader import read_pairs
-from jaxdpo.data.records import BadLine, Record, read_records
+from jaxdpo.data.records import BadLine, BadPair, Record, parse_line, read_records
 from jaxdpo.errors import UserError
 
 USER = {"role": "user", "content": "Capital of Tasmania?"}
@@ -208,8 +208,12 @@ def test_deep_but_allowed_and_brackets_in_strings(tmp_path):
     value = "x"
     for _ in range(62):
         value = [value]
+    deepest = text(metadata={"a": value})
+    assert len(parse_line(deepest)) == 4
+    with pytest.raises(BadPair, match="too-deep"):
+        parse_line(text(metadata={"a": [value]}))
     file = tmp_path / "pairs.jsonl"
-    file.write_bytes(text(metadata={"a": value}) + b"\n" + text(metadata={"a": '[\\"' * 500}))
+    file.write_bytes(deepest + b"\n" + text(metadata={"a": '[\\"' * 500}))
     assert len(read_pairs(str(file), DataConfig(path=str(file))).pairs) == 2
 
 

@@ -4,11 +4,12 @@ import json
 import numpy as np
 import pytest
 
-from jaxdpo.data.cache import ROWS_PER_CHUNK
+from jaxdpo.data.cache import ROWS_PER_CHUNK, PairWriter, open_pairs
 from jaxdpo.data.chat import Chat
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.fitting import fit
-from jaxdpo.data.pairs import PreferencePair
+from jaxdpo.data.pairs import PreferencePair, TokenizedPair
+from jaxdpo.data.reports import TokenizeReport
 from jaxdpo.data.tokenizing import cache_key, load_pairs, tokenize_pairs
 from jaxdpo.errors import UserError
 
@@ -73,8 +74,11 @@ def test_tool_messages_stay_with_the_turn_they_belong_to(make_tokenizer):
     made = pair(*TALK, message("assistant", "Well."), *turn)
     whole = chat.encode_pair(made)
     least = ids_of(chat, [SYSTEM, *turn])
-    fitted = fit(made, whole, chat, len(least) + len(whole.chosen_ids))
-    assert fitted.tokens.prompt_ids.tolist() == least
+    # Room for the answer before as well, but not for the question that it answers.
+    longer = ids_of(chat, [SYSTEM, message("assistant", "Well."), *turn])
+    for prompt in (least, longer):
+        fitted = fit(made, whole, chat, len(prompt) + len(whole.chosen_ids))
+        assert fitted.tokens.prompt_ids.tolist() == least
 
 
 @pytest.mark.parametrize("template", ["chatml", "llama3"])
@@ -93,6 +97,20 @@ def test_a_last_turn_that_is_too_long_loses_tokens_from_the_left(make_tokenizer,
     else:
         assert fitted.tokens.prompt_ids.tolist() == last_turn[-20:]
     assert fitted.tokens.chosen_ids.tolist() == whole.chosen_ids.tolist()
+
+
+def test_a_template_that_refuses_fewer_turns_leaves_cutting_by_tokens(chat):
+    needs_all = (
+        "{% if messages | length > 2 and messages[1].content != 'Question 0, about x?' %}"
+        "{{ raise_exception('no') }}{% endif %}"
+    )
+    picky = Chat(chat.tokenizer, needs_all + chat.tokenizer.chat_template)
+    made = pair(*TALK)
+    whole = picky.encode_pair(made)
+    fitted = fit(made, whole, picky, 64)
+    assert fitted.outcome == "cut_by_token"
+    room = 64 - max(len(whole.chosen_ids), len(whole.rejected_ids))
+    assert fitted.tokens.prompt_ids.tolist() == whole.prompt_ids[-room:].tolist()
 
 
 def test_a_completion_is_never_cut_and_a_pair_without_room_for_a_prompt_is_dropped(chat):
@@ -177,7 +195,7 @@ def half_about(folder):
     (folder / "about.json").write_text(text[: len(text) // 2])
 
 
-def foreign(folder):
+def other_key(folder):
     about = json.loads((folder / "about.json").read_text())
     (folder / "about.json").write_text(json.dumps({**about, "key": "0" * 64}))
 
@@ -191,7 +209,7 @@ def no_pairs(folder):
 
 
 @pytest.mark.parametrize(
-    "damage", [flip, truncate, no_about, half_about, foreign, other_shape, no_pairs]
+    "damage", [flip, truncate, no_about, half_about, other_key, other_shape, no_pairs]
 )
 def test_damaged_or_foreign_pairs_are_made_anew(chat, config, damage, monkeypatch):
     pairs = questions(20)
@@ -209,6 +227,13 @@ def test_damaged_or_foreign_pairs_are_made_anew(chat, config, damage, monkeypatc
     ]
     without_encoding(monkeypatch)
     tokenize_pairs(pairs, chat, config)
+
+
+def test_other_pairs_in_the_folder_are_not_taken_for_these(chat, config):
+    tokenize_pairs(questions(5), chat, config)
+    key = cache_key(questions(3), chat, config)
+    stored_folder(config).rename(config.cache_folder() / "pairs" / key)
+    assert len(tokenize_pairs(questions(3), chat, config)) == 3
 
 
 def test_what_is_cut_off_in_the_middle_leaves_nothing(chat, config, monkeypatch):
@@ -251,12 +276,36 @@ def test_the_key_covers_all_that_tokens_depend_on(chat, config, make_tokenizer):
 def test_the_fingerprint_is_of_ids_and_boundaries_alone(chat, config):
     base = questions(3)
     moved = [dataclasses.replace(p, source="g:1", metadata={"a": 1}) for p in base]
-    # The same ids in the same order, but parted one token later.
     fingerprints = {
         name: tokenize_pairs(pairs, chat, config).fingerprint
         for name, pairs in {"base": base, "moved": moved, "turned": base[::-1]}.items()
     }
     assert fingerprints["moved"] == fingerprints["base"] != fingerprints["turned"]
+
+
+def test_the_fingerprint_tells_the_same_ids_in_other_parts(tmp_path):
+    fingerprints = set()
+    for i, parts in enumerate([([1, 2], [3], [4]), ([1], [2, 3], [4]), ([1], [2], [3, 4])]):
+        with PairWriter(tmp_path / str(i), "key") as writer:
+            writer.add(TokenizedPair(*(np.array(part, np.int32) for part in parts)), "f:1")
+            writer.finish(TokenizeReport(1))
+        stored = open_pairs(tmp_path / str(i), "key")
+        assert [ids.tolist() for ids in stored[0]] == list(parts)
+        fingerprints.add(stored.fingerprint)
+    assert len(fingerprints) == 3
+
+
+def test_two_writers_of_the_same_pairs_agree(tmp_path):
+    one, two = (np.array([i], np.int32) for i in (1, 2))
+    with PairWriter(tmp_path / "a", "key") as first, PairWriter(tmp_path / "a", "key") as second:
+        for writer in (first, second):
+            writer.add(TokenizedPair(one, one, two), "f:1")
+        second.finish(TokenizeReport(1))
+        opened = open_pairs(tmp_path / "a", "key")
+        first.finish(TokenizeReport(1))
+    assert opened[0].rejected_ids.tolist() == [2]
+    assert open_pairs(tmp_path / "a", "key").fingerprint == opened.fingerprint
+    assert [folder.name for folder in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.fixture

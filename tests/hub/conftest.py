@@ -6,7 +6,24 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+)
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -22,26 +39,182 @@ SIZES = dict(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4
 )
 # Sequences of the tests are 40 tokens: longer than each window and each original context.
-CONFIGS = {
-    "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
-    "llama-biases-linear-rope": LlamaConfig(
-        **SIZES, num_key_value_heads=4, attention_bias=True, mlp_bias=True,
-        max_position_embeddings=16, rope_parameters=LINEAR_ROPE, rms_norm_eps=1e-3,
-    ),
-    "llama3-tied-one-kv-head": LlamaConfig(
-        **SIZES, num_key_value_heads=1, head_dim=12, tie_word_embeddings=True,
-        max_position_embeddings=128, rope_parameters=LLAMA3_ROPE,
-    ),
-    "mistral": MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=7, head_dim=10),
-    "mistral-no-window": MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=None),
-    "qwen2": Qwen2Config(
-        **SIZES, num_key_value_heads=2, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-    ),
-    "qwen2-windows-tied": Qwen2Config(
-        **SIZES, num_key_value_heads=4, use_sliding_window=True, sliding_window=5,
-        max_window_layers=1, tie_word_embeddings=True,
-    ),
+DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 3.0}
+YARN_ROPE = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+    "original_max_position_embeddings": 16,
 }  # fmt: skip
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.5, 2.0, 4.0],
+}
+MOE = dict(num_experts_per_tok=2, router_aux_loss_coef=0.02)
+
+
+def _gemma(**fields: Any) -> dict[str, Any]:
+    return dict(
+        **(SIZES | {"num_hidden_layers": 4}), head_dim=10, num_key_value_heads=2, pad_token_id=None,
+        query_pre_attn_scalar=24, sliding_window=6, **fields,
+    )  # fmt: skip
+
+
+# Sequences of the tests are 40 tokens: longer than each window and each original context. The
+# first config of a family stands for it where all would be too many.
+FAMILY_CONFIGS = {
+    "llama": {
+        "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
+        "llama-biases-linear-rope": LlamaConfig(
+            **SIZES, num_key_value_heads=4, attention_bias=True, mlp_bias=True,
+            max_position_embeddings=16, rope_parameters=LINEAR_ROPE, rms_norm_eps=1e-3,
+        ),
+        "llama3-tied-one-kv-head": LlamaConfig(
+            **SIZES, num_key_value_heads=1, head_dim=12, tie_word_embeddings=True,
+            max_position_embeddings=128, rope_parameters=LLAMA3_ROPE,
+        ),
+        "llama-dynamic": LlamaConfig(
+            **SIZES, num_key_value_heads=2, max_position_embeddings=16,
+            rope_parameters=DYNAMIC_ROPE,
+        ),
+        "llama-yarn": LlamaConfig(
+            **SIZES, num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
+            rope_parameters={**YARN_ROPE, "mscale": 1.2, "mscale_all_dim": 0.7, "beta_fast": 4.0},
+            hidden_act="gelu",
+        ),
+    },
+    "mistral": {
+        "mistral": MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=7, head_dim=10),
+        "mistral-no-window": MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=None),
+    },
+    "qwen2": {
+        "qwen2-windows-tied": Qwen2Config(
+            **SIZES, num_key_value_heads=4, use_sliding_window=True, sliding_window=5,
+            max_window_layers=1, tie_word_embeddings=True,
+        ),
+        "qwen2": Qwen2Config(
+            **SIZES, num_key_value_heads=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        ),
+        "qwen2-yarn": Qwen2Config(
+            **SIZES, num_key_value_heads=2, max_position_embeddings=16, rope_parameters=YARN_ROPE,
+        ),
+    },
+    "qwen3": {
+        "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=12),
+        "qwen3-biases-windows": Qwen3Config(
+            **SIZES, num_key_value_heads=1, head_dim=6, attention_bias=True,
+            use_sliding_window=True, sliding_window=9, max_window_layers=2,
+            tie_word_embeddings=True, rope_parameters=YARN_ROPE,
+        ),
+    },
+    "smollm3": {
+        "smollm3": SmolLM3Config(
+            **SIZES, num_key_value_heads=2, no_rope_layers=[1, 0, 1], pad_token_id=None,
+            use_sliding_window=True, sliding_window=6,
+        ),
+        "smollm3-untied": SmolLM3Config(
+            **(SIZES | {"num_hidden_layers": 4}), num_key_value_heads=4, attention_bias=True,
+            mlp_bias=True, tie_word_embeddings=False, pad_token_id=None,
+        ),
+    },
+    "granite": {
+        "granite": GraniteConfig(
+            **SIZES, num_key_value_heads=2, attention_multiplier=0.2, embedding_multiplier=5.0,
+            residual_multiplier=0.4, logits_scaling=4.9,
+        ),
+        "granite-tied": GraniteConfig(
+            **SIZES, num_key_value_heads=4, attention_multiplier=0.5, logits_scaling=49.0,
+            attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
+        ),
+    },
+    "phi3": {
+        "phi3-short": Phi3Config(
+            **SIZES, num_key_value_heads=4, pad_token_id=None, max_position_embeddings=256,
+            original_max_position_embeddings=64, tie_word_embeddings=True, sliding_window=11,
+            rope_parameters={**LONG_ROPE, "partial_rotary_factor": 0.75},
+        ),
+        "phi3-long": Phi3Config(
+            **SIZES, num_key_value_heads=2, pad_token_id=None, max_position_embeddings=64,
+            original_max_position_embeddings=16,
+            rope_parameters={**LONG_ROPE, "partial_rotary_factor": 0.75},
+        ),
+        "phi3-plain": Phi3Config(**SIZES, num_key_value_heads=1, pad_token_id=None),
+    },
+    "gemma": {
+        "gemma": GemmaConfig(**SIZES, num_key_value_heads=1, head_dim=14, pad_token_id=None),
+        "gemma-biased": GemmaConfig(
+            **SIZES, num_key_value_heads=4, head_dim=8, attention_bias=True, hidden_act="gelu",
+        ),
+    },
+    "gemma2": {
+        "gemma2": Gemma2Config(**_gemma(attn_logit_softcapping=2.0, final_logit_softcapping=3.0)),
+        "gemma2-no-caps": Gemma2Config(
+            **_gemma(attn_logit_softcapping=None, final_logit_softcapping=None)
+        ),
+    },
+    "gemma3_text": {
+        "gemma3": Gemma3TextConfig(
+            **_gemma(layer_types=["sliding_attention", "full_attention"] * 2),
+            rope_parameters={
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0},
+            },
+        ),
+        "gemma3-pattern": Gemma3TextConfig(
+            **(_gemma() | {"num_hidden_layers": 7}), final_logit_softcapping=4.0,
+        ),
+    },
+    "olmo2": {
+        "olmo2": Olmo2Config(**SIZES, num_key_value_heads=2, pad_token_id=None),
+        "olmo2-biased": Olmo2Config(
+            **SIZES, num_key_value_heads=4, pad_token_id=None, attention_bias=True,
+            tie_word_embeddings=True, rope_parameters=LLAMA3_ROPE,
+        ),
+    },
+    "olmo3": {
+        "olmo3": Olmo3Config(
+            **(SIZES | {"num_hidden_layers": 4}), num_key_value_heads=2, pad_token_id=None,
+            sliding_window=6, max_position_embeddings=64,
+            rope_parameters={
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+                "full_attention": {**YARN_ROPE, "rope_theta": 1e3},
+            },
+        ),
+        "olmo3-default": Olmo3Config(**SIZES, pad_token_id=None, sliding_window=8),
+    },
+    "gpt2": {
+        "gpt2": GPT2Config(
+            vocab_size=64, n_positions=48, n_embd=36, n_layer=3, n_head=4, n_inner=40
+        ),
+        "gpt2-untied": GPT2Config(
+            vocab_size=64, n_positions=40, n_embd=32, n_layer=2, n_head=2,
+            activation_function="gelu", scale_attn_weights=False, tie_word_embeddings=False,
+        ),
+    },
+    "mixtral": {
+        "mixtral": MixtralConfig(
+            **SIZES, **MOE, num_key_value_heads=2, num_local_experts=5, sliding_window=9,
+        ),
+        "mixtral-tied": MixtralConfig(
+            **SIZES, num_key_value_heads=4, num_local_experts=3, num_experts_per_tok=1,
+            tie_word_embeddings=True,
+        ),
+    },
+    "qwen3_moe": {
+        "qwen3-moe": Qwen3MoeConfig(
+            **SIZES, **MOE, num_key_value_heads=2, head_dim=12, num_experts=6,
+            moe_intermediate_size=20, norm_topk_prob=True,
+        ),
+        "qwen3-moe-windows": Qwen3MoeConfig(
+            **SIZES, num_key_value_heads=4, num_experts=4, num_experts_per_tok=3,
+            moe_intermediate_size=24, norm_topk_prob=False, attention_bias=True,
+            use_sliding_window=True, sliding_window=7,
+        ),
+    },
+}  # fmt: skip
+CONFIGS = {name: config for family in FAMILY_CONFIGS.values() for name, config in family.items()}
+REPRESENTATIVES = [next(iter(family)) for family in FAMILY_CONFIGS.values()]
 
 
 @dataclass(frozen=True)
@@ -66,6 +239,12 @@ def make_torch_model(name: str, folder: Path) -> TorchModel:
 @pytest.fixture(scope="session", params=list(CONFIGS))
 def each_model(request, tmp_path_factory) -> TorchModel:
     """Every config in turn."""
+    return make_torch_model(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="session", params=REPRESENTATIVES)
+def each_family(request, tmp_path_factory) -> TorchModel:
+    """One config of every family."""
     return make_torch_model(request.param, tmp_path_factory.mktemp(request.param))
 
 

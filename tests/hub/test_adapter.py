@@ -42,8 +42,9 @@ def lora(config):
 
 
 @pytest.fixture
-def folder(llama, lora, hf_config, tmp_path):
-    save_adapter(tmp_path / "adapter", lora, LORA, None, hf_config, str(llama.folder))
+def folder(llama, lora, hf_config, config, tmp_path):
+    base = str(llama.folder)
+    save_adapter(tmp_path / "adapter", lora, LORA, None, hf_config, config, base)
     return tmp_path / "adapter"
 
 

@@ -16,13 +16,16 @@ from jaxdpo.hub.read import load_params
 from jaxdpo.hub.write import tensor_arrays, tensor_specs
 from jaxdpo.logprobs import Head, token_logps
 from jaxdpo.model.decoder import Compute, head_weight, hidden_states, logits
+from jaxdpo.sampling import SamplingConfig, generate
 
+# Longer than every window and every original context.
+LENGTH = 40
 DENSE = Compute(jnp.float32, attention="dense", remat="none")
 run = jax.jit(hidden_states, static_argnums=(0, 4))
 
 
 def load(model, dtype=jnp.float32):
-    config = config_from_hf(read_config(model.folder))
+    config = config_from_hf(read_config(model.folder), context=LENGTH)
     return config, load_params(model.folder, config, dtype)
 
 
@@ -35,7 +38,7 @@ def whole_sequences(tokens_BT: np.ndarray) -> PackedBatch:
 
 @pytest.fixture(scope="module")
 def tokens() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 64, (2, 40)).astype(np.int32)
+    return np.random.default_rng(0).integers(0, 64, (2, LENGTH)).astype(np.int32)
 
 
 def test_logits(each_model, tokens):
@@ -61,8 +64,27 @@ def test_logits_in_bf16(llama, tokens):
     assert np.abs(np.asarray(ours) - rounded).mean() < 1.5 * error
 
 
-def test_gradients_of_log_probs(each_model, tokens):
-    config, params = load(each_model)
+def in_hub_names(gradients: dict[str, np.ndarray], model_type: str) -> dict[str, np.ndarray]:
+    """Gradients by the names that files have: torch fuses experts that files keep apart."""
+    mixtral = model_type == "mixtral"
+    names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+    result = {}
+    for name, values in gradients.items():
+        if mixtral:
+            name = name.replace(".mlp.", ".block_sparse_moe.")
+        experts, _, fused = name.partition(".experts.")
+        if not fused:
+            result[name] = values
+            continue
+        kinds = names[:2] if fused == "gate_up_proj" else names[2:]
+        for expert, both in enumerate(values):
+            for kind, each in zip(kinds, np.split(both, len(kinds)), strict=True):
+                result[f"{experts}.experts.{expert}.{kind}.weight"] = each
+    return result
+
+
+def test_gradients_of_log_probs(each_family, tokens):
+    config, params = load(each_family)
     batch = whole_sequences(tokens)
 
     @jax.jit
@@ -72,15 +94,18 @@ def test_gradients_of_log_probs(each_model, tokens):
         )
         return jnp.take_along_axis(logps[:, :-1], batch.tokens[:, 1:, None], axis=-1).mean()
 
-    model = each_model.torch_model
+    model = each_family.torch_model
     ids = torch.tensor(tokens).long()
     model.zero_grad()
     logps = model(ids).logits.log_softmax(-1)[:, :-1]
     logps.gather(-1, ids[:, 1:, None]).mean().backward()
-    expected = {name: tensor.grad.numpy() for name, tensor in model.named_parameters()}
+    expected = in_hub_names(
+        {name: tensor.grad.numpy() for name, tensor in model.named_parameters()},
+        read_config(each_family.folder)["model_type"],
+    )
 
     gradient = jax.jit(jax.grad(loss))(params)
-    rows = family_of(read_config(each_model.folder)).rows
+    rows = family_of(read_config(each_family.folder)).rows(config)
     ours = dict(zip(tensor_specs(rows, params), tensor_arrays(rows, gradient), strict=True))
     assert ours.keys() == expected.keys()
     for name, values in expected.items():
@@ -90,8 +115,8 @@ def test_gradients_of_log_probs(each_model, tokens):
 
 
 @pytest.mark.parametrize("attention", ["dense", "gather"])
-def test_packed_prefix_shared_rows_equal_torch_on_separate_sequences(each_model, attention):
-    config, params = load(each_model)
+def test_packed_prefix_shared_rows_equal_torch_on_separate_sequences(each_family, attention):
+    config, params = load(each_family)
     rng = np.random.default_rng(1)
     lengths = [(9, 5, 8), (1, 2, 1), (20, 11, 3)]
     pairs = [
@@ -100,20 +125,39 @@ def test_packed_prefix_shared_rows_equal_torch_on_separate_sequences(each_model,
     ]
     shape = BatchShape(rows=2, row_length=40, pairs=2, scores=20, sequences=3, sequence_width=31)
     batch = pack_batch(pairs, [[0, 1], [2]], shape)
-    hidden = run(config, params, None, batch, Compute(jnp.float32, attention, "none"))
-    weight = head_weight(config, params)
-    ours = np.asarray(token_logps(hidden, weight, batch.score_index, batch.score_target, Head()))
-
-    expected = np.zeros_like(ours)
+    expected = np.zeros((2, 20), np.float32)
     for row, members in enumerate([[0, 1], [2]]):
         scored = 0
         for prompt, *completions in (pairs[member] for member in members):
             for completion in completions:
                 ids = torch.tensor(np.concatenate([prompt, completion])[None]).long()
                 with torch.no_grad():
-                    logps = each_model.torch_model(ids).logits.log_softmax(-1)[0]
+                    logps = each_family.torch_model(ids).logits.log_softmax(-1)[0]
                 span = np.arange(len(prompt) - 1, len(prompt) + len(completion) - 1)
                 expected[row, scored : scored + len(completion)] = logps[span, completion]
                 scored += len(completion)
     scored = batch.score_pair > 0
-    np.testing.assert_allclose(ours[scored], expected[scored], rtol=1e-5, atol=2e-5)
+    for attention in ("dense", "gather"):
+        hidden = run(config, params, None, batch, Compute(jnp.float32, attention, "none"))
+        weight, head = head_weight(config, params), Head(config.logit_scale, config.logit_softcap)
+        ours = np.asarray(token_logps(hidden, weight, batch.score_index, batch.score_target, head))
+        np.testing.assert_allclose(ours[scored], expected[scored], rtol=1e-5, atol=2e-5)
+
+
+def test_greedy_generation_equals_torch(each_family):
+    """Twenty prompts of four lengths, through the cache of keys and values."""
+    config, params = load(each_family)
+    rng = np.random.default_rng(2)
+    prompts = [rng.integers(1, 64, (5, length)) for length in (3, 6, 8, 11)]
+    sampling = SamplingConfig(max_new_tokens=12, batch_size=20)
+    each = [prompt.tolist() for group in prompts for prompt in group]
+    ours = [new.ids for new in generate(config, params, None, each, sampling, [], DENSE)]
+    theirs = []
+    for group in prompts:
+        ids = torch.tensor(group)
+        with torch.no_grad():
+            for _ in range(12):  # The full forward, token by token.
+                last = each_family.torch_model(ids, use_cache=False).logits[:, -1]
+                ids = torch.cat([ids, last.argmax(-1, keepdim=True)], dim=1)
+        theirs += ids[:, group.shape[1] :].tolist()
+    assert ours == theirs

@@ -1,13 +1,21 @@
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 from jaxdpo.data.packing import pack_batch
 from jaxdpo.data.plan import BatchShape
-from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
+from jaxdpo.model.config import (
+    AttentionConfig,
+    ExpertsConfig,
+    MLPConfig,
+    ModelConfig,
+    NormConfig,
+)
 from jaxdpo.model.decoder import (
     Compute,
     abstract_params,
@@ -162,53 +170,75 @@ def test_a_later_token_never_changes_an_earlier_one(config, params, packed):
 
 
 def test_config_refuses_what_does_not_fit():
-    heads = AttentionConfig(num_heads=4, num_kv_heads=3, head_dim=8)
     fields = dict(vocab_size=8, hidden_size=8, num_layers=2, mlp=MLPConfig(intermediate_size=8))
     with pytest.raises(ValueError, match="num_heads 4 is not a multiple of num_kv_heads 3"):
-        ModelConfig(attention=heads, **fields)
+        AttentionConfig(num_heads=4, num_kv_heads=3, head_dim=8)
+    with pytest.raises(ValueError, match="3 channels are rotated, which must be an even number"):
+        AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=3)
+    with pytest.raises(ValueError, match="rope and layer_ropes are both given"):
+        AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=4, layer_ropes=(None,))
+    with pytest.raises(ValueError, match="3 experts a token, of 2"):
+        ExpertsConfig(num_experts=2, per_token=3)
     windowed = AttentionConfig(num_heads=2, num_kv_heads=2, head_dim=8, windows=(4,))
     with pytest.raises(ValueError, match="1 windows for 2 layers"):
         ModelConfig(attention=windowed, **fields)
 
 
-def perturbed(config: ModelConfig) -> dict[str, ModelConfig]:
-    """The config with each of its fields changed in turn, by the field's dotted name."""
-    attention, mlp, rope = config.attention, config.mlp, config.rope
-    changes = {
-        "vocab_size": 41,
-        "hidden_size": 26,
-        "num_layers": 2,
-        "norm_eps": 0.1,
-        "tied_head": True,
-        "logit_scale": 0.5,
-        "logit_softcap": 3.0,
-        "attention.num_heads": 4,
-        "attention.num_kv_heads": 1,
-        "attention.head_dim": 8,
-        "attention.qkv_bias": False,
-        "attention.output_bias": True,
-        "attention.windows": (None, 4, 3),
-        "mlp.intermediate_size": 30,
-        "mlp.bias": False,
-        "rope.theta": 100.0,
-        "rope.scaling": LinearScaling(factor=2.0),
-    }
-    result = {}
-    for name, value in changes.items():
-        group, _, field = name.rpartition(".")
-        if group:
-            part = {"attention": attention, "mlp": mlp, "rope": rope}[group]
-            value = part.model_copy(update={field: value})
-        result[name] = config.model_copy(update={group or field: value})
-    return result
+ROPE, OTHER = RopeConfig(), RopeConfig(theta=100.0)
+# Each field of the config, by its dotted name, with another value than the fixture's.
+CHANGES = {
+    "vocab_size": 41,
+    "hidden_size": 26,
+    "num_layers": 2,
+    "learned_positions": 16,
+    "embed_scale": 2.0,
+    "residual_scale": 0.5,
+    "tied_head": True,
+    "logit_scale": 0.5,
+    "logit_softcap": 3.0,
+    "attention.num_heads": 4,
+    "attention.num_kv_heads": 1,
+    "attention.head_dim": 8,
+    "attention.qkv_bias": False,
+    "attention.output_bias": True,
+    "attention.qk_norm": "head",
+    "attention.scale": 0.1,
+    "attention.softcap": 0.5,
+    "attention.windows": (None, 4, 3),
+    "attention.rope": None,
+    "attention.rope.theta": 100.0,
+    "attention.rope.partial": 0.5,
+    "attention.rope.scaling": LinearScaling(factor=2.0),
+    "attention.layer_ropes": (ROPE, None, OTHER),
+    "mlp.intermediate_size": 30,
+    "mlp.bias": False,
+    "mlp.activation": "gelu",
+    "mlp.gated": False,
+    "mlp.experts": ExpertsConfig(num_experts=2, per_token=1),
+    "norm.kind": "layer",
+    "norm.eps": 0.1,
+    "norm.before": False,
+    "norm.after": True,
+}
+
+
+def changed(config: BaseModel, path: list[str], value: Any) -> Any:
+    """The config with the field at a path changed, unvalidated."""
+    if len(path) > 1:
+        value = changed(getattr(config, path[0]), path[1:], value)
+    return config.model_copy(update={path[0]: value})
 
 
 def test_no_field_of_the_config_is_dead(config, params, packed):
-    changed = perturbed(config)
-    groups = {"attention": AttentionConfig, "mlp": MLPConfig, "rope": RopeConfig}
-    fields = {name for name in ModelConfig.model_fields if name not in groups}
-    fields |= {f"{group}.{name}" for group, kind in groups.items() for name in kind.model_fields}
-    assert changed.keys() == fields
+    groups = {
+        "": ModelConfig,
+        "attention.": AttentionConfig,
+        "attention.rope.": RopeConfig,
+        "mlp.": MLPConfig,
+        "norm.": NormConfig,
+    }
+    fields = {prefix + name for prefix, kind in groups.items() for name in kind.model_fields}
+    assert CHANGES.keys() == fields - {"attention", "mlp", "norm"}
 
     def outcome(config):
         shapes = jax.tree.map(lambda leaf: leaf.shape, abstract_params(config, jnp.float32))
@@ -217,6 +247,21 @@ def test_no_field_of_the_config_is_dead(config, params, packed):
         return shapes, logits(config, params, run(config, params, None, packed, DENSE))
 
     shapes, expected = outcome(config)
-    for name, other in changed.items():
-        other_shapes, values = outcome(other)
+    for name, value in CHANGES.items():
+        other_shapes, values = outcome(changed(config, name.split("."), value))
         assert other_shapes != shapes or not np.allclose(values, expected, atol=1e-3), name
+
+
+@pytest.mark.parametrize("kind", ["rms-fp32", "rms-plus-one"])
+def test_kinds_of_norm(config, params, packed, kind):
+    """In fp32 the order of rounding is nothing, and a scale stored less one is the same scale."""
+    other = changed(config, ["norm", "kind"], kind)
+    stored = params
+    if kind == "rms-plus-one":
+        stored = jax.tree.map_with_path(
+            lambda path, leaf: leaf - 1 if path[-1].key == "scale" else leaf, params
+        )
+    expected = run(config, params, None, packed, DENSE)
+    np.testing.assert_allclose(
+        run(other, stored, None, packed, DENSE), expected, rtol=1e-4, atol=1e-4
+    )

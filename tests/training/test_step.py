@@ -13,12 +13,13 @@ from jax.sharding import PartitionSpec as P
 from jaxdpo.data.packing import empty_batch
 from jaxdpo.data.plan import BatchConfig, BatchShape, Packer, choose_row_length, make_train_plan
 from jaxdpo.losses import LossConfig
+from jaxdpo.model.config import ExpertsConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import Compute, abstract_params
 from jaxdpo.model.lora import LoraConfig, init_lora
-from jaxdpo.sharding import shardings_for
+from jaxdpo.sharding import batch_shards, shardings_for
 from jaxdpo.training.loop import LaggedMetrics, TrainData, run_steps
 from jaxdpo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from jaxdpo.training.step import Objective, init_state, make_train_step
+from jaxdpo.training.step import MovingReference, Objective, init_state, make_train_step
 from tests.tiny import MODEL, mesh_of, random_pairs, random_params
 
 PAIRS = random_pairs(24)
@@ -34,11 +35,13 @@ class Setting:
     """How the same three steps are computed."""
 
     batch: BatchConfig = field(default_factory=lambda: BatchConfig(size=8))
-    mesh: tuple[int, int, int] = (1, 1, 1)
+    mesh: tuple[int, ...] = (1, 1, 1)
     attention: str = "dense"
     remat: str = "none"
     lora: LoraConfig | None = None
     online: bool = False
+    model: ModelConfig = MODEL
+    loss: LossConfig = LossConfig(beta=0.1)  # noqa: RUF009 - frozen
 
 
 @cache
@@ -46,23 +49,23 @@ def run(setting: Setting) -> tuple[list[dict[str, float]], Any, int]:
     """Metrics of each step, what was trained, and how often the step was compiled."""
     mesh, batch = mesh_of(*setting.mesh), setting.batch
     with jax.set_mesh(mesh):
-        rows = batch.rows_per_device * setting.mesh[0] * setting.mesh[1]
+        rows = batch.rows_per_device * batch_shards()
         row_length = choose_row_length(PAIRS.lengths, batch, rows)
         plan = make_train_plan(Packer(PAIRS.lengths, batch, rows, row_length), 0, 1.0, None)
         compute = Compute(jnp.float32, setting.attention, setting.remat, setting.lora)
-        params = random_params(mesh)
+        params = random_params(mesh, model=setting.model)
         frozen = None
         trainable = params
         if setting.lora is not None:
             frozen = params
-            trainable = init_lora(MODEL, setting.lora, jax.random.key(1))
+            trainable = init_lora(setting.model, setting.lora, jax.random.key(1))
             trainable = jax.device_put(trainable, shardings_for(trainable, mesh))
         elif setting.online:
             frozen = jax.tree.map(jnp.copy, params)
         schedule = make_schedule(OPTIMIZER, plan.num_steps, lora=False)
         optimizer = make_optimizer(OPTIMIZER, schedule)
         state = init_state(trainable, optimizer, mesh)
-        objective = Objective(MODEL, compute, LossConfig(beta=0.1), batch.size, seed=0)
+        objective = Objective(setting.model, compute, setting.loss, batch.size, seed=0)
         step = make_train_step(objective, optimizer, schedule, mesh, state)
         reference = None if setting.online else REFERENCE
         data = TrainData(PAIRS, plan, plan.shape(setting.attention == "gather"), reference)
@@ -116,6 +119,53 @@ def test_packing_and_sharing_change_the_cost_and_not_the_step(setting):
     assert_same(setting, PLAIN)
 
 
+# Token-weighted, sorted over the step, and by rank of tokens: what could depend on the packing.
+LOSSES = [
+    LossConfig(type=["ipo", "sft", "aot"], weights=[0.01, 0.5, 1.0], ld_alpha=0.3),
+    LossConfig(type=["sigmoid", "sft"], use_weighting=True),
+]
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: "+".join(loss.type))
+def test_other_losses_do_not_depend_on_the_packing_either(loss, mesh):
+    plain = Setting(BatchConfig(size=8, pack=False, share_prefix=False), loss=loss)
+    assert_same(Setting(BatchConfig(size=8, row_length=64), mesh=mesh, loss=loss), plain)
+
+
+def test_a_moving_reference_moves_as_often_and_as_far_as_it_is_told():
+    mesh, batch, mixup = mesh_of(1, 1, 1), BatchConfig(size=8), 0.25
+    with jax.set_mesh(mesh):
+        packer = Packer(PAIRS.lengths, batch, 1, choose_row_length(PAIRS.lengths, batch, 1))
+        plan = make_train_plan(packer, 0, 1.0, None)
+        schedule = make_schedule(OPTIMIZER, 3, lora=False)
+        optimizer = make_optimizer(OPTIMIZER, schedule)
+        params = random_params(mesh)
+        expected = jax.device_get(params)
+        copy = jax.tree.map(jnp.copy, params)
+        state = init_state(params, optimizer, mesh, reference=copy)
+        compute, moving = Compute(jnp.float32, "dense", "none"), MovingReference(mixup, every=2)
+        objective = Objective(MODEL, compute, LossConfig(), 8, seed=0, moving=moving)
+        step = make_train_step(objective, optimizer, schedule, mesh, state)
+        data = TrainData(PAIRS, plan, plan.shape(False), None)
+        margins = []
+        for number, after, metrics in run_steps(step, state, None, data, mesh, 0):
+            if number % 2 == 0:
+                expected = jax.tree.map(
+                    lambda new, old: mixup * new + (1 - mixup) * old,
+                    jax.device_get(after.trainable),
+                    expected,
+                )
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
+                jax.device_get(after.reference),
+                expected,
+            )
+            margins.append(float(metrics["rewards/margins"]))
+    np.testing.assert_allclose(margins[0], 0, atol=1e-6)
+    assert margins[1] != 0
+
+
 @pytest.mark.parametrize(
     "setting",
     [
@@ -130,6 +180,46 @@ def test_packing_and_sharing_change_the_cost_and_not_the_step(setting):
 )
 def test_eight_devices_equal_one(setting):
     assert_same(setting, PLAIN)
+
+
+EXPERTS = ExpertsConfig(num_experts=4, per_token=2, router_loss=0.05)
+SPARSE = MODEL.model_copy(update={"mlp": MLPConfig(intermediate_size=48, experts=EXPERTS)})
+# The router's loss is of a microbatch, so these have the same ones: eight rows of 80 tokens.
+EIGHT_ROWS = BatchConfig(size=8, row_length=80, rows_per_device=8)
+PLAIN_SPARSE = Setting(EIGHT_ROWS, model=SPARSE)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        Setting(BatchConfig(size=8, row_length=80), (1, 2, 1, 4), remat="full", model=SPARSE),
+        Setting(BatchConfig(size=8, row_length=80, rows_per_device=2), (1, 2, 2, 2), model=SPARSE),
+    ],
+    ids=lambda setting: f"{setting.mesh}",
+)
+def test_experts_on_eight_devices_equal_one(setting):
+    assert_same(setting, PLAIN_SPARSE)
+    for one, other in zip(run(setting)[0], run(PLAIN_SPARSE)[0], strict=True):
+        assert other["router_loss"] > 1
+        np.testing.assert_allclose(one["router_loss"], other["router_loss"], rtol=1e-5)
+
+
+def test_the_router_loss_is_in_the_gradient_by_its_factor():
+    without = EXPERTS.model_copy(update={"router_loss": 0.0})
+    model = SPARSE.model_copy(update={"mlp": SPARSE.mlp.model_copy(update={"experts": without})})
+    with_loss, _, _ = run(PLAIN_SPARSE)
+    without_loss, _, _ = run(Setting(EIGHT_ROWS, model=model))
+    assert with_loss[0]["loss"] == without_loss[0]["loss"]
+    assert abs(with_loss[0]["grad_norm"] - without_loss[0]["grad_norm"]) > 1e-4
+
+
+def test_experts_with_adapters():
+    metrics, adapters, _ = run(
+        Setting(EIGHT_ROWS, model=SPARSE, lora=LoraConfig(rank=4), online=True)
+    )
+    np.testing.assert_allclose(metrics[0]["loss"], np.log(2), rtol=1e-6)
+    assert set(adapters["layers"]) == {"attention"}
+    assert metrics[0]["grad_norm"] > 0
 
 
 def test_parameters_and_moments_are_cut_by_the_table():

@@ -1,0 +1,98 @@
+"""The model families: for each, its tensors' names and its config fields, both ways.
+
+A family is a difference from Llama: a table of rows `ours ↔ Hugging Face name`, read forwards to
+load and backwards to save, and two functions between the fields of its config.json and ours. To add
+one, append a `Family` to `FAMILIES`; the tests of the hub run over all of them.
+"""
+
+from typing import Any
+
+from jaxdpo.errors import UserError, nearest
+from jaxdpo.hub.families.family import Family, HfConfig
+from jaxdpo.hub.families.gemma import GEMMA_FAMILIES
+from jaxdpo.hub.families.gpt2 import GPT2
+from jaxdpo.hub.families.llama import LLAMA_FAMILIES
+from jaxdpo.hub.families.moe import MOE_FAMILIES
+from jaxdpo.hub.families.olmo import OLMO_FAMILIES
+from jaxdpo.hub.families.row import Row
+from jaxdpo.model.config import ModelConfig
+
+__all__ = ["FAMILIES", "Family", "Row", "config_from_hf", "config_to_hf", "family_of"]
+
+FAMILIES = {
+    family.model_type: family
+    for family in (*LLAMA_FAMILIES, *GEMMA_FAMILIES, *OLMO_FAMILIES, GPT2, *MOE_FAMILIES)
+}
+
+_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+
+
+def family_of(hf_config: HfConfig) -> Family:
+    """The family that a config.json names.
+
+    Raises:
+      UserError: If it is none of `FAMILIES`.
+    """
+    model_type = hf_config.get("model_type")
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"config.json: model_type {model_type!r} is not supported"
+            f"{nearest(str(model_type), FAMILIES)}. There are {', '.join(FAMILIES)}; another is "
+            "added by a table of its tensors in jaxdpo/hub/families"
+        )
+    return FAMILIES[model_type]
+
+
+def config_from_hf(hf_config: HfConfig, context: int | None = None) -> ModelConfig:
+    """The architecture that a config.json describes.
+
+    Args:
+      hf_config: The config.json.
+      context: Longest sequence there will be, in tokens. The rotary embeddings "dynamic" and
+        "longrope" are those for sequences of that length, whatever a sequence's own length; None
+        for the length the model was first trained with.
+
+    Raises:
+      UserError: For an unknown family, a missing field, or a value that is not implemented.
+    """
+    family = family_of(hf_config)
+    hf = {**family.defaults, **hf_config}
+    hf |= {llama: hf[own] for llama, own in family.names.items() if own in hf}
+    for field, allowed in family.only.items():
+        if hf.get(field) not in (*allowed, None):
+            raise UserError(
+                f"config.json: {field} {hf[field]!r} is not implemented for {family.model_type}"
+            )
+    sizes = _SIZES if family.names else (*_SIZES, "intermediate_size")
+    for field in sizes:
+        if not isinstance(hf.get(field), int) or hf[field] < 1:
+            name = family.names.get(field, field)
+            raise UserError(f"config.json: {name} is {hf.get(field)!r}; it must be a number ≥ 1")
+    try:
+        return ModelConfig.model_validate(family.read(hf, context))
+    except KeyError as error:
+        raise UserError(f"config.json: {error.args[0]} is missing") from error
+    except ValueError as error:
+        raise UserError(f"config.json: {error}") from error
+
+
+def config_to_hf(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    """The config.json of a model: the original's, with what `config` says written over it.
+
+    Args:
+      config: Architecture.
+      original: config.json the model was loaded from, or `{"model_type": ...}` for a new one.
+
+    Raises:
+      UserError: If the family cannot express `config`.
+    """
+    family = family_of(original)
+    hf_config = {
+        **original,
+        "architectures": [family.architecture],
+        **family.write(config, original),
+    }
+    context = max((getattr(r.scaling, "length", 0) for r in config.attention.ropes), default=0)
+    if config_from_hf(hf_config, context or None) != config:
+        raise UserError(f"the {family.model_type} family cannot express this model: {config}")
+    return hf_config

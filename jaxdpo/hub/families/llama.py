@@ -1,0 +1,231 @@
+"""Llama and its near relations: Mistral, Qwen2, Qwen3, SmolLM3, Granite, Phi-3."""
+
+from typing import Any
+
+from jaxdpo.hub.families.family import (
+    LLAMA_DEFAULTS,
+    LLAMA_ONLY,
+    QK_NORM_ROWS,
+    Family,
+    Fields,
+    HfConfig,
+    llama_fields,
+    llama_rows,
+    merged,
+    windows_of,
+    with_rows,
+    written_sizes,
+    written_windows,
+)
+from jaxdpo.hub.families.row import Row, fused
+from jaxdpo.hub.rope import rope_from_hf, rope_to_hf
+from jaxdpo.model.config import ModelConfig
+
+_NO_BIAS = {"attention": {"qkv_bias": False, "output_bias": False}, "mlp": {"bias": False}}
+
+
+def _write_llama(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    return {
+        **written_sizes(config, original),
+        "attention_bias": config.attention.qkv_bias,
+        "mlp_bias": config.mlp.bias,
+    }
+
+
+def read_mistral(hf: HfConfig, context: int | None, theta: float = 10000.0) -> Fields:
+    """Llama without biases and with one window for all layers."""
+    window = hf["sliding_window"]
+    windows = None if window is None else (window,) * hf["num_hidden_layers"]
+    fields = merged(llama_fields(hf, context, theta), _NO_BIAS)
+    return merged(fields, {"attention": {"windows": windows}})
+
+
+def write_mistral(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    """The inverse of `read_mistral`."""
+    windows = config.attention.windows
+    window = None if windows is None else windows[0]
+    return {**written_sizes(config, original), "sliding_window": window}
+
+
+def _qwen_windows(hf: HfConfig) -> Fields:
+    window = hf["sliding_window"] if hf["use_sliding_window"] else None
+    first = hf["max_window_layers"]
+    sliding = [window is not None and n >= first for n in range(hf["num_hidden_layers"])]
+    return windows_of(hf, sliding, window)
+
+
+def _write_qwen_windows(config: ModelConfig) -> dict[str, Any]:
+    used = config.attention.windows is not None
+    return {**written_windows(config), "use_sliding_window": used}
+
+
+def _read_qwen2(hf: HfConfig, context: int | None) -> Fields:
+    bias = {"qkv_bias": True, "output_bias": False}
+    changes = {"attention": {**bias, **_qwen_windows(hf)}, "mlp": {"bias": False}}
+    return merged(llama_fields(hf, context), changes)
+
+
+def _write_qwen2(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    return {**written_sizes(config, original), **_write_qwen_windows(config)}
+
+
+def _read_qwen3(hf: HfConfig, context: int | None) -> Fields:
+    changes = {"attention": {"qk_norm": "head", **_qwen_windows(hf)}, "mlp": {"bias": False}}
+    return merged(llama_fields(hf, context), changes)
+
+
+def _write_qwen3(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    bias = config.attention.qkv_bias
+    return {**_write_qwen2(config, original), "attention_bias": bias}
+
+
+def _read_smollm3(hf: HfConfig, context: int | None) -> Fields:
+    layers = range(hf["num_hidden_layers"])
+    rotated = hf.get("no_rope_layers") or [
+        (number + 1) % hf["no_rope_layer_interval"] for number in layers
+    ]
+    rope = rope_from_hf(hf, context, theta=2000000.0)
+    window = hf["sliding_window"] if hf["use_sliding_window"] else None
+    sliding = [window is not None and not rotates for rotates in rotated]
+    changes = {
+        "rope": None,
+        "layer_ropes": tuple(rope if rotates else None for rotates in rotated),
+        **windows_of(hf, sliding, window),
+    }
+    return merged(llama_fields(hf, context), {"attention": changes})
+
+
+def _write_smollm3(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    attention = config.attention
+    layer_ropes = attention.layer_ropes or ()
+    ropes = {} if not attention.ropes else rope_to_hf(attention.ropes[0], original)
+    return {
+        **_write_llama(config, original),
+        **_write_qwen_windows(config),
+        **ropes,
+        "no_rope_layers": [int(rope is not None) for rope in layer_ropes],
+    }
+
+
+def _read_granite(hf: HfConfig, context: int | None) -> Fields:
+    return llama_fields(hf, context) | {
+        "attention": {
+            **llama_fields(hf, context)["attention"],
+            "scale": hf["attention_multiplier"],
+        },
+        "embed_scale": hf["embedding_multiplier"],
+        "residual_scale": hf["residual_multiplier"],
+        "logit_scale": 1 / hf["logits_scaling"],
+    }
+
+
+def _write_granite(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    return {
+        **_write_llama(config, original),
+        "attention_multiplier": config.attention.scale,
+        "embedding_multiplier": config.embed_scale,
+        "residual_multiplier": config.residual_scale,
+        # 1 / (1 / 49) is a little more than 49.
+        "logits_scaling": float(f"{1 / config.logit_scale:.15g}"),
+    }
+
+
+def _phi3_rows(config: ModelConfig) -> tuple[Row, ...]:
+    attention, middle = config.attention, config.mlp.intermediate_size
+    q, kv = (n * attention.head_dim for n in (attention.num_heads, attention.num_kv_heads))
+    layer = "model.layers.{i}"
+    return with_rows(
+        llama_rows(config),
+        *fused("attention", {"q": q, "k": kv, "v": kv}, f"{layer}.self_attn.qkv_proj"),
+        *fused("mlp", {"gate": middle, "up": middle}, f"{layer}.mlp.gate_up_proj"),
+    )
+
+
+def _read_phi3(hf: HfConfig, context: int | None) -> Fields:
+    # Phi-3's first checkpoints call longrope "su" or "yarn".
+    scaling = dict(hf.get("rope_scaling") or {})
+    for key in ("type", "rope_type"):
+        if scaling.get(key) in ("su", "yarn"):
+            scaling[key] = "longrope"
+    hf = {**hf, "rope_scaling": scaling or None}
+    rope = rope_from_hf(hf, context, partial=True)
+    return merged(read_mistral({**hf, **_FULL}, context), {"attention": {"rope": rope}})
+
+
+# What Mistral's reader is given in place of Phi-3's rotation, which it does not know.
+_FULL = {"rope_scaling": None, "rope_parameters": None, "partial_rotary_factor": None}
+
+
+def _write_phi3(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    written = write_mistral(config, original)
+    scaling = written["rope_scaling"]
+    if scaling is not None:
+        original_length = scaling["original_max_position_embeddings"]
+        written["original_max_position_embeddings"] = original_length
+        lists = {name: scaling[name] for name in ("short_factor", "long_factor")}
+        if len(scaling) == len(lists) + 2:
+            # Before transformers 5 Phi-3 knew these keys and refused any other.
+            written["rope_scaling"] = {"type": "longrope", **lists}
+    return written
+
+
+QWEN_DEFAULTS = {
+    **LLAMA_DEFAULTS,
+    "num_key_value_heads": 32,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+
+LLAMA_FAMILIES = (
+    Family(
+        "llama", "LlamaForCausalLM", llama_rows, llama_fields, _write_llama,
+        defaults=LLAMA_DEFAULTS,
+        only=LLAMA_ONLY,
+    ),
+    Family(
+        "mistral", "MistralForCausalLM", llama_rows, read_mistral, write_mistral,
+        defaults={**LLAMA_DEFAULTS, "num_key_value_heads": 8, "sliding_window": 4096},
+        only={**LLAMA_ONLY, "layer_types": (None,)},
+    ),
+    Family(
+        "qwen2", "Qwen2ForCausalLM", llama_rows, _read_qwen2, _write_qwen2,
+        defaults=QWEN_DEFAULTS,
+        only=LLAMA_ONLY,
+    ),
+    Family(
+        "qwen3", "Qwen3ForCausalLM",
+        lambda config: llama_rows(config) + QK_NORM_ROWS,
+        _read_qwen3, _write_qwen3,
+        defaults={**QWEN_DEFAULTS, "head_dim": 128},
+        only=LLAMA_ONLY,
+    ),
+    Family(
+        "smollm3", "SmolLM3ForCausalLM", llama_rows, _read_smollm3, _write_smollm3,
+        defaults={
+            **LLAMA_DEFAULTS,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": True,
+            "no_rope_layer_interval": 4,
+            "use_sliding_window": False,
+            "sliding_window": None,
+        },
+        only=LLAMA_ONLY,
+    ),
+    Family(
+        "granite", "GraniteForCausalLM", llama_rows, _read_granite, _write_granite,
+        defaults={
+            **LLAMA_DEFAULTS,
+            "attention_multiplier": 1.0,
+            "embedding_multiplier": 1.0,
+            "residual_multiplier": 1.0,
+            "logits_scaling": 1.0,
+        },
+        only=LLAMA_ONLY,
+    ),
+    Family(
+        "phi3", "Phi3ForCausalLM", _phi3_rows, _read_phi3, _write_phi3,
+        defaults={**LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "sliding_window": None},
+        only=LLAMA_ONLY,
+    ),
+)  # fmt: skip

@@ -1,0 +1,84 @@
+"""OLMo 2 and 3: no norms before attention and MLP, but after them, and over all of q and of k."""
+
+from typing import Any
+
+from jaxdpo.hub.families.family import (
+    LLAMA_DEFAULTS,
+    LLAMA_ONLY,
+    QK_NORM_ROWS,
+    Family,
+    Fields,
+    HfConfig,
+    llama_fields,
+    llama_rows,
+    merged,
+    windows_of,
+    with_rows,
+    written_sizes,
+    written_windows,
+)
+from jaxdpo.hub.families.row import Row
+from jaxdpo.hub.rope import layer_ropes_from_hf, layer_ropes_to_hf
+from jaxdpo.model.config import ModelConfig
+
+_THETAS = {"full_attention": 500000.0, "sliding_attention": 500000.0}
+
+
+def _olmo_rows(config: ModelConfig) -> tuple[Row, ...]:
+    layer = "model.layers.{i}"
+    return with_rows(
+        llama_rows(config),
+        Row("layers/attention_post_norm/scale", f"{layer}.post_attention_layernorm.weight"),
+        Row("layers/mlp_post_norm/scale", f"{layer}.post_feedforward_layernorm.weight"),
+        *QK_NORM_ROWS,
+        without=("layers/attention_norm", "layers/mlp_norm"),
+    )
+
+
+def _read_olmo2(hf: HfConfig, context: int | None) -> Fields:
+    changes = {
+        "attention": {"qk_norm": "flat"},
+        "mlp": {"bias": False},
+        "norm": {"kind": "rms-fp32", "before": False, "after": True},
+    }
+    return merged(llama_fields(hf, context), changes)
+
+
+def _write_olmo2(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    return {**written_sizes(config, original), "attention_bias": config.attention.qkv_bias}
+
+
+def _read_olmo3(hf: HfConfig, context: int | None) -> Fields:
+    layers = hf["num_hidden_layers"]
+    windows = windows_of(hf, [(n + 1) % 4 != 0 for n in range(layers)], hf["sliding_window"])
+    by_type = layer_ropes_from_hf(hf, _THETAS, context, local="rope_theta")
+    full, sliding = by_type["full_attention"], by_type["sliding_attention"]
+    each = windows["windows"] or (None,) * layers
+    changes = {
+        **windows,
+        "rope": None,
+        "layer_ropes": tuple(full if window is None else sliding for window in each),
+    }
+    plain = {**hf, "rope_parameters": None, "rope_scaling": None, "rope_theta": None}
+    return merged(_read_olmo2(plain, context), {"attention": changes})
+
+
+def _write_olmo3(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    ropes = layer_ropes_to_hf(config.attention, original, _THETAS, local="rope_theta")
+    return {**_write_olmo2(config, original), **written_windows(config), **ropes}
+
+
+_DEFAULTS = {**LLAMA_DEFAULTS, "rms_norm_eps": 1e-5}
+
+OLMO_FAMILIES = (
+    Family(
+        "olmo2", "Olmo2ForCausalLM", _olmo_rows, _read_olmo2, _write_olmo2,
+        defaults=_DEFAULTS,
+        only=LLAMA_ONLY,
+    ),
+    Family(
+        "olmo3", "Olmo3ForCausalLM", _olmo_rows, _read_olmo3, _write_olmo3,
+        defaults={**_DEFAULTS, "sliding_window": 4096},
+        only=LLAMA_ONLY,
+    ),
+)  # fmt: skip
