@@ -6,10 +6,10 @@ config = load_config("configs/quickstart.yaml", ["loss.beta=0.2", "lora.rank=8"]
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.plan import BatchConfig
@@ -17,7 +17,7 @@ from jaxdpo.errors import UserError, nearest
 from jaxdpo.files import shipped
 from jaxdpo.losses import LossConfig
 from jaxdpo.model.lora import LoraConfig
-from jaxdpo.reference import ReferenceConfig
+from jaxdpo.reference import ReferenceConfig, ReferenceKind
 from jaxdpo.sampling import SamplingConfig
 from jaxdpo.sharding import MeshConfig
 from jaxdpo.training.checkpoint import CheckpointConfig
@@ -107,6 +107,36 @@ class RunConfig(BaseModel):
         default=SamplingConfig(), description="completions in the summary"
     )
     export: ExportConfig = Field(default=ExportConfig(), description="the exported model")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        reference, losses = self.reference, " and ".join(self.loss.type)
+        given = reference.kind not in (None, "none") or reference.path is not None
+        if given and not self.loss.reads_reference:
+            raise ValueError(
+                f"reference would be ignored: {losses} read no reference model; leave it out"
+            )
+        if self.data.turns != "last" and not self.loss.supervised:
+            raise ValueError(
+                f"data.turns is {self.data.turns!r}, but {losses} compare last answers alone; it "
+                "is read with loss.type=sft"
+            )
+        if reference.kind == "adapter_off" and self.lora is None:
+            raise ValueError(
+                "reference.kind is adapter_off, but there is no adapter to switch off; set "
+                "lora.rank, or reference.kind=precomputed"
+            )
+        if reference.kind in ("frozen", "moving") and self.lora is not None:
+            raise ValueError(
+                f"reference.kind is {reference.kind}, but under LoRA the base model is frozen; set "
+                "reference.kind=adapter_off, or precomputed"
+            )
+        return self
+
+    @property
+    def reference_kind(self) -> ReferenceKind:
+        """Where the reference log-probs come from, the default resolved."""
+        return self.reference.kind or ("precomputed" if self.loss.reads_reference else "none")
 
 
 # What may differ when a run is continued: it changes neither the data nor the arithmetic. (Of the
@@ -243,6 +273,9 @@ def _describe(problem: Any) -> str:
         )
     if problem["type"] == "missing":
         return f"{name}: must be given; set {name}=… on the command line or in the YAML file"
+    if problem["type"] == "value_error":
+        # Said by a section's own check, which names fields and values.
+        return f"{name}{': ' if name else ''}{problem['ctx']['error']}"
     return f"{name}: {problem['msg']}; it is {problem['input']!r}"
 
 

@@ -1,6 +1,6 @@
 """What a run shows while it lasts: a progress bar in a terminal or notebook, lines elsewhere."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,21 +41,23 @@ class Reporter:
 
     @contextmanager
     def counting(
-        self, what: str, total: int, scores: Iterator[tuple[np.ndarray, np.ndarray]]
-    ) -> Iterator[Iterator[tuple[np.ndarray, np.ndarray]]]:
-        """A bar over pairs that are being scored; it goes away when they are."""
+        self, what: str, total: int
+    ) -> Iterator[Callable[[Iterator[tuple[np.ndarray, Any]]], Iterator[tuple[np.ndarray, Any]]]]:
+        """A bar over pairs that are scored while it passes them on; it goes away when they are."""
         columns = (TextColumn(what), BarColumn(bar_width=10), MofNCompleteColumn())
         with Progress(
             *columns, TimeRemainingColumn(), console=self.console, transient=True
         ) as bars:
             task = bars.add_task("", total=total)
 
-            def counted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-                for indices, logps in scores:
+            def counted(
+                scores: Iterator[tuple[np.ndarray, Any]],
+            ) -> Iterator[tuple[np.ndarray, Any]]:
+                for indices, values in scores:
                     bars.advance(task, len(indices))
-                    yield indices, logps
+                    yield indices, values
 
-            yield counted()
+            yield counted
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Shows the TEST metrics after `step` steps."""
@@ -86,4 +88,5 @@ class StepProgress:
 
 def _line(metrics: dict[str, float]) -> str:
     names = {"rewards/margins": "margin", "rewards/accuracies": "accuracy"}
-    return "  ".join(f"{names.get(name, name)} {metrics[name]:.3f}" for name in _SHOWN)
+    shown = [name for name in _SHOWN if name in metrics]
+    return "  ".join(f"{names.get(name, name)} {metrics[name]:.3f}" for name in shown)

@@ -5,7 +5,7 @@ backward pass forms each chunk's logits again instead of keeping them.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +29,47 @@ class Head(NamedTuple):
     softcap: float | None = None
 
 
-def token_logps(
+class Wanted(NamedTuple):
+    """What is read off the logits beside log-probs, in the same pass; no gradients go through it.
+
+    Attributes:
+      log_weights: For losses weighted by the policy (WPO).
+      details: Entropy and top-1 accuracy.
+    """
+
+    log_weights: bool = False
+    details: bool = False
+
+
+LOGPS_ALONE = Wanted()
+
+
+class TokenScores(NamedTuple):
+    """Scores of tokens, f32 `[R, S]`; None where not wanted.
+
+    Attributes:
+      logps: Log-probability of the token, in nats.
+      log_weights: log p − log Σ p², the sum over the vocabulary.
+      entropy: Of the prediction, in nats.
+      correct: 1 where the token is the most likely one.
+    """
+
+    logps: jax.Array
+    log_weights: jax.Array | None = None
+    entropy: jax.Array | None = None
+    correct: jax.Array | None = None
+
+
+def token_scores(
     hidden_RTD: jax.Array,
     head_DV: jax.Array,
     score_index_RS: jax.Array,
     score_target_RS: jax.Array,
     head: Head,
+    wanted: Wanted = LOGPS_ALONE,
     chunk: int | None = None,
-) -> jax.Array:
-    """Log-probability of each scored token.
+) -> TokenScores:
+    """Log-probability of each scored token, and what else is wanted.
 
     Args:
       hidden_RTD: Hidden states after the final norm, `[R, T, D]`.
@@ -45,10 +77,8 @@ def token_logps(
       score_index_RS: i32 `[R, S]`, the token whose hidden state predicts.
       score_target_RS: i32 `[R, S]`, the predicted token.
       head: Scale and soft cap of the logits.
+      wanted: What is scored beside log-probs.
       chunk: Tokens of each row scored at once; by default as many as 2**24 logits allow.
-
-    Returns:
-      f32 `[R, S]`, in nats.
     """
     hidden_RSD = jnp.take_along_axis(hidden_RTD, score_index_RS[..., None], axis=1)
     rows, scores, _ = hidden_RSD.shape
@@ -68,11 +98,52 @@ def token_logps(
         padded = jnp.pad(array_RS, ((0, 0), (0, padding), *((0, 0),) * len(rest)))
         return jnp.moveaxis(padded.reshape(shards, rows // shards, chunks, chunk, *rest), 2, 0)
 
-    logps = _chunked_logps(
-        head, cut(hidden_RSD), head_DV.astype(hidden_RTD.dtype), cut(score_target_RS)
+    chunked: Any = _chunked_scores(
+        head, wanted, cut(hidden_RSD), head_DV.astype(hidden_RTD.dtype), cut(score_target_RS)
     )
-    assert isinstance(logps, jax.Array)
-    return jnp.moveaxis(logps, 0, 2).reshape(rows, chunks * chunk)[:, :scores]
+    return jax.tree.map(
+        lambda leaf: jnp.moveaxis(leaf, 0, 2).reshape(rows, chunks * chunk)[:, :scores], chunked
+    )
+
+
+def token_logps(
+    hidden_RTD: jax.Array,
+    head_DV: jax.Array,
+    score_index_RS: jax.Array,
+    score_target_RS: jax.Array,
+    head: Head,
+    chunk: int | None = None,
+) -> jax.Array:
+    """Log-probability of each scored token, f32 `[R, S]`; the arguments are `token_scores`'."""
+    return token_scores(
+        hidden_RTD, head_DV, score_index_RS, score_target_RS, head, chunk=chunk
+    ).logps
+
+
+def tail_discounts(
+    score_pair_RS: jax.Array, score_branch_RS: jax.Array, tokens_RP2: jax.Array, alpha: float
+) -> jax.Array:
+    """Factors on token log-probs: 1 as far as both completions go, alpha on the longer one's tail.
+
+    Liu et al. 2024, "Length Desensitization in Direct Preference Optimization", equation 9.
+
+    Args:
+      score_pair_RS: i32 `[R, S]`, as in a batch, whose completions' tokens stand together and in
+        the order of pairs, chosen before rejected.
+      score_branch_RS: i32 `[R, S]`.
+      tokens_RP2: f32 `[R, P, 2]`, tokens of each completion.
+      alpha: Factor on the tail.
+
+    Returns:
+      f32 `[R, S]`.
+    """
+    rows, pairs, _ = tokens_RP2.shape
+    lengths_RG = tokens_RP2.reshape(rows, pairs * 2)
+    start_RG = jnp.cumsum(lengths_RG, axis=1) - lengths_RG
+    slot_RS = jnp.maximum((score_pair_RS - 1) * 2 + (score_branch_RS - 1), 0)
+    number_RS = jnp.arange(slot_RS.shape[1])[None] - jnp.take_along_axis(start_RG, slot_RS, axis=1)
+    shared_RS = jnp.take_along_axis(tokens_RP2.min(-1), slot_RS // 2, axis=1)
+    return jnp.where(number_RS < shared_RS, 1.0, alpha)
 
 
 def sum_by_completion(
@@ -107,25 +178,36 @@ def _target_mask(targets: jax.Array, logits: jax.Array) -> jax.Array:
     return jax.lax.broadcasted_iota(jnp.int32, logits.shape, 3) == targets[..., None]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked_logps(head: Head, hidden: jax.Array, head_DV: jax.Array, targets: jax.Array):
-    """`[chunks, shards, rows, chunk, D]` hidden states → `[chunks, shards, rows, chunk]` logps."""
-    return _chunked_logps_fwd(head, hidden, head_DV, targets)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _chunked_scores(
+    head: Head, wanted: Wanted, hidden: jax.Array, head_DV: jax.Array, targets: jax.Array
+):
+    """`[chunks, shards, rows, chunk, D]` hidden states → scores `[chunks, shards, rows, chunk]`."""
+    return _chunked_scores_fwd(head, wanted, hidden, head_DV, targets)[0]
 
 
-def _chunked_logps_fwd(head: Head, hidden: jax.Array, head_DV: jax.Array, targets: jax.Array):
+def _chunked_scores_fwd(
+    head: Head, wanted: Wanted, hidden: jax.Array, head_DV: jax.Array, targets: jax.Array
+):
     def one_chunk(_, inputs):
         hidden_chunk, targets_chunk = inputs
         logits = _final_logits(head, hidden_chunk, head_DV)
         lse = jax.nn.logsumexp(logits, axis=-1)
         target = jnp.sum(jnp.where(_target_mask(targets_chunk, logits), logits, 0.0), axis=-1)
-        return None, (target - lse, lse)
+        log_weights = entropy = correct = None
+        if wanted.log_weights:
+            log_weights = target + lse - jax.nn.logsumexp(2 * logits, axis=-1)
+        if wanted.details:
+            entropy = lse - jnp.sum(jnp.exp(logits - lse[..., None]) * logits, axis=-1)
+            correct = (target >= jnp.max(logits, axis=-1)).astype(jnp.float32)
+        return None, (TokenScores(target - lse, log_weights, entropy, correct), lse)
 
-    _, (logps, lse) = jax.lax.scan(one_chunk, None, (hidden, targets))
-    return logps, (hidden, head_DV, targets, lse)
+    _, (scores, lse) = jax.lax.scan(one_chunk, None, (hidden, targets))
+    return scores, (hidden, head_DV, targets, lse)
 
 
-def _chunked_logps_bwd(head: Head, residuals, cotangent):
+def _chunked_scores_bwd(head: Head, wanted: Wanted, residuals, cotangents: TokenScores):
+    del wanted  # without gradients
     hidden, head_DV, targets, lse = residuals
 
     def one_chunk(gradient_GDV, inputs):
@@ -146,9 +228,9 @@ def _chunked_logps_bwd(head: Head, residuals, cotangent):
 
     zeros = cut_rows(jnp.zeros((hidden.shape[1], *head_DV.shape), jnp.float32))
     gradient_GDV, gradient_hidden = jax.lax.scan(
-        one_chunk, zeros, (hidden, targets, lse, cotangent)
+        one_chunk, zeros, (hidden, targets, lse, cotangents.logps)
     )
     return gradient_hidden, gradient_GDV.sum(0).astype(head_DV.dtype), None
 
 
-_chunked_logps.defvjp(_chunked_logps_fwd, _chunked_logps_bwd)
+_chunked_scores.defvjp(_chunked_scores_fwd, _chunked_scores_bwd)

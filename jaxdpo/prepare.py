@@ -1,5 +1,7 @@
 """All that a run needs before its first step: model, planned pairs, reference log-probs."""
 
+import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,9 +26,10 @@ from jaxdpo.data.plan import (
 from jaxdpo.data.tokenizing import LoadedPairs, load_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import Policy, load_policy
+from jaxdpo.losses import LossConfig
 from jaxdpo.model.decoder import Compute
 from jaxdpo.model.lora import init_lora
-from jaxdpo.reference import cache_key, compute_and_store, load_cached
+from jaxdpo.reference import ReferenceCache, Scores, cache_key, compute_and_store, load_cached
 from jaxdpo.run_folder import RunFolder
 from jaxdpo.scoring import make_score_step, score_pairs, weights_digest
 from jaxdpo.sharding import agreed, batch_shards, shardings_for
@@ -45,7 +48,7 @@ class Prepared:
       test: The TEST pairs, or None if there are none.
       frozen: Parameters that stay as they are: LoRA's base, or a frozen reference, or None.
       trainable: What is trained, as it is before step 0; the run may donate it.
-      score_step: Scores a microbatch, `(params, lora, batch) → f32 [R, P, 2]`.
+      score_step: Scores a microbatch, `(params, lora, batch) → Completions [R, P, 2]`.
     """
 
     policy: Policy
@@ -85,8 +88,14 @@ def prepare(
         )
     # Where training starts is the reference: the model with its adapters.
     policy = loaded.merged()
+    if given_policy is not None:
+        # It may have been loaded for one device; where it lies right already, nothing is copied.
+        placed = jax.device_put(policy.params, shardings_for(policy.params, mesh))
+        policy = replace(policy, params=placed)
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
-    pairs = given_pairs or load_pairs(config.data, policy.chat, folder.path / "rejects.jsonl")
+    pairs = given_pairs or load_pairs(
+        config.data, policy.chat, folder.path / "rejects.jsonl", config.loss.supervised
+    )
     train, test = pairs.splits["TRAIN"], pairs.splits["TEST"]
     _report_data(pairs, config, reporter)
     digest = weights_digest(policy.params)
@@ -99,30 +108,88 @@ def prepare(
     )
     compute, plan, shape, scoring = _plan(config, train.lengths, test.lengths)
     reporter.say(_plan_text(plan, shape, compute))
-    score_step = make_score_step(policy.config, compute, mesh)
+    loss = config.loss
+    score_step = make_score_step(policy.config, compute, mesh, loss.ld_alpha, loss.use_weighting)
+    model = policy if config.reference.path is None else _other_reference(config, policy, mesh)
 
     def reference_of(split: TokenizedPairs) -> np.ndarray:
-        cache = folder.path / "reference"
-        key = cache_key(
-            digest, split.fingerprint, compute.dtype.name, policy.config.model_dump_json()
+        other = model is not policy
+        step = make_score_step(model.config, compute, mesh, loss.ld_alpha) if other else score_step
+        cache = ReferenceCache(
+            config.data.cache_folder() / "reference",
+            cache_key(
+                weights_digest(model.params) if other else digest,
+                split.fingerprint,
+                compute.dtype.name,
+                model.config.model_dump_json(),
+                loss.ld_alpha,
+            ),
+            len(split),
         )
-        cached = load_cached(cache, key, len(split))
+        cached = load_cached(cache)
         if agreed(cached is not None):
             assert cached is not None
             return cached
         packer = replace(plan.packer, lengths=split.lengths)
-        scores = score_pairs(score_step, policy.params, None, split, packer, scoring, mesh)
-        with reporter.counting("reference log-probs", len(split), scores) as counted:
-            return compute_and_store(cache, key, len(split), counted)
+        packing = hashlib.sha256(f"{packer.config} {scoring}".encode()).hexdigest()
+
+        def score_from(first: int) -> Scores:
+            scores = score_pairs(step, model.params, None, split, packer, scoring, mesh, first)
+            return ((indices, np.asarray(found.logps)) for indices, found in scores)
+
+        with reporter.counting("reference log-probs", len(split)) as counted:
+            return compute_and_store(cache, packing, lambda first: counted(score_from(first)))
 
     held_out = None
+    kind = config.reference_kind
     if len(test):
         packer = replace(plan.packer, lengths=test.lengths)
-        held_out = EvalData(test, packer, scoring, reference_of(test))
-    precomputed = config.reference.kind == "precomputed"
-    data = TrainData(train, plan, shape, reference_of(train) if precomputed else None)
+        reference = None if kind == "none" else reference_of(test)
+        held_out = EvalData(test, packer, scoring, reference, *_of_metadata(loss, test))
+    reference = reference_of(train) if kind == "precomputed" else None
+    data = TrainData(train, plan, shape, reference, *_of_metadata(loss, train))
     frozen, trainable = _trainable(config, policy, mesh, keep=given_policy is not None)
     return Prepared(policy, compute, data, held_out, frozen, trainable, score_step)
+
+
+def _other_reference(config: RunConfig, policy: Policy, mesh: Mesh) -> Policy:
+    """The model at `reference.path`, which must read the same token ids as the policy."""
+    path = config.reference.path
+    assert path is not None
+    other = load_policy(path, config.model.param_dtype, mesh).merged()
+    if other.chat.tokenizer.get_vocab() != policy.chat.tokenizer.get_vocab():
+        raise UserError(
+            f"reference.path {path}: its vocabulary is not that of {policy.source}, so it cannot "
+            "score the same tokens; use a model with the same tokenizer"
+        )
+    return other
+
+
+def _is_number(value: Any, at_least: float) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and value >= at_least
+
+
+def _of_metadata(
+    loss: LossConfig, pairs: TokenizedPairs
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The pairs' weights and margins, f32 `[N]` each, where the loss names a field for them."""
+
+    def column(option: str, key: str | None) -> np.ndarray | None:
+        if key is None:
+            return None
+        found = [pairs.metadata(index).get(key) for index in range(len(pairs))]
+        for index, value in enumerate(found):
+            if not _is_number(value, at_least=0.0 if option == "weight_key" else -math.inf):
+                raise UserError(
+                    f"{pairs.source(index)}: metadata.{key} is {value!r}, but loss.{option} reads "
+                    "it as a number of every pair"
+                    + (", 0 or more" if option == "weight_key" else "")
+                )
+        return np.array(found, np.float32)
+
+    return column("weight_key", loss.weight_key), column("margin_key", loss.margin_key)
 
 
 def _report_data(pairs: LoadedPairs, config: RunConfig, reporter: Reporter) -> None:
@@ -168,21 +235,12 @@ def _default_dtype() -> str:
 
 def _trainable(config: RunConfig, policy: Policy, mesh: Mesh, keep: bool) -> tuple[Any, Any]:
     """(what is frozen, what is trained); training donates the latter."""
-    kind = config.reference.kind
     if config.lora is None:
-        if kind == "adapter_off":
-            raise UserError(
-                "reference.kind is adapter_off, but there is no adapter to switch off; set "
-                "lora.rank, or reference.kind=precomputed"
-            )
-        frozen = policy.params if kind == "frozen" else None
+        copied = config.reference_kind in ("frozen", "moving")
+        # A moving reference starts as the frozen one does; the run keeps it in its state.
+        frozen = policy.params if copied else None
         donated = not keep and frozen is None
         return frozen, policy.params if donated else jax.tree.map(jnp.copy, policy.params)
-    if kind == "frozen":
-        raise UserError(
-            "reference.kind is frozen, but under LoRA the base model is frozen already; set "
-            "reference.kind=adapter_off, or precomputed"
-        )
     lora_config, model = config.lora, policy.config
 
     def initial(key: jax.Array) -> Any:

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxdpo.completions import Completions
 from jaxdpo.config import RunConfig
 from jaxdpo.console import Reporter, StepProgress
 from jaxdpo.model.decoder import Params
@@ -14,7 +15,8 @@ from jaxdpo.sharding import agreed
 from jaxdpo.training.evaluate import preference_metrics
 from jaxdpo.training.loop import DeviceMetrics, LaggedMetrics, check_finite, check_step_zero
 from jaxdpo.training.signals import StopRequest
-from jaxdpo.training.writers import MetricWriter
+from jaxdpo.training.writers import MetricWriter, read_metrics
+from jaxdpo.watch import Watch
 
 
 class Recorder:
@@ -44,6 +46,12 @@ class Recorder:
         self._reporter, self._bar = reporter, bar
         self._writer = MetricWriter(folder.path, first_step) if folder.writes else None
         self._lagged = LaggedMetrics()
+        self._watch = Watch(run.train.plan.num_steps, config.optimizer.max_grad_norm)
+        # A run that continues has seen, and said, what was recorded before.
+        for record in read_metrics(folder.path):
+            if record["step"] <= first_step:
+                seen = self._watch.test if record["split"] == "TEST" else self._watch.train
+                seen(record["step"], record)
 
     def step(self, step: int, metrics: DeviceMetrics) -> None:
         """Takes the metrics of a step under way; records those of the step before it."""
@@ -63,18 +71,23 @@ class Recorder:
             return
         params, lora = (trainable, None) if run.compute.lora is None else (run.frozen, trainable)
         test = run.test
-        policy_logps = np.zeros_like(test.reference)
-        for indices, logps in score_pairs(
+        scored: list[tuple[np.ndarray, Completions]] = []
+        for scores in score_pairs(
             run.score_step, params, lora, test.source, test.packer, test.shape, self._mesh
         ):
-            policy_logps[indices] = logps
+            scored.append(scores)
             # Several processes score together or not at all.
             if stop.asked and jax.process_count() == 1:
                 return
-        metrics = preference_metrics(policy_logps, test.reference, self._config.loss.beta)
+        order = np.argsort(np.concatenate([indices for indices, _ in scored]))
+        policy: Completions = jax.tree.map(
+            lambda *leaves: np.concatenate(leaves)[order], *(found for _, found in scored)
+        )
+        metrics = preference_metrics(self._config.loss, policy, test)
         if self._writer:
             self._writer.write(step, "TEST", metrics)
         self._reporter.evaluation(step, metrics)
+        self._warn(self._watch.test(step, metrics))
         self._lagged.restart_clock()
 
     def close(self) -> None:
@@ -87,8 +100,14 @@ class Recorder:
             return
         step, metrics = ready
         check_finite(step, metrics, self._run.train)
-        if step == 1:
+        started_equal = self._config.reference.path is None
+        if step == 1 and started_equal and self._config.reference_kind != "none":
             check_step_zero(metrics, self._config.loss.beta, self._run.compute.dtype.name)
         if self._writer:
             self._writer.write(step, "TRAIN", metrics)
         self._bar.update(step, metrics)
+        self._warn(self._watch.train(step, metrics))
+
+    def _warn(self, warnings: list[str]) -> None:
+        for warning in warnings:
+            self._reporter.say(warning)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -24,7 +25,7 @@ from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
 from jaxdpo.training.optimizer import make_optimizer, make_schedule
 from jaxdpo.training.signals import StopRequest, stop_on_sigterm
-from jaxdpo.training.step import Objective, init_state, make_train_step
+from jaxdpo.training.step import MovingReference, Objective, init_state, make_train_step
 from jaxdpo.training.writers import METRICS_FILE, plot_curves, read_metrics
 
 # What a shell reports of a process that SIGTERM ended.
@@ -110,14 +111,22 @@ def _train(
     num_steps = run.train.plan.num_steps
     schedule = make_schedule(config.optimizer, num_steps, lora=config.lora is not None)
     optimizer = make_optimizer(config.optimizer, schedule)
-    state = init_state(run.trainable, optimizer, mesh)
+    moving = config.reference_kind == "moving"
+    reference = jax.tree.map(jnp.copy, run.frozen) if moving else None
+    state = init_state(run.trainable, optimizer, mesh, reference)
     checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep)
     state = checkpoints.restore(jax.tree.map(_abstract, state)) or state
     first_step = int(state.step)
     if first_step:
         reporter.say(f"continuing after step {first_step}")
     objective = Objective(
-        run.policy.config, run.compute, config.loss, config.batch.size, config.training.seed
+        run.policy.config,
+        run.compute,
+        config.loss,
+        config.batch.size,
+        config.training.seed,
+        has_reference=config.reference_kind != "none",
+        moving=MovingReference(*config.reference.moves) if moving else None,
     )
     train_step = make_train_step(objective, optimizer, schedule, mesh, state)
     evaluate_every = config.training.evaluate_every or -(-num_steps // 10)
@@ -235,6 +244,8 @@ def show_summary(reporter: Reporter, summary: dict[str, Any]) -> None:
     if summary["test"]:
         before, after = summary["test"]["before"], summary["test"]["after"]
         names = ("rewards/accuracies", "rewards/margins", "loss", "logps/chosen", "logps/rejected")
-        rows = [(name, f"{before[name]:.3f}", f"{after[name]:.3f}") for name in names]
+        rows = [
+            (name, f"{before[name]:.3f}", f"{after[name]:.3f}") for name in names if name in after
+        ]
         reporter.table("TEST pairs", ("metric", "before", "after"), rows)
     reporter.table("Files", ("what", "where"), list(summary["files"].items()))

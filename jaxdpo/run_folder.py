@@ -4,7 +4,6 @@ config.yaml     the resolved configuration
 inputs.json     digests of the weights and the tokenised pairs
 metrics.jsonl   a record a step and an evaluation; curves.png and tensorboard/ show the same
 checkpoints/    to continue from
-reference/      the reference model's log-probs
 model/          the aligned model, in Hugging Face format
 summary.json    written last: the run is finished
 """

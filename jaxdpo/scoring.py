@@ -1,4 +1,4 @@
-"""Completion log-probs of packed pairs under a model: the one function that training, evaluation
+"""Scores of packed pairs' completions under a model: the one function that training, evaluation
 and the reference share, and the pass over a whole data set."""
 
 import functools
@@ -11,10 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxdpo.completions import Completions
 from jaxdpo.data.batch import PackedBatch
 from jaxdpo.data.packing import PairSource, pack_batch
 from jaxdpo.data.plan import BatchShape, Microbatch, Packer, scoring_microbatches
-from jaxdpo.logprobs import Head, sum_by_completion, token_logps
+from jaxdpo.logprobs import (
+    LOGPS_ALONE,
+    Head,
+    Wanted,
+    sum_by_completion,
+    tail_discounts,
+    token_scores,
+)
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, Params, head_weight, hidden_states
 from jaxdpo.sharding import local_rows, put_rows, replicated
@@ -23,26 +31,59 @@ from jaxdpo.sharding import local_rows, put_rows, replicated
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
-def completion_logps(
+def score_completions(
     config: ModelConfig,
     params: Params,
     lora: Params | None,
     batch: PackedBatch,
     compute: Compute,
     *,
+    ld_alpha: float | None = None,
+    wanted: Wanted = LOGPS_ALONE,
     dropout_key: jax.Array | None = None,
-) -> jax.Array:
-    """Log-probs of both completions of every pair of a microbatch, f32 `[R, P, 2]`, in nats."""
+) -> Completions:
+    """Scores both completions of every pair of a microbatch, `[R, P, 2]`.
+
+    Args:
+      config: Architecture.
+      params: Parameters.
+      lora: Adapters, or None.
+      batch: The microbatch.
+      compute: How the model is computed.
+      ld_alpha: Factor on the tail of the longer completion, in `logps`; None for 1.
+      wanted: What is scored beside log-probs.
+      dropout_key: Of the adapters' dropout, in training.
+    """
     hidden = hidden_states(config, params, lora, batch, compute, dropout_key=dropout_key)
-    logps = token_logps(
+    scores = token_scores(
         hidden,
         head_weight(config, params),
         batch.score_index,
         batch.score_target,
         Head(config.logit_scale, config.logit_softcap),
+        wanted,
     )
-    return sum_by_completion(
-        logps, batch.score_pair, batch.score_branch, batch.pair_index.shape[-1]
+
+    def summed(values_RS: jax.Array) -> jax.Array:
+        return sum_by_completion(
+            values_RS, batch.score_pair, batch.score_branch, batch.pair_index.shape[-1]
+        )
+
+    tokens = summed(jnp.ones_like(scores.logps))
+    logps = plain_logps = summed(scores.logps)
+    if ld_alpha is not None:
+        factors = tail_discounts(batch.score_pair, batch.score_branch, tokens, ld_alpha)
+        logps = summed(scores.logps * factors)
+    log_weights = None
+    if scores.log_weights is not None:
+        log_weights = summed(scores.log_weights) / jnp.maximum(tokens, 1.0)
+    return Completions(
+        logps,
+        plain_logps,
+        tokens,
+        log_weights,
+        None if scores.entropy is None else summed(scores.entropy),
+        None if scores.correct is None else summed(scores.correct),
     )
 
 
@@ -51,25 +92,40 @@ def put_batch(batch: PackedBatch, rows: list[int], count: int, mesh: Mesh, row_a
     return jax.tree.map(lambda leaf: put_rows(leaf, rows, count, mesh, row_axis), batch)
 
 
-def make_score_step(config: ModelConfig, compute: Compute, mesh: Mesh) -> Callable[..., Any]:
-    """The jitted `(params, lora, batch) → f32 [R, P, 2]`, its result whole on every device."""
+@functools.lru_cache(maxsize=4)
+def make_score_step(
+    config: ModelConfig,
+    compute: Compute,
+    mesh: Mesh,
+    ld_alpha: float | None = None,
+    log_weights: bool = False,
+) -> Callable[..., Completions]:
+    """The jitted `(params, lora, batch) → Completions [R, P, 2]`, whole on every device.
+
+    It scores all that evaluation reports; so the reference and the evaluations share one compile,
+    and so do the runs of a sweep.
+    """
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def score_step(params: Params, lora: Params | None, batch: PackedBatch) -> jax.Array:
-        return completion_logps(config, params, lora, batch, compute)
+    def score_step(params: Params, lora: Params | None, batch: PackedBatch) -> Completions:
+        wanted = Wanted(log_weights, details=True)
+        return score_completions(
+            config, params, lora, batch, compute, ld_alpha=ld_alpha, wanted=wanted
+        )
 
     return score_step
 
 
 def score_pairs(
-    score_step: Callable[..., Any],
+    score_step: Callable[..., Completions],
     params: Params,
     lora: Params | None,
     source: PairSource,
     packer: Packer,
     shape: BatchShape,
     mesh: Mesh,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    first: int = 0,
+) -> Iterator[tuple[np.ndarray, Completions]]:
     """Scores every pair of a data set once.
 
     Args:
@@ -80,22 +136,24 @@ def score_pairs(
       packer: Packing of these pairs.
       shape: A shape that holds every microbatch.
       mesh: The mesh.
+      first: Microbatches to leave out, from the beginning.
 
     Yields:
-      For each microbatch, the indices of its pairs, i32 `[n]`, and their completion log-probs,
-      f32 `[n, 2]`.
+      For each microbatch, the indices of its pairs, i32 `[n]`, and their scores, f32 `[n, 2]`.
     """
     rows = local_rows(mesh, shape.rows)
-    microbatches = list(scoring_microbatches(packer))
+    microbatches = list(scoring_microbatches(packer))[first:]
 
     def build(microbatch: Microbatch) -> PackedBatch:
         return pack_batch(
             source, microbatch, shape, share_prefix=packer.config.share_prefix, rows=rows
         )
 
+    if not microbatches:
+        return
     batches = grain.MapDataset.source(microbatches).map(build).to_iter_dataset(READ_OPTIONS)
     # One microbatch is always under way on the device while the last one's result is read.
-    pending: tuple[Microbatch, jax.Array] | None = None
+    pending: tuple[Microbatch, Completions] | None = None
     for microbatch, batch in zip(microbatches, batches, strict=True):
         result = score_step(params, lora, put_batch(batch, rows, shape.rows, mesh, row_axis=0))
         if pending is not None:
@@ -105,10 +163,14 @@ def score_pairs(
         yield _by_pair(*pending)
 
 
-def _by_pair(microbatch: Microbatch, logps_RP2: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    logps = np.asarray(logps_RP2)
+def _by_pair(microbatch: Microbatch, scores_RP2: Completions) -> tuple[np.ndarray, Completions]:
     indices = np.array([pair for row in microbatch for pair in row], np.int32)
-    return indices, np.concatenate([logps[r, : len(row)] for r, row in enumerate(microbatch)])
+
+    def of_pairs(leaf: jax.Array) -> np.ndarray:
+        values = np.asarray(leaf)
+        return np.concatenate([values[r, : len(row)] for r, row in enumerate(microbatch)])
+
+    return indices, jax.tree.map(of_pairs, scores_RP2)
 
 
 def weights_digest(params: Params) -> str:

@@ -6,11 +6,13 @@ from jaxdpo.command import run_command
 from jaxdpo.config import help_text, load_config, split_arguments
 from jaxdpo.run import fit
 from jaxdpo.sharding import join_processes
+from jaxdpo.sweep import parse_axes, sweep
 
 USAGE = """usage: python -m jaxdpo.train [CONFIG.yaml] [section.field=value …]
 
 Aligns a model with preference pairs by DPO and exports it in Hugging Face format.
 The same command again continues a run that was cut off.
+At the end, --sweep section.field=value,value … runs every combination of the values.
 """
 
 
@@ -18,6 +20,12 @@ def main(arguments: list[str]) -> None:
     """Trains as the arguments say; `--help` shows every field."""
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE + "\n" + help_text())
+        return
+    if "--sweep" in arguments:
+        at = arguments.index("--sweep")
+        axes = parse_axes(arguments[at + 1 :])
+        join_processes()
+        sweep(arguments[:at], axes)
         return
     config = load_config(*split_arguments(arguments))
     join_processes()

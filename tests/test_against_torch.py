@@ -1,7 +1,12 @@
-"""One step and twenty against torch: a plain DPO in PyTorch, and TRL's own DPOTrainer."""
+"""One step and twenty against torch: a plain DPO in PyTorch, and TRL's own DPOTrainer.
+
+JAXDPO_TEST_TRL=all follows TRL with every loss of `LOSSES` on every family.
+"""
 
 import copy
 import json
+import os
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -10,19 +15,20 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import SequentialSampler
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from jaxdpo.data.chat import Chat
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.packing import pack_batch
-from jaxdpo.data.plan import BatchConfig, Packer, choose_row_length, make_train_plan
+from jaxdpo.data.plan import BatchConfig, Packer, choose_row_length, make_train_plan, scoring_shape
 from jaxdpo.data.tokenizing import load_pairs
 from jaxdpo.hub.families import config_from_hf, family_of
 from jaxdpo.hub.read import load_params
 from jaxdpo.hub.write import tensor_arrays, tensor_specs
-from jaxdpo.losses import LossConfig, sigmoid_loss
+from jaxdpo.losses import LossConfig
+from jaxdpo.losses.against_reference import sigmoid_loss
 from jaxdpo.model.decoder import Compute
-from jaxdpo.scoring import completion_logps, make_score_step, score_pairs
+from jaxdpo.scoring import make_score_step, score_completions, score_pairs
 from jaxdpo.training.loop import LaggedMetrics, TrainData, run_steps
 from jaxdpo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxdpo.training.step import Objective, init_state, make_train_step
@@ -36,9 +42,39 @@ TEMPLATE = CHATML.replace("<|im_end|>\\n", "<|im_end|>")
 COMPUTE = Compute(jnp.float32, "dense", "full")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
+LOSSES = {
+    "sigmoid": LossConfig(beta=BETA),
+    "ipo": LossConfig(type="ipo", beta=BETA),
+    "hinge": LossConfig(type="hinge", beta=BETA),
+    "apo_zero": LossConfig(type="apo_zero", beta=BETA),
+    "sigmoid+sft": LossConfig(type=["sigmoid", "sft"], weights=[1.0, 0.5], beta=BETA),
+}
+# What there is time for by default: each loss once, each family.
+FOLLOWED = {"llama": ("sigmoid", "hinge", "sigmoid+sft"), "qwen2": ("ipo", "apo_zero")}
+EVERYTHING = os.environ.get("JAXDPO_TEST_TRL") == "all"
+
+
+def tiny_qwen2():
+    torch.manual_seed(1)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=405,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.1,
+            bos_token_id=0,
+            eos_token_id=2,
+        )
+    )
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def folder(tmp_path_factory, request):
+    model = tiny_qwen2() if request.param == "qwen2" else None
+    return write_model(tmp_path_factory.mktemp("model"), model=model)
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +141,10 @@ def test_one_step_equals_plain_torch(folder, pairs, ours):
     def our_loss(params):
         total, found = jnp.zeros(()), []
         for batch in batches:
-            policy = completion_logps(config, params, None, batch, COMPUTE)
+            policy = score_completions(config, params, None, batch, COMPUTE).logps
             base = jnp.asarray(reference)[batch.pair_index]
-            losses = sigmoid_loss(
-                policy[..., 0], policy[..., 1], base[..., 0], base[..., 1], beta=BETA
-            )
+            ratios = policy - base
+            losses = sigmoid_loss(ratios[..., 0], ratios[..., 1], beta=BETA)
             total += jnp.sum(jnp.where(batch.pair_index >= 0, losses, 0.0)) / BATCH
             found.append(policy)
         return total, found
@@ -132,7 +167,7 @@ def test_one_step_equals_plain_torch(folder, pairs, ours):
         )
 
 
-def trl_curve(folder, pairs_file, order, tmp_path) -> tuple[list[dict], list[dict]]:
+def trl_curve(loss, folder, pairs_file, order, tmp_path) -> tuple[list[dict], list[dict]]:
     """Logs of TRL's DPOTrainer over the pairs in the given order, and the rows it made of them."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
@@ -160,7 +195,9 @@ def trl_curve(folder, pairs_file, order, tmp_path) -> tuple[list[dict], list[dic
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
-        beta=BETA,
+        beta=loss.beta,
+        loss_type=list(loss.type),
+        loss_weights=None if loss.weights is None else list(loss.weights),
         learning_rate=RATE,
         per_device_train_batch_size=BATCH,
         max_steps=STEPS,
@@ -182,7 +219,7 @@ def trl_curve(folder, pairs_file, order, tmp_path) -> tuple[list[dict], list[dic
     return [log for log in trainer.state.log_history if "rewards/margins" in log], rows
 
 
-def our_curve(pairs, ours) -> list[dict[str, float]]:
+def our_curve(loss, pairs, ours) -> list[dict[str, float]]:
     config, params, _ = ours
     mesh = mesh_of(1, 1, 1)
     plan = plan_of(pairs)
@@ -193,10 +230,11 @@ def our_curve(pairs, ours) -> list[dict[str, float]]:
         reference = np.zeros((len(pairs), 2), np.float32)
         score = make_score_step(config, COMPUTE, mesh)
         shape = plan.shape(gather=False)
-        for indices, logps in score_pairs(score, params, None, pairs, plan.packer, shape, mesh):
-            reference[indices] = logps
+        scoring = replace(scoring_shape([plan.packer], gather=False), microbatches=1)
+        for indices, scores in score_pairs(score, params, None, pairs, plan.packer, scoring, mesh):
+            reference[indices] = scores.logps
         state = init_state(jax.tree.map(jnp.copy, params), optimizer, mesh)
-        objective = Objective(config, COMPUTE, LossConfig(beta=BETA), BATCH, seed=0)
+        objective = Objective(config, COMPUTE, loss, BATCH, seed=0)
         step = make_train_step(objective, optimizer, schedule, mesh, state)
         data = TrainData(pairs, plan, shape, reference)
         lagged, ready = LaggedMetrics(), []
@@ -206,16 +244,21 @@ def our_curve(pairs, ours) -> list[dict[str, float]]:
     return [metrics[1] for metrics in ready if metrics is not None]
 
 
-def test_twenty_steps_follow_trl(folder, pairs_file, pairs, ours, tmp_path):
+@pytest.mark.parametrize("name", LOSSES)
+def test_twenty_steps_follow_trl(name, folder, pairs_file, pairs, ours, tmp_path):
+    family = json.loads((folder / "config.json").read_text())["model_type"]
+    if name not in FOLLOWED[family] and not EVERYTHING:
+        pytest.skip("followed with JAXDPO_TEST_TRL=all")
+    loss = LOSSES[name]
     plan = plan_of(pairs)
     order = np.concatenate([plan.pairs(step) for step in range(STEPS)])
     # The reader keeps the file's order, so pair i is line i.
     assert pairs.source(3).endswith(":4")
-    theirs, rows = trl_curve(folder, pairs_file, order, tmp_path)
+    theirs, rows = trl_curve(loss, folder, pairs_file, order, tmp_path)
     for row, index in zip(rows, order, strict=True):
         for field in ("prompt_ids", "chosen_ids", "rejected_ids"):
             assert list(row[field]) == getattr(pairs[int(index)], field).tolist()
-    ours_by_step = our_curve(pairs, ours)
+    ours_by_step = our_curve(loss, pairs, ours)
     assert len(theirs) == len(ours_by_step) == STEPS
     np.testing.assert_allclose(ours_by_step[0]["grad_norm"], theirs[0]["grad_norm"], rtol=1e-4)
     close = partial(np.testing.assert_allclose, rtol=0, atol=1e-3)

@@ -19,7 +19,7 @@ from jaxdpo.data.reports import TokenizeReport
 from jaxdpo.files import file_digest, sync_folder, sync_tree
 
 # Part of every key: raise it when the files change their form.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ROWS_PER_CHUNK = 1024
 _PAIRS, _ABOUT = "pairs.arrow", "about.json"
 _IDS = TokenizedPair._fields
@@ -28,6 +28,7 @@ _SCHEMA = pa.schema(
     [
         *((name, pa.list_(pa.int32())) for name in _IDS),
         ("source", pa.string()),
+        ("metadata", pa.string()),
         *((name, pa.float32()) for name in _SCORES),
     ]
 )
@@ -55,6 +56,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
             for chunks in zip(*columns, strict=True)
         ]
         self._sources = table.column("source")
+        self._metadata = table.column("metadata")
         self.lengths = np.concatenate(
             [np.zeros((0, 3), np.int32)]
             + [np.stack([np.diff(offsets) for offsets, _ in c[:3]], -1) for c in self._chunks]
@@ -77,6 +79,10 @@ class TokenizedPairs(Sequence[TokenizedPair]):
     def source(self, index: int) -> str:
         """Where the pair came from, as `file:line`."""
         return self._sources[index].as_py()
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """The pair's metadata."""
+        return json.loads(self._metadata[index].as_py())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +135,7 @@ class PairWriter:
         self._file = pa.OSFile(str(self._temporary / _PAIRS), "wb")
         self._writer = pa.ipc.new_file(self._file, _SCHEMA)
         self._hash = hashlib.sha256()
-        self._waiting: list[tuple[TokenizedPair, str, Scores]] = []
+        self._waiting: list[tuple[TokenizedPair, str, str, Scores]] = []
 
     def __enter__(self) -> "PairWriter":
         return self
@@ -138,13 +144,20 @@ class PairWriter:
         self._file.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
-    def add(self, pair: TokenizedPair, source: str, scores: Scores = UNKNOWN) -> None:
+    def add(
+        self,
+        pair: TokenizedPair,
+        source: str,
+        metadata: dict[str, Any] | None = None,
+        scores: Scores = UNKNOWN,
+    ) -> None:
         """Adds one pair, where it came from, and what chosen and rejected were given."""
         lengths = np.array([len(ids) for ids in pair])
         for numbers in (lengths, *pair):
             self._hash.update(numbers.astype("<i4").tobytes())
         self._hash.update(np.array(scores, "<f4").tobytes())
-        self._waiting.append((pair, source, scores))
+        own = json.dumps(metadata or {}, ensure_ascii=False)
+        self._waiting.append((pair, source, own, scores))
         if len(self._waiting) == ROWS_PER_CHUNK:
             self._write_chunk()
 
@@ -166,9 +179,9 @@ class PairWriter:
             sync_folder(self._folder.parent)
 
     def _write_chunk(self) -> None:
-        pairs, sources, scores = zip(*self._waiting, strict=True)
+        pairs, sources, metadata, scores = zip(*self._waiting, strict=True)
         columns: list[Any] = [_ragged([getattr(pair, name) for pair in pairs]) for name in _IDS]
-        columns.append(pa.array(sources))
+        columns += [pa.array(sources), pa.array(metadata)]
         columns += [pa.array(given, pa.float32()) for given in zip(*scores, strict=True)]
         self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
         self._waiting = []

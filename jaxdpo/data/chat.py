@@ -134,7 +134,8 @@ class Chat:
             if pair.token_ids is not None:
                 return self._given_ids(pair.token_ids)
             prompt = self._render(pair, (), True)
-            answers = (pair.chosen, pair.rejected)
+            # A supervised example has no rejected completion.
+            answers = [answer for answer in (pair.chosen, pair.rejected) if answer]
             whole = [self._render(pair, answer, False) for answer in answers]
             turns = [
                 self._render_turns(pair, answer, conversation.text)
@@ -144,7 +145,7 @@ class Chat:
             return bad
         conversations = [prompt, *whole]
         return _RenderedPair(
-            texts=[each.text for each in conversations] + turns[0] + turns[1],
+            texts=[each.text for each in conversations] + list(itertools.chain(*turns)),
             ended=[self._template.ended(each.text) for each in conversations],
             spelled_control=any(each.spelled_control for each in conversations),
             chosen_turns=len(turns[0]),
@@ -190,20 +191,27 @@ class Chat:
         self, item: "_RenderedPair", encoded: Sequence[np.ndarray | BadPair]
     ) -> EncodedPair | BadPair:
         try:
-            prompt, chosen, rejected, *turns = [_or_raise(ids) for ids in encoded]
-            start = min(_common_prefix(prompt, chosen), _common_prefix(prompt, rejected))
+            prompt, *rest = [_or_raise(ids) for ids in encoded]
+            count = len(item.ended) - 1
+            whole, turns = rest[:count], rest[count:]
+            start = min(_common_prefix(prompt, conversation) for conversation in whole)
             if start == 0:
                 raise BadPair(
                     "no-prompt",
                     "the chat template renders the prompt differently with an answer than without, "
                     "from the first token on; use another template",
                 )
+            completions = [
+                self._ended(conversation[start:], ended)
+                for conversation, ended in zip(whole, item.ended[1:], strict=True)
+            ]
+            missing = [np.zeros(0, np.int32)] * (2 - count)
             pair = TokenizedPair(
                 prompt[:start],
-                self._ended(chosen[start:], item.ended[1]),
-                self._ended(rejected[start:], item.ended[2]),
-                self._between(chosen, turns[: item.chosen_turns], start),
-                self._between(rejected, turns[item.chosen_turns :], start),
+                *completions,
+                *missing,
+                chosen_unscored=self._between(whole[0], turns[: item.chosen_turns], start),
+                rejected_unscored=self._between(whole[-1], turns[item.chosen_turns :], start),
             )
         except BadPair as bad:
             return bad
@@ -262,7 +270,7 @@ class _RenderedPair:
 
     Attributes:
       texts: Spelled; after those three come the turns within completions of several messages.
-      ended: Whether the template ended each of the three with the end token.
+      ended: Whether the template ended each of them, turns aside, with the end token.
       spelled_control: Whether any text in them spelled a control token.
       chosen_turns: How many texts after those three are of turns of the chosen completion; further
         ones are of the rejected.

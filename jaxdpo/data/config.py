@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from jaxdpo.data.formats import Format
 from jaxdpo.files import shipped
 
+Turns = Literal["last", "all"]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -53,8 +54,14 @@ class DataConfig(BaseModel):
     chat_template: str | None = Field(
         None, description="Jinja file to use in place of the tokenizer's chat template"
     )
+    turns: Turns = Field(
+        "last",
+        description="what supervised fine-tuning learns of a conversation: its last answer, or all",
+    )
     cache_dir: str | None = Field(
-        None, description="folder of tokenised data; default: $JAXDPO_CACHE, or ~/.cache/jaxdpo"
+        None,
+        description="folder of tokenised data and reference log-probs, shared by all runs; "
+        "default: $JAXDPO_CACHE, or ~/.cache/jaxdpo",
     )
 
     def weights(self) -> dict[str, float]:

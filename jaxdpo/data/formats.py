@@ -151,7 +151,12 @@ def _scores(rest: dict[str, Any]) -> tuple[Any, Any] | None:
     return None
 
 
-def _native(record: dict[str, Any]) -> Draft:
+def native_messages(record: dict[str, Any], *needed: str) -> list[Said]:
+    """The messages of a record in our own form, its keys checked.
+
+    Raises:
+      BadPair: For an unknown key, or one of `needed` that is missing.
+    """
     ours = ("messages", "rejected_message")
     known = (*ours, *_COMMON, *_SCORE_KEYS)
     for key in record:
@@ -160,7 +165,7 @@ def _native(record: dict[str, Any]) -> Draft:
                 "; the user's own fields go under 'metadata'"
             )
             raise BadPair("unknown-key", f"unknown key {show(key)}{hint}")
-    messages, rejected = forms.need(record, *ours)
+    messages = forms.need(record, "messages", *needed)[0]
     if not isinstance(messages, list):
         raise BadPair("messages-type", f"messages is {kind(messages)}; write a list of messages")
     if len(messages) < 2:
@@ -168,8 +173,12 @@ def _native(record: dict[str, Any]) -> Draft:
             "messages-short",
             f"messages holds {len(messages)} of at least 2: the prompt, and the chosen answer last",
         )
-    said = forms.listed(messages, "messages")
+    return forms.listed(messages, "messages")
+
+
+def _native(record: dict[str, Any]) -> Draft:
+    said = native_messages(record, "rejected_message")
     common = {key: record[key] for key in _COMMON if key in record}
     scores = _scores({key: record[key] for key in _SCORE_KEYS if key in record})
-    other = [Said("rejected_message", rejected)]
+    other = [Said("rejected_message", record["rejected_message"])]
     return Draft(said[:-1], said[-1:], other, common, {}, scores)

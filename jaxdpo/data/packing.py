@@ -88,6 +88,8 @@ class _RowWriter:
             self.batch.pair_index[self.row, slot] = index
             last = self._prompt(pair.prompt_ids)
             self._completion(pair, CHOSEN, slot + 1, last)
+            if not len(pair.rejected_ids):
+                continue
             if not share_prefix:
                 last = self._prompt(pair.prompt_ids)
             self._completion(pair, REJECTED, slot + 1, last)

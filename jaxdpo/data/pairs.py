@@ -17,10 +17,10 @@ class PreferencePair:
     Attributes:
       prompt: Messages before the answer, each `{"role": ..., "content": ..., ...}`.
       chosen: Messages of the preferred answer, usually one, by the assistant.
-      rejected: Messages of the other answer, to the same prompt.
+      rejected: Messages of the other answer, to the same prompt; none in supervised examples.
       split: "TRAIN" or "TEST".
       tools: Function definitions handed to the chat template.
-      metadata: The user's own fields, carried along and never read by training.
+      metadata: The user's own fields, a loss may be told to read numbers from it.
       source: Where the pair came from, as `file:line`.
       scores: What chosen and rejected were given by whoever compared them, where that is known.
       template_kwargs: Further variables for the chat template (`enable_thinking`, …).
@@ -49,7 +49,7 @@ class TokenizedPair(NamedTuple):
     Attributes:
       prompt_ids: i32 `[p]`, p ≥ 1.
       chosen_ids: i32 `[c]`, c ≥ 1.
-      rejected_ids: i32 `[r]`, r ≥ 1.
+      rejected_ids: i32 `[r]`, r ≥ 1; r = 0 in supervised examples.
       chosen_unscored: i32 `[2 * k]`, begin and end of each of k spans of chosen tokens that are not
         scored; most pairs have none.
       rejected_unscored: The same of rejected tokens.

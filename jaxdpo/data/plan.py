@@ -75,9 +75,13 @@ class BatchShape:
 
 
 def laid_out_lengths(lengths_N3: np.ndarray, share_prefix: bool) -> np.ndarray:
-    """Tokens that each pair takes in a row: p + c + r, or 2p + c + r without prefix sharing."""
+    """Tokens that each pair takes in a row: p + c + r, or 2p + c + r without prefix sharing.
+
+    Without a rejected completion they are p + c.
+    """
     prompt, chosen, rejected = np.asarray(lengths_N3, np.int64).T
-    return prompt * (1 if share_prefix else 2) + chosen + rejected
+    prompts = 1 if share_prefix else 1 + (rejected > 0)
+    return prompt * prompts + chosen + rejected
 
 
 def choose_row_length(lengths_N3: np.ndarray, config: BatchConfig, rows: int) -> int:
@@ -200,7 +204,8 @@ class Packer:
         return -(-longest // 64) * 64
 
     def _sequence_lengths(self, row: np.ndarray) -> list[int]:
-        return (self.lengths[row, :1] + self.lengths[row, 1:]).reshape(-1).tolist()
+        completions = self.lengths[row, 1:]
+        return (self.lengths[row, :1] + completions)[completions > 0].tolist()
 
 
 def longest_sequence(lengths_N3: np.ndarray) -> int:

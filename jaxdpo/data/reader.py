@@ -12,7 +12,7 @@ from jaxdpo.data.formats import KEYS_OF, Format, drafts_of, format_of, ignored_k
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.records import BadLine, BadPair, Record, bad_line
 from jaxdpo.data.reports import ReadReport, tally
-from jaxdpo.data.schema import parse_pair
+from jaxdpo.data.schema import parse_pair, parse_supervised
 from jaxdpo.data.sources import Source, find_sources, raw_of, read_source
 from jaxdpo.data.splits import leaked_prompts, pair_digest
 from jaxdpo.errors import UserError
@@ -31,7 +31,10 @@ class ReadResult:
 
 
 def read_pairs(
-    path: str | dict[str, float], config: DataConfig, rejects_path: Path | None = None
+    path: str | dict[str, float],
+    config: DataConfig,
+    rejects_path: Path | None = None,
+    supervised: bool = False,
 ) -> ReadResult:
     """Reads preference data, exactly or not at all.
 
@@ -39,13 +42,19 @@ def read_pairs(
       path: A source, or several with their weights, as `data.path` has them.
       config: How it is read; its own path is not looked at.
       rejects_path: With `on_error="skip"`, the file that bad lines are written to.
+      supervised: Whether examples are read, without rejected completions, instead of pairs; their
+        form is `messages`.
 
     Raises:
       UserError: If a source cannot be read, holds no pairs or pairs of several forms, if there are
         no TRAIN pairs, or, with `on_error="stop"`, for bad lines.
     """
     named = {path: 1.0} if isinstance(path, str) else path
-    found = _Found()
+    if supervised and config.format not in (None, "messages"):
+        raise UserError(
+            f"data.format is {config.format}, but supervised examples are read as messages only"
+        )
+    found = _Found(supervised)
     pairs: list[PreferencePair] = []
     for name, weight in named.items():
         first = len(pairs)
@@ -71,7 +80,8 @@ def read_pairs(
 class _Found:
     """What was met while sources were read."""
 
-    def __init__(self) -> None:
+    def __init__(self, supervised: bool) -> None:
+        self.supervised = supervised
         self.lines = self.blank = 0
         self.bad_lines: list[BadLine] = []
         self.ignored: Counter[str] = Counter()
@@ -80,7 +90,7 @@ class _Found:
 
     def pairs_of(self, source: Source, config: DataConfig) -> Iterator[PreferencePair]:
         """The pairs of one source; the rest is noted."""
-        form = config.format or recognise(source)
+        form = "messages" if self.supervised else config.format or recognise(source)
         self.formats[form] += 1
         before = self.lines - self.blank
         for record in read_source(source):
@@ -101,6 +111,8 @@ class _Found:
         self.ignored.update(ignored_keys(value, form))
         where = f"{name}:{record.line}"
         try:
+            if self.supervised:
+                return parse_supervised(value, where, config.test_fraction, config.turns)
             drafts = drafts_of(value, form, config.ranked_margin)
             pairs = [parse_pair(draft, where, config.test_fraction) for draft in drafts]
         except BadPair as bad:

@@ -2,7 +2,8 @@
 
 from typing import Any, get_args
 
-from jaxdpo.data.formats import Draft
+from jaxdpo.data.config import Turns
+from jaxdpo.data.formats import Draft, native_messages
 from jaxdpo.data.forms import check_score
 from jaxdpo.data.messages import parse_message, parse_tools
 from jaxdpo.data.pairs import Message, PreferencePair, Split
@@ -56,6 +57,46 @@ def parse_pair(draft: Draft, source: str, test_fraction: float) -> PreferencePai
         template_kwargs=_parse_kwargs(draft.common.get("chat_template_kwargs")),
         token_ids=draft.token_ids,
     )
+
+
+def parse_supervised(
+    line: dict[str, Any], source: str, test_fraction: float, turns: Turns
+) -> list[PreferencePair]:
+    """Checks one parsed line and makes it examples: pairs without a rejected completion.
+
+    A preference line is taken for its chosen answer.
+
+    Args:
+      line: The JSON object; `rejected_message` may be missing.
+      source: Where it stands, as `file:line`.
+      test_fraction: As in `parse_pair`.
+      turns: "last" for the last message, "all" for an example of every assistant's message, each
+        with what was said before it as its prompt.
+
+    Raises:
+      BadPair: At the first thing that is wrong.
+    """
+    labelled = [(s.field, parse_message(s.message, s.field)) for s in native_messages(line)]
+    _check_prompt(labelled[:-1], labelled[-1:])
+    _check_tool_order(labelled)
+    messages = _messages(labelled)
+    answers = [
+        index
+        for index, message in enumerate(messages)
+        if message["role"] == "assistant" and any(m["role"] == "user" for m in messages[:index])
+    ]
+    tools = parse_tools(line.get("tools"), line.get("functions"))
+    split = _parse_split(line.get("split")) or hashed_split(messages[:-1], tools, test_fraction)
+    metadata = _parse_metadata(Draft((), (), (), line))
+    kwargs = _parse_kwargs(line.get("chat_template_kwargs"))
+    examples = []
+    for index in answers if turns == "all" else [len(messages) - 1]:
+        _check_completion([labelled[index]], "last-not-assistant")
+        said = (messages[:index], (messages[index],), ())
+        examples.append(
+            PreferencePair(*said, split, tools, metadata, source, template_kwargs=kwargs)
+        )
+    return examples
 
 
 def _messages(labelled: list[_Labelled]) -> tuple[Message, ...]:

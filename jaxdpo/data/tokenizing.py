@@ -34,18 +34,22 @@ class LoadedPairs:
     report: ReadReport
 
 
-def load_pairs(config: DataConfig, chat: Chat, rejects_path: Path | None = None) -> LoadedPairs:
+def load_pairs(
+    config: DataConfig, chat: Chat, rejects_path: Path | None = None, supervised: bool = False
+) -> LoadedPairs:
     """Reads and tokenises the file that the configuration names.
 
     Args:
       config: Where the pairs are, and how they are read.
       chat: The model's tokenizer and template.
       rejects_path: With `on_error="skip"`, the file that refused lines are written to.
+      supervised: Whether the pairs are examples for supervised fine-tuning, without rejected
+        completions: `rejected_message` may be missing and is not used.
 
     Raises:
       UserError: As `read_pairs` does, and for pairs that the chat template refuses.
     """
-    read = read_pairs(config.path, config, rejects_path)
+    read = read_pairs(config.path, config, rejects_path, supervised)
     splits: dict[Split, TokenizedPairs] = {}
     for split in read.report.pairs:
         of_split = [pair for pair in read.pairs if pair.split == split]
@@ -109,7 +113,7 @@ def cache_key(pairs: Sequence[PreferencePair], chat: Chat, config: DataConfig) -
     state.update(f"{FORMAT_VERSION} {chat.fingerprint} {config.max_length}\n".encode())
     for pair in pairs:
         said = [pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.source]
-        said += [pair.template_kwargs, pair.token_ids, pair.scores]
+        said += [pair.metadata, pair.template_kwargs, pair.token_ids, pair.scores]
         state.update(json.dumps(said, ensure_ascii=False).encode() + b"\n")
     return state.hexdigest()
 
@@ -132,7 +136,7 @@ def _write(
                 if encoded.spelled_control:
                     outcomes["spelled_control"].append(pair.source)
                 if fitted.tokens is not None:
-                    writer.add(fitted.tokens, pair.source, pair.scores or UNKNOWN)
+                    writer.add(fitted.tokens, pair.source, pair.metadata, pair.scores or UNKNOWN)
                     count += 1
         outcomes.pop("whole", None)
         seen = {outcome: tuple(sources) for outcome, sources in outcomes.items()}

@@ -5,7 +5,7 @@ last, when everything is on disk, and holds every file's size and SHA-256. (Orba
 flipped bits without a word.)
 
     checkpoints/step_00000200/
-      state/          written by Orbax: trainable parameters, optimizer state, step
+      state/          written by Orbax: what trains, the optimizer's state, a moving reference
       manifest.json   {"step": 200, "files": {"state/...": {"size": ..., "sha256": ...}}}
 """
 
@@ -71,7 +71,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             target.mkdir()
         _barrier(f"save {step}")
-        response = ocp.save_async(str(target / "state"), state._asdict())
+        response = ocp.save_async(str(target / "state"), _present(state))
         self._pending = self._writer.submit(self._commit, response, step)
 
     def wait(self) -> None:
@@ -105,7 +105,7 @@ class Checkpoints:
         if step < 0:
             return None
         self._newest = step
-        restored = ocp.load(str(self._step_folder(step) / "state"), abstract._asdict())
+        restored = ocp.load(str(self._step_folder(step) / "state"), _present(abstract))
         return TrainState(**restored)
 
     def _step_folder(self, step: int) -> Path:
@@ -141,6 +141,10 @@ class Checkpoints:
                 aside.name,
             )
         return -1
+
+
+def _present(state: TrainState) -> dict[str, Any]:
+    return {name: value for name, value in state._asdict().items() if value is not None}
 
 
 def _inventory(folder: Path) -> dict[str, dict[str, Any]]:

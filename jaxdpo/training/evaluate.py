@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdpo.completions import Completions
 from jaxdpo.data.packing import PairSource
 from jaxdpo.data.plan import BatchShape, Packer
-from jaxdpo.losses import sigmoid_loss
-from jaxdpo.metrics import means, preference_sums
+from jaxdpo.losses import LossConfig
+from jaxdpo.losses.mixture import implicit_rewards, loss_sums
+from jaxdpo.metrics import completion_sums, means, reward_sums
 
 
 @dataclass(frozen=True)
@@ -19,20 +22,43 @@ class EvalData:
       source: The tokenised pairs.
       packer: Their packing.
       shape: A shape that holds every microbatch.
-      reference: f32 `[N, 2]` reference log-probs.
+      reference: f32 `[N, 2]` reference log-probs, or None for no reference.
+      weights: f32 `[N]` factors on the pairs' losses, or None.
+      margins: f32 `[N]` target margins of reward, or None.
     """
 
     source: PairSource
     packer: Packer
     shape: BatchShape
-    reference: np.ndarray
+    reference: np.ndarray | None
+    weights: np.ndarray | None = None
+    margins: np.ndarray | None = None
 
 
-def preference_metrics(
-    policy_logps: np.ndarray, reference_logps: np.ndarray, beta: float
-) -> dict[str, float]:
-    """Loss, rewards, accuracies and log-probs of scored pairs, both f32 `[N, 2]`."""
-    policy, reference = jnp.asarray(policy_logps), jnp.asarray(reference_logps)
-    losses = sigmoid_loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], beta=beta)
-    sums = preference_sums(policy, reference, jnp.ones(len(policy), bool), beta)
-    return means({name: float(value) for name, value in {"loss": losses.sum(), **sums}.items()})
+def preference_metrics(config: LossConfig, policy: Completions, data: EvalData) -> dict[str, float]:
+    """Loss, rewards, accuracies, log-probs and the rest of held-out pairs.
+
+    `rewards/length_correlation` is Pearson's, over pairs, of the reward margin with the chosen
+    completion's excess in tokens over the rejected one's.
+
+    Args:
+      config: The loss.
+      policy: Scores of all pairs, f32 `[N, 2]`.
+      data: The pairs.
+    """
+    scores: Completions = jax.tree.map(jnp.asarray, policy)
+    reference = None if data.reference is None else jnp.asarray(data.reference)
+    weights, margins = jax.tree.map(jnp.asarray, (data.weights, data.margins))
+    is_pair = jnp.ones(len(policy.logps), bool)
+    mean_chosen_tokens = scores.tokens[:, 0].mean()
+    sums = loss_sums(config, scores, reference, is_pair, mean_chosen_tokens, margins, weights)
+    sums |= completion_sums(scores, reference, is_pair)
+    more: dict[str, float] = {}
+    if not config.supervised:
+        rewards = implicit_rewards(config, scores, reference)
+        sums |= reward_sums(rewards, is_pair)
+        longer = policy.tokens[:, 0] - policy.tokens[:, 1]
+        margins = np.asarray(rewards[:, 0] - rewards[:, 1])
+        if margins.std() > 0 and longer.std() > 0:
+            more["rewards/length_correlation"] = float(np.corrcoef(margins, longer)[0, 1])
+    return means({name: float(value) for name, value in sums.items()}) | more

@@ -19,7 +19,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.metrics import means
 from jaxdpo.scoring import READ_OPTIONS, put_batch
 from jaxdpo.sharding import local_rows, put_rows, replicated
-from jaxdpo.training.step import TrainState
+from jaxdpo.training.step import PairInputs, TrainState
 
 Metrics = dict[str, float]
 DeviceMetrics = dict[str, Any]
@@ -34,12 +34,16 @@ class TrainData:
       plan: Step ↦ microbatches.
       shape: The run's one batch shape.
       reference: f32 `[N, 2]` reference log-probs by pair, or None if the step computes them.
+      weights: f32 `[N]` factors on the pairs' losses, or None.
+      margins: f32 `[N]` target margins of reward, or None.
     """
 
     source: PairSource
     plan: TrainPlan
     shape: BatchShape
     reference: np.ndarray | None
+    weights: np.ndarray | None = None
+    margins: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class StepInput:
 
     step: int
     batch: PackedBatch
-    reference: np.ndarray | None
+    inputs: PairInputs
     num_microbatches: int
 
 
@@ -65,14 +69,18 @@ def step_inputs(data: TrainData, rows: list[int], first_step: int) -> Iterator[S
         missing = data.shape.microbatches - len(packed)
         packed += [empty_batch(data.shape, len(rows))] * missing
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *packed)
-        reference = None
-        if data.reference is not None:
-            present = batch.pair_index >= 0
-            reference = np.where(present[..., None], data.reference[batch.pair_index], 0)
-        return StepInput(step, batch, reference, len(microbatches))
+        given = PairInputs(data.reference, data.weights, data.margins)
+        inputs = jax.tree.map(lambda values: _by_slot(values, batch.pair_index), given)
+        return StepInput(step, batch, inputs, len(microbatches))
 
     steps = grain.MapDataset.range(first_step, data.plan.num_steps)
     yield from steps.map(build).to_iter_dataset(READ_OPTIONS)
+
+
+def _by_slot(values: np.ndarray, pair_index: np.ndarray) -> np.ndarray:
+    """Values of pairs, f32 `[N, ...]`, where the pairs stand in a batch; 0 where none does."""
+    present = pair_index.reshape(*pair_index.shape, *(1,) * (values.ndim - 1)) >= 0
+    return np.where(present, values[pair_index], np.float32(0))
 
 
 def run_steps(
@@ -100,11 +108,11 @@ def run_steps(
     rows, count = local_rows(mesh, data.shape.rows), data.shape.rows
     for inputs in step_inputs(data, rows, first_step):
         batch = put_batch(inputs.batch, rows, count, mesh, row_axis=1)
-        reference = inputs.reference
-        if reference is not None:
-            reference = put_rows(reference, rows, count, mesh, row_axis=1)
+        given = jax.tree.map(
+            lambda values: put_rows(values, rows, count, mesh, row_axis=1), inputs.inputs
+        )
         num_microbatches = jax.device_put(np.int32(inputs.num_microbatches), replicated(mesh))
-        state, metrics = train_step(state, frozen, batch, reference, num_microbatches)
+        state, metrics = train_step(state, frozen, batch, given, num_microbatches)
         slots = inputs.num_microbatches * count * data.shape.row_length
         yield inputs.step + 1, state, {**metrics, "num_slots": slots}
 
@@ -169,20 +177,21 @@ def check_finite(step: int, metrics: Metrics, data: TrainData) -> None:
 def check_step_zero(metrics: Metrics, beta: float, dtype: str) -> None:
     """Checks that the policy still equals its reference before the first update.
 
-    Then every log-ratio is 0, the loss log 2 and the margin 0. Log-probs of a completion, summed
-    over its tokens, are given 0.02 nats of rounding in float32 and 0.5 in bfloat16.
+    Then every reward is 0. Log-probs of a completion, summed over its tokens, are given 0.02 nats
+    of rounding in float32 and 0.5 in bfloat16.
 
     Raises:
       UserError: If they differ.
     """
     allowed = beta * (0.02 if dtype == "float32" else 0.5)
-    excess, margin = metrics["loss"] - np.log(2), metrics["rewards/margins"]
-    if abs(excess) > allowed or abs(margin) > allowed:
+    names = ("rewards/chosen", "rewards/rejected", "rewards/margins")
+    if any(abs(metrics[name]) > allowed for name in names):
+        found = ", ".join(f"{name} {metrics[name]:.5f}" for name in names)
         raise UserError(
-            f"step 1: loss is {metrics['loss']:.5f} and reward margin {margin:.5f}, but a policy "
-            f"that equals its reference has log 2 = 0.69315 and 0 (allowed: ±{allowed:.3g}). The "
-            "reference was not computed with the weights or tokens that training starts from: "
-            "delete the run's reference folder, or set reference.kind=frozen to compare"
+            f"step 1: {found}, but a policy that equals its reference has rewards of 0 (allowed: "
+            f"±{allowed:.3g}). The reference was not computed with the weights or tokens that "
+            "training starts from: delete the reference folder in data.cache_dir, or set "
+            "reference.kind=frozen to compare"
         )
 
 

@@ -10,12 +10,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxdpo.data.batch import PackedBatch
-from jaxdpo.losses import LossConfig, sigmoid_loss
-from jaxdpo.metrics import preference_sums
+from jaxdpo.completions import Completions
+from jaxdpo.data.batch import CHOSEN, PackedBatch
+from jaxdpo.logprobs import Wanted
+from jaxdpo.losses import LossConfig
+from jaxdpo.losses.mixture import implicit_rewards, loss_sums
+from jaxdpo.metrics import completion_sums, reward_sums
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, Params
-from jaxdpo.scoring import completion_logps
+from jaxdpo.scoring import score_completions
 from jaxdpo.sharding import replicated, shardings_for
 
 
@@ -26,11 +29,41 @@ class TrainState(NamedTuple):
       trainable: The parameters, or with LoRA the adapters alone.
       optimizer: The optimizer's state.
       step: i32, optimizer steps done.
+      reference: The parameters of a moving reference, or None.
     """
 
     trainable: Params
     optimizer: Any
     step: jax.Array
+    reference: Params | None = None
+
+
+class PairInputs(NamedTuple):
+    """What a step is given of each pair beside its tokens, f32 `[..., R, P]`.
+
+    Attributes:
+      reference: `[..., R, P, 2]`, reference log-probs; None if the step computes them, or if there
+        is no reference.
+      weights: Factors on the pairs' losses, or None.
+      margins: Target margins of reward, or None.
+    """
+
+    reference: Any = None
+    weights: Any = None
+    margins: Any = None
+
+
+@dataclass(frozen=True)
+class MovingReference:
+    """A reference that follows the policy (TR-DPO).
+
+    Attributes:
+      mixup: Share of the policy in what the reference becomes.
+      every: Optimizer steps between its moves.
+    """
+
+    mixup: float
+    every: int
 
 
 @dataclass(frozen=True)
@@ -43,6 +76,8 @@ class Objective:
       loss: The loss.
       batch_size: Pairs of an optimizer step.
       seed: Seed of the adapters' dropout.
+      has_reference: Whether rewards are against a reference.
+      moving: How the reference moves, or None if it stands still.
     """
 
     model: ModelConfig
@@ -50,12 +85,24 @@ class Objective:
     loss: LossConfig
     batch_size: int
     seed: int
+    has_reference: bool = True
+    moving: MovingReference | None = None
 
 
 def init_state(
-    trainable: Params, optimizer: optax.GradientTransformation, mesh: Mesh
+    trainable: Params,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    reference: Params | None = None,
 ) -> TrainState:
-    """The state before step 0, its optimizer state born sharded as the parameters are."""
+    """The state before step 0, its optimizer state born sharded as the parameters are.
+
+    Args:
+      trainable: What is trained.
+      optimizer: The update rule.
+      mesh: The mesh.
+      reference: The parameters that a moving reference starts from, if there is one; not copied.
+    """
 
     def initial(trainable: Params) -> TrainState:
         # Moments are fp32 whatever the parameters are: in bf16 a mean of squares stops moving.
@@ -63,7 +110,8 @@ def init_state(
         return TrainState(trainable, moments, jnp.zeros((), jnp.int32))
 
     shardings = shardings_for(jax.eval_shape(initial, trainable), mesh)
-    return jax.jit(initial, out_shardings=shardings)(trainable)
+    state = jax.jit(initial, out_shardings=shardings)(trainable)
+    return state._replace(reference=reference)
 
 
 def make_train_step(
@@ -83,11 +131,12 @@ def make_train_step(
       state: The state to be trained, or its ShapeDtypeStructs; for its shardings.
 
     Returns:
-      `(state, frozen, batch, reference, num_microbatches) → (state, metrics)`. `frozen` are the
+      `(state, frozen, batch, inputs, num_microbatches) → (state, metrics)`. `frozen` are the
       base parameters under LoRA, or a full fine-tuning's frozen reference, or None. `batch` has
-      microbatches stacked, `[M, R, ...]`, of which the first `num_microbatches` count. `reference`
-      is f32 `[M, R, P, 2]`, or None: then it is computed in the step, from `frozen`. The state is
-      donated. Where loss or gradients are not finite, the state comes back unchanged.
+      microbatches stacked, `[M, R, ...]`, of which the first `num_microbatches` count. `inputs`
+      are `PairInputs` of the same leading axes; where they hold no reference log-probs and the
+      objective has a reference, it is computed in the step, from `state.reference` or `frozen`.
+      The state is donated. Where loss or gradients are not finite, it comes back unchanged.
     """
     state_shardings = shardings_for(state, mesh)
 
@@ -96,16 +145,21 @@ def make_train_step(
         state: TrainState,
         frozen: Params | None,
         batch: PackedBatch,
-        reference: jax.Array | None,
+        inputs: PairInputs,
         num_microbatches: jax.Array,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        gradient = functools.partial(_gradient, objective, state, frozen)
-        gradients, sums = _accumulate(gradient, batch, reference, num_microbatches)
+        mean_chosen_tokens = jnp.sum(batch.score_branch == CHOSEN) / objective.batch_size
+        shares = _Shares(objective, state, frozen, mean_chosen_tokens)
+        extra = (batch, inputs)
+        if objective.loss.coupled:
+            extra = (*extra, shares.coupled(batch, inputs, num_microbatches))
+        gradients, sums = _accumulate(shares.gradient, extra, num_microbatches)
         gradients = jax.lax.with_sharding_constraint(gradients, state_shardings.trainable)
         grad_norm = optax.global_norm(gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
         trainable: Any = optax.apply_updates(state.trainable, updates)
-        updated = TrainState(trainable, optimizer_state, state.step + 1)
+        reference = _moved(objective.moving, state, trainable)
+        updated = TrainState(trainable, optimizer_state, state.step + 1, reference)
         metrics = sums | {"grad_norm": grad_norm, "learning_rate": schedule(state.step)}
         finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state), metrics
@@ -113,40 +167,155 @@ def make_train_step(
     return train_step
 
 
-def _gradient(
-    objective: Objective,
-    state: TrainState,
-    frozen: Params | None,
-    batch: PackedBatch,
-    reference: jax.Array | None,
-    microbatch: jax.Array,
-) -> tuple[Params, dict[str, jax.Array]]:
-    """Gradients and metric sums of one microbatch's share of the step's loss."""
-    model, compute, beta = objective.model, objective.compute, objective.loss.beta
-    is_pair_RP = batch.pair_index >= 0
-    if reference is None:
-        assert frozen is not None
-        reference = jax.lax.stop_gradient(completion_logps(model, frozen, None, batch, compute))
-    dropout_key = None
-    if compute.lora is not None and compute.lora.dropout > 0:
-        key = jax.random.fold_in(jax.random.key(objective.seed), state.step)
-        dropout_key = jax.random.fold_in(key, microbatch)
+def _moved(moving: MovingReference | None, state: TrainState, trainable: Params) -> Params | None:
+    """The moving reference after an update.
 
-    def loss_sum(trainable: Params) -> tuple[jax.Array, Any]:
-        params, lora = (frozen, trainable) if compute.lora is not None else (trainable, None)
-        assert params is not None
-        policy = completion_logps(model, params, lora, batch, compute, dropout_key=dropout_key)
-        losses = sigmoid_loss(
-            policy[..., 0], policy[..., 1], reference[..., 0], reference[..., 1], beta=beta
+    Every so many steps ref ← α π + (1 − α) ref: Gorbatovski et al. 2024, "Learn Your Reference
+    Model for Real Good Alignment", equation 3; with α = 1 it is their hard update.
+    """
+    if moving is None:
+        return state.reference
+    share = jnp.where((state.step + 1) % moving.every == 0, moving.mixup, 0.0)
+
+    def mixed(new: jax.Array, old: jax.Array) -> jax.Array:
+        sum_ = share * new.astype(jnp.float32) + (1 - share) * old.astype(jnp.float32)
+        return sum_.astype(old.dtype)
+
+    return jax.tree.map(mixed, trainable, state.reference)
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """Each microbatch's share of a step's loss and gradients.
+
+    Attributes:
+      objective: What is minimised.
+      state: The state before the step.
+      frozen: As `make_train_step` says.
+      mean_chosen_tokens: f32, tokens of a chosen completion, averaged over the step.
+    """
+
+    objective: Objective
+    state: TrainState
+    frozen: Params | None
+    mean_chosen_tokens: jax.Array
+
+    def gradient(
+        self,
+        microbatch: jax.Array | int,
+        batch: PackedBatch,
+        inputs: PairInputs,
+        coupled: tuple[Completions, dict[str, jax.Array]] | None = None,
+    ) -> tuple[Params, dict[str, jax.Array]]:
+        """Gradients and metric sums of one microbatch; `coupled` is its part of `self.coupled`."""
+        objective, is_pair_RP = self.objective, batch.pair_index >= 0
+        reference = self._reference(batch, inputs)
+
+        def loss_sum(trainable: Params) -> tuple[jax.Array, Any]:
+            policy = self._policy(trainable, batch, microbatch)
+            if coupled is not None:
+                return _linear(coupled[0], policy), (coupled[1], policy)
+            sums = self._loss(policy, reference, is_pair_RP, inputs)
+            # The mean over the step's pairs, not the microbatch's: the shares add up. What is not
+            # of pairs (a router's balance) is added here, in the same way.
+            return sums["loss"] / objective.batch_size, (sums, policy)
+
+        (_, (sums, policy)), gradients = jax.value_and_grad(loss_sum, has_aux=True)(
+            self.state.trainable
         )
-        total = jnp.sum(jnp.where(is_pair_RP, losses, 0.0))
-        # The mean over the step's pairs, not the microbatch's: the shares add up.
-        return total / objective.batch_size, (total, policy)
+        num_tokens = jnp.sum(batch.pair_ids > 0).astype(jnp.float32)
+        sums = {**sums, "num_tokens": num_tokens, **completion_sums(policy, reference, is_pair_RP)}
+        if not objective.loss.supervised:
+            sums |= reward_sums(implicit_rewards(objective.loss, policy, reference), is_pair_RP)
+        return _as_float32(gradients), sums
 
-    (_, (loss, policy)), gradients = jax.value_and_grad(loss_sum, has_aux=True)(state.trainable)
-    num_tokens = jnp.sum(batch.pair_ids > 0).astype(jnp.float32)
-    sums = preference_sums(policy, reference, is_pair_RP, beta)
-    return _as_float32(gradients), {"loss": loss, "num_tokens": num_tokens, **sums}
+    def coupled(
+        self, batch: PackedBatch, inputs: PairInputs, num_microbatches: jax.Array
+    ) -> tuple[Completions, dict[str, jax.Array]]:
+        """Of losses that couple the step's pairs: the slope of the loss in every score.
+
+        The pairs are scored once more beforehand, all microbatches; with the loss's slopes in
+        their scores each microbatch then has its exact share of the gradient by the chain rule.
+
+        Returns:
+          ∂ loss / ∂ scores, `[M, R, P, 2]`, and the loss sums `[M]`, all on the first microbatch.
+        """
+
+        def score(microbatch: jax.Array, one: tuple[PackedBatch, PairInputs]) -> Any:
+            policy = self._policy(self.state.trainable, one[0], microbatch)
+            return policy, self._reference(*one)
+
+        count = batch.tokens.shape[0]
+        policy, reference = jax.lax.map(lambda at: score(*at), (jnp.arange(count), (batch, inputs)))
+        is_pair = (batch.pair_index >= 0) & (jnp.arange(count)[:, None, None] < num_microbatches)
+
+        def loss(policy: Completions) -> tuple[jax.Array, dict[str, jax.Array]]:
+            sums = self._loss(policy, reference, is_pair, inputs)
+            return sums["loss"] / self.objective.batch_size, sums
+
+        slopes, sums = jax.grad(loss, has_aux=True)(policy)
+        first = jnp.arange(count) == 0
+        return slopes, {name: jnp.where(first, value, 0.0) for name, value in sums.items()}
+
+    def _loss(
+        self,
+        policy: Completions,
+        reference: jax.Array | None,
+        is_pair: jax.Array,
+        inputs: PairInputs,
+    ) -> dict[str, jax.Array]:
+        return loss_sums(
+            self.objective.loss,
+            policy,
+            reference,
+            is_pair,
+            self.mean_chosen_tokens,
+            inputs.margins,
+            inputs.weights,
+        )
+
+    def _policy(
+        self, trainable: Params, batch: PackedBatch, microbatch: jax.Array | int
+    ) -> Completions:
+        objective, compute = self.objective, self.objective.compute
+        dropout_key = None
+        if compute.lora is not None and compute.lora.dropout > 0:
+            key = jax.random.fold_in(jax.random.key(objective.seed), self.state.step)
+            dropout_key = jax.random.fold_in(key, microbatch)
+        params, lora = (self.frozen, trainable) if compute.lora is not None else (trainable, None)
+        assert params is not None
+        return score_completions(
+            objective.model,
+            params,
+            lora,
+            batch,
+            compute,
+            ld_alpha=objective.loss.ld_alpha,
+            wanted=Wanted(log_weights=objective.loss.use_weighting),
+            dropout_key=dropout_key,
+        )
+
+    def _reference(self, batch: PackedBatch, inputs: PairInputs) -> jax.Array | None:
+        objective = self.objective
+        if inputs.reference is not None or not objective.has_reference:
+            return inputs.reference
+        params = self.frozen if objective.moving is None else self.state.reference
+        assert params is not None
+        scores = score_completions(
+            objective.model,
+            params,
+            None,
+            batch,
+            objective.compute,
+            ld_alpha=objective.loss.ld_alpha,
+        )
+        return jax.lax.stop_gradient(scores.logps)
+
+
+def _linear(slopes: Completions, policy: Completions) -> jax.Array:
+    """Σ slope · score: the function whose gradient the chain rule asks for."""
+    products = jax.tree.map(lambda slope, score: jnp.sum(slope * score), slopes, policy)
+    return sum(jax.tree.leaves(products), jnp.zeros(()))
 
 
 def _as_float32(tree: Any) -> Any:
@@ -155,20 +324,18 @@ def _as_float32(tree: Any) -> Any:
 
 def _accumulate(
     gradient: Callable[..., tuple[Params, dict[str, jax.Array]]],
-    batch: PackedBatch,
-    reference: jax.Array | None,
+    stacked: tuple[Any, ...],
     num_microbatches: jax.Array,
 ) -> tuple[Params, dict[str, jax.Array]]:
     """Sums over the first `num_microbatches` microbatches; the rest cost nothing."""
 
     def at(microbatch: jax.Array | int) -> tuple[Params, dict[str, jax.Array]]:
-        one, one_reference = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, microbatch, keepdims=False),
-            (batch, reference),
+        one = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, microbatch, keepdims=False), stacked
         )
-        return gradient(one, one_reference, microbatch)
+        return gradient(microbatch, *one)
 
-    if batch.tokens.shape[0] == 1:
+    if jax.tree.leaves(stacked)[0].shape[0] == 1:
         return at(0)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(at, 0))
     return jax.lax.fori_loop(

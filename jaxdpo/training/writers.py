@@ -75,7 +75,10 @@ def plot_curves(records: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6.5), layout="constrained")
-    for axes, (name, label) in zip(figure.subplots(2, 2).flat, _CURVES, strict=True):
+    # Supervised training has no rewards.
+    curves = [curve for curve in _CURVES if any(curve[0] in record for record in records)]
+    grid = figure.subplots(-(-len(curves) // 2), 2, squeeze=False).flat
+    for axes, (name, label) in zip(grid, curves, strict=False):
         for split, style in (("TRAIN", "-"), ("TEST", "o-")):
             points = [(r["step"], r[name]) for r in records if r["split"] == split and name in r]
             if points:

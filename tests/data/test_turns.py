@@ -122,7 +122,7 @@ def test_spans_and_scores_are_stored(tmp_path):
         ("c", pair._replace(chosen_unscored=np.array([0, 2], np.int32)), (2.5, 1.0)),
     ):
         with PairWriter(tmp_path / name, name) as writer:
-            writer.add(stored, "f:1", scores)
+            writer.add(stored, "f:1", scores=scores)
             writer.finish(TokenizeReport(1))
         opened = open_pairs(tmp_path / name, name)
         assert [ids.tolist() for ids in opened[0]] == [ids.tolist() for ids in stored]

@@ -18,7 +18,7 @@ from jaxdpo.model.lora import LoraConfig, init_lora
 from jaxdpo.sharding import shardings_for
 from jaxdpo.training.loop import LaggedMetrics, TrainData, run_steps
 from jaxdpo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from jaxdpo.training.step import Objective, init_state, make_train_step
+from jaxdpo.training.step import MovingReference, Objective, init_state, make_train_step
 from tests.tiny import MODEL, mesh_of, random_pairs, random_params
 
 PAIRS = random_pairs(24)
@@ -39,6 +39,7 @@ class Setting:
     remat: str = "none"
     lora: LoraConfig | None = None
     online: bool = False
+    loss: LossConfig = LossConfig(beta=0.1)  # noqa: RUF009 - frozen
 
 
 @cache
@@ -62,7 +63,7 @@ def run(setting: Setting) -> tuple[list[dict[str, float]], Any, int]:
         schedule = make_schedule(OPTIMIZER, plan.num_steps, lora=False)
         optimizer = make_optimizer(OPTIMIZER, schedule)
         state = init_state(trainable, optimizer, mesh)
-        objective = Objective(MODEL, compute, LossConfig(beta=0.1), batch.size, seed=0)
+        objective = Objective(MODEL, compute, setting.loss, batch.size, seed=0)
         step = make_train_step(objective, optimizer, schedule, mesh, state)
         reference = None if setting.online else REFERENCE
         data = TrainData(PAIRS, plan, plan.shape(setting.attention == "gather"), reference)
@@ -114,6 +115,53 @@ PLAIN = Setting(BatchConfig(size=8, pack=False, share_prefix=False))
 )
 def test_packing_and_sharing_change_the_cost_and_not_the_step(setting):
     assert_same(setting, PLAIN)
+
+
+# Token-weighted, sorted over the step, and by rank of tokens: what could depend on the packing.
+LOSSES = [
+    LossConfig(type=["ipo", "sft", "aot"], weights=[0.01, 0.5, 1.0], ld_alpha=0.3),
+    LossConfig(type=["sigmoid", "sft"], use_weighting=True),
+]
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: "+".join(loss.type))
+def test_other_losses_do_not_depend_on_the_packing_either(loss, mesh):
+    plain = Setting(BatchConfig(size=8, pack=False, share_prefix=False), loss=loss)
+    assert_same(Setting(BatchConfig(size=8, row_length=64), mesh=mesh, loss=loss), plain)
+
+
+def test_a_moving_reference_moves_as_often_and_as_far_as_it_is_told():
+    mesh, batch, mixup = mesh_of(1, 1, 1), BatchConfig(size=8), 0.25
+    with jax.set_mesh(mesh):
+        packer = Packer(PAIRS.lengths, batch, 1, choose_row_length(PAIRS.lengths, batch, 1))
+        plan = make_train_plan(packer, 0, 1.0, None)
+        schedule = make_schedule(OPTIMIZER, 3, lora=False)
+        optimizer = make_optimizer(OPTIMIZER, schedule)
+        params = random_params(mesh)
+        expected = jax.device_get(params)
+        copy = jax.tree.map(jnp.copy, params)
+        state = init_state(params, optimizer, mesh, reference=copy)
+        compute, moving = Compute(jnp.float32, "dense", "none"), MovingReference(mixup, every=2)
+        objective = Objective(MODEL, compute, LossConfig(), 8, seed=0, moving=moving)
+        step = make_train_step(objective, optimizer, schedule, mesh, state)
+        data = TrainData(PAIRS, plan, plan.shape(False), None)
+        margins = []
+        for number, after, metrics in run_steps(step, state, None, data, mesh, 0):
+            if number % 2 == 0:
+                expected = jax.tree.map(
+                    lambda new, old: mixup * new + (1 - mixup) * old,
+                    jax.device_get(after.trainable),
+                    expected,
+                )
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
+                jax.device_get(after.reference),
+                expected,
+            )
+            margins.append(float(metrics["rewards/margins"]))
+    np.testing.assert_allclose(margins[0], 0, atol=1e-6)
+    assert margins[1] != 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,26 @@
+"""What a model says of a batch's completions: the arrays that losses and metrics are made of."""
+
+from typing import NamedTuple
+
+import jax
+
+
+class Completions(NamedTuple):
+    """Scores of completions, f32 `[..., 2]`: chosen and rejected; 0 where there is no pair.
+
+    Attributes:
+      logps: Log-probs in nats, summed over tokens; with `ld_alpha` the longer completion's tail
+        counts less. What losses and rewards are made of.
+      plain_logps: Log-probs summed over all tokens alike.
+      tokens: How many tokens.
+      log_weights: Mean over tokens of log p − log Σ p² over the vocabulary (WPO), or None.
+      entropy: Entropy of the predictions in nats, summed over tokens, or None.
+      correct: Tokens that are the most likely ones, or None.
+    """
+
+    logps: jax.Array
+    plain_logps: jax.Array
+    tokens: jax.Array
+    log_weights: jax.Array | None = None
+    entropy: jax.Array | None = None
+    correct: jax.Array | None = None

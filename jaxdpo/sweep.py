@@ -1,0 +1,155 @@
+"""A grid of runs on one load of model, data and reference: `--sweep loss.beta=0.05,0.1,0.3 …`.
+
+Each setting is a run of its own, in a folder of its own below `training.folder`, exactly as if it
+had been started alone; so a sweep that was cut off continues, and a setting that is finished is not
+run again. It ends with `sweep.json` and `sweep.png`, the TEST metrics by setting.
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+
+from jaxdpo.config import RunConfig, load_config, split_arguments
+from jaxdpo.console import Reporter
+from jaxdpo.data.tokenizing import load_pairs
+from jaxdpo.errors import UserError
+from jaxdpo.files import replacing
+from jaxdpo.hub.policy import load_policy
+from jaxdpo.run import fit
+from jaxdpo.sharding import make_mesh
+
+# What all settings of a sweep share.
+_SHARED = ("model", "data", "mesh", "training.folder")
+_SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "kl", "logps/chosen_per_token")
+
+Setting = dict[str, Any]
+
+
+def parse_axes(arguments: Sequence[str]) -> dict[str, list[Any]]:
+    """`["loss.beta=0.1,0.3"]` ↦ `{"loss.beta": [0.1, 0.3]}`.
+
+    Raises:
+      UserError: For an axis that is no field with values, stands twice, or is shared by all runs.
+    """
+    axes: dict[str, list[Any]] = {}
+    for argument in arguments:
+        field, equals, text = argument.partition("=")
+        if not equals or not text or field.startswith("-"):
+            raise UserError(
+                f"{argument!r}: after --sweep, write section.field=value,value,…; overrides for "
+                "all settings stand before it"
+            )
+        if field in axes:
+            raise UserError(f"--sweep names {field} twice; write all its values after one =")
+        if any(field == shared or field.startswith(shared + ".") for shared in _SHARED):
+            raise UserError(
+                f"--sweep {field}: the settings of a sweep share {', '.join(_SHARED)}; start a run "
+                "for each value instead"
+            )
+        try:
+            axes[field] = yaml.safe_load(f"[{text}]")
+        except yaml.YAMLError:
+            raise UserError(f"{argument!r}: the values are not valid YAML; quote them") from None
+    if not axes:
+        raise UserError("--sweep needs at least one section.field=value,value,…")
+    return axes
+
+
+def settings_of(axes: dict[str, list[Any]]) -> list[Setting]:
+    """Every combination of the axes' values, the last axis changing fastest."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def name_of(setting: Setting) -> str:
+    """`loss.beta=0.1,lora.rank=8`: what a setting and its folder are called."""
+    said = (f"{field}={json.dumps(value)}" for field, value in setting.items())
+    return ",".join(said).replace('"', "").replace("/", "_").replace(" ", "")
+
+
+def sweep(base: Sequence[str], axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """Runs every setting.
+
+    Args:
+      base: The command line without the sweep: a configuration file, if any, and overrides.
+      axes: Field ↦ values.
+
+    Returns:
+      For each setting `{"setting", "folder", "before", "after"}`, the latter two TEST metrics.
+
+    Raises:
+      UserError: As `load_config` and `fit` do; every setting is checked before the first is run.
+    """
+    settings = settings_of(axes)
+    configs = [_config_of(base, setting) for setting in settings]
+    if len({config.loss.supervised for config in configs}) > 1:
+        raise UserError(
+            "--sweep loss.type: sft alone reads no rejected completions, so it shares no data with "
+            "other losses; run it by itself"
+        )
+    folder = Path(load_config(*split_arguments(base)).training.folder)
+    reporter = Reporter(quiet=jax.process_index() != 0)
+    first = configs[0]
+    policy = load_policy(
+        first.model.path, first.model.param_dtype, make_mesh(first.mesh), first.data.chat_template
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = load_pairs(
+        first.data, policy.chat, folder / "rejects.jsonl", supervised=first.loss.supervised
+    )
+    rows = []
+    for number, (setting, config) in enumerate(zip(settings, configs, strict=True), start=1):
+        reporter.say(f"setting {number} of {len(settings)}: {name_of(setting)}")
+        result = fit(config, policy, pairs)
+        tested = result.summary["test"] or {"before": None, "after": None}
+        rows.append({"setting": setting, "folder": config.training.folder, **tested})
+    if jax.process_index() == 0:
+        with replacing(folder / "sweep.json") as file:
+            json.dump(rows, file, indent=1)
+        if rows[0]["after"] is not None:
+            _show(reporter, rows)
+            _plot(rows, folder / "sweep.png")
+            reporter.say(f"{folder / 'sweep.json'} and sweep.png hold the same")
+    return rows
+
+
+def _config_of(base: Sequence[str], setting: Setting) -> RunConfig:
+    path, overrides = split_arguments(base)
+    overrides += [f"{field}={json.dumps(value)}" for field, value in setting.items()]
+    folder = Path(load_config(path, overrides).training.folder) / name_of(setting)
+    return load_config(path, [*overrides, f"training.folder={json.dumps(str(folder))}"])
+
+
+def _shown(rows: list[dict[str, Any]]) -> list[str]:
+    return [name for name in _SHOWN if all(name in row["after"] for row in rows)]
+
+
+def _show(reporter: Reporter, rows: list[dict[str, Any]]) -> None:
+    names = _shown(rows)
+    table = [
+        (*row["setting"].values(), *(f"{row['after'][name]:.4f}" for name in names)) for row in rows
+    ]
+    reporter.table("TEST pairs after training", (*rows[0]["setting"], *names), table)
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """A panel for each metric, a bar for each setting, the metric before training as a line."""
+    from matplotlib.figure import Figure
+
+    names = _shown(rows)
+    size = (3.2 * len(names) + 1.5, 0.35 * len(rows) + 1.4)
+    figure = Figure(figsize=size, layout="constrained")
+    labels = [name_of(row["setting"]) for row in rows]
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False).flat
+    for axes, name in zip(panels, names, strict=True):
+        axes.barh(labels, [row["after"][name] for row in rows])
+        axes.axvline(rows[0]["before"][name], color="black", linewidth=1, linestyle=":")
+        axes.set_title(name, fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+    figure.axes[0].invert_yaxis()
+    with replacing(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)

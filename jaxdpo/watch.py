@@ -1,0 +1,203 @@
+"""Says in plain words, once each, when a run goes wrong in one of the ways that DPO is known to.
+
+A warning names the metric, its value, the step, and what to try. It never stops a run. Thresholds
+are loose: a healthy run says nothing.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import fmean
+
+Metrics = dict[str, float]
+
+# Steps that a TRAIN figure is averaged over before it is judged; one batch says little.
+_WINDOW = 10
+# Fall of the chosen completions' mean token by this many nats: 1.6 times less likely.
+_DISPLACEMENT = 0.5
+# Accuracy 1 on every pair of the window, within this share of the run.
+_SATURATED, _EARLY = 0.999, 0.2
+# β × log-ratio difference of 20 nats: σ is 1 to fp32, the pair teaches nothing more.
+_EXPLODED = 20.0
+# (log-ratio)² / 2n of n tokens is 1/8 n where the mean token's log-ratio is ½ nat: each token has
+# become or ceased to be 1.6 times as likely. Published DPO runs stay below a tenth of that.
+_KL_PER_TOKEN = 0.125
+# A quarter of the variance of the rewards is length.
+_LENGTH_CORRELATION = 0.5
+# A norm that is nearly always over the limit is the limit at work, not the learning rate.
+_CLIPPED = 0.95
+# TEST loss this much over its best, in parts of it, while TRAIN still falls.
+_OVERFIT = 0.1
+# A model that made, or was trained on, such answers gives their tokens −0.2 to −1.5 nats; at −3
+# the right token is one in twenty.
+_FAR = -3.0
+
+
+@dataclass
+class Watch:
+    """What has been seen of a run so far.
+
+    Attributes:
+      num_steps: Optimizer steps of the run.
+      max_grad_norm: The norm that gradients are clipped to, or None.
+      warned: Names of the warnings that were given.
+    """
+
+    num_steps: int
+    max_grad_norm: float | None
+    warned: set[str] = field(default_factory=set)
+    _recent: deque[Metrics] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    _first: Metrics | None = None
+    _clipped: int = 0
+    _steps: int = 0
+    _first_test: Metrics | None = None
+    _best_test: Metrics | None = None
+
+    def train(self, step: int, metrics: Metrics) -> list[str]:
+        """Takes a step's metrics; returns what is to be said of them."""
+        if self._first is None:
+            self._first = metrics
+        self._recent.append(metrics)
+        self._steps += 1
+        if self.max_grad_norm is not None and metrics["grad_norm"] > self.max_grad_norm:
+            self._clipped += 1
+        if len(self._recent) < _WINDOW:
+            return []
+        now = {
+            name: fmean(one[name] for one in self._recent)
+            for name in ("rewards/accuracies", "rewards/margins")
+            if name in metrics
+        }
+        found = [*self._saturated(step, now), *self._clipping()]
+        return self._once(found, f"step {step}")
+
+    def test(self, step: int, metrics: Metrics) -> list[str]:
+        """Takes an evaluation's metrics; returns what is to be said of them."""
+        found = []
+        if self._first_test is None or self._best_test is None:
+            self._first_test = self._best_test = metrics
+            found += self._far(metrics)
+        found += [*self._displaced(self._first_test, metrics), *self._drifted(metrics)]
+        found += [*self._lengthy(metrics), *self._overfits(self._best_test, metrics)]
+        if metrics["loss"] < self._best_test["loss"]:
+            self._best_test = metrics
+        return self._once(found, f"step {step}, TEST")
+
+    def _once(self, found: list[tuple[str, str]], where: str) -> list[str]:
+        said = []
+        for name, text in found:
+            if name not in self.warned:
+                self.warned.add(name)
+                said.append(f"warning ({where}): {text}")
+        return said
+
+    def _saturated(self, step: int, now: Metrics) -> list[tuple[str, str]]:
+        found = []
+        if now.get("rewards/accuracies", 0) >= _SATURATED and step <= _EARLY * self.num_steps:
+            found.append(
+                (
+                    "saturated",
+                    f"rewards/accuracies is {now['rewards/accuracies']:.3f} over the last "
+                    f"{_WINDOW} of only {step} steps: the pairs are told apart at sight. Look for "
+                    "a trivial difference in the data (length, a first word); or lower the "
+                    "learning rate",
+                )
+            )
+        if now.get("rewards/margins", 0) > _EXPLODED:
+            found.append(
+                (
+                    "exploded",
+                    f"rewards/margins is {now['rewards/margins']:.1f} nats: the loss is all but 0 "
+                    "and the policy still runs away. Lower optimizer.learning_rate or the number "
+                    "of steps, or try loss.type=ipo, which stops at a margin",
+                )
+            )
+        return found
+
+    def _clipping(self) -> list[tuple[str, str]]:
+        if self._steps < 2 * _WINDOW or self._clipped < _CLIPPED * self._steps:
+            return []
+        return [
+            (
+                "clipped",
+                f"grad_norm was over optimizer.max_grad_norm={self.max_grad_norm} in "
+                f"{self._clipped} of {self._steps} steps, so the limit sets the step's size. Raise "
+                "it, or lower loss.beta or the learning rate",
+            )
+        ]
+
+    def _far(self, metrics: Metrics) -> list[tuple[str, str]]:
+        per_token = metrics.get("logps/chosen_per_token", 0.0)
+        # Supervised training is what the warning would ask for.
+        if per_token >= _FAR or "rewards/margins" not in metrics:
+            return []
+        return [
+            (
+                "far",
+                f"logps/chosen_per_token is {per_token:.2f} before training: the model hardly "
+                "ever says such answers, and DPO teaches it to prefer, not to say them. Train it "
+                "on the chosen completions first (loss.type=sft), and check the chat template",
+            )
+        ]
+
+    def _displaced(self, first: Metrics, metrics: Metrics) -> list[tuple[str, str]]:
+        if "rewards/margins" not in metrics:
+            return []
+        name = "logps/chosen_per_token"
+        fall = first[name] - metrics[name]
+        if fall < _DISPLACEMENT or metrics["rewards/margins"] <= first["rewards/margins"]:
+            return []
+        return [
+            (
+                "displaced",
+                f"{name} fell by {fall:.2f} while margins rose: the chosen answers become less "
+                "likely too, and something else takes their place (likelihood displacement). Mix "
+                "in the chosen answers (loss.type=[sigmoid,sft]), or lower the learning rate",
+            )
+        ]
+
+    def _drifted(self, metrics: Metrics) -> list[tuple[str, str]]:
+        if "kl" not in metrics:
+            return []
+        tokens = (metrics["lengths/chosen"] + metrics["lengths/rejected"]) / 2
+        per_token = metrics["kl"] / max(tokens, 1.0)
+        if per_token < _KL_PER_TOKEN:
+            return []
+        return [
+            (
+                "drifted",
+                f"kl is {metrics['kl']:.1f} nats a completion ({per_token:.2f} a token): the "
+                "policy has gone far from its reference. Raise loss.beta, or train for fewer steps "
+                "or at a lower learning rate",
+            )
+        ]
+
+    def _lengthy(self, metrics: Metrics) -> list[tuple[str, str]]:
+        correlation = metrics.get("rewards/length_correlation", 0.0)
+        if correlation < _LENGTH_CORRELATION or metrics["num_pairs"] < 2 * _WINDOW:
+            return []
+        return [
+            (
+                "lengthy",
+                f"rewards/length_correlation is {correlation:.2f}: longer completions are "
+                "rewarded for their length. Balance the lengths in the data, or try "
+                "loss.type=sigmoid_norm or loss.ld_alpha",
+            )
+        ]
+
+    def _overfits(self, best: Metrics, metrics: Metrics) -> list[tuple[str, str]]:
+        train_falls = (
+            self._first is not None
+            and len(self._recent) == _WINDOW
+            and fmean(one["loss"] for one in self._recent) < self._first["loss"]
+        )
+        worse = metrics["loss"] - best["loss"]
+        if not train_falls or worse < _OVERFIT * abs(best["loss"]):
+            return []
+        return [
+            (
+                "overfits",
+                f"loss is {metrics['loss']:.3f} on TEST, after {best['loss']:.3f} at best, while "
+                "it still falls on TRAIN: the run learns its pairs by heart. Stop earlier "
+                "(training.max_steps), raise loss.beta, or add pairs",
+            )
+        ]
