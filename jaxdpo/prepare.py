@@ -213,7 +213,8 @@ def _other_reference(config: RunConfig, policy: Policy, mesh: Mesh) -> Policy:
     """The model at `reference.path`, which must read the same token ids as the policy."""
     path = config.reference.path
     assert path is not None
-    other = load_policy(path, config.model.param_dtype, mesh).merged()
+    context = config.data.max_length
+    other = load_policy(path, config.model.param_dtype, mesh, context=context).merged()
     if other.chat.tokenizer.get_vocab() != policy.chat.tokenizer.get_vocab():
         raise UserError(
             f"reference.path {path}: its vocabulary is not that of {policy.source}, so it cannot "

@@ -39,7 +39,7 @@ class Pairs:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        return np.array([[len(ids) for ids in pair] for pair in self.pairs], np.int32)
+        return np.array([[len(ids) for ids in pair[:3]] for pair in self.pairs], np.int32)
 
 
 def random_pairs(count: int = 24, longest: int = 20, seed: int = 0) -> Pairs:

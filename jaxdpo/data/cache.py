@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -18,17 +19,23 @@ from jaxdpo.data.reports import TokenizeReport
 from jaxdpo.files import file_digest, sync_folder, sync_tree
 
 # Part of every key: raise it when the files change their form.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ROWS_PER_CHUNK = 1024
 _PAIRS, _ABOUT = "pairs.arrow", "about.json"
 _IDS = TokenizedPair._fields
+_SCORES = ("chosen_score", "rejected_score")
 _SCHEMA = pa.schema(
     [
         *((name, pa.list_(pa.int32())) for name in _IDS),
         ("source", pa.string()),
         ("metadata", pa.string()),
+        *((name, pa.float32()) for name in _SCORES),
     ]
 )
+
+
+Scores = tuple[float, float]
+UNKNOWN = (math.nan, math.nan)
 
 
 class TokenizedPairs(Sequence[TokenizedPair]):
@@ -36,7 +43,8 @@ class TokenizedPairs(Sequence[TokenizedPair]):
 
     Attributes:
       lengths: i32 `[N, 3]`, tokens of prompt, chosen and rejected.
-      fingerprint: SHA-256 of all token ids and lengths: what training depends on.
+      scores: f32 `[N, 2]`, what chosen and rejected were given; NaN where the data does not say.
+      fingerprint: SHA-256 of all token ids, lengths and scores: what training depends on.
       report: What was cut, dropped and refused on the way.
     """
 
@@ -51,8 +59,9 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         self._metadata = table.column("metadata")
         self.lengths = np.concatenate(
             [np.zeros((0, 3), np.int32)]
-            + [np.stack([np.diff(offsets) for offsets, _ in chunk], -1) for chunk in self._chunks]
+            + [np.stack([np.diff(offsets) for offsets, _ in c[:3]], -1) for c in self._chunks]
         )
+        self.scores = np.stack([table.column(name).to_numpy() for name in _SCORES], -1)
         self.fingerprint = fingerprint
         self.report = report
 
@@ -126,7 +135,7 @@ class PairWriter:
         self._file = pa.OSFile(str(self._temporary / _PAIRS), "wb")
         self._writer = pa.ipc.new_file(self._file, _SCHEMA)
         self._hash = hashlib.sha256()
-        self._waiting: list[tuple[TokenizedPair, str, str]] = []
+        self._waiting: list[tuple[TokenizedPair, str, str, Scores]] = []
 
     def __enter__(self) -> "PairWriter":
         return self
@@ -135,12 +144,20 @@ class PairWriter:
         self._file.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
-    def add(self, pair: TokenizedPair, source: str, metadata: dict[str, Any] | None = None) -> None:
-        """Adds one pair."""
+    def add(
+        self,
+        pair: TokenizedPair,
+        source: str,
+        metadata: dict[str, Any] | None = None,
+        scores: Scores = UNKNOWN,
+    ) -> None:
+        """Adds one pair, where it came from, and what chosen and rejected were given."""
         lengths = np.array([len(ids) for ids in pair])
         for numbers in (lengths, *pair):
             self._hash.update(numbers.astype("<i4").tobytes())
-        self._waiting.append((pair, source, json.dumps(metadata or {}, ensure_ascii=False)))
+        self._hash.update(np.array(scores, "<f4").tobytes())
+        own = json.dumps(metadata or {}, ensure_ascii=False)
+        self._waiting.append((pair, source, own, scores))
         if len(self._waiting) == ROWS_PER_CHUNK:
             self._write_chunk()
 
@@ -162,9 +179,10 @@ class PairWriter:
             sync_folder(self._folder.parent)
 
     def _write_chunk(self) -> None:
-        pairs, sources, metadata = zip(*self._waiting, strict=True)
-        columns = [_ragged([getattr(pair, name) for pair in pairs]) for name in _IDS]
+        pairs, sources, metadata, scores = zip(*self._waiting, strict=True)
+        columns: list[Any] = [_ragged([getattr(pair, name) for pair in pairs]) for name in _IDS]
         columns += [pa.array(sources), pa.array(metadata)]
+        columns += [pa.array(given, pa.float32()) for given in zip(*scores, strict=True)]
         self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
         self._waiting = []
 

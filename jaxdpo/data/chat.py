@@ -6,8 +6,9 @@ belongs to the completion, as it does when the model writes it.
 """
 
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,14 +18,14 @@ import numpy as np
 from jaxdpo.data.control_tokens import ControlTokens
 from jaxdpo.data.pairs import Message, PreferencePair, TokenizedPair
 from jaxdpo.data.records import BadPair
-from jaxdpo.data.rendering import PROBE, ChatTemplate
+from jaxdpo.data.rendering import NO_KWARGS, PROBE, ChatTemplate, Rendered
 from jaxdpo.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # Part of every fingerprint: raise it when the same pair would get other ids.
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Chat:
         messages: Sequence[Message],
         tools: Sequence[dict[str, Any]] = (),
         add_generation_prompt: bool = False,
+        template_kwargs: Mapping[str, Any] = NO_KWARGS,
     ) -> list[int]:
         """The ids of a conversation.
 
@@ -82,11 +84,12 @@ class Chat:
           messages: `{"role": ..., "content": ...}` each.
           tools: Function definitions for the template.
           add_generation_prompt: Whether to open the assistant's next message.
+          template_kwargs: Further variables for the template.
 
         Raises:
           BadPair: If the template refuses the messages, or their text cannot be encoded.
         """
-        text = self._template.render(messages, tools, add_generation_prompt).text
+        text = self._template.render(messages, tools, add_generation_prompt, template_kwargs).text
         return _or_raise(self._controls.encode([text])[0]).tolist()
 
     def encode_pair(self, pair: PreferencePair) -> TokenizedPair:
@@ -105,7 +108,10 @@ class Chat:
 
         The prompt ends where its ids part from either full conversation's, so both completions
         follow the same prompt. Each completion ends in the end token: what the template writes
-        after it is cut, and it is added where the template writes none.
+        after it is cut, and it is added where the template writes none. Of a completion of several
+        messages, what stands between those of the assistant is not scored.
+
+        Pairs that came as token ids are taken as they are.
         """
         rendered = [self._render_pair(pair) for pair in pairs]
         texts = [
@@ -113,9 +119,9 @@ class Chat:
         ]
         ids = iter(self._controls.encode(texts))
         return [
-            item
-            if isinstance(item, BadPair)
-            else self._assemble(item, [next(ids) for _ in item.texts])
+            self._assemble(item, [next(ids) for _ in item.texts])
+            if isinstance(item, _RenderedPair)
+            else item
             for item in rendered
         ]
 
@@ -123,27 +129,71 @@ class Chat:
         """The text of token ids, without special tokens."""
         return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _render_pair(self, pair: PreferencePair) -> "_RenderedPair | BadPair":
+    def _render_pair(self, pair: PreferencePair) -> "_RenderedPair | EncodedPair | BadPair":
         try:
-            conversations = [self._template.render(pair.prompt, pair.tools, True)]
+            if pair.token_ids is not None:
+                return self._given_ids(pair.token_ids)
+            prompt = self._render(pair, (), True)
             # A supervised example has no rejected completion.
-            for completion in filter(None, (pair.chosen, pair.rejected)):
-                whole = [*pair.prompt, *completion]
-                conversations.append(self._template.render(whole, pair.tools, False))
+            answers = [answer for answer in (pair.chosen, pair.rejected) if answer]
+            whole = [self._render(pair, answer, False) for answer in answers]
+            turns = [
+                self._render_turns(pair, answer, conversation.text)
+                for answer, conversation in zip(answers, whole, strict=True)
+            ]
         except BadPair as bad:
             return bad
-        texts = [conversation.text for conversation in conversations]
+        conversations = [prompt, *whole]
         return _RenderedPair(
-            texts=texts,
-            ended=[self._template.ended(text) for text in texts],
-            spelled_control=any(conversation.spelled_control for conversation in conversations),
+            texts=[each.text for each in conversations] + list(itertools.chain(*turns)),
+            ended=[self._template.ended(each.text) for each in conversations],
+            spelled_control=any(each.spelled_control for each in conversations),
+            chosen_turns=len(turns[0]),
         )
 
+    def _render(self, pair: PreferencePair, answer: Sequence[Message], prompt: bool) -> Rendered:
+        messages = [*pair.prompt, *answer]
+        return self._template.render(messages, pair.tools, prompt, pair.template_kwargs)
+
+    def _render_turns(
+        self, pair: PreferencePair, answer: Sequence[Message], whole: str
+    ) -> list[str]:
+        """The conversation as it ends after each message by the assistant but the last, and as it
+        is when the next one is opened."""
+        own = [i for i, message in enumerate(answer) if message["role"] == "assistant"]
+        texts = []
+        for this, following in itertools.pairwise(own):
+            opened = self._render(pair, answer[:following], True).text
+            before = self._render(pair, answer[:following], False).text
+            if not whole.startswith(_shared_start(opened, before)):
+                raise BadPair(
+                    "turns-rewritten",
+                    "the chat template writes a completion's earlier messages in another way once "
+                    "more follow, so they cannot be scored as the model wrote them; leave the last "
+                    "message as the completion, the others as prompt",
+                )
+            texts += [self._render(pair, answer[: this + 1], False).text, opened]
+        return texts
+
+    def _given_ids(self, token_ids: Sequence[Sequence[int]]) -> EncodedPair:
+        size = len(self.tokenizer)
+        for name, ids in zip(TokenizedPair._fields, token_ids, strict=False):
+            if max(ids) >= size:
+                raise BadPair(
+                    "token-ids",
+                    f"{name} holds {max(ids)}, but the tokenizer has ids below {size}; the data "
+                    "was tokenised for another model",
+                )
+        prompt, chosen, rejected = (np.array(ids, np.int32) for ids in token_ids)
+        return EncodedPair(TokenizedPair(prompt, chosen, rejected), False)
+
     def _assemble(
-        self, item: "_RenderedPair", ids: Sequence[np.ndarray | BadPair]
+        self, item: "_RenderedPair", encoded: Sequence[np.ndarray | BadPair]
     ) -> EncodedPair | BadPair:
         try:
-            prompt, *whole = [_or_raise(text_ids) for text_ids in ids]
+            prompt, *rest = [_or_raise(ids) for ids in encoded]
+            count = len(item.ended) - 1
+            whole, turns = rest[:count], rest[count:]
             start = min(_common_prefix(prompt, conversation) for conversation in whole)
             if start == 0:
                 raise BadPair(
@@ -155,8 +205,14 @@ class Chat:
                 self._ended(conversation[start:], ended)
                 for conversation, ended in zip(whole, item.ended[1:], strict=True)
             ]
-            missing = [np.zeros(0, np.int32)] * (2 - len(completions))
-            pair = TokenizedPair(prompt[:start], *completions, *missing)
+            missing = [np.zeros(0, np.int32)] * (2 - count)
+            pair = TokenizedPair(
+                prompt[:start],
+                *completions,
+                *missing,
+                chosen_unscored=self._between(whole[0], turns[: item.chosen_turns], start),
+                rejected_unscored=self._between(whole[-1], turns[item.chosen_turns :], start),
+            )
         except BadPair as bad:
             return bad
         if np.array_equal(pair.chosen_ids, pair.rejected_ids):
@@ -165,6 +221,19 @@ class Chat:
                 "chosen and rejected are the same tokens once rendered; edit one or drop the line",
             )
         return EncodedPair(pair, item.spelled_control)
+
+    def _between(self, whole: np.ndarray, turns: Sequence[np.ndarray], start: int) -> np.ndarray:
+        """Spans between the assistant's messages, i32 `[2 * k]`, counted from `start`."""
+        spans = []
+        begin = start
+        for closed, opened in zip(turns[::2], turns[1::2], strict=True):
+            end = _common_prefix(whole, closed)
+            # What the template writes after the end token is not the assistant's.
+            ends = np.flatnonzero(whole[begin:end] == self.end_token_id)
+            end = begin + int(ends[-1]) + 1 if len(ends) else end
+            begin = max(end, _common_prefix(whole, opened))
+            spans += [end - start, begin - start]
+        return np.array(spans, np.int32)
 
     def _ended(self, completion: np.ndarray, ended: bool) -> np.ndarray:
         """The completion up to its last end token if the template ended it, else with one."""
@@ -200,14 +269,17 @@ class _RenderedPair:
     """Prompt, prompt with chosen and prompt with rejected completion, as text.
 
     Attributes:
-      texts: Spelled.
-      ended: Whether the template ended each with the end token.
+      texts: Spelled; after those three come the turns within completions of several messages.
+      ended: Whether the template ended each of them, turns aside, with the end token.
       spelled_control: Whether any text in them spelled a control token.
+      chosen_turns: How many texts after those three are of turns of the chosen completion; further
+        ones are of the rejected.
     """
 
     texts: list[str]
     ended: list[bool]
     spelled_control: bool
+    chosen_turns: int
 
 
 def load_chat(path: str, template_path: str | None = None) -> Chat:
@@ -265,6 +337,11 @@ def _or_raise(ids: np.ndarray | BadPair) -> np.ndarray:
     if isinstance(ids, BadPair):
         raise ids
     return ids
+
+
+def _shared_start(a: str, b: str) -> str:
+    same = itertools.takewhile(lambda both: both[0] == both[1], zip(a, b, strict=False))
+    return a[: sum(1 for _ in same)]
 
 
 def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:

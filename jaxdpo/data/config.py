@@ -6,9 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from jaxdpo.data.formats import Format
 from jaxdpo.files import shipped
 
 Turns = Literal["last", "all"]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _shipped(path: str | dict[str, float]) -> str | dict[str, float]:
+    if isinstance(path, str):
+        return shipped(path)
+    if not path:
+        raise ValueError("names no source")
+    return {shipped(name): weight for name, weight in path.items()}
 
 
 class DataConfig(BaseModel):
@@ -16,7 +26,18 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: Annotated[str, AfterValidator(shipped)] = Field(description="preference JSONL file")
+    path: Annotated[str | dict[str, Weight], AfterValidator(_shipped)] = Field(
+        description="file, folder, glob or org/name:config:split of the Hub; or several, each with "
+        "its weight: how often an epoch has its TRAIN pairs"
+    )
+    format: Format | None = Field(
+        None, description="form of the records; default: recognised from the keys of each file"
+    )
+    ranked_margin: float | None = Field(
+        None,
+        gt=0,
+        description="ranked lists: pair all whose scores differ by this; default: best and worst",
+    )
     on_error: Literal["stop", "skip"] = Field(
         "stop",
         description="at bad lines: stop before training, or skip them and write them to a file",
@@ -42,6 +63,14 @@ class DataConfig(BaseModel):
         description="folder of tokenised data and reference log-probs, shared by all runs; "
         "default: $JAXDPO_CACHE, or ~/.cache/jaxdpo",
     )
+
+    def weights(self) -> dict[str, float]:
+        """Each source's path and weight."""
+        return {self.path: 1.0} if isinstance(self.path, str) else self.path
+
+    def name(self) -> str:
+        """The sources, for messages."""
+        return ", ".join(self.weights())
 
     def cache_folder(self) -> Path:
         """The folder that holds tokenised data."""

@@ -65,8 +65,9 @@ def _with_fewer_turns(
     system = pair.prompt[:1] if pair.prompt[0]["role"] == "system" else ()
 
     def fits(start: int) -> bool:
+        kept = (*system, *pair.prompt[start:])
         try:
-            return len(chat.encode((*system, *pair.prompt[start:]), pair.tools, True)) <= room
+            return len(chat.encode(kept, pair.tools, True, pair.template_kwargs)) <= room
         except BadPair:
             return False
 

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from jaxdpo.data.batch import CHOSEN, PROMPT, REJECTED, PackedBatch, SequenceGather
-from jaxdpo.data.pairs import TokenizedPair
+from jaxdpo.data.pairs import TokenizedPair, scored_tokens
 from jaxdpo.data.plan import BatchShape, Microbatch, Row, best_fit_decreasing
 
 
@@ -87,12 +87,12 @@ class _RowWriter:
             pair = source[index]
             self.batch.pair_index[self.row, slot] = index
             last = self._prompt(pair.prompt_ids)
-            self._completion(pair.chosen_ids, CHOSEN, slot + 1, last)
+            self._completion(pair, CHOSEN, slot + 1, last)
             if not len(pair.rejected_ids):
                 continue
             if not share_prefix:
                 last = self._prompt(pair.prompt_ids)
-            self._completion(pair.rejected_ids, REJECTED, slot + 1, last)
+            self._completion(pair, REJECTED, slot + 1, last)
 
     def _tokens(self, ids: np.ndarray, branch: int, position: int) -> None:
         span = (self.row, slice(self.token, self.token + len(ids)))
@@ -107,16 +107,19 @@ class _RowWriter:
         self._tokens(ids, PROMPT, 0)
         return self.token - 1
 
-    def _completion(self, ids: np.ndarray, branch: int, pair_id: int, last: int) -> None:
+    def _completion(self, pair: TokenizedPair, branch: int, pair_id: int, last: int) -> None:
+        ids = pair.chosen_ids if branch == CHOSEN else pair.rejected_ids
+        unscored = pair.chosen_unscored if branch == CHOSEN else pair.rejected_unscored
         first = self.token
         self._tokens(ids, branch, int(self.batch.positions[self.row, last]) + 1)
-        span = (self.row, slice(self.score, self.score + len(ids)))
+        scored = scored_tokens(len(ids), unscored)
+        span = (self.row, slice(self.score, self.score + len(scored)))
         # The first token is predicted by the prompt's last, each other by its predecessor.
-        self.batch.score_index[span] = np.concatenate([[last], np.arange(first, self.token - 1)])
-        self.batch.score_target[span] = ids
+        self.batch.score_index[span] = np.where(scored == 0, last, first + scored - 1)
+        self.batch.score_target[span] = ids[scored]
         self.batch.score_pair[span] = pair_id
         self.batch.score_branch[span] = branch
-        self.score += len(ids)
+        self.score += len(scored)
 
 
 def _write_gather(batch: PackedBatch, row: int) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 Message = dict[str, Any]
 Split = Literal["TRAIN", "TEST"]
+NO_SPANS = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,11 @@ class PreferencePair:
       rejected: Messages of the other answer, to the same prompt; none in supervised examples.
       split: "TRAIN" or "TEST".
       tools: Function definitions handed to the chat template.
-      metadata: The user's own fields; a loss may be told to read numbers from it.
+      metadata: The user's own fields, a loss may be told to read numbers from it.
       source: Where the pair came from, as `file:line`.
+      scores: What chosen and rejected were given by whoever compared them, where that is known.
+      template_kwargs: Further variables for the chat template (`enable_thinking`, …).
+      token_ids: Prompt, chosen and rejected where the data came as ids; there are no messages then.
     """
 
     prompt: tuple[Message, ...]
@@ -30,20 +34,41 @@ class PreferencePair:
     tools: tuple[dict[str, Any], ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    scores: tuple[float, float] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    token_ids: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None = None
 
 
 class TokenizedPair(NamedTuple):
     """Token ids of one pair; what the model sees, and nothing else.
 
-    A completion follows the prompt directly, and every one of its tokens is scored. The last token
-    of each completion is the template's end token.
+    A completion follows the prompt directly. Its tokens are scored, all but those that the
+    assistant does not write: answers of tools, and what the template writes around them. The last
+    token of a completion is the template's end token.
 
     Attributes:
       prompt_ids: i32 `[p]`, p ≥ 1.
       chosen_ids: i32 `[c]`, c ≥ 1.
       rejected_ids: i32 `[r]`, r ≥ 1; r = 0 in supervised examples.
+      chosen_unscored: i32 `[2 * k]`, begin and end of each of k spans of chosen tokens that are not
+        scored; most pairs have none.
+      rejected_unscored: The same of rejected tokens.
     """
 
     prompt_ids: np.ndarray
     chosen_ids: np.ndarray
     rejected_ids: np.ndarray
+    chosen_unscored: np.ndarray = NO_SPANS
+    rejected_unscored: np.ndarray = NO_SPANS
+
+
+def scored_tokens(length: int, unscored: np.ndarray) -> np.ndarray:
+    """Which of a completion's tokens are scored, increasing.
+
+    >>> scored_tokens(6, np.array([2, 4])).tolist()
+    [0, 1, 4, 5]
+    """
+    scored = np.ones(length, bool)
+    for begin, end in unscored.reshape(-1, 2):
+        scored[begin:end] = False
+    return np.flatnonzero(scored)

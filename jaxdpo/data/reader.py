@@ -1,33 +1,24 @@
-"""A preference file → its pairs, and a report of what was found."""
+"""Preference data → its pairs, and a report of what was found."""
 
-import io
 import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from jaxdpo.data.config import DataConfig
+from jaxdpo.data.formats import KEYS_OF, Format, drafts_of, format_of, ignored_keys
 from jaxdpo.data.pairs import PreferencePair
-from jaxdpo.data.records import BadLine, BadPair, bad_line, read_records
+from jaxdpo.data.records import BadLine, BadPair, Record, bad_line
 from jaxdpo.data.reports import ReadReport, tally
-from jaxdpo.data.schema import IGNORED_KEYS, parse_pair, parse_supervised
-from jaxdpo.data.splits import leaked_prompts
-from jaxdpo.errors import UserError, nearest
+from jaxdpo.data.schema import parse_pair, parse_supervised
+from jaxdpo.data.sources import Source, find_sources, raw_of, read_source
+from jaxdpo.data.splits import leaked_prompts, pair_digest
+from jaxdpo.errors import UserError
 from jaxdpo.files import replacing
 
 SHOWN_BAD_LINES = 20
-_NOT_JSONL = {
-    b"\x1f\x8b": "is compressed (gzip); unpack it",
-    b"\x28\xb5\x2f\xfd": "is compressed (zstd); unpack it",
-    b"PK\x03\x04": "is a zip archive; unpack it",
-    b"PAR1": "is a Parquet file; write it as JSON Lines",
-    b"ARROW1": "is an Arrow file; write it as JSON Lines",
-    b"\xff\xfe": "is UTF-16 text; save it as UTF-8",
-    b"\xfe\xff": "is UTF-16 text; save it as UTF-8",
-}
 
 
 @dataclass(frozen=True)
@@ -40,87 +31,163 @@ class ReadResult:
 
 
 def read_pairs(
-    path: str, config: DataConfig, rejects_path: Path | None = None, supervised: bool = False
+    path: str | dict[str, float],
+    config: DataConfig,
+    rejects_path: Path | None = None,
+    supervised: bool = False,
 ) -> ReadResult:
-    """Reads a preference file, exactly or not at all.
+    """Reads preference data, exactly or not at all.
 
     Args:
-      path: The JSONL file.
-      config: `on_error`, `test_fraction` and `turns` are used.
+      path: A source, or several with their weights, as `data.path` has them.
+      config: How it is read; its own path is not looked at.
       rejects_path: With `on_error="skip"`, the file that bad lines are written to.
-      supervised: Whether examples are read, without rejected completions, instead of pairs.
+      supervised: Whether examples are read, without rejected completions, instead of pairs; their
+        form is `messages`.
 
     Raises:
-      UserError: If the file cannot be read, holds no TRAIN pairs, or, with `on_error="stop"`,
-        holds a bad line.
+      UserError: If a source cannot be read, holds no pairs or pairs of several forms, if there are
+        no TRAIN pairs, or, with `on_error="stop"`, for bad lines.
     """
-    pairs: list[PreferencePair] = []
-    bad_lines: list[BadLine] = []
-    ignored: Counter[str] = Counter()
-    lines = blank = 0
-    with _open(path) as stream:
-        for record in read_records(stream, path):
-            lines += 1
-            if isinstance(record, BadLine):
-                bad_lines.append(record)
-                continue
-            if record.value is None:
-                blank += 1
-                continue
-            try:
-                source = f"{path}:{record.line}"
-                if supervised:
-                    examples = (record.value, source, config.test_fraction, config.turns)
-                    pairs += parse_supervised(*examples)
-                else:
-                    pairs.append(parse_pair(record.value, source, config.test_fraction))
-            except BadPair as bad:
-                bad_lines.append(bad_line(path, record.line, bad, record.raw))
-            ignored.update(record.value.keys() & IGNORED_KEYS)
-    if lines == blank:
-        raise UserError(f"{path}: holds no pairs, only {lines} blank lines; write one pair a line")
-    handle_bad_lines(bad_lines, config, rejects_path)
-    by_split = Counter(pair.split for pair in pairs)
-    report = ReadReport(
-        path=path,
-        lines=lines,
-        blank=blank,
-        pairs={"TRAIN": by_split["TRAIN"], "TEST": by_split["TEST"]},
-        rejected=dict(Counter(bad.code for bad in bad_lines)),
-        ignored_fields=dict(ignored),
-        leaked=tuple(leaked_prompts(pairs)),
-    )
-    if not by_split["TRAIN"]:
+    named = {path: 1.0} if isinstance(path, str) else path
+    if supervised and config.format not in (None, "messages"):
         raise UserError(
-            f"{path}: none of its {len(pairs)} pairs are in the TRAIN split "
-            f'({len(bad_lines)} bad lines skipped); set "split": "TRAIN" on some lines, or '
+            f"data.format is {config.format}, but supervised examples are read as messages only"
+        )
+    found = _Found(supervised)
+    pairs: list[PreferencePair] = []
+    for name, weight in named.items():
+        first = len(pairs)
+        for source in find_sources(name):
+            pairs.extend(found.pairs_of(source, config))
+        pairs[first:] = _weighted(pairs[first:], weight)
+    if config.ranked_margin is not None and "ranked" not in found.formats:
+        raise UserError(
+            f"data.ranked_margin is {config.ranked_margin:g}, but {', '.join(named)} holds no "
+            "ranked lists; leave it out"
+        )
+    handle_bad_lines(found.bad_lines, config, rejects_path)
+    report = found.report(", ".join(named), pairs)
+    if not report.pairs["TRAIN"]:
+        raise UserError(
+            f"{report.path}: none of its {len(pairs)} pairs are in the TRAIN split "
+            f'({len(found.bad_lines)} bad lines skipped); set "split": "TRAIN" on some lines, or '
             "leave split out to have it drawn by the prompt's hash"
         )
-    return ReadResult(tuple(pairs), report, tuple(bad_lines))
+    return ReadResult(tuple(pairs), report, tuple(found.bad_lines))
 
 
-def _open(path: str) -> BinaryIO:
-    file = Path(path).expanduser()
-    if file.is_dir():
-        raise UserError(f"{path}: is a folder; name the JSONL file in it")
-    try:
-        stream = file.open("rb")
-    except FileNotFoundError:
-        beside = os.listdir(file.parent) if file.parent.is_dir() else []
+class _Found:
+    """What was met while sources were read."""
+
+    def __init__(self, supervised: bool) -> None:
+        self.supervised = supervised
+        self.lines = self.blank = 0
+        self.bad_lines: list[BadLine] = []
+        self.ignored: Counter[str] = Counter()
+        self.kept: Counter[str] = Counter()
+        self.formats: Counter[Format] = Counter()
+
+    def pairs_of(self, source: Source, config: DataConfig) -> Iterator[PreferencePair]:
+        """The pairs of one source; the rest is noted."""
+        form = "messages" if self.supervised else config.format or recognise(source)
+        self.formats[form] += 1
+        before = self.lines - self.blank
+        for record in read_source(source):
+            self.lines += 1
+            if isinstance(record, BadLine):
+                self.bad_lines.append(record)
+            elif record.value is None:
+                self.blank += 1
+            else:
+                yield from self._pairs_of(source.name, record, record.value, form, config)
+        if self.lines - self.blank == before:
+            blank = f"only {self.blank} blank lines" if self.blank else "nothing"
+            raise UserError(f"{source.name}: holds no pairs, {blank}; write one pair a line")
+
+    def _pairs_of(
+        self, name: str, record: Record, value: dict[str, Any], form: Format, config: DataConfig
+    ) -> list[PreferencePair]:
+        self.ignored.update(ignored_keys(value, form))
+        where = f"{name}:{record.line}"
+        try:
+            if self.supervised:
+                return parse_supervised(value, where, config.test_fraction, config.turns)
+            drafts = drafts_of(value, form, config.ranked_margin)
+            pairs = [parse_pair(draft, where, config.test_fraction) for draft in drafts]
+        except BadPair as bad:
+            self.bad_lines.append(bad_line(name, record.line, bad, raw_of(record)))
+            return []
+        self.kept.update(drafts[0].extra.keys())
+        return pairs
+
+    def report(self, path: str, pairs: Sequence[PreferencePair]) -> ReadReport:
+        """What was found, in numbers."""
+        by_split = Counter(pair.split for pair in pairs)
+        return ReadReport(
+            path=path,
+            lines=self.lines,
+            blank=self.blank,
+            pairs={"TRAIN": by_split["TRAIN"], "TEST": by_split["TEST"]},
+            formats={str(form): count for form, count in self.formats.items()},
+            rejected=dict(Counter(bad.code for bad in self.bad_lines)),
+            ignored_fields=dict(self.ignored),
+            kept_fields=dict(self.kept),
+            leaked=tuple(leaked_prompts(pairs)),
+        )
+
+
+def recognise(source: Source) -> Format:
+    """The form of a source's records, from all of them.
+
+    Raises:
+      UserError: If they are of several forms, or of none that is known.
+    """
+    first_of: dict[Format, int] = {}
+    keys: Counter[str] = Counter()
+    for record in read_source(source):
+        if isinstance(record, BadLine) or record.value is None:
+            continue
+        keys.update(record.value.keys())
+        form = format_of(record.value)
+        if form is not None:
+            first_of.setdefault(form, record.line)
+    if len(first_of) > 1:
+        seen = ", ".join(f"{form} (first at line {line})" for form, line in first_of.items())
         raise UserError(
-            f"{path}: no such file{nearest(file.name, beside)}; set data.path"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    start = stream.peek(8)[:8] if isinstance(stream, io.BufferedReader) else b""
-    if not start:
-        stream.close()
-        raise UserError(f"{path}: is empty; write one pair a line")
-    for magic, remedy in _NOT_JSONL.items():
-        if start.startswith(magic):
-            stream.close()
-            raise UserError(f"{path}: {remedy}")
-    return stream
+            f"{source.name}: holds records of several forms: {seen}; part the file, or set "
+            "data.format to the one that is meant"
+        )
+    if not first_of and keys:
+        known = "\n".join(f"  {form}: {needs}" for form, needs in KEYS_OF.items())
+        raise UserError(
+            f"{source.name}: its records have {', '.join(sorted(keys)[:12])}: no known form of "
+            f"preferences; the forms are\n{known}"
+        )
+    for form in first_of:
+        return form
+    # Nothing but bad or blank lines: each of them is said.
+    return "messages"
+
+
+def _weighted(pairs: list[PreferencePair], weight: float) -> list[PreferencePair]:
+    """TRAIN pairs as often as the weight says, of a fraction those whose prompt's hash is low.
+
+    TEST pairs stay, once each. Whether a pair is among the fraction depends on its prompt alone.
+    """
+    if weight == 1:
+        return pairs
+    whole = int(weight)
+    return [
+        pair
+        for pair in pairs
+        for _ in range(1 if pair.split == "TEST" else whole + (_drawn(pair) < weight - whole))
+    ]
+
+
+def _drawn(pair: PreferencePair) -> float:
+    # Other bytes of the digest than those that draw the split.
+    return int.from_bytes(pair_digest(pair)[8:16], "big") / 2**64
 
 
 def handle_bad_lines(

@@ -8,7 +8,7 @@ Here a line ends at the byte `\\n` and nowhere else, and what is ambiguous is re
 import json
 import math
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
@@ -90,11 +90,6 @@ def read_records(stream: BinaryIO, file: str) -> Iterator[Record | BadLine]:
             yield Record(number, parse_line(raw) if raw.strip(b" \t\r") else None, raw)
         except BadPair as bad:
             yield bad_line(file, number, bad, raw)
-
-
-def raw_lines(stream: BinaryIO, numbers: Set[int]) -> dict[int, bytes]:
-    """The bytes of some lines of a JSONL stream, by number."""
-    return {i: raw for i, (raw, _) in enumerate(_lines(stream), start=1) if i in numbers}
 
 
 def bad_line(file: str, line: int, bad: BadPair, raw: bytes) -> BadLine:
@@ -226,13 +221,41 @@ def _check_depth(line: bytes) -> None:
 
 def _check_characters(value: dict[str, Any]) -> None:
     for path, text in strings(value):
-        if found := _SURROGATE.search(text):
-            raise BadPair(
-                "surrogate",
-                f"{path} holds \\u{ord(found[0]):04x}, half a character; write the whole pair",
-            )
-        if "\0" in text:
-            raise BadPair("nul", f"{path} holds \\u0000; remove it")
+        _check_text(path, text)
+
+
+def _check_text(path: str, text: str) -> None:
+    if found := _SURROGATE.search(text):
+        raise BadPair(
+            "surrogate",
+            f"{path} holds \\u{ord(found[0]):04x}, half a character; write the whole pair",
+        )
+    if "\0" in text:
+        raise BadPair("nul", f"{path} holds \\u0000; remove it")
+
+
+def check_value(value: Any, path: str = "", depth: int = 1) -> None:
+    """Checks a row of a table as strictly as a line of text.
+
+    Raises:
+      BadPair: If it holds what no JSON object does.
+    """
+    if depth > MAX_DEPTH:
+        raise BadPair("too-deep", f"{path} is nested over {MAX_DEPTH} levels; flatten it")
+    if isinstance(value, str):
+        _check_text(path, value)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_value(item, f"{path}.{key}" if path else key, depth + 1)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            check_value(item, f"{path}[{index}]", depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BadPair("not-finite", f"{path} is {value}; write a number, null or a string")
+    elif not isinstance(value, float | int | None):
+        raise BadPair(
+            "not-json", f"{path} is of type {type(value).__name__}; write text or a number"
+        )
 
 
 def strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -1,11 +1,13 @@
 """Conversations → text, by a chat template, in which only the template's control tokens count."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jinja2
 
 from jaxdpo.data.control_tokens import WALL, ControlTokens, without_spellings
+from jaxdpo.data.messages import REASONING_KEYS
 from jaxdpo.data.pairs import Message
 from jaxdpo.data.records import BadPair, show, strings
 from jaxdpo.errors import UserError
@@ -22,6 +24,7 @@ _TEMPLATE_ERRORS = (
     LookupError,
     ArithmeticError,
 )
+NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 PROBE = "Probe 7Qx1, in two\nlines."
 # A template that writes today's date would give other tokens every day, and a run that restarts
 # other data. It gets the date that Llama 3's templates have by default.
@@ -70,7 +73,11 @@ class ChatTemplate:
         self.end_token = self._find_end()
 
     def render(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], prompt: bool
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        prompt: bool,
+        kwargs: Mapping[str, Any] = NO_KWARGS,
     ) -> Rendered:
         """Renders a conversation, as `control_tokens` describes.
 
@@ -78,17 +85,20 @@ class ChatTemplate:
           messages: `{"role": ..., "content": ...}` each.
           tools: Function definitions.
           prompt: Whether to open the assistant's next message.
+          kwargs: Further variables for the template.
 
         Raises:
-          BadPair: If the template refuses the messages, leaves out a function or a call, or
-            rewrites text that spells a control token.
+          BadPair: If the template refuses the messages, leaves out a function, a call or the
+            reasoning, or rewrites text that spells a control token.
         """
-        said = [list(messages), list(tools)]
-        walled = [
+        self._check_reasoning(messages)
+        said = (list(messages), list(tools), dict(kwargs))
+        walled = (
             [{**self._wall(message), "role": message["role"]} for message in messages],
             self._wall(list(tools)),
-        ]
-        rendered = self._apply(said[0], said[1], prompt)
+            {key: self._wall(value) for key, value in kwargs.items()},
+        )
+        rendered = self._apply(*said, prompt)
         for name in _function_names(messages, tools):
             if name not in rendered:
                 raise BadPair(
@@ -99,7 +109,7 @@ class ChatTemplate:
         if walled == said:
             return Rendered(self._controls.spell(rendered), False)
         spelled = [text for _, text in strings(said) if self._controls.pattern.search(text)]
-        with_walls = self._apply(walled[0], walled[1], prompt)
+        with_walls = self._apply(*walled, prompt)
         if with_walls.replace(WALL, "") == rendered:
             return Rendered(self._controls.spell(with_walls), bool(spelled))
         # The template looked at the walls. That is no harm if they kept nothing apart.
@@ -130,7 +140,17 @@ class ChatTemplate:
             return [self._wall(item) for item in value]
         return value
 
-    def _apply(self, messages: Any, tools: Any, prompt: bool) -> str:
+    def _check_reasoning(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            for key in REASONING_KEYS:
+                if message.get(key) and key not in self.source:
+                    raise BadPair(
+                        "reasoning-not-rendered",
+                        f"the chat template does not know the field {key}, which would be left "
+                        "out; use one that does, or remove it",
+                    )
+
+    def _apply(self, messages: Any, tools: Any, kwargs: Any, prompt: bool) -> str:
         try:
             rendered = self._tokenizer.apply_chat_template(
                 messages,
@@ -138,6 +158,7 @@ class ChatTemplate:
                 chat_template=self.dateless,
                 add_generation_prompt=prompt,
                 tokenize=False,
+                **kwargs,
             )
         except _TEMPLATE_ERRORS as error:
             raise BadPair("template", f"the chat template refuses the messages: {error}") from error
@@ -147,7 +168,7 @@ class ChatTemplate:
         """The first control token after an assistant's text, or else the end of text."""
         probe = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PROBE}]
         try:
-            rendered = self._apply(probe, None, False)
+            rendered = self._apply(probe, None, {}, False)
         except BadPair as bad:
             raise UserError(f"the chat template cannot be used: {bad.reason}") from bad
         if PROBE not in rendered:

@@ -12,12 +12,14 @@ class ReadReport:
     """What a preference file held.
 
     Attributes:
-      path: The file, as the user named it.
-      lines: Its lines, blank ones included.
+      path: The file or files, as the user named them.
+      lines: Their lines or rows, blank ones included.
       blank: Its blank lines.
       pairs: Good pairs by split.
+      formats: Files by the form of their records.
       rejected: Bad lines by code.
       ignored_fields: Lines by request field that was ignored (`temperature`, …).
+      kept_fields: Lines by field that is none of the form's, and was kept as metadata.
       leaked: `file:line` of TEST pairs whose prompt stands in TRAIN too.
     """
 
@@ -25,8 +27,10 @@ class ReadReport:
     lines: int
     blank: int
     pairs: dict[Split, int]
+    formats: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
     ignored_fields: dict[str, int] = field(default_factory=dict)
+    kept_fields: dict[str, int] = field(default_factory=dict)
     leaked: tuple[str, ...] = ()
 
     def summary(self) -> str:
@@ -35,6 +39,8 @@ class ReadReport:
             f"{self.path}: {self.lines} lines, {self.pairs['TRAIN']} TRAIN and "
             f"{self.pairs['TEST']} TEST pairs"
         ]
+        if self.formats and self.formats != {"messages": 1}:
+            said.append(f"files by form: {tally(self.formats)}")
         if self.blank:
             said.append(f"blank lines: {self.blank}")
         if self.rejected:
@@ -43,6 +49,8 @@ class ReadReport:
             )
         if self.ignored_fields:
             said.append(f"request fields ignored: {tally(self.ignored_fields)}")
+        if self.kept_fields:
+            said.append(f"fields kept as metadata: {tally(self.kept_fields)}")
         if self.leaked:
             said.append(
                 f"warning: {len(self.leaked)} TEST pairs have a prompt that stands in TRAIN too "

@@ -19,6 +19,16 @@ def prompt_digest(prompt: Sequence[Message], tools: Sequence[dict[str, Any]]) ->
     return hashlib.sha256(canonical.encode("utf-8")).digest()
 
 
+def pair_digest(pair: PreferencePair) -> bytes:
+    """`prompt_digest` of a pair's prompt; of its ids where it has no messages."""
+    return prompt_digest(pair.prompt or ids_as_prompt(pair.token_ids), pair.tools)
+
+
+def ids_as_prompt(token_ids: Sequence[Sequence[int]] | None) -> list[Message]:
+    """What stands for the prompt of a pair that came as ids."""
+    return [{"ids": list(token_ids[0])}] if token_ids else []
+
+
 def hashed_split(
     prompt: Sequence[Message], tools: Sequence[dict[str, Any]], test_fraction: float
 ) -> Split:
@@ -36,7 +46,7 @@ def leaked_prompts(pairs: Iterable[PreferencePair]) -> list[str]:
     trained: set[bytes] = set()
     tested: list[tuple[bytes, str]] = []
     for pair in pairs:
-        digest = prompt_digest(pair.prompt, pair.tools)
+        digest = pair_digest(pair)
         if pair.split == "TRAIN":
             trained.add(digest)
         else:

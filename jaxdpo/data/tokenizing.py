@@ -7,14 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxdpo.data.cache import FORMAT_VERSION, ROWS_PER_CHUNK, PairWriter, TokenizedPairs, open_pairs
+from jaxdpo.data.cache import (
+    FORMAT_VERSION,
+    ROWS_PER_CHUNK,
+    UNKNOWN,
+    PairWriter,
+    TokenizedPairs,
+    open_pairs,
+)
 from jaxdpo.data.chat import Chat
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.fitting import fit
 from jaxdpo.data.pairs import PreferencePair, Split
 from jaxdpo.data.reader import handle_bad_lines, read_pairs
-from jaxdpo.data.records import BadLine, BadPair, bad_line, raw_lines
+from jaxdpo.data.records import BadLine, BadPair, bad_line
 from jaxdpo.data.reports import ReadReport, TokenizeReport
+from jaxdpo.data.sources import find_sources, raw_records
 from jaxdpo.errors import UserError
 
 
@@ -48,12 +56,12 @@ def load_pairs(
         splits[split] = _tokenize(of_split, chat, config)
     refused = [bad for pairs in splits.values() for bad in pairs.report.rejected]
     if refused:
-        with_raw = _with_raw(config.path, refused)
-        both = sorted([*read.bad_lines, *with_raw], key=lambda bad: bad.line)
+        both = [*read.bad_lines, *_with_raw(refused)]
+        both.sort(key=lambda bad: (bad.file, bad.line))
         handle_bad_lines(both, config, rejects_path)
     if not len(splits["TRAIN"]):
         raise UserError(
-            f"{config.path}: none of its {read.report.pairs['TRAIN']} TRAIN pairs can be used:\n"
+            f"{config.name()}: none of its {read.report.pairs['TRAIN']} TRAIN pairs can be used:\n"
             + splits["TRAIN"].report.summary(config.max_length)
         )
     return LoadedPairs(splits, read.report)
@@ -104,7 +112,8 @@ def cache_key(pairs: Sequence[PreferencePair], chat: Chat, config: DataConfig) -
     state = hashlib.sha256()
     state.update(f"{FORMAT_VERSION} {chat.fingerprint} {config.max_length}\n".encode())
     for pair in pairs:
-        said = [pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.source, pair.metadata]
+        said = [pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.source]
+        said += [pair.metadata, pair.template_kwargs, pair.token_ids, pair.scores]
         state.update(json.dumps(said, ensure_ascii=False).encode() + b"\n")
     return state.hexdigest()
 
@@ -127,7 +136,7 @@ def _write(
                 if encoded.spelled_control:
                     outcomes["spelled_control"].append(pair.source)
                 if fitted.tokens is not None:
-                    writer.add(fitted.tokens, pair.source, pair.metadata)
+                    writer.add(fitted.tokens, pair.source, pair.metadata, pair.scores or UNKNOWN)
                     count += 1
         outcomes.pop("whole", None)
         seen = {outcome: tuple(sources) for outcome, sources in outcomes.items()}
@@ -141,11 +150,18 @@ def _bad_line(pair: PreferencePair, bad: BadPair) -> BadLine:
     return BadLine(file if known else pair.source, int(line) if known else 0, bad.code, bad.reason)
 
 
-def _with_raw(path: str, refused: Sequence[BadLine]) -> list[BadLine]:
+def _with_raw(refused: Sequence[BadLine]) -> list[BadLine]:
     """The refused lines with their text, as the reader's own have it."""
-    with open(Path(path).expanduser(), "rb") as stream:
-        raw = raw_lines(stream, {bad.line for bad in refused})
+    lines: defaultdict[str, set[int]] = defaultdict(set)
+    for bad in refused:
+        lines[bad.file].add(bad.line)
+    raw = {
+        (file, line): text
+        for file, numbers in lines.items()
+        for source in find_sources(file)
+        for line, text in raw_records(source, numbers).items()
+    }
     return [
-        bad_line(bad.file, bad.line, BadPair(bad.code, bad.reason), raw[bad.line])
+        bad_line(bad.file, bad.line, BadPair(bad.code, bad.reason), raw[bad.file, bad.line])
         for bad in refused
     ]

@@ -9,14 +9,14 @@ import optax
 from jaxdpo.data.batch import PackedBatch
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, Params, init_params
-from jaxdpo.scoring import completion_logps
+from jaxdpo.scoring import score_completions
 
 COMPUTE = Compute(jnp.float32, attention="dense", remat="none")
 
 
 def supervised_loss(config: ModelConfig, params: Params, batch: PackedBatch) -> jax.Array:
     """Mean negative log-likelihood, in nats a token, of both completions of each prompt."""
-    logps = completion_logps(config, params, None, batch, COMPUTE)
+    logps = score_completions(config, params, None, batch, COMPUTE).logps
     return -jnp.sum(logps) / jnp.sum(batch.score_pair > 0)
 
 

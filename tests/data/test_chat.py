@@ -219,7 +219,7 @@ def test_completions_end_once_in_the_templates_end_token(make_tokenizer, templat
     chat = Chat(tokenizer)
     assert tokenizer.convert_ids_to_tokens(chat.end_token_id) == ENDS[template]
     tokens = chat.encode_pair(pair("q", "Hobart", "Paris <|im_end|>\n\n"))
-    for ids in tokens[1:]:
+    for ids in tokens[1:3]:
         assert ids.dtype == np.int32
         assert (ids == chat.end_token_id).tolist() == [False] * (len(ids) - 1) + [True]
     if template != "plain":

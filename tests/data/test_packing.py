@@ -55,7 +55,7 @@ def test_what_a_scored_token_sees_is_its_own_sequence(share_prefix):
     """Reading each scored token's visible keys back gives the prompt and completion before it."""
     rng = np.random.default_rng(0)
     pairs = [pair(*(rng.integers(1, 99, n) for n in rng.integers(1, 9, 3))) for _ in range(12)]
-    lengths = np.array([[len(ids) for ids in p] for p in pairs])
+    lengths = np.array([[len(ids) for ids in p[:3]] for p in pairs])
     packer = Packer(lengths, BatchConfig(share_prefix=share_prefix), rows=8, row_length=64)
     microbatches = packer.microbatches(range(12))
     shape = packer.shape_of(microbatches, gather=True)
@@ -81,7 +81,7 @@ def test_what_a_scored_token_sees_is_its_own_sequence(share_prefix):
 def test_gather_lays_out_each_sequence_whole():
     rng = np.random.default_rng(1)
     pairs = [pair(*(rng.integers(1, 99, n) for n in rng.integers(1, 20, 3))) for _ in range(9)]
-    lengths = np.array([[len(ids) for ids in p] for p in pairs])
+    lengths = np.array([[len(ids) for ids in p[:3]] for p in pairs])
     packer = Packer(lengths, BatchConfig(), rows=2, row_length=160)
     microbatches = packer.microbatches(range(9))
     shape = packer.shape_of(microbatches, gather=True)
@@ -111,7 +111,7 @@ def test_one_scoring_shape_holds_every_batch_of_two_data_sets():
         [pair(*(rng.integers(1, 99, n) for n in rng.integers(1, longest, 3))) for _ in range(count)]
         for count, longest in ((150, 12), (11, 60))
     ]
-    lengths = [np.array([[len(ids) for ids in p] for p in pairs]) for pairs in both]
+    lengths = [np.array([[len(ids) for ids in p[:3]] for p in pairs]) for pairs in both]
     longest = longest_sequence(np.concatenate(lengths))
     packers = [Packer(each, BatchConfig(), 2, 200, longest) for each in lengths]
     shape = scoring_shape(packers, gather=True)

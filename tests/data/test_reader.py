@@ -79,7 +79,8 @@ BAD_LINES = [
     ("unknown-role", prompt({"role": ["user"], "content": "x"}), 'messages[0].role is ["user"]'),
     ("unknown-message-key", prompt({**USER, "contnet": "x"}), "did you mean 'content'?"),
     ("unknown-message-key", prompt({**USER, "tool_calls": [CALL]}), "not a field of a message by"),
-    ("unknown-message-key", prompt(USER, {**GOOD, "function_call": {}}), "write tool_calls"),
+    ("function-call-twice", prompt(USER, {**CALLING, "function_call": {}}), "keep tool_calls"),
+    ("tool-call-name", prompt(USER, {**GOOD, "function_call": {}}), "function.name is null"),
     ("message-field-type", prompt({**USER, "name": 3}), "messages[0].name is a number"),
     ("last-not-assistant", text(messages=[USER, USER]), 'messages[1].role is "user"'),
     ("no-user", prompt({"role": "system", "content": "x"}), "no user message"),
@@ -91,6 +92,7 @@ BAD_LINES = [
     ("content-type", prompt({**USER, "content": 7}), "messages[0].content is a number, 7"),
     ("content-type", prompt({**USER, "content": True}), "is a boolean, true"),
     ("content-parts", prompt({**USER, "content": [{"type": "text"}]}), "a list of 1 parts"),
+    ("content-not-text", prompt({**USER, "content": [{"type": "image_url"}]}), "only text can"),
     ("empty-completion", text(rejected_message={**BAD, "content": ""}), "rejected_message.content"),
     ("empty-completion", text(messages=[USER, {**GOOD, "content": " \n"}]), '" \\n"'),
     ("identical-completions", text(rejected_message=GOOD), 'equals the chosen message, "Hobart"'),
@@ -238,8 +240,9 @@ def test_an_endless_line_costs_no_memory(tmp_path):
         (b"", "is empty"),
         (b"\n\n \r\n", "only 3 blank lines"),
         (text(split="TEST") + b"\n", "none of its 1 pairs are in the TRAIN split"),
-        (b"\x1f\x8b\x08rest", "compressed (gzip)"),
-        (b"PAR1rest", "Parquet"),
+        (b"\x1f\x8b\x08rest", "cannot be read to its end"),
+        (b"PAR1rest", "cannot be read to its end"),
+        (b"PK\x03\x04rest", "is a zip archive"),
         ("{}".encode("utf-16"), "UTF-16"),
     ],
 )
@@ -253,13 +256,16 @@ def test_files_that_hold_no_training_pairs(tmp_path, content, said):
 
 def test_paths_that_are_no_file(tmp_path):
     (tmp_path / "pairs.jsonl").write_bytes(text())
+    (tmp_path / "folder").mkdir()
     for path, said in [
-        (tmp_path, "is a folder"),
+        (tmp_path / "folder", "is a folder without data files"),
+        (tmp_path / "*.json", "no file is named like this"),
         (tmp_path / "pair.jsonl", "no such file; did you mean 'pairs.jsonl'?"),
         (tmp_path / "nowhere" / "pairs.jsonl", "no such file; set data.path"),
     ]:
-        with pytest.raises(UserError, match=str(path)) as caught:
+        with pytest.raises(UserError) as caught:
             read_pairs(str(path), DataConfig(path=str(path)))
+        assert str(caught.value).startswith(f"{path}: ")
         assert said in str(caught.value)
 
 

@@ -1,0 +1,84 @@
+"""Remedies for what was found, each reported, and the pairs written as they are then."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxdpo.data.pairs import PreferencePair
+from jaxdpo.data.splits import leaked_prompts, pair_digest
+from jaxdpo.files import replacing
+from jaxdpo.inspection.findings import repeated
+from jaxdpo.inspection.texts import answers
+
+Remedy = Literal["dedupe", "conflicts", "leaks", "balance"]
+
+
+def clean(
+    pairs: Sequence[PreferencePair], remedies: Sequence[Remedy]
+) -> tuple[list[PreferencePair], list[str]]:
+    """Applies remedies in the order: conflicts, dedupe, leaks, balance.
+
+    Returns:
+      The pairs that are left, and a line for each change.
+    """
+    left, changes = list(pairs), []
+
+    def drop(indices: Sequence[int], why: str) -> None:
+        changes.extend(f"{left[i].source}: dropped, {why}" for i in indices)
+        gone = set(indices)
+        left[:] = [pair for i, pair in enumerate(left) if i not in gone]
+
+    if "conflicts" in remedies:
+        drop(repeated(left)[1], "another pair has its labels turned round")
+    if "dedupe" in remedies:
+        drop(repeated(left)[0], "it repeats an earlier pair")
+    if "leaks" in remedies:
+        leaked = set(leaked_prompts(left))
+        for i, pair in enumerate(left):
+            if pair.split == "TEST" and pair.source in leaked:
+                left[i] = dataclasses.replace(pair, split="TRAIN")
+                changes.append(f"{pair.source}: moved to TRAIN, where its prompt stands too")
+    if "balance" in remedies:
+        drop(_surplus(left), "more chosen answers are longer than shorter, or the other way")
+    return left, changes
+
+
+def _surplus(pairs: Sequence[PreferencePair]) -> list[int]:
+    """TRAIN pairs to drop so that as many chosen answers are longer as are shorter."""
+    longer: list[int] = []
+    shorter: list[int] = []
+    for i, pair in enumerate(pairs):
+        chosen, rejected = map(len, answers(pair))
+        if pair.split == "TRAIN" and chosen != rejected:
+            (longer if chosen > rejected else shorter).append(i)
+    larger, smaller = sorted((longer, shorter), key=len, reverse=True)
+    # Which ones go depends on the pair alone, not on where it stands.
+    larger.sort(key=lambda i: (pair_digest(pairs[i]), answers(pairs[i])))
+    return larger[len(smaller) :]
+
+
+def write(pairs: Sequence[PreferencePair], path: Path) -> None:
+    """Writes pairs as JSON Lines of prompt, chosen and rejected messages."""
+    with replacing(path) as file:
+        for pair in pairs:
+            file.write(json.dumps(_record(pair), ensure_ascii=False) + "\n")
+
+
+def _record(pair: PreferencePair) -> dict[str, Any]:
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    if pair.token_ids is not None:
+        record: dict[str, Any] = dict(zip(names, pair.token_ids, strict=True))
+    else:
+        record = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    record["split"] = pair.split
+    optional = {
+        "tools": pair.tools,
+        "metadata": pair.metadata,
+        "chat_template_kwargs": pair.template_kwargs,
+    }
+    record |= {key: value for key, value in optional.items() if value}
+    if pair.scores is not None:
+        record["chosen_score"], record["rejected_score"] = pair.scores
+    return record
