@@ -166,7 +166,8 @@ def _train(
 
 def _exit_stopped(checkpoints: Checkpoints, reporter: Reporter, step: int) -> NoReturn:
     checkpoints.wait()
-    reporter.say(f"SIGTERM: saved after step {step}; run it again to continue")
+    done = f"saved after step {step}" if step else "stopped before the first step"
+    reporter.say(f"SIGTERM: {done}; run it again to continue")
     sys.exit(_STOPPED)
 
 

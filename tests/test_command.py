@@ -89,7 +89,7 @@ MISTAKES = {
         settings=("reference.kind=adapter_off",),
     ),
     "frozen reference under LoRA": Mistake(
-        "under LoRA the base model is frozen already",
+        "under LoRA the base model is frozen; set reference.kind=adapter_off",
         settings=("reference.kind=frozen", "lora.rank=4"),
     ),
     "LoRA on nothing": Mistake(

@@ -141,9 +141,9 @@ def test_killed_at_every_checkpoint_it_ends_the_same(inputs, uninterrupted, tmp_
 def test_sigterm_saves_and_the_next_start_continues(inputs, uninterrupted, tmp_path):
     run = tmp_path / "run"
     process = start(inputs, run)
-    while process.poll() is None and not (run / "checkpoints").exists():
-        time.sleep(0.01)
-    time.sleep(0.5)
+    records = run / "metrics.jsonl"
+    while process.poll() is None and not (records.exists() and "TRAIN" in records.read_text()):
+        time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 143, output
