@@ -19,7 +19,13 @@ from jaxdpo.model.lora import LoraConfig, init_lora
 from jaxdpo.sharding import batch_shards, shardings_for
 from jaxdpo.training.loop import LaggedMetrics, TrainData, run_steps
 from jaxdpo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from jaxdpo.training.step import MovingReference, Objective, init_state, make_train_step
+from jaxdpo.training.step import (
+    MovingReference,
+    Objective,
+    PairInputs,
+    init_state,
+    make_train_step,
+)
 from tests.tiny import MODEL, mesh_of, random_pairs, random_params
 
 PAIRS = random_pairs(24)
@@ -341,7 +347,8 @@ def step_temporaries(row_length: int, vocabulary: int) -> int:
         )
         batch = jax.tree.map(lambda leaf: leaf[None], empty_batch(shape, 1))
         reference = jnp.zeros((1, 1, shape.pairs, 2))
-        lowered = step.lower(state, None, batch, reference, jnp.int32(1))
+        inputs = PairInputs(reference=reference)
+        lowered = step.lower(state, None, batch, inputs, jnp.int32(1))
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
