@@ -199,6 +199,8 @@ def test_two_runs_cannot_share_a_folder(inputs, tmp_path):
     first = start(inputs, run)
     while first.poll() is None and not (run / "config.yaml").exists():
         time.sleep(0.01)
+    # Held still, so that it does not finish before the second asks for the folder.
+    first.send_signal(signal.SIGSTOP)
     second = train(inputs, run)
     first.kill()
     first.communicate()
