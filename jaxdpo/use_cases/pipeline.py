@@ -1,0 +1,274 @@
+"""From a use case to its proof, all through the public API; read `run_seed` downwards."""
+
+import itertools
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxdpo.config import RunConfig, load_config
+from jaxdpo.data.pairs import Message
+from jaxdpo.evaluation.judgement import Example, Judgement
+from jaxdpo.files import replacing
+from jaxdpo.hub.policy import Policy
+from jaxdpo.run import fit
+from jaxdpo.sampling import SamplingConfig, answer
+from jaxdpo.training.loop import peak_memory
+from jaxdpo.use_cases.config import UseCasesConfig
+from jaxdpo.use_cases.model import write_new_model
+from jaxdpo.use_cases.task import Domain, UseCase, mean_quality
+
+SETTINGS = Path(__file__).parent
+# Examples that the tokenizer is trained on.
+_TOKENIZER_EXAMPLES = 1000
+# The longest answer has fewer.
+_MAX_NEW_TOKENS = 48
+# Answers of the supervised model that the criterion chooses from, in the bar "best of 4".
+_BEST_OF = 4
+
+
+class Answered(NamedTuple):
+    """A prompt with an answer, judged."""
+
+    prompt: str
+    completion: str
+    judgement: Judgement
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """One seed of one use case: where its files lie, and how long its stages took.
+
+    Attributes:
+      case: The use case.
+      config: Sizes.
+      seed: The seed.
+      folder: Of this seed.
+    """
+
+    case: UseCase
+    config: UseCasesConfig
+    seed: int
+    folder: Path
+
+    def settings(self, name: str, overrides: Sequence[str], given: dict[str, Any]) -> RunConfig:
+        """The run configuration of a file that comes with the use cases.
+
+        Args:
+          name: Of the file.
+          overrides: What the user has set.
+          given: What is set here.
+        """
+        given = {
+            "training.seed": self.seed,
+            "data.cache_dir": str(self.folder / "cache"),
+            **given,
+        }
+        own = [f"{key}={json.dumps(value)}" for key, value in given.items()]
+        return load_config(SETTINGS / f"{name}.yaml", [*overrides, *own])
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds a stage's seconds to `seconds.json`."""
+        path, start = self.folder / "seconds.json", time.perf_counter()
+        yield
+        before = json.loads(path.read_text()) if path.exists() else {}
+        seconds = before.get(stage, 0.0) + time.perf_counter() - start
+        with replacing(path) as file:
+            json.dump({**before, stage: seconds}, file)
+
+
+def run_seed(case: UseCase, config: UseCasesConfig, seed: int) -> dict[str, Any]:
+    """One seed of a use case, from random weights to measured failures.
+
+    What is finished already is not done again.
+
+    Returns:
+      What `result.json` in the seed's folder holds.
+    """
+    folder = Path(config.folder) / case.name / f"seed_{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "result.json"
+    if not path.exists():
+        workshop = Workshop(case, config, seed, folder)
+        with workshop.timed("supervised"):
+            sft = supervised_model(workshop)
+        with workshop.timed("pairs"):
+            pairs = preference_pairs(workshop, sft)
+        with workshop.timed("dpo"):
+            dpo = preference_model(workshop, sft, pairs)
+        with workshop.timed("sft on best"):
+            best = best_model(workshop, sft, pairs)
+        with workshop.timed("evaluation"):
+            measured = evaluate(workshop, {"SFT": sft, "SFT on best": best, "DPO": dpo})
+        result = {
+            "seed": seed,
+            "pairs": len(pairs.read_text(encoding="utf-8").splitlines()),
+            "measured": measured,
+            "seconds": json.loads((folder / "seconds.json").read_text()),
+            "memory_gib": peak_memory() / 2**30,
+        }
+        with replacing(path) as file:
+            json.dump(result, file, indent=1)
+    return json.loads(path.read_text())
+
+
+def supervised_model(workshop: Workshop) -> Policy:
+    """A model taught from random weights on what the writers wrote."""
+    case, folder, seed = workshop.case, workshop.folder, workshop.seed
+    if not (folder / "new").exists():
+        examples = case.written(None, "TRAIN", f"{seed} texts")
+        texts = [text for one in itertools.islice(examples, _TOKENIZER_EXAMPLES) for text in one]
+        write_new_model(folder / "new", texts, seed)
+    data = folder / "written.jsonl"
+    paths = {
+        "model.path": str(folder / "new"),
+        "data.path": str(data),
+        "training.folder": str(folder / "sft"),
+    }
+    settings = workshop.settings("sft", workshop.config.sft, paths)
+    if not data.exists():
+        assert settings.training.max_steps is not None
+        # A step's examples are new ones; a few more are TEST's.
+        count = round(1.03 * settings.training.max_steps * settings.batch.size)
+        written = itertools.islice(case.written(None, "TRAIN", f"{seed} supervised"), count)
+        write_lines(data, ({"messages": conversation(*example)} for example in written))
+    return fit(settings).policy
+
+
+def preference_pairs(workshop: Workshop, sft: Policy) -> Path:
+    """Pairs of the supervised model's own answers, judged by the criterion."""
+    path, case, config = workshop.folder / "pairs.jsonl", workshop.case, workshop.config
+    if not path.exists():
+        prompts = take(case, "home", "TRAIN", f"{workshop.seed} pairs", config.prompts)
+        answered = answer_all(case, sft, prompts, config.samples, 1.0, workshop.seed)
+        rng = random.Random(f"pairs {workshop.seed}")
+        found = (pair_of(answers, rng) for answers in answered)
+        write_lines(path, (pair for pair in found if pair is not None))
+    return path
+
+
+def pair_of(answers: Sequence[Answered], rng: random.Random) -> dict[str, Any] | None:
+    """The best answer to a prompt against the worst; None if none passes or none fails."""
+    # In no order, so that of equally good ones any may be taken.
+    ranked = sorted(rng.sample(answers, len(answers)), key=lambda a: a.judgement.value)
+    worst, best = ranked[0], ranked[-1]
+    if best.judgement.value <= 0 or worst.judgement.value > 0:
+        return None
+    return {
+        "messages": conversation(best.prompt, best.completion),
+        "rejected_message": message("assistant", worst.completion),
+    }
+
+
+def preference_model(workshop: Workshop, sft: Policy, pairs: Path) -> Policy:
+    """The supervised model after DPO."""
+    return fit(_on_pairs(workshop, pairs, "dpo", {}), sft).policy
+
+
+def best_model(workshop: Workshop, sft: Policy, pairs: Path) -> Policy:
+    """The supervised model after as many steps on the chosen answers of the same pairs alone."""
+    return fit(_on_pairs(workshop, pairs, "best", {"loss": {"type": "sft"}}), sft).policy
+
+
+def _on_pairs(workshop: Workshop, pairs: Path, folder: str, given: dict[str, Any]) -> RunConfig:
+    paths = {
+        "model.path": str(workshop.folder / "sft" / "model"),
+        "data.path": str(pairs),
+        "training.folder": str(workshop.folder / folder),
+    }
+    return workshop.settings(workshop.case.name, workshop.config.dpo, {**paths, **given})
+
+
+def evaluate(workshop: Workshop, models: dict[str, Policy]) -> list[dict[str, Any]]:
+    """Every model's answers to the same prompts: at home and away, at temperature 1 and greedy.
+
+    Returns:
+      For each domain, decoding and model which answers failed, and their mean quality.
+    """
+    case, config, seed = workshop.case, workshop.config, workshop.seed
+    measured = []
+    for domain, temperature in itertools.product(("home", "away"), (1.0, 0.0)):
+        prompts = take(case, domain, "TEST", f"{seed} test", config.tests)
+        for name, policy in models.items():
+            choosing = name == "SFT" and temperature > 0
+            samples = _BEST_OF if choosing else 1
+            # Other draws than those that the pairs were made of.
+            answered = answer_all(case, policy, prompts, samples, temperature, seed + 1000)
+            firsts = {name: [answers[0] for answers in answered]}
+            if choosing:
+                firsts[f"best of {samples}"] = [
+                    max(answers, key=lambda a: a.judgement.value) for answers in answered
+                ]
+            for said, of_model in firsts.items():
+                where = {"domain": domain, "temperature": temperature, "model": said}
+                measured.append(where | summary(case, of_model))
+                write_lines(
+                    workshop.folder / "answers" / f"{domain}-{temperature:g}-{said}.jsonl",
+                    (record(a) for a in of_model),
+                )
+    return measured
+
+
+def summary(case: UseCase, answered: Sequence[Answered]) -> dict[str, Any]:
+    """Which answers failed, and the mean of each measure of quality."""
+    return {
+        "failed": [int(not a.judgement.passed) for a in answered],
+        "quality": mean_quality(case.quality(a.prompt, a.completion) for a in answered),
+    }
+
+
+def take(case: UseCase, domain: Domain, split: Any, seed: str, count: int) -> list[str]:
+    """Different prompts."""
+    return [e.prompt for e in itertools.islice(case.written(domain, split, seed), count)]
+
+
+def answer_all(
+    case: UseCase,
+    policy: Policy,
+    prompts: Sequence[str],
+    samples: int,
+    temperature: float,
+    seed: int,
+) -> list[list[Answered]]:
+    """Several answers to each prompt, judged."""
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    sampling = SamplingConfig(
+        max_new_tokens=_MAX_NEW_TOKENS, temperature=temperature, seed=seed, batch_size=256
+    )
+    asked = [[message("user", prompt)] for prompt in repeated]
+    judged = [
+        Answered(prompt, completion, case.judge(Example(messages, completion)))
+        for prompt, messages, completion in zip(
+            repeated, asked, answer(policy, asked, sampling), strict=True
+        )
+    ]
+    return [judged[start : start + samples] for start in range(0, len(judged), samples)]
+
+
+def conversation(prompt: str, completion: str) -> list[Message]:
+    return [message("user", prompt), message("assistant", completion)]
+
+
+def message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def record(answered: Answered) -> dict[str, Any]:
+    return {
+        "messages": [message("user", answered.prompt)],
+        "completion": answered.completion,
+        "passed": answered.judgement.passed,
+        "explanation": answered.judgement.explanation,
+    }
+
+
+def write_lines(path: Path, records: Any) -> None:
+    """Writes records as JSON Lines, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)

@@ -1,0 +1,115 @@
+"""The evidence as a table in Markdown and as a chart."""
+
+import datetime
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxdpo.files import replacing
+from jaxdpo.use_cases.measure import relative_decrease
+from jaxdpo.use_cases.task import UseCase
+
+# Results of each seed, by use case.
+Results = Mapping[str, Sequence[dict[str, Any]]]
+
+BARS = ("SFT", "SFT on best", "best of 4", "DPO")
+COLUMNS = (
+    "use case",
+    "seed",
+    *BARS,
+    "decrease",
+    "published",
+    "greedy",
+    "away",
+    "quality, SFT → DPO",
+    "minutes",
+    "GiB",
+)
+
+
+def write_report(folder: Path, cases: Mapping[str, UseCase], results: Results) -> str:
+    """Writes `results.md` and the chart as `results.png` and `.svg`; returns the table."""
+    rows = [
+        table_row(cases[name], result) for name, of_seeds in results.items() for result in of_seeds
+    ]
+    table = markdown([COLUMNS, *rows])
+    today = datetime.date.today().isoformat()
+    machine = f"{os.cpu_count()} × {platform.processor() or platform.machine()}"
+    with replacing(folder / "results.md") as file:
+        file.write(f"{table}\nMade by `python -m jaxdpo.use_cases` on {today}, {machine}.\n")
+    figure = chart(cases, results)
+    for form in ("png", "svg"):
+        with replacing(folder / f"results.{form}", "wb") as file:
+            figure.savefig(file, format=form, dpi=110)
+    return table
+
+
+def table_row(case: UseCase, result: dict[str, Any]) -> tuple[str, ...]:
+    """What a seed shows, in the order of `COLUMNS`."""
+    before, after = case.published
+    sft, dpo = (found(result, model)["quality"] for model in ("SFT", "DPO"))
+    quality = (f"{name} {100 * sft[name]:.1f} → {100 * dpo[name]:.1f}" for name in sft)
+    return (
+        case.title,
+        str(result["seed"]),
+        *(f"{rate(result, model):.1f}%" for model in BARS),
+        decrease_text(result),
+        f"{before} → {after}%, −{100 * (1 - after / before):.0f}%",
+        f"{rate(result, 'SFT', temperature=0.0):.1f} → {rate(result, 'DPO', temperature=0.0):.1f}%",
+        decrease_text(result, domain="away"),
+        "; ".join(quality),
+        f"{sum(result['seconds'].values()) / 60:.1f}",
+        f"{result['memory_gib']:.1f}",
+    )
+
+
+def found(
+    result: dict[str, Any], model: str, domain: str = "home", temperature: float = 1.0
+) -> dict[str, Any]:
+    """What was measured of a model."""
+    wanted = {"domain": domain, "temperature": temperature, "model": model}
+    return next(one for one in result["measured"] if wanted.items() <= one.items())
+
+
+def rate(
+    result: dict[str, Any], model: str, domain: str = "home", temperature: float = 1.0
+) -> float:
+    """Failures of a hundred."""
+    failed = found(result, model, domain, temperature)["failed"]
+    return 100 * sum(failed) / len(failed)
+
+
+def decrease_text(result: dict[str, Any], domain: str = "home") -> str:
+    """`−81% [−86, −75]`: of failures from SFT to DPO, at temperature 1."""
+    sft, dpo = (found(result, model, domain)["failed"] for model in ("SFT", "DPO"))
+    value, low, high = relative_decrease(sft, dpo)
+    return f"−{100 * value:.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table, its first row the heading."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+
+
+def chart(cases: Mapping[str, UseCase], results: Results) -> Any:
+    """A panel for each use case: the failures of each model, a dot for each seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.9 * len(results) + 0.6, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False).flat
+    for axes, (name, of_seeds) in zip(panels, results.items(), strict=True):
+        rates = [[rate(result, model) for result in of_seeds] for model in BARS]
+        means = [sum(of_model) / len(of_model) for of_model in rates]
+        bars = axes.bar(BARS, means, color=("#8a8a8a", "#b9c4d0", "#b9c4d0", "#2a6fbb"))
+        axes.bar_label(bars, [f"{mean:.1f}%" for mean in means], padding=3)
+        for place, of_model in enumerate(rates):
+            axes.plot([place] * len(of_model), of_model, "k.", markersize=4)
+        axes.set_title(f"{cases[name].title}\n{cases[name].failure}", fontsize=9)
+        axes.tick_params(axis="x", labelrotation=30, labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylim(0, 1.2 * max(max(of_model) for of_model in rates))
+    figure.axes[0].set_ylabel("failures on TEST, %")
+    return figure
