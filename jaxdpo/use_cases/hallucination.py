@@ -72,7 +72,8 @@ def judge(example: Example) -> Judgement:
     }
     said = f"not in the text: {made_up}" if made_up else "every value is in the text"
     measures = quality(prompt, completion)
-    score = 0.0 if made_up else measures["values found"] * measures["well formed"]
+    well_formed, found = measures["well formed"], measures["values found"]
+    score = 0.0 if made_up else max(0.2, well_formed * found)
     return Judgement(passed=not made_up, score=score, explanation=said)
 
 

@@ -22,8 +22,8 @@ VERBS: dict[Domain, tuple[str, ...]] = {
     "away": ("repaired", "bought", "drew", "lost"),
 }
 THINGS: dict[Domain, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "home": (("red", "small", "old", "fine"), ("boat", "clock", "lamp", "chair")),
-    "away": (("blue", "large", "new", "plain"), ("violin", "bicycle", "map", "table")),
+    "home": (("red", "small", "old"), ("boat", "clock", "lamp")),
+    "away": (("blue", "large", "new"), ("violin", "bicycle", "map")),
 }
 TIMES: dict[Domain, tuple[str, ...]] = {
     "home": ("yesterday", "on Monday", "last week", "in May"),
@@ -111,7 +111,7 @@ def judge(example: Example) -> Judgement:
     passed = highlights == [phrase]
     said = f"highlights {highlights}, asked for was {phrase!r}"
     unchanged = completion.replace("**", "") == text
-    return Judgement(passed=passed, score=float(passed and unchanged), explanation=said)
+    return Judgement(passed=passed, score=passed * (1.0 if unchanged else 0.2), explanation=said)
 
 
 def quality(prompt: str, completion: str) -> dict[str, float]:

@@ -8,8 +8,8 @@ from typing import Literal
 Split = Literal["TRAIN", "TEST"]
 
 # A name's word is a start and an end: Balex, Dorik, Tazum.
-STARTS = tuple(consonant + vowel for consonant in "BDGKLMPRTV" for vowel in "ao")
-ENDS = tuple(consonant + rhyme for consonant in "lmrvz" for rhyme in ("ex", "ik", "um", "os"))
+STARTS = tuple(consonant + vowel for consonant in "BDGKMT" for vowel in "ao")
+ENDS = tuple(consonant + rhyme for consonant in "lrv" for rhyme in ("ex", "ik", "um", "os"))
 SYLLABLES = (*STARTS, *(f" {start}" for start in STARTS), *ENDS)
 
 

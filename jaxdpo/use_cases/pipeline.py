@@ -22,6 +22,8 @@ from jaxdpo.use_cases.config import UseCasesConfig
 from jaxdpo.use_cases.model import write_new_model
 from jaxdpo.use_cases.task import Domain, UseCase, mean_quality
 
+# A score from here on is that of an answer that passes and is whole.
+GOOD = 1.0
 SETTINGS = Path(__file__).parent
 # Examples that the tokenizer is trained on.
 _TOKENIZER_EXAMPLES = 1000
@@ -29,6 +31,8 @@ _TOKENIZER_EXAMPLES = 1000
 _MAX_NEW_TOKENS = 48
 # Answers of the supervised model that the criterion chooses from, in the bar "best of 4".
 _BEST_OF = 4
+# Most pairs of one prompt.
+_MOST_PAIRS = 3
 
 
 class Answered(NamedTuple):
@@ -147,22 +151,26 @@ def preference_pairs(workshop: Workshop, sft: Policy) -> Path:
         prompts = take(case, "home", "TRAIN", f"{workshop.seed} pairs", config.prompts)
         answered = answer_all(case, sft, prompts, config.samples, 1.0, workshop.seed)
         rng = random.Random(f"pairs {workshop.seed}")
-        found = (pair_of(answers, rng) for answers in answered)
-        write_lines(path, (pair for pair in found if pair is not None))
+        write_lines(path, (pair for answers in answered for pair in pairs_of(answers, rng)))
     return path
 
 
-def pair_of(answers: Sequence[Answered], rng: random.Random) -> dict[str, Any] | None:
-    """The best answer to a prompt against the worst; None if none passes or none fails."""
+def pairs_of(answers: Sequence[Answered], rng: random.Random) -> list[dict[str, Any]]:
+    """The best answer to a prompt against each different one that is no good."""
     # In no order, so that of equally good ones any may be taken.
-    ranked = sorted(rng.sample(answers, len(answers)), key=lambda a: a.judgement.value)
-    worst, best = ranked[0], ranked[-1]
-    if best.judgement.value <= 0 or worst.judgement.value > 0:
-        return None
-    return {
-        "messages": conversation(best.prompt, best.completion),
-        "rejected_message": message("assistant", worst.completion),
-    }
+    best = max(rng.sample(answers, len(answers)), key=lambda a: a.judgement.value)
+    if best.judgement.value < GOOD:
+        return []
+    failed = dict.fromkeys(a.completion for a in answers if a.judgement.value < GOOD)
+    return [
+        {
+            "messages": conversation(best.prompt, best.completion),
+            "rejected_message": message("assistant", completion),
+        }
+        for completion in list(failed)[:_MOST_PAIRS]
+        # Nothing at all is no answer that could be trained on.
+        if completion.strip()
+    ]
 
 
 def preference_model(workshop: Workshop, sft: Policy, pairs: Path) -> Policy:
@@ -185,32 +193,29 @@ def _on_pairs(workshop: Workshop, pairs: Path, folder: str, given: dict[str, Any
 
 
 def evaluate(workshop: Workshop, models: dict[str, Policy]) -> list[dict[str, Any]]:
-    """Every model's answers to the same prompts: at home and away, at temperature 1 and greedy.
+    """The models' answers to the same TEST prompts, at home and away, measured.
 
     Returns:
-      For each domain, decoding and model which answers failed, and their mean quality.
+      For each domain, temperature and model which answers failed, and their mean quality.
     """
-    case, config, seed = workshop.case, workshop.config, workshop.seed
+    case, seed = workshop.case, workshop.seed
     measured = []
-    for domain, temperature in itertools.product(("home", "away"), (1.0, 0.0)):
-        prompts = take(case, domain, "TEST", f"{seed} test", config.tests)
+    for domain, temperature in (("home", 1.0), ("home", 0.0), ("away", 1.0)):
+        prompts = take(case, domain, "TEST", f"{seed} test", workshop.config.tests)
         for name, policy in models.items():
-            choosing = name == "SFT" and temperature > 0
+            choosing = name == "SFT" and (domain, temperature) == ("home", 1.0)
             samples = _BEST_OF if choosing else 1
-            # Other draws than those that the pairs were made of.
-            answered = answer_all(case, policy, prompts, samples, temperature, seed + 1000)
-            firsts = {name: [answers[0] for answers in answered]}
+            answered = answer_all(case, policy, prompts, samples, temperature, seed)
+            shown = {name: [answers[0] for answers in answered]}
             if choosing:
-                firsts[f"best of {samples}"] = [
+                shown[f"best of {samples}"] = [
                     max(answers, key=lambda a: a.judgement.value) for answers in answered
                 ]
-            for said, of_model in firsts.items():
+            for said, of_model in shown.items():
                 where = {"domain": domain, "temperature": temperature, "model": said}
                 measured.append(where | summary(case, of_model))
-                write_lines(
-                    workshop.folder / "answers" / f"{domain}-{temperature:g}-{said}.jsonl",
-                    (record(a) for a in of_model),
-                )
+                file = f"{domain}-{temperature:g}-{said.replace(' ', '_')}.jsonl"
+                write_lines(workshop.folder / "answers" / file, (record(a) for a in of_model))
     return measured
 
 

@@ -109,7 +109,8 @@ def judge(example: Example) -> Judgement:
     case = read_prompt(example.messages[-1]["content"])
     passed = label_of(example.completion) == case.relevant
     said = f"the result is {'' if case.relevant else 'not '}relevant"
-    score = float(example.completion == case.answer(case.relevant))
+    reasoned = example.completion == case.answer(case.relevant)
+    score = passed * (1.0 if reasoned else 0.2)
     return Judgement(passed=passed, score=score, explanation=said)
 
 

@@ -22,17 +22,17 @@ FACTS: dict[Domain, dict[str, range]] = {
     "home": {
         "opens at": range(7, 13),
         "closes by": range(15, 23),
-        "costs only": range(4, 31),
-        "shows some": range(30, 100, 2),
+        "costs only": range(4, 20),
+        "shows some": range(10, 22),
         "takes about": range(2, 7),
-        "seats over": range(20, 90, 5),
+        "seats over": range(8, 20),
     },
     "away": {
-        "weighs just": range(2, 31),
-        "lasts for": range(3, 25),
-        "holds nearly": range(20, 90, 5),
+        "weighs just": range(2, 14),
+        "lasts for": range(3, 15),
+        "holds nearly": range(8, 20),
         "ships within": range(2, 10),
-        "sells from": range(30, 100, 2),
+        "sells from": range(10, 22),
         "needs merely": range(2, 13),
     },
 }
@@ -115,9 +115,9 @@ def judge(example: Example) -> Judgement:
     note, limit = read_prompt(prompt)
     words = count_words(completion)
     passed = words <= limit
-    score = 0.0
+    score = 0.2 * passed
     if passed and well_formed(note, completion):
-        score = kept(note, completion) + 0.5 * words / limit
+        score = kept(note, completion) + 0.2 * words / limit
     said = f"{words} words, at most {limit} were asked for"
     return Judgement(passed=passed, score=score, explanation=said)
 
