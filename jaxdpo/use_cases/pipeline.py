@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,9 @@ from typing import Any, NamedTuple
 from jaxdpo.config import RunConfig, load_config
 from jaxdpo.data.pairs import Message
 from jaxdpo.evaluation.judgement import Example, Judgement
+from jaxdpo.data.writing import write_pairs
+from jaxdpo.feedback.collecting import collect
+from jaxdpo.feedback.preferences import FeedbackConfig
 from jaxdpo.files import replacing
 from jaxdpo.hub.policy import Policy
 from jaxdpo.run import fit
@@ -22,8 +24,6 @@ from jaxdpo.use_cases.config import UseCasesConfig
 from jaxdpo.use_cases.model import write_new_model
 from jaxdpo.use_cases.task import Domain, UseCase, mean_quality
 
-# A score from here on is that of an answer that passes and is whole.
-GOOD = 1.0
 SETTINGS = Path(__file__).parent
 # Examples that the tokenizer is trained on.
 _TOKENIZER_EXAMPLES = 1000
@@ -31,8 +31,8 @@ _TOKENIZER_EXAMPLES = 1000
 _MAX_NEW_TOKENS = 48
 # Answers of the supervised model that the criterion chooses from, in the bar "best of 4".
 _BEST_OF = 4
-# Most pairs of one prompt.
-_MOST_PAIRS = 3
+# All answers that pass and are whole, which score 1 or more, against all that are not.
+_COLLECTING = FeedbackConfig(margin=0.5, test_fraction=0.05)
 
 
 class Answered(NamedTuple):
@@ -146,31 +146,14 @@ def supervised_model(workshop: Workshop) -> Policy:
 
 def preference_pairs(workshop: Workshop, sft: Policy) -> Path:
     """Pairs of the supervised model's own answers, judged by the criterion."""
-    path, case, config = workshop.folder / "pairs.jsonl", workshop.case, workshop.config
+    case, config, folder = workshop.case, workshop.config, workshop.folder
+    judged, path = folder / "judged.jsonl", folder / "pairs.jsonl"
     if not path.exists():
         prompts = take(case, "home", "TRAIN", f"{workshop.seed} pairs", config.prompts)
         answered = answer_all(case, sft, prompts, config.samples, 1.0, workshop.seed)
-        rng = random.Random(f"pairs {workshop.seed}")
-        write_lines(path, (pair for answers in answered for pair in pairs_of(answers, rng)))
+        write_lines(judged, (record(a) for answers in answered for a in answers))
+        write_pairs(collect("criteria", str(judged), _COLLECTING).pairs, path)
     return path
-
-
-def pairs_of(answers: Sequence[Answered], rng: random.Random) -> list[dict[str, Any]]:
-    """The best answer to a prompt against each different one that is no good."""
-    # In no order, so that of equally good ones any may be taken.
-    best = max(rng.sample(answers, len(answers)), key=lambda a: a.judgement.value)
-    if best.judgement.value < GOOD:
-        return []
-    failed = dict.fromkeys(a.completion for a in answers if a.judgement.value < GOOD)
-    return [
-        {
-            "messages": conversation(best.prompt, best.completion),
-            "rejected_message": message("assistant", completion),
-        }
-        for completion in list(failed)[:_MOST_PAIRS]
-        # Nothing at all is no answer that could be trained on.
-        if completion.strip()
-    ]
 
 
 def preference_model(workshop: Workshop, sft: Policy, pairs: Path) -> Policy:
@@ -264,11 +247,11 @@ def message(role: str, content: str) -> Message:
 
 
 def record(answered: Answered) -> dict[str, Any]:
+    """A line of judgements."""
     return {
         "messages": [message("user", answered.prompt)],
         "completion": answered.completion,
-        "passed": answered.judgement.passed,
-        "explanation": answered.judgement.explanation,
+        **answered.judgement.model_dump(),
     }
 
 
