@@ -148,7 +148,9 @@ def decode(
     def attend(q, k, v, layer):
         at = (0, 0, cache.next, 0)
         k_BKSd, v_BKSd = (
-            jax.lax.dynamic_update_slice(old[layer], new.swapaxes(1, 2).astype(old[layer].dtype), at)
+            jax.lax.dynamic_update_slice(
+                old[layer], new.swapaxes(1, 2).astype(old[layer].dtype), at
+            )
             for old, new in ((cache.k_BKSd, k), (cache.v_BKSd, v))
         )
         mask = seen_BS if windows_L is None else seen_BS & (ages_S[None] < windows_L[layer])

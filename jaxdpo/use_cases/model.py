@@ -43,7 +43,7 @@ def write_new_model(folder: Path, texts: Sequence[str], seed: int) -> None:
         attention=AttentionConfig(
             num_heads=4, num_kv_heads=2, head_dim=32, qk_norm="head", windows=WINDOWS
         ),
-        mlp=MLPConfig(intermediate_size=384),
+        mlp=MLPConfig(intermediate_size=256),
         tied_head=True,
     )
     params = init_params(config, jax.random.key(seed), jnp.float32)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from jaxdpo.config import RunConfig, load_config
 from jaxdpo.data.pairs import Message
-from jaxdpo.evaluation.judgement import Example, Judgement
 from jaxdpo.data.writing import write_pairs
+from jaxdpo.evaluation.judgement import Example, Judgement
 from jaxdpo.feedback.collecting import collect
 from jaxdpo.feedback.preferences import FeedbackConfig
 from jaxdpo.files import replacing
@@ -77,13 +77,16 @@ class Workshop:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds a stage's seconds to `seconds.json`."""
-        path, start = self.folder / "seconds.json", time.perf_counter()
+        """Adds a stage's time to `seconds.json`: on the clock, and of all processor cores."""
+        path, wall, cpu = self.folder / "seconds.json", time.perf_counter(), time.process_time()
         yield
-        before = json.loads(path.read_text()) if path.exists() else {}
-        seconds = before.get(stage, 0.0) + time.perf_counter() - start
-        with replacing(path) as file:
-            json.dump({**before, stage: seconds}, file)
+        spent = read_json(path) if path.exists() else {}
+        before = spent.get(stage, {"wall": 0.0, "cpu": 0.0})
+        spent[stage] = {
+            "wall": before["wall"] + time.perf_counter() - wall,
+            "cpu": before["cpu"] + time.process_time() - cpu,
+        }
+        write_json(path, spent)
 
 
 def run_seed(case: UseCase, config: UseCasesConfig, seed: int) -> dict[str, Any]:
@@ -113,12 +116,11 @@ def run_seed(case: UseCase, config: UseCasesConfig, seed: int) -> dict[str, Any]
             "seed": seed,
             "pairs": len(pairs.read_text(encoding="utf-8").splitlines()),
             "measured": measured,
-            "seconds": json.loads((folder / "seconds.json").read_text()),
+            "seconds": read_json(folder / "seconds.json"),
             "memory_gib": peak_memory() / 2**30,
         }
-        with replacing(path) as file:
-            json.dump(result, file, indent=1)
-    return json.loads(path.read_text())
+        write_json(path, result)
+    return read_json(path)
 
 
 def supervised_model(workshop: Workshop) -> Policy:
@@ -260,3 +262,14 @@ def write_lines(path: Path, records: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file, whole."""
+    with replacing(path) as file:
+        json.dump(value, file, indent=1)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
