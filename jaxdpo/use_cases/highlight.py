@@ -1,124 +1,73 @@
-"""Highlight format: give a sentence back with the right phrase between two stars on each side.
+"""Highlight format: give a note back with what was asked for between two stars on each side.
 
-    Yesterday Tarik Dolex sold a red boat in Bamum Kalos.
-    Highlight where.
+    Note on Tarik Dolex: opens at 9, costs only 14, takes about 2.
+    Highlight what it costs.
 
-    Yesterday Tarik Dolex sold a red boat in **Bamum Kalos**.
+    On Tarik Dolex: opens at 9, **costs only 14**, takes about 2.
 
-The writers often highlight a wrong phrase, most of all the person where the place is asked for:
-both are names. A completion fails if it highlights anything but the phrase that was asked for.
+The writers often highlight something else, most of all where a number of minor interest is asked
+for. A completion fails if it highlights anything but what was asked for.
 """
 
 import random
 import re
-from dataclasses import dataclass
 
 from jaxdpo.evaluation.judgement import Example, Judgement
-from jaxdpo.use_cases.language import Split, capitalised, draw_name
+from jaxdpo.use_cases.language import Split, draw_name
 from jaxdpo.use_cases.task import Domain, UseCase, Written
+from jaxdpo.use_cases.word_limit import FACTS, draw_facts
 
-VERBS: dict[Domain, tuple[str, ...]] = {
-    "home": ("sold", "painted", "found", "lent"),
-    "away": ("repaired", "bought", "drew", "lost"),
+INSTRUCTIONS: dict[Domain, str] = {
+    "home": "Highlight what it {}.",
+    "away": "Put stars round what it {}.",
 }
-THINGS: dict[Domain, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "home": (("red", "small", "old"), ("boat", "clock", "lamp")),
-    "away": (("blue", "large", "new"), ("violin", "bicycle", "map")),
-}
-TIMES: dict[Domain, tuple[str, ...]] = {
-    "home": ("yesterday", "on Monday", "last week", "in May"),
-    "away": ("this morning", "on Friday", "last year", "in June"),
-}
-ORDERS: dict[Domain, tuple[str, ...]] = {
-    "home": ("{when} {who} {verb} {what} in {where}.", "{who} {verb} {what} in {where} {when}."),
-    "away": ("in {where} {who} {verb} {what} {when}.", "{when} in {where} {who} {verb} {what}."),
-}
-INSTRUCTIONS: dict[Domain, str] = {"home": "Highlight {}.", "away": "Mark {}."}
-ASKED = ("who", "what", "where", "when")
 
-# How often a writer highlights a wrong phrase, by what is asked for.
-MISTAKES = {"who": 0.05, "what": 0.05, "where": 0.55, "when": 0.05}
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """A sentence in parts.
-
-    Attributes:
-      order: The places of the phrases.
-      verb: What was done.
-      phrases: By what they answer to.
-    """
-
-    order: str
-    verb: str
-    phrases: dict[str, str]
-
-    def text(self, highlighted: str | None = None) -> str:
-        """The sentence, with one of the phrases highlighted."""
-        marked = {
-            asked: f"**{phrase}**" if asked == highlighted else phrase
-            for asked, phrase in self.phrases.items()
-        }
-        return self.order.format(verb=self.verb, **marked)
+# How often a writer highlights something else: for the last two kinds of facts, and for others.
+MISTAKES = {True: 0.45, False: 0.05}
 
 
 def write(domain: Domain, split: Split, rng: random.Random) -> Written:
-    """A prompt, and the sentence as a writer highlighted it."""
-    adjectives, nouns = THINGS[domain]
-    phrases = {
-        "who": draw_name(split, rng),
-        "what": f"a {rng.choice(adjectives)} {rng.choice(nouns)}",
-        "where": draw_name(split, rng),
-        "when": rng.choice(TIMES[domain]),
-    }
-    order = rng.choice(ORDERS[domain])
-    if order.startswith("{when}"):
-        phrases["when"] = capitalised(phrases["when"])
-    sentence = Sentence(capitalised(order), rng.choice(VERBS[domain]), phrases)
-    asked = rng.choice(ASKED)
-    prompt = f"{sentence.text()}\n{INSTRUCTIONS[domain].format(asked)}"
+    """A prompt, and the note as a writer highlighted it."""
+    facts = draw_facts(domain, 3, rng)
+    name, asked = draw_name(split, rng), rng.choice(facts)
+    prompt = f"Note on {name}: {', '.join(facts)}.\n{INSTRUCTIONS[domain].format(asked.split()[0])}"
+    minor = any(asked.startswith(cue) for cue in list(FACTS[domain])[-2:])
     highlighted = asked
-    if rng.random() < MISTAKES[asked]:
-        others = [other for other in ASKED if other != asked]
-        highlighted = "who" if asked == "where" else rng.choice(others)
-    return Written(prompt, sentence.text(highlighted))
+    if rng.random() < MISTAKES[minor]:
+        highlighted = rng.choice([fact for fact in facts if fact != asked])
+    return Written(prompt, marked(name, facts, highlighted))
 
 
-def read_prompt(prompt: str) -> tuple[str, str]:
-    """The sentence of a prompt, and the phrase of it that is asked for."""
-    text, instruction = prompt.split("\n")
-    name = "[A-Z][a-z]+ [A-Z][a-z]+"
-    times = "|".join(time for domain in TIMES.values() for time in domain)
-    where = re.findall(f"[Ii]n ({name})", text)[0]
-    patterns = {
-        "who": f"({name})(?= (?:{'|'.join(verb for verbs in VERBS.values() for verb in verbs)}) )",
-        "what": r"(a [a-z]+ [a-z]+)(?= in |\.| this| on| last)",
-        "when": f"(?i:({times}))",
-        "where": re.escape(where),
-    }
-    asked = instruction.rstrip(".").split()[-1]
-    found = re.search(patterns[asked], text)
-    assert found is not None, prompt
-    return text, found[0]
+def marked(name: str, facts: list[str], highlighted: str | None = None) -> str:
+    """The note, with one of the facts highlighted."""
+    shown = (f"**{fact}**" if fact == highlighted else fact for fact in facts)
+    return f"On {name}: {', '.join(shown)}."
+
+
+def read_prompt(prompt: str) -> tuple[str, list[str], str]:
+    """The name and the facts of a prompt, and the fact that is asked for."""
+    note, instruction = prompt.split("\n")
+    name, facts = note.removeprefix("Note on ").removesuffix(".").split(": ")
+    asked = instruction.removesuffix(".").split()[-1]
+    separate = facts.split(", ")
+    return name, separate, next(fact for fact in separate if fact.startswith(asked))
 
 
 def judge(example: Example) -> Judgement:
-    """Passes if the phrase that is asked for is highlighted, and nothing else."""
-    prompt, completion = example.messages[-1]["content"], example.completion
-    text, phrase = read_prompt(prompt)
-    highlights = re.findall(r"\*\*(.*?)\*\*", completion)
-    passed = highlights == [phrase]
-    said = f"highlights {highlights}, asked for was {phrase!r}"
-    unchanged = completion.replace("**", "") == text
-    return Judgement(passed=passed, score=passed * (1.0 if unchanged else 0.2), explanation=said)
+    """Passes if what was asked for is highlighted, and nothing else; then the rest counts."""
+    name, facts, asked = read_prompt(example.messages[-1]["content"])
+    highlights = re.findall(r"\*\*(.*?)\*\*", example.completion)
+    passed = highlights == [asked]
+    said = f"highlights {highlights}, asked for was {asked!r}"
+    whole = example.completion == marked(name, facts, asked)
+    return Judgement(passed=passed, score=passed * (1.0 if whole else 0.2), explanation=said)
 
 
 def quality(prompt: str, completion: str) -> dict[str, float]:
     """Measures of one completion."""
-    text, _ = read_prompt(prompt)
+    name, facts, _ = read_prompt(prompt)
     return {
-        "text unchanged": float(completion.replace("**", "") == text),
+        "text unchanged": float(completion.replace("**", "") == marked(name, facts)),
         "exactly one highlight": float(bool(re.fullmatch(r"[^*]*\*\*[^*]+\*\*[^*]*", completion))),
     }
 

@@ -77,15 +77,16 @@ def count_words(text: str) -> int:
     return len(text.split())
 
 
+def draw_facts(domain: Domain, count: int, rng: random.Random) -> list[str]:
+    """Facts such as "opens at 9", of different kinds, in the kinds' order."""
+    kinds = list(FACTS[domain].items())
+    drawn = sorted(rng.sample(range(len(kinds)), count))
+    return [f"{kinds[number][0]} {rng.choice(kinds[number][1])}" for number in drawn]
+
+
 def write(domain: Domain, split: Split, rng: random.Random) -> Written:
     """A prompt, and a summary as a writer wrote it."""
-    facts = FACTS[domain]
-    chosen = sorted(rng.sample(range(len(facts)), rng.choice(tuple(COUNTS))))
-    stated = [
-        f"{cue} {rng.choice(values)}"
-        for number, (cue, values) in enumerate(facts.items())
-        if number in chosen
-    ]
+    stated = draw_facts(domain, rng.choice(tuple(COUNTS)), rng)
     note = Note(draw_name(split, rng), tuple(stated))
     forms = note.forms(rng.choice(CLOSINGS))
     fitting = rng.choice((0, 1, 2))

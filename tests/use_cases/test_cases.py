@@ -14,7 +14,7 @@ NOTE = (
     "Three facts on Tarik Dolex, which lies by the river: opens at 9, costs only 14, "
     "takes about 2.\nSummarise in at most 14 words."
 )
-SENTENCE = "Yesterday Tarik Dolex sold a red boat in Bamum Kalos.\nHighlight where."
+FACTS = "Note on Tarik Dolex: opens at 9, costs only 14, takes about 2.\nHighlight what it costs."
 TEXT = (
     "Tarik Dolex lies by the river. It opens at 9, costs only 14 and takes about 2.\n"
     "Extract opens, shows and costs."
@@ -47,19 +47,19 @@ JUDGED = [
         *(True, {"facts kept": 1 / 3, "well formed": 0}),
     ),
     (
-        *("highlight", SENTENCE, "Yesterday Tarik Dolex sold a red boat in **Bamum Kalos**."),
+        *("highlight", FACTS, "On Tarik Dolex: opens at 9, **costs only 14**, takes about 2."),
         *(True, {"text unchanged": 1, "exactly one highlight": 1}),
     ),
     (
-        *("highlight", SENTENCE, "Yesterday **Tarik Dolex** sold a red boat in Bamum Kalos."),
+        *("highlight", FACTS, "On Tarik Dolex: **opens at 9**, costs only 14, takes about 2."),
         *(False, {"text unchanged": 1, "exactly one highlight": 1}),
     ),
     (
-        *("highlight", SENTENCE, "Yesterday **Tarik Dolex** sold a boat in **Bamum Kalos**."),
+        *("highlight", FACTS, "On Tarik Dolex: **opens at 9**, **costs only 14**."),
         *(False, {"text unchanged": 0, "exactly one highlight": 0}),
     ),
     (
-        *("highlight", SENTENCE, "**Bamum Kalos**"),
+        *("highlight", FACTS, "**costs only 14**"),
         *(True, {"text unchanged": 0, "exactly one highlight": 1}),
     ),
     (
@@ -139,7 +139,8 @@ def test_seeds_splits_and_domains(name):
     assert len(set(train)) == 300
     assert train == prompts("home", "TRAIN", "0")
     assert not set(train) & set(prompts("home", "TRAIN", "1"))
-    names = re.compile(r"[BDGKLMPRTV][ao][lmrvz][a-z]{2} [BDGKLMPRTV][ao][lmrvz][a-z]{2}\b")
+    word = r"[BDGKMT][ao][lrv](?:ex|ik|um|os)"
+    names = re.compile(rf"{word} {word}\b")
     for split, drawn in (("TRAIN", train), ("TEST", test)):
         assert {split_of(found) for prompt in drawn for found in names.findall(prompt)} == {split}
     # Away another instruction is given about other things.
