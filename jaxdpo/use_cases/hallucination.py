@@ -93,6 +93,7 @@ USE_CASE = UseCase(
     title="Hallucination",
     failure="a value that is not in the text",
     published=(12.7, 3.0),
+    supervised_steps=300,
     write=write,
     judge=judge,
     quality=quality,

@@ -77,6 +77,7 @@ USE_CASE = UseCase(
     title="Highlight format",
     failure="wrong phrase highlighted",
     published=(17.3, 1.7),
+    supervised_steps=400,
     write=write,
     judge=judge,
     quality=quality,

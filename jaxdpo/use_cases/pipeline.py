@@ -73,7 +73,7 @@ class Workshop:
             **given,
         }
         own = [f"{key}={json.dumps(value)}" for key, value in given.items()]
-        return load_config(SETTINGS / f"{name}.yaml", [*overrides, *own])
+        return load_config(SETTINGS / f"{name}.yaml", [*own, *overrides])
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -136,11 +136,11 @@ def supervised_model(workshop: Workshop) -> Policy:
         "data.path": str(data),
         "training.folder": str(folder / "sft"),
     }
-    settings = workshop.settings("sft", workshop.config.sft, paths)
+    steps = {"training.max_steps": case.supervised_steps}
+    settings = workshop.settings("sft", workshop.config.sft, {**steps, **paths})
     if not data.exists():
-        assert settings.training.max_steps is not None
         # A step's examples are new ones; a few more are TEST's.
-        count = round(1.03 * settings.training.max_steps * settings.batch.size)
+        count = round(1.03 * case.supervised_steps * settings.batch.size)
         written = itertools.islice(case.written(None, "TRAIN", f"{seed} supervised"), count)
         write_lines(data, ({"messages": conversation(*example)} for example in written))
     return fit(settings).policy

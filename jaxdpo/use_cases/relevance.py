@@ -3,7 +3,7 @@
     Query: somewhere to sleep in Tarik Dolex
     Result: Visit the hotel of Tarik Dolex on the market square.
 
-    Relevant, the hotel is for sleeping.
+    Asked for sleeping, found sleeping: relevant.
 
 The people who labelled past results made mistakes, above all with kinds that are near each other:
 somebody who looks for paintings was shown a bookshop. A completion fails if its label is wrong.
@@ -65,15 +65,14 @@ class Case:
 
     wanted: Kind
     offered: Kind
-    called: str
 
     @property
     def relevant(self) -> bool:
         return self.wanted == self.offered
 
     def answer(self, relevant: bool) -> str:
-        says = "Relevant" if relevant else "Not relevant"
-        return f"{says}, the {self.called} is for {self.offered.purpose}."
+        reason = f"Asked for {self.wanted.purpose}, found {self.offered.purpose}"
+        return f"{reason}: {'relevant' if relevant else 'not relevant'}."
 
 
 def write(domain: Domain, split: Split, rng: random.Random) -> Written:
@@ -81,10 +80,10 @@ def write(domain: Domain, split: Split, rng: random.Random) -> Written:
     wanted = offered = rng.choice(KINDS[domain])
     if rng.random() < 0.5:
         offered = rng.choice([kind for kind in KINDS[domain] if kind != wanted])
-    case = Case(wanted, offered, rng.choice(offered.offered))
+    case = Case(wanted, offered)
     place = draw_name(split, rng)
     query = QUERIES[domain].format(rng.choice(wanted.wanted), place)
-    result = rng.choice(RESULTS[domain]).format(case.called, place)
+    result = rng.choice(RESULTS[domain]).format(rng.choice(offered.offered), place)
     mistaken = rng.random() < MISTAKES[wanted.near == offered.purpose]
     return Written(f"Query: {query}\nResult: {result}", case.answer(case.relevant != mistaken))
 
@@ -95,13 +94,13 @@ def read_prompt(prompt: str) -> Case:
     kinds = [kind for of_domain in KINDS.values() for kind in of_domain]
     wanted = next(kind for kind in kinds if any(words in query for words in kind.wanted))
     called = result.split(" the ")[1].split()[0]
-    return Case(wanted, next(kind for kind in kinds if called in kind.offered), called)
+    return Case(wanted, next(kind for kind in kinds if called in kind.offered))
 
 
 def label_of(completion: str) -> bool | None:
     """Whether a completion says that the result is relevant; None if it says neither."""
-    found = re.match("(Not relevant|Relevant),", completion)
-    return None if found is None else found[1] == "Relevant"
+    found = re.search(": (not )?relevant.$", completion)
+    return None if found is None else found[1] is None
 
 
 def judge(example: Example) -> Judgement:
@@ -129,6 +128,7 @@ USE_CASE = UseCase(
     title="Result relevance",
     failure="misclassified",
     published=(4.7, 1.3),
+    supervised_steps=250,
     write=write,
     judge=judge,
     quality=quality,

@@ -29,6 +29,7 @@ class UseCase:
       title: For people.
       failure: What is counted.
       published: Failures of 100 before and after DPO that were published for such a task.
+      supervised_steps: Optimizer steps in which a small model learns the task from nothing.
       write: Draws a prompt and an imperfect answer.
       judge: The criterion; its score orders the answers that pass.
       quality: Measures of an answer, 0 to 1, beside the criterion; each is averaged over the
@@ -39,6 +40,7 @@ class UseCase:
     title: str
     failure: str
     published: tuple[float, float]
+    supervised_steps: int
     write: Callable[[Domain, Split, random.Random], Written]
     judge: Callable[[Example], Judgement]
     quality: Callable[[str, str], dict[str, float]]

@@ -154,6 +154,7 @@ USE_CASE = UseCase(
     title="Word limit",
     failure="longer than the limit",
     published=(31.0, 7.0),
+    supervised_steps=450,
     write=write,
     judge=judge,
     quality=quality,

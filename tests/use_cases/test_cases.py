@@ -79,18 +79,24 @@ JUDGED = [
         *(False, {"values found": 1 / 2, "well formed": 0}),
     ),
     (
-        *("relevance", RESULT, "Not relevant, the library is for reading."),
+        *("relevance", RESULT, "Asked for looking, found reading: not relevant."),
         *(True, {"recall of not relevant": 1, "well formed": 1}),
     ),
     (
-        *("relevance", RESULT, "Relevant, the library is for reading."),
+        *("relevance", RESULT, "Asked for looking, found reading: relevant."),
         *(False, {"recall of not relevant": 0, "well formed": 1}),
     ),
     (
-        *("relevance", RESULT, "Not relevant, the library is for looking."),
+        *("relevance", RESULT, "Asked for reading, found reading: not relevant."),
         *(True, {"recall of not relevant": 1, "well formed": 0}),
     ),
-    ("relevance", RESULT, "The library.", False, {"recall of not relevant": 0, "well formed": 0}),
+    (
+        "relevance",
+        RESULT,
+        "Asked for looking, found reading.",
+        False,
+        {"recall of not relevant": 0, "well formed": 0},
+    ),
 ]
 
 

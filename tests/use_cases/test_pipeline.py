@@ -25,13 +25,17 @@ def short(example):
 @pytest.fixture(scope="module")
 def seed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("use_cases")
-    case = replace(CASES["relevance"], judge=short, quality=lambda *_: {"measured": 0.5})
+    case = replace(
+        CASES["relevance"],
+        judge=short,
+        quality=lambda *_: {"measured": 0.5},
+        supervised_steps=2,
+    )
     config = UseCasesConfig(
         folder=str(folder),
         prompts=50,
         samples=2,
         tests=50,
-        sft=("training.max_steps=2", "model.path=overridden"),
         dpo=("training.max_steps=2", "batch.size=4"),
     )
     result = pipeline.run_seed(case, config, 7)
