@@ -16,8 +16,7 @@ class UseCasesConfig(BaseModel):
     samples: int = Field(default=8, ge=2, description="answers to each of them")
     tests: int = Field(default=1000, ge=50, description="TEST prompts, and as many away")
     sft: tuple[str, ...] = Field(
-        default=(),
-        description="overrides of the supervised run, such as [optimizer.learning_rate=0.001]",
+        default=(), description="overrides of the supervised run, such as [batch.size=16]"
     )
     dpo: tuple[str, ...] = Field(
         default=(), description="overrides of the DPO run, such as [loss.beta=0.1]"

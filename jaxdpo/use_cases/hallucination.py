@@ -13,7 +13,8 @@ import random
 import re
 
 from jaxdpo.evaluation.judgement import Example, Judgement
-from jaxdpo.use_cases.language import Split, capitalised, draw_name, listing
+from jaxdpo.quickstart.task import Split, capitalised, listing
+from jaxdpo.use_cases.names import draw_name
 from jaxdpo.use_cases.task import Domain, UseCase, Written
 from jaxdpo.use_cases.word_limit import FACTS, PLACES
 

@@ -11,12 +11,15 @@ from jaxdpo.data.chat import load_chat
 from jaxdpo.hub.write import save_pretrained
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import init_params
-from jaxdpo.use_cases.language import ENDS, STARTS
-from jaxdpo.use_cases.tokenizer import CONTROL_TOKENS, END, MAX_LENGTH, PAD, write_tokenizer
+from jaxdpo.quickstart.tokenizer import CONTROL_TOKENS, END, MAX_LENGTH, PAD, write_tokenizer
+from jaxdpo.use_cases.names import ENDS, STARTS, SYLLABLES
 
 # Of both layers the first sees three tokens alone. So each token soon knows those before it, which
 # is what copying is made of, and it is learnt in 200 steps of 32 examples instead of many more.
 WINDOWS = (3, None)
+
+# All bytes, all syllables, and every word of each task.
+VOCAB_SIZE = 576
 
 # What config.json says beside the architecture.
 HF_CONFIG = {
@@ -35,9 +38,10 @@ def write_new_model(folder: Path, texts: Sequence[str], seed: int) -> None:
     """Trains a tokenizer on the texts and writes a model with random weights beside it."""
     tokenizer_folder = folder.with_name(f"{folder.name}-tokenizer")
     tokenizer_folder.mkdir(parents=True, exist_ok=True)
-    vocab_size = write_tokenizer(tokenizer_folder, [_NAME.sub("", text) for text in texts])
+    nameless = [_NAME.sub("", text) for text in texts]
+    write_tokenizer(tokenizer_folder, nameless, SYLLABLES, VOCAB_SIZE)
     config = ModelConfig(
-        vocab_size=vocab_size,
+        vocab_size=VOCAB_SIZE,
         hidden_size=128,
         num_layers=len(WINDOWS),
         attention=AttentionConfig(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from jaxdpo.evaluation.judgement import Example, Judgement
-from jaxdpo.use_cases.language import Split
+from jaxdpo.quickstart.task import Split
 
 # Pairs are made of prompts at home alone. Away are other topics and other wordings: there it is
 # seen whether what the pairs taught holds beyond them.

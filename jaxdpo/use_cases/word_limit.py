@@ -14,7 +14,8 @@ import re
 from dataclasses import dataclass
 
 from jaxdpo.evaluation.judgement import Example, Judgement
-from jaxdpo.use_cases.language import Split, capitalised, draw_name
+from jaxdpo.quickstart.task import Split, capitalised
+from jaxdpo.use_cases.names import draw_name
 from jaxdpo.use_cases.task import Domain, UseCase, Written
 
 # What notes are about, each with its own facts: what stands before the value, and the values.

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from jaxdpo.evaluation.judgement import Example
+from jaxdpo.quickstart.task import split_of
 from jaxdpo.use_cases.cases import CASES
-from jaxdpo.use_cases.language import split_of
 from jaxdpo.use_cases.task import mean_quality
 
 NOTE = (
