@@ -12,9 +12,9 @@ class UseCasesConfig(BaseModel):
     seeds: tuple[int, ...] = Field(
         default=(0, 1, 2), min_length=1, description="each draws data, weights and answers anew"
     )
-    prompts: int = Field(default=600, ge=50, description="prompts whose answers become pairs")
+    prompts: int = Field(default=300, ge=50, description="prompts whose answers become pairs")
     samples: int = Field(default=8, ge=2, description="answers to each of them")
-    tests: int = Field(default=1000, ge=50, description="TEST prompts, and as many away")
+    tests: int = Field(default=600, ge=50, description="TEST prompts, and as many away")
     sft: tuple[str, ...] = Field(
         default=(), description="overrides of the supervised run, such as [batch.size=16]"
     )
