@@ -74,5 +74,9 @@ class DataConfig(BaseModel):
 
     def cache_folder(self) -> Path:
         """The folder that holds what `cache_dir` says."""
-        default = os.environ.get("JAXDPO_CACHE") or "~/.cache/jaxdpo"
-        return Path(self.cache_dir or default).expanduser()
+        return Path(self.cache_dir).expanduser() if self.cache_dir else default_cache()
+
+
+def default_cache() -> Path:
+    """The folder of what may be kept for later, where none is set."""
+    return Path(os.environ.get("JAXDPO_CACHE") or "~/.cache/jaxdpo").expanduser()

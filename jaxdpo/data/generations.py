@@ -1,7 +1,7 @@
 """Answers that a model gave, one a line: what sampling writes and judging reads.
 
-    {"id": "9f…", "messages": [{"role": "user", "content": "Hi"}], "completion": "Hello!",
-     "sample": 0, "model": "runs/dpo", "finished": true, "metadata": {}}
+{"id": "9f…", "messages": [{"role": "user", "content": "Hi"}], "completion": "Hello!",
+ "sample": 0, "model": "runs/dpo", "finished": true, "metadata": {}}
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Prompts to be answered: from lines that hold nothing else, or from preference data of any form."""
+"""Prompts to be answered: lines that hold nothing else, or preference data of any form."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,8 +23,8 @@ class PromptsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Annotated[str, AfterValidator(shipped)] = Field(
-        description="file, folder, glob or org/name:config:split of the Hub: lines of messages or a "
-        "prompt, or preference data in any form, whose answers are left out"
+        description="file, folder, glob or org/name:config:split of the Hub: lines of messages, or "
+        "of a prompt; or preference data in any form, whose answers are left out"
     )
     split: Split | None = Field(default=None, description="TRAIN or TEST; default: both")
     test_fraction: float = Field(
@@ -79,8 +79,8 @@ def read_prompts(config: PromptsConfig) -> ReadPrompts:
     """Reads prompts, exactly or not at all.
 
     Raises:
-      UserError: If a source cannot be read, for bad lines (the first 20 of them), or if there are no
-        prompts.
+      UserError: If a source cannot be read, for bad lines (the first 20 are named), or if there
+        are no prompts.
     """
     prompts: dict[str, Prompt] = {}
     bad_lines: list[str] = []

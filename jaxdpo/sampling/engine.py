@@ -355,9 +355,7 @@ class _Loop(NamedTuple):
     state: _State
 
 
-@partial(
-    jax.jit, static_argnames=("config", "how", "segment", "compute"), donate_argnames="state"
-)
+@partial(jax.jit, static_argnames=("config", "how", "segment", "compute"), donate_argnames="state")
 def _advance(
     config: ModelConfig,
     weights: tuple[Params, LoraParams | None],

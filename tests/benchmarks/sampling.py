@@ -30,7 +30,7 @@ def quickstart_case():
         records = [json.loads(line) for line, _ in zip(file, range(128), strict=False)]
     policy = load_policy(str(QUICKSTART / "model"))
     prompts = [policy.chat.encode(r["messages"][:1], add_generation_prompt=True) for r in records]
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(QUICKSTART / "model", dtype="float32")
+    theirs = transformers.LlamaForCausalLM.from_pretrained(QUICKSTART / "model", dtype="float32")
     model = (policy.config, policy.params, list(policy.chat.stop_token_ids))
     return "quickstart, 0.7M", model, theirs.eval(), prompts, 64
 
