@@ -7,14 +7,14 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jaxdpo.answering import Dtype, source_of
-from jaxdpo.arguments import describe_fields, read_arguments
 from jaxdpo.command import run_command
 from jaxdpo.console import Reporter
 from jaxdpo.data.generations import Generation
-from jaxdpo.data.prompts import PromptsConfig, read_prompts
+from jaxdpo.data.prompts import PromptsConfig, read_prompts, with_path
 from jaxdpo.sampling.config import SamplingConfig
 from jaxdpo.sampling.server import ServerConfig, is_server
 from jaxdpo.sampling.to_file import sample_to_file
+from jaxdpo.settings import load_settings, sections_text
 
 USAGE = """usage: python -m jaxdpo.sample model=… data=PROMPTS out=ANSWERS.jsonl [field=value …]
 
@@ -61,9 +61,9 @@ class SampleConfig(BaseModel):
 def main(arguments: list[str]) -> None:
     """Samples as the arguments say; `--help` shows every field."""
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE + "\n" + describe_fields(SampleConfig))
+        print(USAGE + "\n" + sections_text(SampleConfig))
         return
-    sample(read_arguments(SampleConfig, arguments, {"data": "path"}))
+    sample(load_settings(SampleConfig, None, with_path(arguments)))
 
 
 def sample(config: SampleConfig) -> list[Generation]:

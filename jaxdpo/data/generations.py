@@ -1,7 +1,7 @@
 """Answers that a model gave, one a line: what sampling writes and judging reads.
 
 {"id": "9f…", "messages": [{"role": "user", "content": "Hi"}], "completion": "Hello!",
- "sample": 0, "model": "runs/dpo", "finished": true, "metadata": {}}
+ "sample": 0, "model": "runs/dpo", "finished": true, "split": "TEST", "metadata": {}}
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jaxdpo.data.pairs import Message
+from jaxdpo.data.pairs import Message, Split
 from jaxdpo.data.prompts import Prompt
 from jaxdpo.data.records import BadLine
 from jaxdpo.data.sources import Source, read_source
@@ -31,6 +31,7 @@ class Generation(BaseModel):
     finished: bool = Field(
         default=True, description="false: cut off at the most tokens that were allowed"
     )
+    split: Split = Field(default="TEST", description="of the prompt")
     tools: tuple[dict[str, Any], ...] = Field(default=(), description="of the prompt")
     metadata: dict[str, Any] = Field(default_factory=dict, description="of the prompt's line")
 
@@ -51,6 +52,7 @@ def generation(prompt: Prompt, sample: int, model: str, text: str, finished: boo
         sample=sample,
         model=model,
         finished=finished,
+        split=prompt.split,
         tools=prompt.tools,
         metadata=prompt.metadata,
     )

@@ -1,6 +1,6 @@
 """Prompts to be answered: lines that hold nothing else, or preference data of any form."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -36,6 +36,14 @@ class PromptsConfig(BaseModel):
     limit: int | None = Field(default=None, ge=1, description="the first so many; default: all")
 
 
+def with_path(arguments: Sequence[str]) -> list[str]:
+    """Arguments of a command, in which `data=file` stands for `data.path=file`."""
+    return [
+        f"data.path={argument.removeprefix('data=')}" if argument.startswith("data=") else argument
+        for argument in arguments
+    ]
+
+
 @dataclass(frozen=True)
 class Prompt:
     """What a model is asked.
@@ -45,6 +53,7 @@ class Prompt:
       messages: Each `{"role": ..., "content": ..., ...}`, the last one not the assistant's.
       tools: Function definitions for the chat template.
       metadata: The user's own fields.
+      split: "TRAIN" or "TEST".
       source: Where it stands, as `file:line`.
       template_kwargs: Further variables for the chat template.
     """
@@ -53,6 +62,7 @@ class Prompt:
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+    split: Split = "TEST"
     source: str = ""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -93,9 +103,8 @@ def read_prompts(config: PromptsConfig) -> ReadPrompts:
         if key in prompts:
             repeated += 1
             continue
-        prompts[key] = Prompt(
-            key, pair.prompt, pair.tools, pair.metadata, pair.source, pair.template_kwargs
-        )
+        asked = (pair.prompt, pair.tools, pair.metadata, pair.split)
+        prompts[key] = Prompt(key, *asked, pair.source, pair.template_kwargs)
     if bad_lines:
         more = len(bad_lines) - SHOWN_BAD_LINES
         shown = bad_lines[:SHOWN_BAD_LINES] + ([f"and {more} more"] if more > 0 else [])
