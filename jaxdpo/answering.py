@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdpo.compiling import keep_compiled
-from jaxdpo.data.config import default_cache
 from jaxdpo.data.records import BadPair
 from jaxdpo.errors import UserError
+from jaxdpo.files import cache_folder
 from jaxdpo.hub.policy import Policy
 from jaxdpo.models import load_source
 from jaxdpo.sampling.answers import Answer, complete
@@ -45,7 +45,7 @@ def source_of(
     if is_server(model):
         ask = partial(ask_server, model, sampling=sampling, server=server or ServerConfig())
         return Source(model, {"model": model, **_drawn(sampling)}, ask)
-    keep_compiled(default_cache() / "compiled")
+    keep_compiled(cache_folder(None) / "compiled")
     return policy_source(model, load_source(model, chat_template), sampling, dtype)
 
 

@@ -26,10 +26,23 @@ def load_settings(
     values = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(values, override)
+    return checked(model, values, f"{path}: " if path is not None else "")
+
+
+def checked(model: type[Config], values: dict[str, Any], where: str = "") -> Config:
+    """The configuration that values make.
+
+    Args:
+      model: Its kind.
+      values: By section and field.
+      where: What each message begins with.
+
+    Raises:
+      UserError: As for `load_settings`.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        where = f"{path}: " if path is not None else ""
         problems = [_describe(model, problem) for problem in error.errors()]
         raise UserError("\n".join(f"{where}{problem}" for problem in problems)) from None
 
