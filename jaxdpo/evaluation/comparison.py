@@ -1,8 +1,8 @@
-"""Models compared on the same prompts: their answers, what was said of them, and what that shows."""
+"""Models compared on the same prompts: what they answered, and what was said of the answers."""
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -131,7 +131,7 @@ class Comparison:
 
 def judge_answers(
     criteria: Sequence[Criterion],
-    answers: dict[str, Sequence[Generation]],
+    answers: Mapping[str, Sequence[Generation]],
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, list[dict[str, Judgement]]]:
     """What each criterion says of each model's answers: model ↦ by answer, criterion ↦ judgement.
@@ -214,7 +214,7 @@ def unjudged(comparison: Comparison) -> Iterator[tuple[str, str, str, str]]:
 
 def to_json(value: Any) -> Any:
     """Figures as JSON: named tuples as objects, what is undefined as null."""
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+    if hasattr(value, "_asdict"):
         return {name: to_json(each) for name, each in value._asdict().items()}
     if isinstance(value, dict):
         return {str(name): to_json(each) for name, each in value.items()}
