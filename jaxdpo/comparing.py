@@ -23,7 +23,14 @@ from jaxdpo.data.prompts import Prompt, PromptsConfig, read_prompts
 from jaxdpo.errors import UserError
 from jaxdpo.evaluation.asking import JudgeConfig
 from jaxdpo.evaluation.charts import write_charts
-from jaxdpo.evaluation.comparison import Comparison, Row, compare_rows, judge_answers, to_json
+from jaxdpo.evaluation.comparison import (
+    Comparison,
+    Row,
+    compare_rows,
+    judge_answers,
+    judgement_line,
+    to_json,
+)
 from jaxdpo.evaluation.criteria import Criteria, criterion_named
 from jaxdpo.evaluation.head_to_head import Preference, prefer
 from jaxdpo.evaluation.judge import make_asker
@@ -165,7 +172,10 @@ def write_files(comparison: Comparison, out: Path) -> None:
         with replacing(out / "examples.jsonl") as file:
             file.writelines(_line(_example(row)) for row in comparison.rows)
         with replacing(out / "judgements.jsonl") as file:
-            file.writelines(_line(each) for row in comparison.rows for each in _judgements(row))
+            for row, model in itertools.product(comparison.rows, comparison.models):
+                answer = row.answers[model].model_copy(update={"model": model})
+                said = row.judgements[model].items()
+                file.writelines(judgement_line(answer, name, each) for name, each in said)
         with replacing(out / "results.json") as file:
             json.dump(results(comparison), file, indent=1, ensure_ascii=False, allow_nan=False)
         if comparison.criteria:
@@ -206,16 +216,3 @@ def _example(row: Row) -> dict[str, Any]:
             for (first, second), preference in row.preferences.items()
         ],
     }
-
-
-def _judgements(row: Row) -> list[dict[str, Any]]:
-    return [
-        {
-            **row.answers[model].model_dump(exclude={"finished"}),
-            "model": model,
-            "criterion": name,
-            **judgement.model_dump(),
-        }
-        for model, said in row.judgements.items()
-        for name, judgement in said.items()
-    ]

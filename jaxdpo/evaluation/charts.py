@@ -47,7 +47,10 @@ def chart(comparison: Comparison, kind: str) -> bytes:
             f"{' vs '.join(comparison.models)}: {len(comparison.rows)} prompts, 95% intervals",
             fontsize=11,
         )
-        axes[0].legend(fontsize=9, frameon=False, ncols=len(comparison.models), loc="upper left")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, fontsize=9, frameon=False, ncols=3, loc="outside lower center"
+        )
         file = io.BytesIO()
         figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})
     return file.getvalue()
@@ -87,11 +90,11 @@ def _draw_panel(
             at, values, width * 0.92, yerr=(below, above), capsize=3, color=colour, label=model
         )
         share = all(0 <= value <= 1 for value in values if not math.isnan(value))
-        for place, value in zip(at, values, strict=True):
+        for place, value, margin in zip(at, values, above, strict=True):
             if not math.isnan(value):
-                shown = f"{value:.0%}" if share else f"{value:.2f}"
+                shown, over = f"{value:.0%}" if share else f"{value:.2f}", (place, value + margin)
                 axis.annotate(
-                    shown, (place, 0), (0, 3), textcoords="offset points", ha="center", fontsize=8
+                    shown, over, (0, 3), textcoords="offset points", ha="center", fontsize=8
                 )
     axis.set_xticks(range(len(names)), names, fontsize=9)
     for side in ("top", "right"):

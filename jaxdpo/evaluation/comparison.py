@@ -1,6 +1,7 @@
 """Models compared on the same prompts: what they answered, and what was said of the answers."""
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,6 +151,15 @@ def judge_answers(
                 said[criterion.name] = judgement
                 advance(1)
     return found
+
+
+def judgement_line(answer: Generation, criterion: str, judgement: Judgement) -> str:
+    """A line of a file of judgements, as `jaxdpo.collect criteria` reads them."""
+    value = answer.model_dump(exclude={"finished"})
+    if not answer.tools:
+        del value["tools"]
+    value |= {"criterion": criterion, **judgement.model_dump()}
+    return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def compare_rows(
