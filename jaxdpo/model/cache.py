@@ -46,9 +46,9 @@ class PackedPrompts(NamedTuple):
       segments_T: i32, which prompt a token is of.
     """
 
-    tokens_T: jax.Array
-    positions_T: jax.Array
-    segments_T: jax.Array
+    tokens_T: Any
+    positions_T: Any
+    segments_T: Any
 
 
 def empty_cache(config: ModelConfig, rows: int, slots: int, dtype: Any) -> KVCache:
@@ -148,10 +148,8 @@ def decode(
     def attend(q, k, v, layer):
         at = (0, 0, cache.next, 0)
         k_BKSd, v_BKSd = (
-            jax.lax.dynamic_update_slice(
-                old[layer], new.swapaxes(1, 2).astype(old[layer].dtype), at
-            )
-            for old, new in ((cache.k_BKSd, k), (cache.v_BKSd, v))
+            jax.lax.dynamic_update_slice(old, new.swapaxes(1, 2).astype(old.dtype), at)
+            for old, new in ((cache.k_BKSd[layer], k), (cache.v_BKSd[layer], v))
         )
         mask = seen_BS if windows_L is None else seen_BS & (ages_S[None] < windows_L[layer])
         outputs = masked_attention(

@@ -11,6 +11,7 @@ where a dict becomes a module. Layers are stored stacked, `[L, ...]`, and run by
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal
 
 import jax
@@ -146,9 +147,9 @@ def run_layers(
     Layers stacked run in a scan; `unstacked` ones one after the other.
 
     Returns:
-      `hidden_BTD` after the final norm; what `attend` collected, stacked `[L, ...]`, or of unstacked
-      layers in a list; and the experts' load `[L, E]` over the tokens by weight (all by default),
-      None without experts or of unstacked layers.
+      `hidden_BTD` after the final norm; what `attend` collected, stacked `[L, ...]`, or in a list
+      of unstacked layers; and the experts' load `[L, E]` over the tokens by weight (by default
+      all), None without experts or of unstacked layers.
     """
     layers = params["layers"]
     apart = isinstance(layers, tuple)
@@ -213,7 +214,7 @@ def unstacked(
 
     def layers_of(tree: Any) -> tuple[Any, ...]:
         count = jax.tree.leaves(tree)[0].shape[0]
-        return tuple(jax.tree.map(lambda leaf: leaf[number], tree) for number in range(count))
+        return tuple(jax.tree.map(itemgetter(number), tree) for number in range(count))
 
     def cast(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, tree)

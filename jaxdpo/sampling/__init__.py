@@ -1,6 +1,6 @@
 """Completions of prompts: from a model's own weights, in batches that refill themselves."""
 
-from jaxdpo.sampling.answers import answer, complete
+from jaxdpo.sampling.answers import Answer, answer, complete
 from jaxdpo.sampling.config import SamplingConfig
 from jaxdpo.sampling.engine import (
     Completion,
@@ -12,6 +12,7 @@ from jaxdpo.sampling.engine import (
 )
 
 __all__ = [
+    "Answer",
     "Completion",
     "Model",
     "Request",

@@ -1,7 +1,7 @@
 """From conversations to answers: the chat template, the engine, and the text."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,21 @@ from jaxdpo.data.pairs import Message
 from jaxdpo.hub.policy import Policy
 from jaxdpo.model.decoder import Compute
 from jaxdpo.sampling.config import SamplingConfig
-from jaxdpo.sampling.engine import Completion, Model, Request, generate_each, numbered
+from jaxdpo.sampling.engine import Model, Request, generate_each, numbered
+
+
+class Answer(NamedTuple):
+    """The text that was sampled for one of several requests.
+
+    Attributes:
+      number: Of the request.
+      text: What was answered, without end token and stop text.
+      finished: Whether it ended by itself, rather than at `max_new_tokens`.
+    """
+
+    number: int
+    text: str
+    finished: bool
 
 
 def answer(
@@ -33,7 +47,7 @@ def answer(
     """
     chat = policy.chat
     prompts = [chat.encode(messages, add_generation_prompt=True) for messages in conversations]
-    done = {n: text for n, text, _ in complete(policy, numbered(prompts), sampling)}
+    done = {each.number: each.text for each in complete(policy, numbered(prompts), sampling)}
     return [done[number] for number in range(len(prompts))]
 
 
@@ -42,8 +56,8 @@ def complete(
     requests: Sequence[Request],
     sampling: SamplingConfig | None = None,
     dtype: Any = None,
-) -> Iterator[tuple[int, str, Completion]]:
-    """Yields (number of the request, text, completion) as they are done.
+) -> Iterator[Answer]:
+    """Yields answers as they are done, in no order.
 
     Args:
       policy: The model.
@@ -66,7 +80,8 @@ def complete(
         chat.decode,
     )
     for number, completion in generate_each(model, requests, sampling):
-        yield number, before(sampling.stop, chat.decode(completion.ids)), completion
+        text = before(sampling.stop, chat.decode(completion.ids))
+        yield Answer(number, text, completion.finished)
 
 
 def before(stops: Sequence[str], text: str) -> str:

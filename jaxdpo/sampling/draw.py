@@ -61,7 +61,7 @@ def _least_of_nucleus(p_BV: jax.Array, top_p: float) -> jax.Array:
 
 
 def _draw(p_BV: jax.Array, uniform_B2: jax.Array) -> jax.Array:
-    """Draws by weight, i32 `[B]`: a block of tokens with the first number, one of it with the other.
+    """Draws by weight, i32 `[B]`: a block of tokens with one number, one of it with the other.
 
     Two numbers a row, and not one a token as `jax.random.categorical` takes.
     """

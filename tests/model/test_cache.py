@@ -22,7 +22,7 @@ def full_forward(config, params, lora, tokens_BT) -> jax.Array:
 
 
 def test_prefill_and_decode_equal_the_full_forward(config, params):
-    """Prompts of different lengths in one row, then tokens; a row begun later, the ring going round."""
+    """Prompts of different lengths, then tokens; a row begun later, the ring going round."""
     rng = np.random.default_rng(0)
     lora = jax.tree.map(
         lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32),
