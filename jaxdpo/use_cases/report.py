@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxdpo.evaluation.agreement import Estimate
+from jaxdpo.evaluation.statistics import fewer_failures, pair_up
 from jaxdpo.files import replacing
-from jaxdpo.use_cases.measure import relative_decrease
 from jaxdpo.use_cases.task import UseCase
 
 # Results of each seed, by use case.
@@ -19,10 +20,10 @@ COLUMNS = (
     "use case",
     "seed",
     *BARS,
-    "decrease",
+    "fewer",
     "published",
     "greedy",
-    "away",
+    "fewer away",
     "quality, SFT → DPO",
     "minutes",
     "of CPU",
@@ -56,10 +57,10 @@ def table_row(case: UseCase, result: dict[str, Any]) -> tuple[str, ...]:
         case.title,
         str(result["seed"]),
         *(f"{rate(result, model):.1f}%" for model in BARS),
-        decrease_text(result),
-        f"{before} → {after}%, −{100 * (1 - after / before):.0f}%",
+        percent(decrease(result)),
+        f"{before} → {after}%: {100 * (1 - after / before):.0f}%",
         f"{rate(result, 'SFT', temperature=0.0):.1f} → {rate(result, 'DPO', temperature=0.0):.1f}%",
-        decrease_text(result, domain="away"),
+        percent(decrease(result, "away")),
         "; ".join(quality),
         *(f"{minutes(result, clock):.1f}" for clock in ("wall", "cpu")),
         f"{result['memory_gib']:.1f}",
@@ -87,11 +88,19 @@ def rate(
     return 100 * sum(failed) / len(failed)
 
 
-def decrease_text(result: dict[str, Any], domain: str = "home") -> str:
-    """`−81% [−86, −75]`: of failures from SFT to DPO, at temperature 1."""
-    sft, dpo = (found(result, model, domain)["failed"] for model in ("SFT", "DPO"))
-    value, low, high = relative_decrease(sft, dpo)
-    return f"−{100 * value:.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
+def decrease(result: dict[str, Any], domain: str = "home") -> Estimate:
+    """By which share DPO's failures are fewer than the supervised model's, at temperature 1."""
+    sft, dpo = (
+        [not failed for failed in found(result, model, domain)["failed"]]
+        for model in ("SFT", "DPO")
+    )
+    return fewer_failures(pair_up(sft, dpo))
+
+
+def percent(estimate: Estimate) -> str:
+    """`81% (75 to 86)`."""
+    value, low, high = (100 * part for part in estimate)
+    return f"{value:.0f}% ({low:.0f} to {high:.0f})"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
