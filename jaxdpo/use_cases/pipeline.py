@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from jaxdpo.config import RunConfig, load_config
 from jaxdpo.data.pairs import Message
 from jaxdpo.data.writing import write_pairs
+from jaxdpo.errors import UserError
 from jaxdpo.evaluation.judgement import Example, Judgement
 from jaxdpo.feedback.collecting import collect
 from jaxdpo.feedback.preferences import FeedbackConfig
@@ -99,6 +100,7 @@ def run_seed(case: UseCase, config: UseCasesConfig, seed: int) -> dict[str, Any]
     """
     folder = Path(config.folder) / case.name / f"seed_{seed}"
     folder.mkdir(parents=True, exist_ok=True)
+    check_continues(config, folder / "sizes.json")
     path = folder / "result.json"
     if not path.exists():
         workshop = Workshop(case, config, seed, folder)
@@ -121,6 +123,23 @@ def run_seed(case: UseCase, config: UseCasesConfig, seed: int) -> dict[str, Any]
         }
         write_json(path, result)
     return read_json(path)
+
+
+def check_continues(config: UseCasesConfig, path: Path) -> None:
+    """Refuses to mix what was made under different settings.
+
+    Raises:
+      UserError: Naming what differs.
+    """
+    sizes = config.model_dump(mode="json", exclude={"folder", "seeds"})
+    before = read_json(path) if path.exists() else sizes
+    changed = [f"{name} was {before[name]}" for name in sizes if before[name] != sizes[name]]
+    if changed:
+        raise UserError(
+            f"{path.parent} was made with other settings: {', '.join(changed)}. Put them back to "
+            "continue, or set folder to a new one"
+        )
+    write_json(path, sizes)
 
 
 def supervised_model(workshop: Workshop) -> Policy:
@@ -154,27 +173,41 @@ def preference_pairs(workshop: Workshop, sft: Policy) -> Path:
         prompts = take(case, "home", "TRAIN", f"{workshop.seed} pairs", config.prompts)
         answered = answer_all(case, sft, prompts, config.samples, 1.0, workshop.seed)
         write_lines(judged, (record(a) for answers in answered for a in answers))
-        write_pairs(collect("criteria", str(judged), _COLLECTING).pairs, path)
+        pairs = collect("criteria", str(judged), _COLLECTING).pairs
+        if not pairs:
+            raise UserError(
+                f"{judged}: no prompt has both answers that pass and answers that fail; see what "
+                "the supervised model says there"
+            )
+        write_pairs(pairs, path)
     return path
 
 
 def preference_model(workshop: Workshop, sft: Policy, pairs: Path) -> Policy:
     """The supervised model after DPO."""
-    return fit(_on_pairs(workshop, pairs, "dpo", {}), sft).policy
+    return fit(_on_pairs(workshop, pairs, "dpo", workshop.config.dpo, {}), sft).policy
 
 
 def best_model(workshop: Workshop, sft: Policy, pairs: Path) -> Policy:
     """The supervised model after as many steps on the chosen answers of the same pairs alone."""
-    return fit(_on_pairs(workshop, pairs, "best", {"loss": {"type": "sft"}}), sft).policy
+    same = [override for override in workshop.config.dpo if not override.startswith("loss.")]
+    supervised = {"loss": {"type": "sft"}}
+    return fit(_on_pairs(workshop, pairs, "best", same, supervised), sft).policy
 
 
-def _on_pairs(workshop: Workshop, pairs: Path, folder: str, given: dict[str, Any]) -> RunConfig:
+def _on_pairs(
+    workshop: Workshop,
+    pairs: Path,
+    folder: str,
+    overrides: Sequence[str],
+    given: dict[str, Any],
+) -> RunConfig:
     paths = {
         "model.path": str(workshop.folder / "sft" / "model"),
         "data.path": str(pairs),
         "training.folder": str(workshop.folder / folder),
     }
-    return workshop.settings(workshop.case.name, workshop.config.dpo, {**paths, **given})
+    return workshop.settings(workshop.case.name, overrides, {**paths, **given})
 
 
 def evaluate(workshop: Workshop, models: dict[str, Policy]) -> list[dict[str, Any]]:
