@@ -132,14 +132,15 @@ def check_continues(config: UseCasesConfig, path: Path) -> None:
       UserError: Naming what differs.
     """
     sizes = config.model_dump(mode="json", exclude={"folder", "seeds"})
-    before = read_json(path) if path.exists() else sizes
+    if not path.exists():
+        write_json(path, sizes)
+    before = read_json(path)
     changed = [f"{name} was {before[name]}" for name in sizes if before[name] != sizes[name]]
     if changed:
         raise UserError(
             f"{path.parent} was made with other settings: {', '.join(changed)}. Put them back to "
             "continue, or set folder to a new one"
         )
-    write_json(path, sizes)
 
 
 def supervised_model(workshop: Workshop) -> Policy:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from jaxdpo.errors import UserError
 from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.use_cases import pipeline, report
 from jaxdpo.use_cases.cases import CASES
@@ -82,6 +83,12 @@ def test_a_finished_seed_is_read_again(seed):
     changed = folder.stat().st_mtime_ns
     assert pipeline.run_seed(case, config, 7) == result
     assert folder.stat().st_mtime_ns == changed
+
+
+def test_other_settings_are_refused(seed):
+    case, config, _, _ = seed
+    with pytest.raises(UserError, match=r"seed_7 was made with other settings: samples was 2"):
+        pipeline.run_seed(case, config.model_copy(update={"samples": 4}), 7)
 
 
 def test_table_and_chart(seed):
