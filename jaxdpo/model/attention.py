@@ -14,12 +14,14 @@ import jax.numpy as jnp
 from jaxdpo.data.batch import PROMPT, PackedBatch, SequenceGather
 from jaxdpo.model.layers import Attend
 
-AttentionKind = Literal["dense", "gather"]
+Written = Literal["dense", "gather"]
+# "splash" is in splash.py.
+AttentionKind = Literal[Written, "splash"]
 
 
 def batch_attention(
     batch: PackedBatch,
-    kind: AttentionKind,
+    kind: Written,
     scale: float,
     window: jax.Array | None,
     softcap: float | None = None,
