@@ -39,10 +39,10 @@ class PolicyConfig(BaseModel):
         default=None,
         description="dtype of activations; default: float32 on CPU, bfloat16 elsewhere",
     )
-    attention: Literal["auto", "dense", "gather"] = Field(
+    attention: Literal["auto", "dense", "tiles"] = Field(
         default="auto",
-        description="dense: mask over the packed row; gather: each sequence laid out by itself; "
-        "auto: the one with fewer scores to compute",
+        description="dense: mask over the packed row; tiles: the parts of it that hold anything; "
+        "auto: tiles",
     )
     remat: Literal["none", "dots", "full"] = Field(
         default="full",

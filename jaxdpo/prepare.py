@@ -28,6 +28,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import adapter_rows
 from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.losses import LossConfig
+from jaxdpo.model.attention import LAYOUTS
 from jaxdpo.model.decoder import Compute
 from jaxdpo.model.lora import init_lora
 from jaxdpo.reference import ReferenceCache, Scores, cache_key, compute_and_store, load_cached
@@ -268,16 +269,10 @@ def _plan(
     packer = Packer(lengths, config.batch, rows, row_length, longest_sequence(both))
     training = config.training
     plan = make_train_plan(packer, training.seed, training.epochs, training.max_steps)
-    kind = config.model.attention
-    shape = plan.shape(gather=kind != "dense")
-    if kind == "auto":
-        apart = shape.sequences * shape.sequence_width**2
-        kind = "gather" if apart < row_length**2 else "dense"
-    gather = kind == "gather"
-    if not gather:
-        shape = replace(shape, sequences=1, sequence_width=1)
+    kind = "tiles" if config.model.attention == "auto" else config.model.attention
+    shape = plan.shape(LAYOUTS[kind])
     packers = [replace(packer, lengths=each) for each in (lengths, test_lengths) if len(each)]
-    scoring = scoring_shape(packers, gather)
+    scoring = scoring_shape(packers, LAYOUTS[kind])
     compute = Compute(
         jnp.dtype(config.model.compute_dtype or _default_dtype()),
         kind,

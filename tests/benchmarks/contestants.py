@@ -1,9 +1,10 @@
-"""One contestant's training run in a process of its own: `python -m tests.benchmarks.contestants`.
+"""A contestant's training run in a process of its own: `python -m tests.benchmarks.contestants`.
 
-Takes a JSON object (see `Task`) and prints one: seconds of start, reference pass and each step, peak
-memory, compiles, and loss and gradient norm of each step.
+Takes a JSON object (see `Task`) and prints one: seconds of start, reference pass and each step,
+peak memory, compiles, and loss and gradient norm of each step.
 """
 
+import itertools
 import json
 import resource
 import sys
@@ -100,8 +101,9 @@ def jaxdpo(task: Task) -> dict:
         compiled.clear()
         lagged, records = LaggedMetrics(), []
         clock = [time.perf_counter()]
-        for number, state, metrics in run_steps(train_step, state, run.frozen, run.train, mesh, 0):
-            jax.block_until_ready((state, metrics))
+        steps = run_steps(train_step, state, run.frozen, run.train, mesh, 0)
+        for number, after, metrics in steps:
+            jax.block_until_ready((after, metrics))
             clock.append(time.perf_counter())
             records.append(lagged.push(number, metrics))
         records = [record[1] for record in [*records[1:], lagged.flush()] if record is not None]
@@ -182,7 +184,7 @@ def trl(task: Task) -> dict:
     return {
         "prepared": prepared,
         "first": clock[1] - STARTED,
-        "steps": [after - before for before, after in zip(clock, clock[1:], strict=False)],
+        "steps": [after - before for before, after in itertools.pairwise(clock)],
         "compiles": 0,
         "loss": [log["loss"] for log in logs],
         "grad_norm": [log["grad_norm"] for log in logs],
