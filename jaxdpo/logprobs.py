@@ -224,11 +224,11 @@ def _chunked_scores_bwd(head: Head, wanted: Wanted, residuals, cotangents: Token
         gradient_GDV += jnp.einsum(
             "grcd,grcv->gdv", hidden_chunk, gradient, preferred_element_type=jnp.float32
         )
-        return cut_rows(gradient_GDV), gradient_hidden
+        return cut_rows(gradient_GDV, vocabulary=True), gradient_hidden
 
-    zeros = cut_rows(jnp.zeros((hidden.shape[1], *head_DV.shape), jnp.float32))
+    zeros = jnp.zeros((hidden.shape[1], *head_DV.shape), jnp.float32)
     gradient_GDV, gradient_hidden = jax.lax.scan(
-        one_chunk, zeros, (hidden, targets, lse, cotangents.logps)
+        one_chunk, cut_rows(zeros, vocabulary=True), (hidden, targets, lse, cotangents.logps)
     )
     return gradient_hidden, gradient_GDV.sum(0).astype(head_DV.dtype), None
 

@@ -172,7 +172,8 @@ def step_memory(
     )
     params = state.trainable if config.lora is None else frozen
     kept = kept_bytes(model, params, compute, shape, mesh)
-    workspace = _head_bytes(model, compute)
+    rows = shape.rows // math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    workspace = _head_bytes(model, compute, rows * shape.scores, mesh.shape["tensor"])
     if compute.remat != "none":
         everything = kept_bytes(model, params, replace(compute, remat="none"), shape, mesh)
         workspace += (everything - kept) // model.num_layers
@@ -187,8 +188,10 @@ def step_memory(
     )
 
 
-def _head_bytes(model: ModelConfig, compute: Compute) -> int:
+def _head_bytes(model: ModelConfig, compute: Compute, scores: int, tensor: int) -> int:
     """The head gathered, its gradient in fp32 where it is trained, and one chunk's logits."""
     head = model.vocab_size * model.hidden_size
     gradient = 4 if compute.lora is None else 0
-    return head * (compute.dtype.itemsize + gradient) + 3 * 4 * CHUNK_LOGITS
+    # Logits, their exponentials, and the gradient.
+    chunk = 3 * 4 * min(CHUNK_LOGITS, scores * model.vocab_size)
+    return (head * (compute.dtype.itemsize + gradient) + chunk) // tensor

@@ -167,14 +167,20 @@ def batch_shards() -> int:
     return math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
 
 
-def cut_rows(array: jax.Array) -> jax.Array:
+def cut_rows(array: jax.Array, vocabulary: bool = False) -> jax.Array:
     """Constrains the first axis to be cut as rows of a batch are.
 
     Nothing happens without a mesh, or where the rows do not divide evenly.
+
+    Args:
+      array: The array.
+      vocabulary: Whether its last axis is the vocabulary, which stays cut along "tensor".
     """
-    if jax.sharding.get_abstract_mesh().empty or array.shape[0] % batch_shards():
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or array.shape[0] % batch_shards():
         return array
-    return jax.lax.with_sharding_constraint(array, P(BATCH_AXES, *(None,) * (array.ndim - 1)))
+    last = "tensor" if vocabulary and array.shape[-1] % mesh.shape["tensor"] == 0 else None
+    return jax.lax.with_sharding_constraint(array, P(BATCH_AXES, *(None,) * (array.ndim - 2), last))
 
 
 def uncut_embedding(weight_VD: jax.Array) -> jax.Array:

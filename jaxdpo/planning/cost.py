@@ -67,7 +67,7 @@ def step_cost(config: RunConfig, model: ModelConfig, resolved: Resolved, mesh: M
     # The head is always computed again.
     done = passes * (kernels * slots + head * all_scored) + 3.5 * laid_out
     done += 2 * head * all_scored + forwards * forward
-    sent = _sent(config, model, resolved, mesh, microbatches)
+    sent = microbatches * traffic(config, model, resolved, mesh).sent
     return StepCost(useful, done, forward, sent, tokens / slots)
 
 
@@ -101,44 +101,51 @@ def _weights(model: ModelConfig) -> tuple[float, float]:
     return total, float(model.vocab_size * model.hidden_size)
 
 
-def _sent(
-    config: RunConfig, model: ModelConfig, resolved: Resolved, mesh: Mesh, microbatches: float
-) -> float:
-    """Bytes that each device sends in a step.
+@dataclass(frozen=True)
+class Traffic:
+    """What collectives bring together in one microbatch, in bytes of their results on a device.
 
-    Parameters that are cut along "fsdp" are gathered twice a microbatch, for the passes forwards
-    and backwards; gradients are summed over the batch axes once a microbatch, in fp32 pieces; along
-    "tensor" each layer sums its two outputs, and going backwards the gradients of its two inputs.
+    Attributes:
+      gathered: Parameters that are cut along "fsdp": of layers for the passes forwards and
+        backwards, of the vocabulary head too, of the embedding once.
+      gradients: Gradients, summed over the batch axes that their parameters are not cut along.
+      hidden: Along "tensor", the outputs of embedding, attention and MLP, attention's once more
+        where it is computed again, and the gradients of what q, k, v, gate, up and the head read.
+      sent: What a device sends for all that, in rings.
     """
-    sizes = dict(mesh.shape)
-    width = resolved.compute.dtype.itemsize
-    gathered = summed = 0.0
+
+    gathered: float
+    gradients: float
+    hidden: float
+    sent: float
+
+
+def traffic(config: RunConfig, model: ModelConfig, resolved: Resolved, mesh: Mesh) -> Traffic:
+    """By formula, from the table of shardings."""
+    sizes, compute = dict(mesh.shape), resolved.compute
+    gathered = gradients = sent = 0.0
     architecture: Any = model
     for name, shape in _shapes(architecture):
-        spec = spec_for(name, shape, sizes)
-        cut = math.prod(sizes[axis] for axis in _axes(spec) if axis != "fsdp")
-        held = math.prod(shape) / cut
-        if "fsdp" in _axes(spec):
-            gathered += held * (sizes["fsdp"] - 1) / sizes["fsdp"]
+        axes = _axes(spec_for(name, shape, sizes))
+        held = math.prod(shape) / math.prod(sizes[axis] for axis in axes - {"fsdp"})
+        if "fsdp" in axes and sizes["fsdp"] > 1:
+            times = 1 + 2 * model.tied_head if name.startswith("embed") else 2
+            gathered += times * held * compute.dtype.itemsize
         if config.lora is None:
-            summed += _sum_bytes(held, spec, sizes)
-    rows = math.prod(sizes[axis] for axis in BATCH_AXES)
-    hidden = resolved.shape.rows / rows * resolved.shape.row_length * model.hidden_size * width
-    tensor = sizes["tensor"]
-    passes = 4 + 2 * (resolved.compute.remat == "full")
-    along_tensor = passes * model.num_layers * hidden * 2 * (tensor - 1) / tensor
-    return microbatches * (2 * gathered * width + 4 * summed + along_tensor)
-
-
-def _sum_bytes(held: float, spec: Any, sizes: dict[str, int]) -> float:
-    """Elements sent to sum a gradient over the batch axes that its parameter is not cut along."""
-    scattered = sizes["fsdp"] if "fsdp" in _axes(spec) else 1
-    copies = math.prod(sizes[axis] for axis in BATCH_AXES if axis not in _axes(spec))
-    pieces = held / scattered
-    return held * (scattered - 1) / scattered + 2 * pieces * (copies - 1) / copies
+            pieces = sizes["fsdp"] if "fsdp" in axes else 1
+            copies = math.prod(sizes[axis] for axis in BATCH_AXES if axis not in axes)
+            gradients += 4 * held * (pieces * copies > 1)
+            # Scattered over the pieces, then summed over the copies of each.
+            sent += 4 * held * ((pieces - 1) / pieces + 2 * (copies - 1) / copies / pieces)
+    shards = math.prod(sizes[axis] for axis in BATCH_AXES)
+    sums = model.num_layers * (2 + (compute.remat == "full") + 3 + (2 if model.mlp.gated else 1))
+    states = (sums + 1) * resolved.shape.row_length + resolved.shape.scores
+    hidden = resolved.shape.rows / shards * states * model.hidden_size * compute.dtype.itemsize
+    hidden *= sizes["tensor"] > 1
+    sent += gathered * (sizes["fsdp"] - 1) / sizes["fsdp"]
+    sent += hidden * 2 * (sizes["tensor"] - 1) / sizes["tensor"]
+    return Traffic(gathered, gradients, hidden, sent)
 
 
 def _axes(spec: Any) -> set[str]:
-    return {
-        axis for entry in spec if entry for axis in ((entry,) if isinstance(entry, str) else entry)
-    }
+    return {axis for axis in spec if axis is not None}
