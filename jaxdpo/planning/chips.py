@@ -49,7 +49,7 @@ class Chip:
 # NVIDIA's data sheet of the H100 SXM; across hosts, one 400 Gbit/s adapter a GPU.
 CHIPS = {
     "v5e": Chip("tpu", 15.75, 197, 200, 200, (2,)),
-    "v5p": Chip("tpu", 95.74, 459, 600, 600, (2, 3)),
+    "v5p": Chip("tpu", 95.74, 459, 600, 600, (3,)),
     "v6e": Chip("tpu", 31.25, 918, 448, 448, (2,)),
     "h100": Chip("gpu", 79.1, 989, 450, 50, (1, 2)),
 }
@@ -133,7 +133,7 @@ def _tpus(name: str, kind: str, shape: tuple[int, ...]) -> list[Any]:
     if find_spec("libtpu") is None:
         raise UserError(
             f"topology={name}: the compiler for TPUs is not installed; pip install "
-            "'jaxdpo[plan-tpu]' (it needs no TPU)"
+            "'jaxdpo[tpu]' (it needs no TPU)"
         )
     options: dict[str, Any] = {}
     if math.prod(shape) == 1 or (kind == "v5e" and shape == (2, 4)):

@@ -51,8 +51,8 @@ def work_rows(plan: Plan, target: Target | None) -> list[tuple[str, str]]:
     )
     rows = [
         ("places that hold tokens", f"{cost.packing:.0%}"),
-        ("useful TFLOPs a step", f"{cost.useful / 1e12:.4g}"),
-        ("TFLOPs done a step", f"{cost.done / 1e12:.4g}"),
+        ("useful TFLOPs a step", _count(cost.useful / 1e12)),
+        ("TFLOPs done a step", _count(cost.done / 1e12)),
         ("GB sent by a device a step", f"{cost.sent / 1e9:.3g}"),
         ("collectives in the program", counts or "none"),
     ]
@@ -74,6 +74,10 @@ def work_rows(plan: Plan, target: Target | None) -> list[tuple[str, str]]:
             ("idle rows", "batch.size fills too few of them: raise it, or take fewer devices")
         )
     return rows
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _range(values: tuple[float, float]) -> str:
