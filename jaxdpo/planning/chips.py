@@ -28,9 +28,7 @@ class Chip:
 
     Attributes:
       platform: "tpu" or "gpu".
-      memory: GiB that a program may use: of TPUs what their compiler enforces, of GPUs all but
-        what JAX leaves free by default (a quarter is left only to other programs; see
-        XLA_PYTHON_CLIENT_MEM_FRACTION).
+      memory: GiB: of TPUs what their compiler lets a program use, of GPUs what they have.
       flops: Dense bf16 multiplications and additions, 1e12 a second, as the maker states them.
       link: Bytes that a chip can send to its neighbours, 1e9 a second, one way, all links.
       across: The same between hosts of GPUs.
@@ -72,7 +70,11 @@ class Target:
     @property
     def machine(self) -> Machine:
         """What the run's own decisions need of it."""
-        return Machine(self.chip.platform, self.chip.memory * 2**30)
+        share = 1.0
+        if self.chip.platform == "gpu":
+            # Of a GPU's memory JAX takes this share, by default.
+            share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
+        return Machine(self.chip.platform, share * self.chip.memory * 2**30)
 
     def seconds(self, flops: float, sent: float) -> tuple[float, float]:
         """Least and most time that a step takes.

@@ -38,7 +38,7 @@ def memory_rows(plan: Plan) -> list[tuple[str, str]]:
         ("  a layer and the head (formula)", memory.workspace),
         ("peak" if compiled.fits else "peak it would need", compiled.peak),
         ("if nothing shared memory", compiled.together),
-        ("device", plan.machine.memory),
+        ("device, what a program may use", plan.machine.memory),
     ]
     return [(name, f"{size / _GIB:.2f}") for name, size in parts if size]
 

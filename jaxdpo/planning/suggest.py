@@ -19,6 +19,8 @@ from jaxdpo.sharding import MeshConfig, make_mesh
 
 # How full a device may be by estimate: the compiler's own buffers come on top.
 _FULL = 0.85
+# Choices whose memory is compared.
+_LOOKED_AT = 6
 _ROWS = (1, 2, 4, 8)
 _REMATS: tuple[Remat, ...] = ("none", "dots", "full")
 
@@ -60,7 +62,7 @@ def suggest(
     test_lengths: np.ndarray,
     target: Target,
 ) -> list[Choice]:
-    """The ways to run that should fit the machine, fastest first.
+    """The fastest ways to run that should fit the machine, the one that holds least first.
 
     Args:
       config: The run; everything but mesh, rows and remat stays.
@@ -85,7 +87,10 @@ def suggest(
     choices.sort(key=lambda choice: choice.seconds[1])
     limit = _FULL * target.machine.memory
     fitting = (choice for choice in choices if choice.memory(model) <= limit)
-    return list(itertools.islice(fitting, 3))
+    fastest = list(itertools.islice(fitting, _LOOKED_AT))
+    # Of those that are as fast, the one that holds least.
+    as_fast = [one for one in fastest if one.seconds[1] <= 1.02 * fastest[0].seconds[1]]
+    return sorted(as_fast, key=lambda choice: choice.memory(model))
 
 
 def _meshes(model: ModelConfig, devices: int) -> Iterator[MeshConfig]:

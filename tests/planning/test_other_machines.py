@@ -1,4 +1,4 @@
-"""Plans for TPUs, by their compiler, each in a process of its own; skipped without libtpu."""
+"""Plans for machines that are not there, by their compilers, each in a process of its own."""
 
 import subprocess
 import sys
@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
+needs_libtpu = pytest.mark.skipif(
     find_spec("libtpu") is None, reason="needs libtpu: pip install 'jaxdpo[tpu]'"
 )
+needs_cuda_compiler = pytest.mark.skipif(
+    find_spec("jax_cuda13_plugin") is None,
+    reason="needs XLA's compiler for GPUs: pip install 'jaxdpo[plan-gpu]'",
+)
+LLAMA_8B = Path(__file__).parents[2] / "configs/shapes/llama-3.1-8b"
 
 
 def run_planner(script: str) -> str:
@@ -51,6 +56,7 @@ with jax.set_mesh(mesh):
 """
 
 
+@needs_libtpu
 def test_a_step_for_tpus_attends_by_kernels_and_never_by_scores():
     first, _, text = run_planner(KERNELS).partition("\n")
     attention, length = first.split()
@@ -61,10 +67,18 @@ def test_a_step_for_tpus_attends_by_kernels_and_never_by_scores():
         assert f"{side},{side}]" not in text
 
 
+@needs_libtpu
 def test_what_does_not_fit_a_tpu_is_said_so():
-    shapes = Path(__file__).parents[2] / "configs/shapes/llama-3.1-8b"
-    arguments = [f"model.path={shapes}", "pairs=64", "topology=v5e:2x2", "mesh.fsdp=4"]
+    arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=v5e:2x2", "mesh.fsdp=4"]
     script = f"from jaxdpo import plan\nplan.main({[*arguments, 'mesh.data=1', 'suggest=false']})"
     shown = run_planner(script)
     assert "peak it would need" in shown
     assert "does not fit: a step needs" in shown and "and there are 15.75" in shown
+
+
+@needs_cuda_compiler
+def test_what_a_gpu_cannot_hold_is_said_so():
+    # Its compiler accepts programs of any size: parameters and moments alone are 90 GiB here.
+    arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=h100:1", "suggest=false"]
+    shown = run_planner(f"from jaxdpo import plan\nplan.main({arguments})")
+    assert "does not fit: a step needs" in shown and "and there are 59.32" in shown
