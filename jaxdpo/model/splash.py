@@ -4,6 +4,8 @@ A row's sequences are laid out apart (`SequenceGather`), and the kernel runs cau
 segments. Windows are static: blocks that lie outside of one cost nothing.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
@@ -55,7 +57,7 @@ def splash_attention(
         run = _make_kernel(q_BTHd.shape[2], (places, places), block, window, softcap, interpret)
         segment_NW = layout.segment.reshape(-1, width)
         ids_NW = jnp.pad(segment_NW, ((0, 0), (0, places - width)))
-        outputs_NHWd = jax.vmap(run)(
+        outputs_NHWd: Any = jax.vmap(run)(
             by_head(q_BTHd * scale), by_head(k_BTKd), by_head(v_BTKd),
             segment_ids=kernel.SegmentIds(ids_NW, ids_NW),
         )  # fmt: skip
