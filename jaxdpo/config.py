@@ -39,10 +39,11 @@ class PolicyConfig(BaseModel):
         default=None,
         description="dtype of activations; default: float32 on CPU, bfloat16 elsewhere",
     )
-    attention: Literal["auto", "dense", "gather", "splash"] = Field(
+    attention: Literal["auto", "dense", "gather", "splash", "cudnn"] = Field(
         default="auto",
         description="dense: mask over the packed row; gather: each sequence laid out by itself; "
-        "splash: those by a kernel, on TPUs; auto: splash on TPUs, else the one with fewer scores",
+        "splash, cudnn: those by a kernel, on TPUs and on GPUs; auto: splash on TPUs, elsewhere "
+        "dense or gather, whichever has fewer scores",
     )
     remat: Literal["auto", "none", "dots", "full"] = Field(
         default="full",

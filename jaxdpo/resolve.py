@@ -22,6 +22,7 @@ from jaxdpo.machine import Machine
 from jaxdpo.memory import step_memory
 from jaxdpo.model.attention import AttentionKind
 from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.cudnn import cudnn_refuses
 from jaxdpo.model.decoder import Compute
 from jaxdpo.sharding import batch_shards
 from jaxdpo.training.step import MovingReference, Objective
@@ -87,14 +88,15 @@ def resolve(
     packer = Packer(lengths, config.batch, rows, row_length, longest_sequence(both))
     training = config.training
     plan = make_train_plan(packer, training.seed, training.epochs, training.max_steps)
-    shape = plan.shape(gather=config.model.attention != "dense")
-    kind = _attention(config, shape, machine)
+    default = "float32" if machine.platform == "cpu" else "bfloat16"
+    dtype = jnp.dtype(config.model.compute_dtype or default)
+    apart = config.model.attention == "cudnn"
+    shape = plan.shape(config.model.attention != "dense", apart)
+    kind = _attention(config, model, dtype.name, shape, machine)
     if kind == "dense":
         shape = replace(shape, sequences=1, sequence_width=1)
     packers = [replace(packer, lengths=each) for each in (lengths, test_lengths) if len(each)]
-    scoring = scoring_shape(packers, gather=kind != "dense")
-    default = "float32" if machine.platform == "cpu" else "bfloat16"
-    dtype = jnp.dtype(config.model.compute_dtype or default)
+    scoring = scoring_shape(packers, kind != "dense", apart)
     compute = Compute(dtype, kind, "full", config.lora)
     remat = config.model.remat
     if remat == "auto":
@@ -102,17 +104,24 @@ def resolve(
     return Resolved(replace(compute, remat=remat), plan, shape, scoring)
 
 
-def _attention(config: RunConfig, shape: BatchShape, machine: Machine) -> AttentionKind:
+def _attention(
+    config: RunConfig, model: ModelConfig, dtype: str, shape: BatchShape, machine: Machine
+) -> AttentionKind:
     kind = config.model.attention
     if kind == "auto":
         if machine.platform == "tpu":
             return "splash"
-        apart = shape.sequences * shape.sequence_width**2
-        return "gather" if apart < shape.row_length**2 else "dense"
-    if kind == "splash" and machine.platform != "tpu":
+        scores = shape.sequences * shape.sequence_width**2
+        return "gather" if scores < shape.row_length**2 else "dense"
+    wanted = {"splash": "tpu", "cudnn": "gpu"}.get(kind, machine.platform)
+    if wanted != machine.platform:
         raise UserError(
-            f"model.attention=splash runs on TPUs, and this is a {machine.platform}; leave it out"
+            f"model.attention={kind} runs on a {wanted}, and this is a {machine.platform}; leave "
+            "it out"
         )
+    reason = cudnn_refuses(model, dtype) if kind == "cudnn" else None
+    if reason is not None:
+        raise UserError(f"model.attention=cudnn: {reason}; leave it out")
     return kind
 
 

@@ -71,7 +71,7 @@ def pack_batch(
             _RowWriter(batch, slot).write(source, microbatch[row], share_prefix)
     if shape.sequence_width > 1:
         for slot in range(len(wanted)):
-            _write_gather(batch, slot)
+            _write_gather(batch, slot, shape.apart)
     return batch
 
 
@@ -122,7 +122,7 @@ class _RowWriter:
         self.score += len(scored)
 
 
-def _write_gather(batch: PackedBatch, row: int) -> None:
+def _write_gather(batch: PackedBatch, row: int, apart: bool) -> None:
     """Fills `batch.gather` for one row, from its pair ids and branches alone."""
     ids, branches = batch.pair_ids[row], batch.branches[row]
     sequences = []
@@ -135,7 +135,8 @@ def _write_gather(batch: PackedBatch, row: int) -> None:
                 sequences.append(np.concatenate([prompt, completion]))
     width = batch.gather.index.shape[-1]
     filled = np.zeros(len(ids), bool)
-    bins = best_fit_decreasing([len(sequence) for sequence in sequences], width)
+    sizes = [len(sequence) for sequence in sequences]
+    bins = [[i] for i in range(len(sizes))] if apart else best_fit_decreasing(sizes, width)
     for attention_row, members in enumerate(bins):
         start = 0
         for segment, member in enumerate(sorted(members), start=1):

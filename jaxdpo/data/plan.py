@@ -56,6 +56,7 @@ class BatchShape:
       scores: S, most scored tokens in a row.
       sequences: A, attention rows that hold a row's sequences laid out apart.
       sequence_width: W, tokens of an attention row.
+      apart: Whether each sequence has an attention row of its own.
       microbatches: M, most microbatches in an optimizer step.
     """
 
@@ -65,6 +66,7 @@ class BatchShape:
     scores: int = 1
     sequences: int = 1
     sequence_width: int = 1
+    apart: bool = False
     microbatches: int = 1
 
     def cover(self, other: "BatchShape") -> "BatchShape":
@@ -175,8 +177,16 @@ class Packer:
             rows = [[int(pair)] for pair in pairs]
         return [rows[i : i + self.rows] for i in range(0, len(rows), self.rows)]
 
-    def shape_of(self, microbatches: Sequence[Microbatch], gather: bool) -> BatchShape:
-        """The smallest shape that holds these microbatches."""
+    def shape_of(
+        self, microbatches: Sequence[Microbatch], gather: bool, apart: bool = False
+    ) -> BatchShape:
+        """The smallest shape that holds these microbatches.
+
+        Args:
+          microbatches: Packed rows.
+          gather: Whether the rows' sequences are laid out as attention rows.
+          apart: Whether each has one of its own.
+        """
         rows = [np.asarray(row) for microbatch in microbatches for row in microbatch]
         scores = max(int(self.lengths[row, 1:].sum()) for row in rows)
         shape = BatchShape(
@@ -188,14 +198,9 @@ class Packer:
         )
         if not gather:
             return shape
-        width = self.sequence_width
-        return replace(
-            shape,
-            sequence_width=width,
-            sequences=max(
-                len(best_fit_decreasing(self._sequence_lengths(row), width)) for row in rows
-            ),
-        )
+        width, lengths = self.sequence_width, map(self._sequence_lengths, rows)
+        sequences = max(len(one if apart else best_fit_decreasing(one, width)) for one in lengths)
+        return replace(shape, sequence_width=width, sequences=sequences, apart=apart)
 
     @functools.cached_property
     def sequence_width(self) -> int:
@@ -246,10 +251,11 @@ class TrainPlan:
         """The packed rows of step `step`."""
         return self.packer.microbatches(self.pairs(step))
 
-    def shape(self, gather: bool) -> BatchShape:
-        """The shape that holds every step of the run."""
+    def shape(self, gather: bool, apart: bool = False) -> BatchShape:
+        """The shape that holds every step of the run; `Packer.shape_of` has the arguments."""
         return _covering(
-            self.packer.shape_of(self.microbatches(step), gather) for step in range(self.num_steps)
+            self.packer.shape_of(self.microbatches(step), gather, apart)
+            for step in range(self.num_steps)
         )
 
 
@@ -261,13 +267,13 @@ def scoring_microbatches(packer: Packer) -> Iterator[Microbatch]:
         )
 
 
-def scoring_shape(packers: Sequence[Packer], gather: bool) -> BatchShape:
+def scoring_shape(packers: Sequence[Packer], gather: bool, apart: bool = False) -> BatchShape:
     """The shape that holds every microbatch of `scoring_microbatches` of several data sets.
 
     The packers must agree on rows, row length and longest sequence.
     """
     return _covering(
-        packer.shape_of([microbatch], gather)
+        packer.shape_of([microbatch], gather, apart)
         for packer in packers
         for microbatch in scoring_microbatches(packer)
     )

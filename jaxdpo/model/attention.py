@@ -15,8 +15,8 @@ from jaxdpo.data.batch import PROMPT, PackedBatch, SequenceGather
 from jaxdpo.model.layers import Attend
 
 Written = Literal["dense", "gather"]
-# "splash" is in splash.py.
-AttentionKind = Literal[Written, "splash"]
+# Kernels: "splash" is in splash.py, "cudnn" in cudnn.py.
+AttentionKind = Literal[Written, "splash", "cudnn"]
 
 
 def batch_attention(
