@@ -22,6 +22,7 @@ from jaxdpo.machine import Machine
 from jaxdpo.memory import step_memory
 from jaxdpo.model.attention import LAYOUTS, AttentionKind
 from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.cudnn import cudnn_refuses
 from jaxdpo.model.decoder import Compute
 from jaxdpo.sharding import batch_shards
 from jaxdpo.training.step import MovingReference, Objective
@@ -87,12 +88,12 @@ def resolve(
     packer = Packer(lengths, config.batch, rows, row_length, longest_sequence(both))
     training = config.training
     plan = make_train_plan(packer, training.seed, training.epochs, training.max_steps)
-    kind = _attention(config, machine)
+    default = "float32" if machine.platform == "cpu" else "bfloat16"
+    dtype = jnp.dtype(config.model.compute_dtype or default)
+    kind = _attention(config, model, dtype.name, machine)
     shape = plan.shape(LAYOUTS[kind])
     packers = [replace(packer, lengths=each) for each in (lengths, test_lengths) if len(each)]
     scoring = scoring_shape(packers, LAYOUTS[kind])
-    default = "float32" if machine.platform == "cpu" else "bfloat16"
-    dtype = jnp.dtype(config.model.compute_dtype or default)
     compute = Compute(dtype, kind, "full", config.lora)
     remat = config.model.remat
     if remat == "auto":
@@ -100,14 +101,21 @@ def resolve(
     return Resolved(replace(compute, remat=remat), plan, shape, scoring)
 
 
-def _attention(config: RunConfig, machine: Machine) -> AttentionKind:
+def _attention(
+    config: RunConfig, model: ModelConfig, dtype: str, machine: Machine
+) -> AttentionKind:
     kind = config.model.attention
     if kind == "auto":
         return "splash" if machine.platform == "tpu" else "tiles"
-    if kind == "splash" and machine.platform != "tpu":
+    wanted = {"splash": "tpu", "cudnn": "gpu"}.get(kind, machine.platform)
+    if wanted != machine.platform:
         raise UserError(
-            f"model.attention=splash runs on TPUs, and this is a {machine.platform}; leave it out"
+            f"model.attention={kind} runs on a {wanted}, and this is a {machine.platform}; leave "
+            "it out"
         )
+    reason = cudnn_refuses(model, dtype) if kind == "cudnn" else None
+    if reason is not None:
+        raise UserError(f"model.attention=cudnn: {reason}; leave it out")
     return kind
 
 

@@ -77,7 +77,7 @@ def pack_batch(
                 batch.tiles[slot, : len(tiles)] = tiles
     if shape.sequence_width > 1:
         for slot in range(len(wanted)):
-            _write_gather(batch, slot)
+            _write_gather(batch, slot, shape.apart)
     return batch
 
 
@@ -127,7 +127,7 @@ class _RowWriter:
         self.score += len(scored)
 
 
-def _write_gather(batch: PackedBatch, row: int) -> None:
+def _write_gather(batch: PackedBatch, row: int, apart: bool) -> None:
     """Fills `batch.gather` for one row, from its pair ids and branches alone."""
     ids, branches = batch.pair_ids[row], batch.branches[row]
     sequences = []
@@ -140,7 +140,8 @@ def _write_gather(batch: PackedBatch, row: int) -> None:
                 sequences.append(np.concatenate([prompt, completion]))
     width = batch.gather.index.shape[-1]
     filled = np.zeros(len(ids), bool)
-    bins = best_fit_decreasing([len(sequence) for sequence in sequences], width)
+    sizes = [len(sequence) for sequence in sequences]
+    bins = [[i] for i in range(len(sizes))] if apart else best_fit_decreasing(sizes, width)
     for attention_row, members in enumerate(bins):
         start = 0
         for segment, member in enumerate(sorted(members), start=1):

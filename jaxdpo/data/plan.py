@@ -21,8 +21,8 @@ Row = list[int]
 Microbatch = list[Row]
 
 # What a batch says of its rows to the attention: nothing; which tiles hold something to see; or
-# how their sequences are laid out apart.
-Layout = Literal["plain", "tiles", "sequences"]
+# how their sequences are laid out as attention rows, several in each, or one.
+Layout = Literal["plain", "tiles", "sequences", "apart"]
 
 # Pairs packed together when order does not matter (scoring): enough that rows fill up.
 _SCORING_WINDOW = 1024
@@ -63,6 +63,7 @@ class BatchShape:
       tiles: N, most tiles of a row that hold something to see.
       sequences: A, attention rows that hold a row's sequences laid out apart.
       sequence_width: W, tokens of an attention row.
+      apart: Whether each sequence has an attention row of its own.
       microbatches: M, most microbatches in an optimizer step.
     """
 
@@ -73,6 +74,7 @@ class BatchShape:
     tiles: int = 0
     sequences: int = 1
     sequence_width: int = 1
+    apart: bool = False
     microbatches: int = 1
 
     def cover(self, other: "BatchShape") -> "BatchShape":
@@ -200,14 +202,10 @@ class Packer:
             share = self.config.share_prefix
             counts = [len(visible_tiles(self.lengths[row], share, self.row_length)) for row in rows]
             return replace(shape, tiles=max(counts))
-        width = self.sequence_width
-        return replace(
-            shape,
-            sequence_width=width,
-            sequences=max(
-                len(best_fit_decreasing(self._sequence_lengths(row), width)) for row in rows
-            ),
-        )
+        width, lengths = self.sequence_width, map(self._sequence_lengths, rows)
+        apart = layout == "apart"
+        sequences = max(len(one if apart else best_fit_decreasing(one, width)) for one in lengths)
+        return replace(shape, sequence_width=width, sequences=sequences, apart=apart)
 
     @functools.cached_property
     def sequence_width(self) -> int:

@@ -3,8 +3,8 @@
 All take q `[B, T, H, d]`, k and v `[B, T, K, d]`, where head h of q reads kv-head h // (H / K), and
 return `[B, T, H, d]`; scores and softmax are fp32. "dense" writes out the mask that defines prefix
 sharing: all others are tested against it. "tiles" (tiles.py) goes over the parts of the mask that
-hold anything, on every back end. Kernels ("splash", splash.py) run ordinary causal sequences, which
-a row is laid out as at the price of attending over a prompt once for each of its completions.
+hold anything, on every back end. Kernels ("splash", "cudnn") run ordinary causal sequences, which a
+row is laid out as at the price of attending over a prompt once for each of its completions.
 """
 
 from typing import Literal
@@ -16,9 +16,14 @@ from jaxdpo.data.batch import PROMPT, PackedBatch, SequenceGather
 from jaxdpo.data.plan import Layout
 from jaxdpo.model.layers import Attend
 
-AttentionKind = Literal["dense", "tiles", "splash"]
+AttentionKind = Literal["dense", "tiles", "splash", "cudnn"]
 # What each needs a batch to say of its rows.
-LAYOUTS: dict[AttentionKind, Layout] = {"dense": "plain", "tiles": "tiles", "splash": "sequences"}
+LAYOUTS: dict[AttentionKind, Layout] = {
+    "dense": "plain",
+    "tiles": "tiles",
+    "splash": "sequences",
+    "cudnn": "apart",
+}
 
 
 def dense_attention(

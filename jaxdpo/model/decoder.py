@@ -20,6 +20,7 @@ from flax import nnx
 from jaxdpo.data.batch import CHOSEN, PROMPT, REJECTED, PackedBatch
 from jaxdpo.model.attention import AttentionKind, dense_attention
 from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.cudnn import cudnn_attention
 from jaxdpo.model.experts import RouterLoad, router_loss
 from jaxdpo.model.layers import Decoder
 from jaxdpo.model.lora import LoraConfig, LoraParams, layer_adapters
@@ -42,7 +43,7 @@ class Compute:
     Attributes:
       dtype: Of activations and matrix products. Norms, softmax and rotation are fp32 always.
       attention: "dense" (the mask written out), "tiles" (the parts of it that hold anything), or
-        "splash" (sequences laid out apart for a kernel, on TPUs).
+        sequences laid out apart for a kernel: "splash" on TPUs, "cudnn" on GPUs.
       remat: What the backward pass computes again: "none"; "dots", all but the products with
         parameters; "full", all but each layer's input.
       lora: Scale and dropout of the adapters; needed where adapters are passed.
@@ -115,7 +116,7 @@ def hidden_states_and_router_loss(
 def layer_attention(batch: PackedBatch, kind: AttentionKind, config: ModelConfig) -> LayerAttend:
     """The attention of every layer over a batch."""
     scale, softcap = attention_scale(config), config.attention.softcap
-    if kind != "splash":
+    if kind == "dense" or kind == "tiles":
         attention = {"dense": dense_attention, "tiles": tile_attention}[kind]
         windows_L = layer_windows(config)
 
@@ -127,7 +128,8 @@ def layer_attention(batch: PackedBatch, kind: AttentionKind, config: ModelConfig
     # Kernels take static windows: one call for each that there is, of which a layer runs its own.
     windows = config.attention.windows or (None,) * config.num_layers
     different = list(dict.fromkeys(windows))
-    by_window = [splash_attention(batch, scale, window, softcap) for window in different]
+    kernel = {"splash": splash_attention, "cudnn": cudnn_attention}[kind]
+    by_window = [kernel(batch, scale, window, softcap) for window in different]
     if len(by_window) == 1:
         return lambda q, k, v, layer: by_window[0](q, k, v)
     number_L = jnp.array([different.index(window) for window in windows])

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.sharding import PartitionSpec as P
 
 from jaxdpo.data.batch import PackedBatch, SequenceGather
 from jaxdpo.model.attention import from_sequences, to_sequences
 from jaxdpo.model.layers import Attend
-from jaxdpo.sharding import BATCH_AXES, batch_shards
+from jaxdpo.model.sharded import on_own_rows
 
 # Lanes of a TPU's registers: queries and keys of the smallest block.
 _LANES = 128
@@ -64,22 +63,7 @@ def splash_attention(
         outputs_NWHd = jnp.swapaxes(outputs_NHWd, 1, 2)[:, :width, :, :channels]
         return from_sequences(outputs_NWHd, layout)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty:
-            return attend_rows(q, k, v, batch.gather), None
-        rows = BATCH_AXES if q.shape[0] % batch_shards() == 0 else None
-        heads = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None
-        qkv = P(rows, None, heads, None)
-        sharded = jax.shard_map(
-            attend_rows,
-            in_specs=(qkv, qkv, qkv, P(rows)),
-            out_specs=qkv,
-            check_vma=False,
-        )
-        return sharded(q, k, v, batch.gather), None
-
-    return attend
+    return on_own_rows(attend_rows, batch.gather)
 
 
 def _block_size(width: int) -> int:

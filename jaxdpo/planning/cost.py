@@ -62,7 +62,8 @@ def step_cost(config: RunConfig, model: ModelConfig, resolved: Resolved, mesh: M
     again = {"none": 0.0, "dots": 0.0, "full": 1.0}[resolved.compute.remat]
     online = float(config.reference_kind not in ("none", "precomputed"))
     forwards = again + online
-    laid_out = per_area * _areas(resolved, microbatches)
+    apart = np.square(lengths[:, :1] + lengths[:, 1:]).sum() / 2 / len(steps)
+    laid_out = per_area * _areas(resolved, microbatches, apart)
     all_scored = microbatches * shape.rows * shape.scores
     forward = 2 * (kernels * slots + head * all_scored) + laid_out
     # The head is always computed again.
@@ -72,13 +73,19 @@ def step_cost(config: RunConfig, model: ModelConfig, resolved: Resolved, mesh: M
     return StepCost(useful, done, forward, sent, tokens / slots)
 
 
-def _areas(resolved: Resolved, microbatches: float) -> float:
-    """Scores that attention computes a step, of one head of one layer."""
+def _areas(resolved: Resolved, microbatches: float, sequences: float) -> float:
+    """Scores that attention computes a step, of one head of one layer.
+
+    `sequences` are those of all sequences apart, each causal.
+    """
     shape = resolved.shape
     if resolved.compute.attention == "dense":
         return microbatches * shape.rows * shape.row_length**2
     if resolved.compute.attention == "tiles":
         return microbatches * shape.rows * shape.tiles * TILE**2
+    if resolved.compute.attention == "cudnn":
+        # Each sequence by its own length.
+        return sequences
     # The kernel leaves out what no query of a block may see.
     return microbatches * shape.rows * shape.sequences * shape.sequence_width**2 / 2
 
