@@ -47,6 +47,8 @@ INSTRUCTIONS: dict[Domain, tuple[str, ...]] = {
 }
 CLOSINGS = ("I hope this is helpful.", "Please ask me for more.")
 
+# A summary that uses less of the limit could have said more: every note has a form that does.
+LEAST_USED = 0.7
 COUNTS = {2: "Two", 3: "Three", 4: "Four"}
 
 # How often a writer overruns, by the longest form that the limit has room for.
@@ -112,14 +114,15 @@ def read_prompt(prompt: str) -> tuple[Note, int]:
 
 
 def judge(example: Example) -> Judgement:
-    """Passes if the completion keeps to the limit; then more facts and words score more."""
+    """Passes if the completion keeps to the limit; if it also uses it, more facts score more."""
     prompt, completion = example.messages[-1]["content"], example.completion
     note, limit = read_prompt(prompt)
     words = count_words(completion)
     passed = words <= limit
     score = 0.2 * passed
     if passed and well_formed(note, completion):
-        score = kept(note, completion) + 0.2 * words / limit
+        # One that leaves much of the room unused is no answer to be learnt from.
+        score = kept(note, completion) if words >= LEAST_USED * limit else 0.4
     said = f"{words} words, at most {limit} were asked for"
     return Judgement(passed=passed, score=score, explanation=said)
 
@@ -145,7 +148,7 @@ def quality(prompt: str, completion: str) -> dict[str, float]:
     note, limit = read_prompt(prompt)
     return {
         "facts kept": kept(note, completion),
-        "at least 70% of the limit": float(count_words(completion) >= 0.7 * limit),
+        "at least 70% of the limit": float(count_words(completion) >= LEAST_USED * limit),
         "well formed": float(well_formed(note, completion)),
     }
 
