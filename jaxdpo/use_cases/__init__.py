@@ -1,1 +1,1 @@
-"""The four worked use cases: data generator and criterion each, and their proof."""
+"""Worked use cases: data generator and criterion each, and their proof."""

@@ -1,4 +1,4 @@
-"""The four tasks: what their writers write, and what their criteria say of answers."""
+"""The tasks: what their writers write, and what their criteria say of answers."""
 
 import itertools
 import re
@@ -15,15 +15,6 @@ NOTE = (
     "takes about 2.\nSummarise in at most 14 words."
 )
 FACTS = "Note on Tarik Dolex: opens at 9, costs only 14, takes about 2.\nHighlight what it costs."
-TEXT = (
-    "Tarik Dolex lies by the river. It opens at 9, costs only 14 and takes about 2.\n"
-    "Extract opens, shows and costs."
-)
-RESULT = (
-    "Query: old paintings in Tarik Dolex\n"
-    "Result: Visit the library of Tarik Dolex on the market square."
-)
-
 # Use case, prompt, answer; whether it passes; and measures of its quality.
 JUDGED = [
     (
@@ -61,41 +52,6 @@ JUDGED = [
     (
         *("highlight", FACTS, "**costs only 14**"),
         *(True, {"text unchanged": 0, "exactly one highlight": 1}),
-    ),
-    (
-        *("hallucination", TEXT, "Opens at 9. Nothing on shows. Costs only 14."),
-        *(True, {"values found": 1, "well formed": 1}),
-    ),
-    (
-        *("hallucination", TEXT, "Opens at 9. Shows some 40. Costs only 14."),
-        *(False, {"values found": 1, "well formed": 1}),
-    ),
-    (
-        *("hallucination", TEXT, "Nothing on opens. Nothing on shows. Costs only 14."),
-        *(True, {"values found": 1 / 2, "well formed": 1}),
-    ),
-    (
-        *("hallucination", TEXT, "Opens at 14. Costs only 14."),
-        *(False, {"values found": 1 / 2, "well formed": 0}),
-    ),
-    (
-        *("relevance", RESULT, "Asked for looking, found reading: not relevant."),
-        *(True, {"recall of not relevant": 1, "well formed": 1}),
-    ),
-    (
-        *("relevance", RESULT, "Asked for looking, found reading: relevant."),
-        *(False, {"recall of not relevant": 0, "well formed": 1}),
-    ),
-    (
-        *("relevance", RESULT, "Asked for reading, found reading: not relevant."),
-        *(True, {"recall of not relevant": 1, "well formed": 0}),
-    ),
-    (
-        "relevance",
-        RESULT,
-        "Asked for looking, found reading.",
-        False,
-        {"recall of not relevant": 0, "well formed": 0},
     ),
 ]
 
