@@ -32,8 +32,9 @@ _TOKENIZER_EXAMPLES = 1000
 _MAX_NEW_TOKENS = 48
 # Answers of the supervised model that the criterion chooses from, in the bar "best of 4".
 _BEST_OF = 4
-# All answers that pass and are whole, which score 1 or more, against all that are not.
-_COLLECTING = FeedbackConfig(margin=0.5, test_fraction=0.05)
+# All answers that pass and are whole against all that are not. What a model says need not be fit to
+# be trained on, such as nothing at all: it is left out and counted.
+_COLLECTING = FeedbackConfig(margin=0.5, test_fraction=0.05, on_error="skip")
 
 
 class Answered(NamedTuple):
@@ -174,13 +175,14 @@ def preference_pairs(workshop: Workshop, sft: Policy) -> Path:
         prompts = take(case, "home", "TRAIN", f"{workshop.seed} pairs", config.prompts)
         answered = answer_all(case, sft, prompts, config.samples, 1.0, workshop.seed)
         write_lines(judged, (record(a) for answers in answered for a in answers))
-        pairs = collect("criteria", str(judged), _COLLECTING).pairs
-        if not pairs:
+        collected = collect("criteria", str(judged), _COLLECTING)
+        print(collected.summary())
+        if not collected.pairs:
             raise UserError(
                 f"{judged}: no prompt has both answers that pass and answers that fail; see what "
                 "the supervised model says there"
             )
-        write_pairs(pairs, path)
+        write_pairs(collected.pairs, path)
     return path
 
 

@@ -49,7 +49,7 @@ CLOSINGS = ("I hope this is helpful.", "Please ask me for more.")
 
 # A summary that uses less of the limit could have said more: every note has a form that does.
 LEAST_USED = 0.7
-COUNTS = {2: "Two", 3: "Three", 4: "Four"}
+COUNTS = {2: "Two", 3: "Three"}
 
 # How often a writer overruns, by the longest form that the limit has room for.
 OVERRUNS = {0: 0.6, 1: 0.2, 2: 0.1}
@@ -158,7 +158,7 @@ USE_CASE = UseCase(
     title="Word limit",
     failure="longer than the limit",
     published=(31.0, 7.0),
-    supervised_steps=450,
+    supervised_steps=600,
     write=write,
     judge=judge,
     quality=quality,

@@ -23,7 +23,7 @@ def short(example):
 def seed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("use_cases")
     case = replace(
-        CASES["highlight"],
+        CASES["word_limit"],
         judge=short,
         quality=lambda *_: {"measured": 0.5},
         supervised_steps=2,
@@ -36,7 +36,7 @@ def seed(tmp_path_factory):
         dpo=("training.max_steps=2", "batch.size=4"),
     )
     result = pipeline.run_seed(case, config, 7)
-    return case, config, folder / "highlight" / "seed_7", result
+    return case, config, folder / "word_limit" / "seed_7", result
 
 
 def test_every_model_answers_the_same_prompts(seed):
@@ -93,7 +93,7 @@ def test_other_settings_are_refused(seed):
 
 def test_table_and_chart(seed):
     case, _, folder, result = seed
-    table = report.write_report(folder, {"highlight": case}, {"highlight": [result]})
+    table = report.write_report(folder, {"word_limit": case}, {"word_limit": [result]})
     header, _, row = table.splitlines()
     cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
     failed = report.found(result, "DPO")["failed"]
