@@ -1,4 +1,4 @@
-"""`python -m jaxdpo.use_cases NAME|all [field=value …]`: the evidence that DPO works."""
+"""`python -m jaxdpo.use_cases NAME [field=value …]`: the evidence that DPO works."""
 
 import sys
 from pathlib import Path

@@ -14,7 +14,6 @@ NOTE = (
     "Three facts on Tarik Dolex, which lies by the river: opens at 9, costs only 14, "
     "takes about 2.\nSummarise in at most 14 words."
 )
-FACTS = "Note on Tarik Dolex: opens at 9, costs only 14, takes about 2.\nHighlight what it costs."
 # Use case, prompt, answer; whether it passes; and measures of its quality.
 JUDGED = [
     (
@@ -36,22 +35,6 @@ JUDGED = [
     (
         *("word_limit", NOTE, "On Tarik Dolex: opens at 9, opens at 9, takes about 5."),
         *(True, {"facts kept": 1 / 3, "well formed": 0}),
-    ),
-    (
-        *("highlight", FACTS, "On Tarik Dolex: opens at 9, **costs only 14**, takes about 2."),
-        *(True, {"text unchanged": 1, "exactly one highlight": 1}),
-    ),
-    (
-        *("highlight", FACTS, "On Tarik Dolex: **opens at 9**, costs only 14, takes about 2."),
-        *(False, {"text unchanged": 1, "exactly one highlight": 1}),
-    ),
-    (
-        *("highlight", FACTS, "On Tarik Dolex: **opens at 9**, **costs only 14**."),
-        *(False, {"text unchanged": 0, "exactly one highlight": 0}),
-    ),
-    (
-        *("highlight", FACTS, "**costs only 14**"),
-        *(True, {"text unchanged": 0, "exactly one highlight": 1}),
     ),
 ]
 
