@@ -54,3 +54,9 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """A file's size and its time of change in nanoseconds."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
