@@ -214,7 +214,7 @@ def _checksum(pair: TokenizedPair) -> int:
     """CRC-32 of a pair's ids and spans."""
     value = 0
     for ids in pair:
-        value = zlib.crc32(ids, value)
+        value = zlib.crc32(ids.data, value)
     return value
 
 

@@ -107,7 +107,7 @@ class ControlTokens:
         Raises:
           BadPair: If the text holds a noncharacter, or a control token of one character.
         """
-        if text.isascii() and self._harmless(text):
+        if self.harmless(text):
             return text
         if found := _NONCHARACTER.search(text):
             raise BadPair(
@@ -129,12 +129,14 @@ class ControlTokens:
             )
         return walled
 
-    def _harmless(self, text: str) -> bool:
+    def harmless(self, text: str) -> bool:
         """Whether it is plain at once that no control token has to do with the text.
 
         It holds no character that one begins with, and what could be the end of one, at its start,
         holds none that one ends in. Most text is like that.
         """
+        if not text.isascii():
+            return False
         for first in self._firsts:
             if first in text:
                 return False

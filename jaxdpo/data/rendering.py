@@ -101,11 +101,6 @@ class ChatTemplate:
         """
         self._check_reasoning(messages)
         said = (list(messages), list(tools), dict(kwargs))
-        walled = (
-            [{**self._wall(message), "role": message["role"]} for message in messages],
-            self._wall(list(tools)),
-            {key: self._wall(value) for key, value in kwargs.items()},
-        )
         rendered = self._apply(*said, prompt)
         for name in _function_names(messages, tools):
             if name not in rendered:
@@ -114,6 +109,15 @@ class ChatTemplate:
                     f"the chat template leaves out the function {show(name)}; use one that writes "
                     "tools and tool calls, or remove them",
                 )
+        # The roles are those that this project allows, not the user's words.
+        words = [{k: v for k, v in message.items() if k != "role"} for message in messages]
+        if all(map(self._harmless, (words, said[1], said[2]))):
+            return Rendered(self._controls.spell(rendered), False)
+        walled = (
+            [{**self._wall(message), "role": message["role"]} for message in messages],
+            self._wall(said[1]),
+            self._wall(said[2]),
+        )
         if walled == said:
             return Rendered(self._controls.spell(rendered), False)
         spelled = [text for _, text in strings(said) if self._controls.pattern.search(text)]
@@ -134,6 +138,16 @@ class ChatTemplate:
         """Whether a rendering ends in the end token, white space and control tokens aside."""
         _, end, after = spelled.rpartition(self._controls.spell(self.end_token))
         return end != "" and not without_spellings(after).strip()
+
+    def _harmless(self, value: Any) -> bool:
+        """Whether it is plain at once that no text in here needs walls."""
+        if isinstance(value, str):
+            return self._controls.harmless(value)
+        if isinstance(value, dict):
+            return all(map(self._harmless, value.values())) and not any(
+                map(self._controls.pattern.search, value)
+            )
+        return not isinstance(value, list) or all(map(self._harmless, value))
 
     def _wall(self, value: Any) -> Any:
         if isinstance(value, str):

@@ -98,11 +98,10 @@ def _open(folder: Path, key: str) -> LoadedPairs | None:
             return None
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    splits = {split: open_pairs(folder / split, key) for split in _SPLITS}
-    found: dict[Split, TokenizedPairs] = {
-        split: pairs for split, pairs in splits.items() if pairs is not None
-    }
-    return LoadedPairs(found, report) if len(found) == len(splits) else None
+    train, test = (open_pairs(folder / split, key) for split in _SPLITS)
+    if train is None or test is None:
+        return None
+    return LoadedPairs({"TRAIN": train, "TEST": test}, report)
 
 
 def _store(config: DataConfig, chat: Chat, supervised: bool, folder: Path, key: str) -> None:
