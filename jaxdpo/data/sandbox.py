@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 # of a loop and each call. A conversation as long as the longest line is copied eight times from it;
 # a loop that does nothing uses it up in seconds.
 BUDGET = 2**27
-_ROUND = 32
+_ROUND, _CALL = 32, 256
 # Smaller texts are paid for by the rounds and calls that make them.
 _SMALL = 4096
 _MOST_BITS = 4096
@@ -159,9 +159,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         """Calls what a template calls, after looking at what it could make."""
         if obj == self.rounds:
             return self.rounds(*args)
-        self.spend(_ROUND)
+        self.spend(_CALL)
         given = [*args, *kwargs.values()]
-        owner = getattr(obj, "__self__", None)
+        # Jinja wraps a text's `format`.
+        owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
         if isinstance(owner, str):
             self._check_method(owner, obj.__name__, given)
         else:

@@ -82,9 +82,7 @@ def make_files(folder: Path, count: int) -> tuple[Path, Path]:
         for _ in range(count):
             sizes = np.clip(rng.lognormal(means, 0.6), 8, 3000 * per_token).astype(int)
             starts = rng.integers(0, len(text) - sizes)
-            said = [
-                text[start : start + size] for start, size in zip(starts, sizes, strict=True)
-            ]
+            said = [text[start : start + size] for start, size in zip(starts, sizes, strict=True)]
             file.write(json.dumps(_line(*said)) + "\n")
     partial.rename(pairs)
     return pairs, model
