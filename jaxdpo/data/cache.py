@@ -91,8 +91,14 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         return self._sources[index].as_py()
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """The pair's metadata."""
-        return json.loads(self._metadata[index].as_py())
+        """The pair's metadata; where it has scores also `chosen_score`, `rejected_score`, and
+        `score_margin`, their difference.
+        """
+        chosen, rejected = map(float, self.scores[index])
+        scores = dict(
+            zip((*_SCORES, "score_margin"), (chosen, rejected, chosen - rejected), strict=True)
+        )
+        return ({} if math.isnan(chosen) else scores) | json.loads(self._metadata[index].as_py())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Conversations → text, by a chat template, in which only the template's control tokens count."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -103,7 +104,7 @@ class ChatTemplate:
         said = (list(messages), list(tools), dict(kwargs))
         rendered = self._apply(*said, prompt)
         for name in _function_names(messages, tools):
-            if name not in rendered:
+            if name not in rendered and json.dumps(name, ensure_ascii=False)[1:-1] not in rendered:
                 raise BadPair(
                     "tools-not-rendered",
                     f"the chat template leaves out the function {show(name)}; use one that writes "

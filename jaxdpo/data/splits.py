@@ -1,13 +1,10 @@
 """Which prompts train and which test, decided by the prompt alone."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxdpo.data.pairs import Message, PreferencePair, Split
-
-_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
+from jaxdpo.files import json_digest
 
 
 def prompt_digest(prompt: Sequence[Message], tools: Sequence[dict[str, Any]]) -> bytes:
@@ -15,12 +12,7 @@ def prompt_digest(prompt: Sequence[Message], tools: Sequence[dict[str, Any]]) ->
 
     The order of an object's keys makes no difference.
     """
-    return digest_of([list(prompt), list(tools)])
-
-
-def digest_of(value: Any) -> bytes:
-    """SHA-256 of a JSON value, whatever the order of keys in its objects."""
-    return hashlib.sha256(_canonical(value).encode("utf-8")).digest()
+    return bytes.fromhex(json_digest([list(prompt), list(tools)]))
 
 
 def pair_digest(pair: PreferencePair) -> bytes:

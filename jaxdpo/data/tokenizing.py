@@ -22,7 +22,7 @@ from jaxdpo.data.records import BadLine, BadPair, Record, bad_line
 from jaxdpo.data.reports import ReadReport, TokenizeReport
 from jaxdpo.data.sources import digest_of, find_sources, raw_of
 from jaxdpo.errors import UserError
-from jaxdpo.files import replacing
+from jaxdpo.files import json_digest, replacing
 
 # Part of every key: raise it when the same files would be read as other pairs.
 READING_VERSION = 1
@@ -86,7 +86,7 @@ def _source_key(config: DataConfig, chat: Chat, supervised: bool) -> str:
     read = {"format", "ranked_margin", "test_fraction", "max_length", "turns"}
     versions = [FORMAT_VERSION, READING_VERSION, chat.fingerprint, supervised]
     state = [*versions, config.model_dump(include=read), sources]
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    return json_digest(state)
 
 
 def _open(folder: Path, key: str) -> LoadedPairs | None:
