@@ -5,11 +5,18 @@
 makes that many pairs of realistic length (log-normal, prompt about 120 tokens, completions about
 290), and prints: how fast they are tokenised next to the bare `tokenizers` library on the same
 text and cores, the resident memory of that process, how long the second start takes, what the
-plan takes, and what a batch at a random step takes next to one of 1,000 pairs.
+plan takes, and what a batch at a random step takes next to one of 1,000 pairs. On a machine that
+others use too, compare the processor time: of the same work it is the same.
+
+    python -m tests.benchmarks.data stored=1000000
+
+writes that many pairs of made-up ids of those lengths straight to the disk, in a minute or two,
+and prints what does not depend on how they got there.
 """
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -98,13 +105,13 @@ def _line(prompt: str, chosen: str, rejected: str) -> dict[str, object]:
     }
 
 
-def time_bare(pairs: Path, model: Path, most: int) -> tuple[float, int]:
-    """Seconds that the bare library takes for the text of up to `most` pairs, and their number.
+def time_bare(pairs: Path, model: Path, most: int) -> tuple[float, float, int]:
+    """Seconds and processor seconds of the bare library for up to `most` pairs; their number.
 
     Each prompt once and each answer once, many at a time on all cores, to lists of ids.
     """
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    seconds, count = 0.0, 0
+    seconds, cpu, count = 0.0, 0.0, 0
     texts: list[str] = []
     with open(pairs, encoding="utf-8") as file:
         for line in file:
@@ -115,12 +122,13 @@ def time_bare(pairs: Path, model: Path, most: int) -> tuple[float, int]:
             texts += [message["content"] for message in said]
             count += 1
             if count % _BATCH == 0 or count == most:
-                start = time.perf_counter()
+                start, used = time.perf_counter(), time.process_time()
                 for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
                     encoding.ids  # noqa: B018
                 seconds += time.perf_counter() - start
+                cpu += time.process_time() - used
                 texts = []
-    return seconds, count
+    return seconds, cpu, count
 
 
 def measure(pairs: str, model: str, cache: str) -> None:
@@ -143,10 +151,10 @@ def measure(pairs: str, model: str, cache: str) -> None:
         "pairs": sum(map(len, loaded.splits.values())),
         "tokens": int(sum(split.lengths.sum() for split in loaded.splits.values())),
     }
-    print(json.dumps({**found, **_plan_times(train)}))
+    print(json.dumps({**found, **plan_times(train)}))
 
 
-def _plan_times(train) -> dict[str, float]:
+def plan_times(train) -> dict[str, float]:
     from jaxdpo.data.packing import pack_batch
     from jaxdpo.data.plan import BatchConfig, Packer, choose_row_length, make_train_plan
 
@@ -172,28 +180,75 @@ def in_process(*arguments: str) -> dict[str, float]:
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
+def stored(count: int, folder: Path) -> dict[str, float]:
+    """What opening, planning and batches take of `count` pairs of made-up ids."""
+    from jaxdpo.data.cache import PairWriter, open_pairs
+    from jaxdpo.data.pairs import TokenizedPair
+    from jaxdpo.data.reports import TokenizeReport
+
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 32_000, 10**7, dtype=np.int32)
+    means = np.log([_PROMPT, _ANSWER, _ANSWER]) - 0.6**2 / 2
+    shutil.rmtree(folder / f"stored-{count}", ignore_errors=True)
+    with PairWriter(folder / f"stored-{count}", "key") as writer:
+        for i in range(count):
+            lengths = np.clip(rng.lognormal(means, 0.6), 2, 1000).astype(int)
+            starts = rng.integers(0, len(ids) - lengths)
+            parts = [ids[s : s + n] for s, n in zip(starts, lengths, strict=True)]
+            writer.add(TokenizedPair(*parts), f"pairs.jsonl:{i}")
+        writer.finish(TokenizeReport(count))
+    start = time.perf_counter()
+    pairs = open_pairs(folder / f"stored-{count}", "key")
+    opened = time.perf_counter() - start
+    times = plan_times(pairs)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"open": opened, "peak_mib": peak, **times}
+
+
+def print_stored(count: int, folder: Path) -> None:
+    """Prints `stored` of 1,000 pairs and of `count`, side by side."""
+    few, many = stored(1000, folder), stored(count, folder)
+    print(f"{'pairs':40}{1000:>12,}{count:>12,}")
+    for name, key in (
+        ("open, s", "open"),
+        ("plan of an epoch, s", "plan"),
+        ("batch of 64 at a random step, ms", "batch_ms"),
+        ("peak resident memory, MiB", "peak_mib"),
+    ):
+        print(f"{name:40}{few[key]:12.2f}{many[key]:12.2f}")
+
+
 def main(arguments: list[str]) -> None:
     """Prints the table."""
     given = dict(argument.split("=", 1) for argument in arguments)
     count = int(given.get("pairs", 20_000))
     folder = Path(given.get("folder", "/tmp/jaxdpo-data"))
     folder.mkdir(parents=True, exist_ok=True)
+    if "stored" in given:
+        print_stored(int(given["stored"]), folder)
+        return
     small, model = make_files(folder, 1000)
     pairs, _ = make_files(folder, count)
     cache = folder / f"cache-{count}-{time.time_ns()}"
-    bare_seconds, bare_pairs = time_bare(pairs, model, min(count, 100_000))
+    bares = [time_bare(pairs, model, min(count, 100_000))]
     first = in_process(str(pairs), str(model), str(cache))
-    again, bare_pairs_again = time_bare(pairs, model, bare_pairs)
+    bares.append(time_bare(pairs, model, min(count, 100_000)))
     second = in_process(str(pairs), str(model), str(cache))
     few = in_process(str(small), str(model), str(cache))
-    bare = 2 * bare_pairs / (bare_seconds + again)
+    seconds, cpu, of = (sum(column) for column in zip(*bares, strict=True))
     rows = [
         ("pairs", f"{first['pairs']:,.0f}"),
         ("tokens (prompt, chosen, rejected)", f"{first['tokens']:,.0f}"),
-        ("bare tokenizers library", f"{bare:,.0f} pairs/s (of {bare_pairs_again:,})"),
-        ("read, checked, tokenised and stored", f"{count / first['seconds']:,.0f} pairs/s"),
-        ("share of the bare speed", f"{count / first['seconds'] / bare:.0%}"),
-        ("processor time", f"{first['cpu'] / first['seconds']:.2f} cores"),
+        ("bare tokenizers library", f"{of / seconds:,.0f} pairs/s, {1e6 * cpu / of:.0f} µs cpu"),
+        (
+            "read, checked, tokenised and stored",
+            f"{count / first['seconds']:,.0f} pairs/s, {1e6 * first['cpu'] / count:.0f} µs cpu",
+        ),
+        (
+            "share of the bare speed",
+            f"{count / first['seconds'] * seconds / of:.0%} by the clock, "
+            f"{cpu / of / first['cpu'] * count:.0%} by processor time",
+        ),
         ("peak resident memory", f"{first['peak_mib']:,.0f} MiB"),
         ("second start", f"{second['seconds']:.2f} s, {second['peak_mib']:,.0f} MiB"),
         ("plan of an epoch", f"{second['plan']:.2f} s"),
@@ -202,6 +257,7 @@ def main(arguments: list[str]) -> None:
     ]
     for name, value in rows:
         print(f"{name:40}{value}")
+    shutil.rmtree(cache, ignore_errors=True)
 
 
 if __name__ == "__main__":
