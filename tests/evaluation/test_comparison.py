@@ -105,6 +105,10 @@ def test_all_criteria_pass_together():
     assert found.criteria == ("a", "b", ALL)
 
 
+def lines(path):
+    return path.read_text(encoding="utf-8").splitlines()
+
+
 def test_files(comparison, tmp_path):
     write_files(comparison, tmp_path)
     figures = json.loads((tmp_path / "results.json").read_text())
@@ -112,10 +116,10 @@ def test_files(comparison, tmp_path):
     assert figures["prompts"] == 15 and figures["spent"] == {"requests": 30.0}
     # What is undefined is null and not a number.
     assert figures["rates"][2]["pass_rate"] == {"value": None, "low": None, "high": None}
-    examples = [json.loads(line) for line in open(tmp_path / "examples.jsonl")]
+    examples = [json.loads(line) for line in lines(tmp_path / "examples.jsonl")]
     assert len(examples) == 15
     assert examples[3]["answers"]["sft"]["judgements"]["short"]["explanation"] == "too long"
-    judgements = [json.loads(line) for line in open(tmp_path / "judgements.jsonl")]
+    judgements = [json.loads(line) for line in lines(tmp_path / "judgements.jsonl")]
     assert len(judgements) == 15 * 2 * 2
     assert {(j["model"], j["criterion"]) for j in judgements} == {
         (model, name) for model in MODELS for name in ("short", "likes")
