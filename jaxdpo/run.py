@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jaxdpo.compiling import keep_compiled
 from jaxdpo.config import RunConfig
 from jaxdpo.console import Reporter
 from jaxdpo.data.tokenizing import LoadedPairs
@@ -19,7 +20,7 @@ from jaxdpo.model.decoder import Params
 from jaxdpo.prepare import Prepared, prepare
 from jaxdpo.record import Recorder
 from jaxdpo.run_folder import RunFolder, open_run_folder
-from jaxdpo.sampling import generate
+from jaxdpo.sampling import complete, numbered
 from jaxdpo.sharding import make_mesh
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
@@ -70,6 +71,7 @@ def fit(
       UserError: For whatever the user can mend.
       SystemExit: With status 143, after a SIGTERM; the state is saved.
     """
+    keep_compiled(config.data.cache_folder() / "compiled")
     mesh = make_mesh(config.mesh)
     first_process = jax.process_index() == 0
     reporter = Reporter(quiet=not first_process)
@@ -201,16 +203,8 @@ def _complete(
     if kept is not None:
         return kept
     prompts = [source[index].prompt_ids.tolist() for index in range(count)]
-    completions = generate(
-        policy.config,
-        policy.params,
-        policy.lora,
-        prompts,
-        config.sampling,
-        policy.chat.stop_token_ids,
-        run.compute,
-    )
-    texts = [policy.chat.decode(completion.ids) for completion in completions]
+    done = complete(policy, numbered(prompts), config.sampling, run.compute.dtype)
+    texts = [text for _, text, _ in sorted(done)]
     folder.write_json(name, texts)
     return texts
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from jaxdpo.errors import UserError, nearest
 
@@ -64,21 +65,32 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def fields_text(model: type[BaseModel], section: str = "") -> str:
     """The fields of one configuration, each with its default and a line of what it does."""
+    return "\n".join(_field_text(section + name, f) for name, f in model.model_fields.items())
+
+
+def sections_text(model: type[BaseModel]) -> str:
+    """The fields of a configuration, and of those that are its sections."""
     lines = []
     for name, field in model.model_fields.items():
-        default = "required"
-        if not field.is_required():
-            value = field.get_default(call_default_factory=True)
-            default = yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
-        lines.append(f"  {section}{name}={default}")
-        lines.append(f"      {field.description}")
+        inner = section_type(field.annotation)
+        section = issubclass(inner, BaseModel)
+        lines.append(fields_text(inner, f"{name}.") if section else _field_text(name, field))
     return "\n".join(lines)
 
 
-def section_type(annotation: Any) -> type[BaseModel]:
-    """The config class of a section's annotation: of `LoraConfig | None`, LoraConfig."""
+def _field_text(name: str, field: FieldInfo) -> str:
+    default = "required"
+    if not field.is_required():
+        value = field.get_default(call_default_factory=True)
+        plain = list(value) if isinstance(value, tuple) else value
+        default = yaml.safe_dump(plain, default_flow_style=True).split("\n")[0]
+    return f"  {name}={default}\n      {field.description}"
+
+
+def section_type(annotation: Any) -> type[Any]:
+    """The class of an annotation: of `LoraConfig | None`, LoraConfig."""
     options = typing.get_args(annotation) or (annotation,)
-    return next(option for option in options if isinstance(option, type))
+    return next((option for option in options if isinstance(option, type)), object)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -1,12 +1,13 @@
 """What a user may set about preference data."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from jaxdpo.data.formats import Format
-from jaxdpo.files import cache_folder, shipped
+from jaxdpo.files import shipped
 
 Turns = Literal["last", "all"]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -59,8 +60,8 @@ class DataConfig(BaseModel):
     )
     cache_dir: str | None = Field(
         None,
-        description="folder of tokenised data and reference log-probs, shared by all runs; "
-        "default: $JAXDPO_CACHE, or ~/.cache/jaxdpo",
+        description="folder of tokenised data, reference log-probs and compiled programs, for "
+        "all runs; default: $JAXDPO_CACHE, or ~/.cache/jaxdpo",
     )
 
     def weights(self) -> dict[str, float]:
@@ -72,5 +73,10 @@ class DataConfig(BaseModel):
         return ", ".join(self.weights())
 
     def cache_folder(self) -> Path:
-        """The folder that holds tokenised data."""
-        return cache_folder(self.cache_dir)
+        """The folder that holds what `cache_dir` says."""
+        return Path(self.cache_dir).expanduser() if self.cache_dir else default_cache()
+
+
+def default_cache() -> Path:
+    """The folder of what may be kept for later, where none is set."""
+    return Path(os.environ.get("JAXDPO_CACHE") or "~/.cache/jaxdpo").expanduser()

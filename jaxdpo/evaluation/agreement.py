@@ -24,7 +24,7 @@ class Estimate(NamedTuple):
 UNDEFINED = Estimate(math.nan, math.nan, math.nan)
 
 
-def share(count: int, total: int) -> Estimate:
+def share(count: float, total: int) -> Estimate:
     """`count` of `total`, with Wilson's score interval (Wilson 1927, JASA 22:209).
 
     >>> print(share(8, 10))

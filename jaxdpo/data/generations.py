@@ -1,0 +1,87 @@
+"""Answers that a model gave, one a line: what sampling writes and judging reads.
+
+{"id": "9f…", "messages": [{"role": "user", "content": "Hi"}], "completion": "Hello!",
+ "sample": 0, "model": "runs/dpo", "finished": true, "split": "TEST", "metadata": {}}
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from jaxdpo.data.pairs import Message, Split
+from jaxdpo.data.prompts import Prompt
+from jaxdpo.data.records import BadLine
+from jaxdpo.data.sources import Source, read_source
+from jaxdpo.errors import UserError
+
+
+class Generation(BaseModel):
+    """One answer to one prompt."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(description="SHA-256 of messages and tools")
+    messages: tuple[Message, ...] = Field(min_length=1, description="the prompt")
+    completion: str = Field(description="the answer")
+    sample: int = Field(default=0, ge=0, description="its number among the prompt's answers")
+    model: str = Field(description="what answered")
+    finished: bool = Field(
+        default=True, description="false: cut off at the most tokens that were allowed"
+    )
+    split: Split = Field(default="TEST", description="of the prompt")
+    tools: tuple[dict[str, Any], ...] = Field(default=(), description="of the prompt")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="of the prompt's line")
+
+    def line(self) -> str:
+        """As it stands in a file."""
+        value = self.model_dump()
+        if not self.tools:
+            del value["tools"]
+        return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def generation(prompt: Prompt, sample: int, model: str, text: str, finished: bool) -> Generation:
+    """The answer of a model to a prompt."""
+    return Generation(
+        id=prompt.id,
+        messages=prompt.messages,
+        completion=text,
+        sample=sample,
+        model=model,
+        finished=finished,
+        split=prompt.split,
+        tools=prompt.tools,
+        metadata=prompt.metadata,
+    )
+
+
+def read_generations(path: str | Path) -> list[Generation]:
+    """Reads a file of generations.
+
+    Raises:
+      UserError: Naming the first line that is none.
+    """
+    found = []
+    for record in read_source(Source(str(path))):
+        if isinstance(record, BadLine):
+            raise UserError(str(record))
+        if record.value is None:
+            continue
+        try:
+            found.append(Generation.model_validate(record.value))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(map(str, problem["loc"]))
+            raise UserError(f"{path}:{record.line}: {field}: {problem['msg']}") from None
+    return found
+
+
+def by_prompt(generations: Iterable[Generation]) -> dict[str, Sequence[Generation]]:
+    """Each prompt's answers by its id, in the order of their samples."""
+    groups: dict[str, list[Generation]] = {}
+    for each in generations:
+        groups.setdefault(each.id, []).append(each)
+    return {key: sorted(group, key=lambda each: each.sample) for key, group in groups.items()}
