@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxdpo.compiling import keep_compiled
-from jaxdpo.data.config import default_cache
 from jaxdpo.data.records import BadPair
 from jaxdpo.errors import UserError
+from jaxdpo.files import cache_folder
 from jaxdpo.hub.policy import Policy
 from jaxdpo.models import load_source
 from jaxdpo.sampling.answers import Answer, complete
@@ -42,21 +42,31 @@ def source_of(
     Raises:
       UserError: If there is no such model.
     """
-    drawn = sampling.model_dump(mode="json", exclude={"batch_size"})
     if is_server(model):
         ask = partial(ask_server, model, sampling=sampling, server=server or ServerConfig())
-        return Source(model, {"model": model, **drawn}, ask)
-    keep_compiled(default_cache() / "compiled")
-    policy = load_source(model, chat_template)
+        return Source(model, {"model": model, **_drawn(sampling)}, ask)
+    keep_compiled(cache_folder(None) / "compiled")
+    return policy_source(model, load_source(model, chat_template), sampling, dtype)
+
+
+def policy_source(
+    name: str, policy: Policy, sampling: SamplingConfig, dtype: Dtype | None = None
+) -> Source:
+    """A model in memory as what answers, under a name."""
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     settings = {
         "model": weights_digest({"params": policy.params, "lora": policy.lora or {}}),
         "chat": policy.chat.fingerprint,
         "dtype": dtype,
-        **drawn,
+        **_drawn(sampling),
     }
-    return Source(model, settings, partial(ask_policy, policy, sampling=sampling, dtype=dtype))
+    return Source(name, settings, partial(ask_policy, policy, sampling=sampling, dtype=dtype))
+
+
+def _drawn(sampling: SamplingConfig) -> dict[str, Any]:
+    """What answers depend on: how many are drawn at a time is no part of it."""
+    return sampling.model_dump(mode="json", exclude={"batch_size"})
 
 
 def ask_policy(

@@ -12,9 +12,9 @@ from typing import Any
 import openai
 from openai.types.chat import ChatCompletion
 
-from jaxdpo.data.config import default_cache
 from jaxdpo.errors import UserError
 from jaxdpo.evaluation.asking import ATTEMPTS, Asker, Conversation, JudgeConfig, Reply
+from jaxdpo.files import cache_folder
 
 CACHE_FILE = "judge_replies.jsonl"
 
@@ -40,8 +40,7 @@ class _Server:
     def __init__(self, config: JudgeConfig) -> None:
         self.config = config
         self.client = _client(config)
-        folder = Path(config.cache).expanduser() if config.cache else default_cache()
-        self.cache = ReplyCache(folder / CACHE_FILE)
+        self.cache = ReplyCache(cache_folder(config.cache) / CACHE_FILE)
         self.lock = threading.Lock()
         names = ("requests", "from_cache", "prompt_tokens", "completion_tokens", "cost")
         self.spent: dict[str, float] = {name: 0.0 for name in names}

@@ -6,7 +6,7 @@ to one prompt would not be.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -132,7 +132,7 @@ def score_difference(first: Sequence[float], second: Sequence[float]) -> MeanDif
     mean = float(differences.mean())
     if np.ptp(differences) == 0:
         return MeanDifference(Estimate(mean, mean, mean), 1.0 if mean == 0 else 0.0)
-    result = stats.ttest_1samp(differences, 0.0)
+    result: Any = stats.ttest_1samp(differences, 0.0)
     interval = result.confidence_interval(0.95)
     return MeanDifference(
         Estimate(mean, float(interval.low), float(interval.high)), float(result.pvalue)

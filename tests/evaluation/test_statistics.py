@@ -1,4 +1,4 @@
-"""Intervals and tests against SciPy and statsmodels, and against what they promise in simulation."""
+"""Intervals and tests against SciPy and statsmodels, and what they promise in simulation."""
 
 import math
 
@@ -121,7 +121,7 @@ def test_holm_is_statsmodels():
 
 
 def test_equal_models_are_seldom_declared_different():
-    """A thousand evaluations in which three equal models answer 100 prompts of uneven difficulty."""
+    """A thousand evaluations: three equal models answer 100 prompts of uneven difficulty."""
     rng = np.random.default_rng(0)
     single = any_of_three = intervals = wins = 0
     for _ in range(1000):
