@@ -44,20 +44,26 @@ class Reporter:
         self, what: str, total: int
     ) -> Iterator[Callable[[Iterator[tuple[np.ndarray, Any]]], Iterator[tuple[np.ndarray, Any]]]]:
         """A bar over pairs that are scored while it passes them on; it goes away when they are."""
-        columns = (TextColumn(what), BarColumn(bar_width=10), MofNCompleteColumn())
-        with Progress(
-            *columns, TimeRemainingColumn(), console=self.console, transient=True
-        ) as bars:
-            task = bars.add_task("", total=total)
+        with self.bar(what, total) as advance:
 
             def counted(
                 scores: Iterator[tuple[np.ndarray, Any]],
             ) -> Iterator[tuple[np.ndarray, Any]]:
                 for indices, values in scores:
-                    bars.advance(task, len(indices))
+                    advance(len(indices))
                     yield indices, values
 
             yield counted
+
+    @contextmanager
+    def bar(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+        """A bar that is told of every so many more; it goes away when all are done."""
+        columns = (TextColumn(what), BarColumn(bar_width=10), MofNCompleteColumn())
+        with Progress(
+            *columns, TimeRemainingColumn(), console=self.console, transient=True
+        ) as bars:
+            task = bars.add_task("", total=total, completed=done)
+            yield lambda count: bars.advance(task, count)
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Shows the TEST metrics after `step` steps."""

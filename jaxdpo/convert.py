@@ -1,37 +1,26 @@
 """`python -m jaxdpo.convert source=… target=…`: models, runs and checkpoints, in other formats."""
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
 from orbax.checkpoint import v1 as ocp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jaxdpo.command import run_command
-from jaxdpo.config import RunConfig, load_config
 from jaxdpo.console import Reporter
-from jaxdpo.data.chat import load_chat
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.hub.adapter import load_adapter
 from jaxdpo.hub.export import exporting
-from jaxdpo.hub.families import config_from_hf
-from jaxdpo.hub.folder import read_config
-from jaxdpo.hub.policy import Policy, load_policy
+from jaxdpo.hub.policy import Policy
 from jaxdpo.hub.read import load_params
 from jaxdpo.hub.write import write_json
-from jaxdpo.model.decoder import abstract_params
-from jaxdpo.model.lora import init_lora
-from jaxdpo.sharding import AXES, path_name, shardings_for
-from jaxdpo.training.checkpoint import load_checkpoint
-from jaxdpo.training.optimizer import make_optimizer, make_schedule
-from jaxdpo.training.step import init_state
+from jaxdpo.models import ORBAX, load_source
+from jaxdpo.sharding import path_name
 
 USAGE = """usage: python -m jaxdpo.convert source=PATH target=FOLDER [field=value …] [--check]
 
@@ -39,8 +28,6 @@ Writes a model folder from a model folder, a PEFT adapter folder, org/name on th
 one of a run's checkpoints, or a folder that this command wrote with format=orbax.
 --check reads what was written and compares every tensor.
 """
-# The parameters in a folder written with format=orbax, beside config.json and the tokenizer.
-_ORBAX = "params"
 
 
 class ConvertConfig(BaseModel):
@@ -129,74 +116,6 @@ def convert(config: ConvertConfig, check: bool = False) -> None:
         reporter.say(f"checked: {count} arrays read back equal")
 
 
-def load_source(source: str) -> Policy:
-    """The model of any source that can be converted.
-
-    Raises:
-      UserError: If it is none.
-    """
-    path = Path(source).expanduser()
-    for run in (path, path.parent.parent):
-        if (run / "config.yaml").exists() and (run / "checkpoints").is_dir():
-            checkpoint = run / "checkpoints" if run == path else path
-            return _load_run(load_config(run / "config.yaml"), checkpoint)
-    if (path / _ORBAX).is_dir():
-        hf_config = read_config(path)
-        config = config_from_hf(hf_config)
-        dtype = jnp.dtype(hf_config["dtype"])
-        params = ocp.load(str((path / _ORBAX).absolute()), _placed(abstract_params(config, dtype)))
-        generation = json.loads((path / "generation_config.json").read_text())
-        return Policy(config, params, load_chat(str(path)), source, hf_config, generation or None)
-    return load_policy(source)
-
-
-def _load_run(run: RunConfig, checkpoint: Path) -> Policy:
-    base = load_policy(
-        run.model.path,
-        run.model.param_dtype,
-        chat_template=run.data.chat_template,
-        context=run.data.max_length,
-    )
-    policy, lora_config = base.merged(), run.lora
-    trainable = policy.params
-    if lora_config is not None:
-        model = policy.config
-        trainable = jax.eval_shape(lambda: init_lora(model, lora_config, jax.random.key(0)))
-    # The schedule is no part of the state.
-    optimizer = make_optimizer(
-        run.optimizer, make_schedule(run.optimizer, 1, lora_config is not None)
-    )
-    mesh = _first_device()
-    reference = policy.params if run.reference_kind == "moving" else None
-    abstract = jax.eval_shape(
-        lambda tree, moved: init_state(tree, optimizer, mesh, moved), trainable, reference
-    )
-    trained = load_checkpoint(checkpoint, _placed(abstract)).trainable
-    if lora_config is None:
-        return replace(policy, params=trained)
-    if base.lora is not None:
-        raise UserError(
-            f"{checkpoint}: was trained on top of the adapter {run.model.path}; convert the model/ "
-            "that the run exports"
-        )
-    return replace(policy, lora=trained, lora_config=lora_config)
-
-
-def _first_device() -> Mesh:
-    sizes, types = (1,) * len(AXES), (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, axis_types=types, devices=jax.local_devices()[:1])
-
-
-def _placed(abstract: Any) -> Any:
-    """The same shapes, on the first device."""
-    mesh = _first_device()
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        abstract,
-        shardings_for(abstract, mesh),
-    )
-
-
 def _write_orbax(policy: Policy, target: Path, dtype: str | None) -> None:
     params = policy.params
     if dtype is not None:
@@ -206,7 +125,7 @@ def _write_orbax(policy: Policy, target: Path, dtype: str | None) -> None:
         write_json(temporary / "config.json", {**policy.hf_config, "dtype": name})
         write_json(temporary / "generation_config.json", policy.generation_config or {})
         policy.chat.tokenizer.save_pretrained(temporary)
-        ocp.save(str((temporary / _ORBAX).absolute()), params)
+        ocp.save(str((temporary / ORBAX).absolute()), params)
 
 
 def _check(policy: Policy, config: ConvertConfig, target: Path) -> int:

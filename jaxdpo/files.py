@@ -16,6 +16,11 @@ def shipped(path: str) -> str:
     return str(Path(__file__).parent / path[1:]) if path.startswith("@") else path
 
 
+def cache_folder(path: str | None) -> Path:
+    """The folder of what may be used again, by default $JAXDPO_CACHE or ~/.cache/jaxdpo."""
+    return Path(path or os.environ.get("JAXDPO_CACHE") or "~/.cache/jaxdpo").expanduser()
+
+
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Opens a file that takes `path`'s place, complete and on disk, when the block ends well.

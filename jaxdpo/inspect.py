@@ -13,6 +13,7 @@ from jaxdpo.data.chat import load_chat
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.plan import BatchConfig
 from jaxdpo.data.reader import ReadResult, read_pairs
+from jaxdpo.data.writing import write_pairs
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.files import replacing
 from jaxdpo.inspection import cleaning
@@ -87,7 +88,7 @@ def main(arguments: list[str]) -> None:
     print(f"report: {config.report}")
     if config.write is not None:
         left, changes = cleaning.clean(read.pairs, config.remedies)
-        cleaning.write(left, Path(config.write))
+        write_pairs(left, Path(config.write))
         print("\n".join([*changes, f"{config.write}: {len(left)} pairs, {len(changes)} changes"]))
 
 

@@ -21,7 +21,7 @@ from jaxdpo.prepare import Prepared, prepare
 from jaxdpo.record import Recorder
 from jaxdpo.resolve import objective_of
 from jaxdpo.run_folder import RunFolder, open_run_folder
-from jaxdpo.sampling import generate
+from jaxdpo.sampling import complete, numbered
 from jaxdpo.sharding import make_mesh
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
@@ -196,16 +196,8 @@ def _complete(
     if kept is not None:
         return kept
     prompts = [source[index].prompt_ids.tolist() for index in range(count)]
-    completions = generate(
-        policy.config,
-        policy.params,
-        policy.lora,
-        prompts,
-        config.sampling,
-        policy.chat.stop_token_ids,
-        run.compute,
-    )
-    texts = [policy.chat.decode(completion.ids) for completion in completions]
+    done = complete(policy, numbered(prompts), config.sampling, run.compute.dtype)
+    texts = [text for _, text, _ in sorted(done)]
     folder.write_json(name, texts)
     return texts
 

@@ -14,13 +14,14 @@ from typing import Any
 import jax
 import yaml
 
-from jaxdpo.config import RunConfig, load_config, split_arguments
+from jaxdpo.config import RunConfig, load_config
 from jaxdpo.console import Reporter
 from jaxdpo.data.tokenizing import load_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.files import replacing
 from jaxdpo.hub.policy import load_policy
 from jaxdpo.run import fit
+from jaxdpo.settings import split_arguments
 from jaxdpo.sharding import make_mesh
 
 # What all settings of a sweep share.
