@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jaxdpo.command import run_command
-from jaxdpo.config import RunConfig, load_config, split_arguments
+from jaxdpo.config import RunConfig, load_config
 from jaxdpo.console import Reporter
 from jaxdpo.data.chat import load_chat
 from jaxdpo.data.tokenizing import load_pairs
@@ -22,6 +22,7 @@ from jaxdpo.planning.lengths import assumed_lengths
 from jaxdpo.planning.plan import Lengths, make_plan
 from jaxdpo.planning.show import show_choice, show_plan
 from jaxdpo.planning.suggest import suggest
+from jaxdpo.settings import split_arguments
 from jaxdpo.sharding import make_mesh
 
 USAGE = """usage: python -m jaxdpo.plan [CONFIG.yaml] [field=value …] [section.field=value …]
