@@ -39,11 +39,10 @@ class PolicyConfig(BaseModel):
         default=None,
         description="dtype of activations; default: float32 on CPU, bfloat16 elsewhere",
     )
-    attention: Literal["auto", "dense", "gather", "splash", "cudnn"] = Field(
+    attention: Literal["auto", "dense", "tiles", "splash", "cudnn"] = Field(
         default="auto",
-        description="dense: mask over the packed row; gather: each sequence laid out by itself; "
-        "splash, cudnn: those by a kernel, on TPUs and on GPUs; auto: splash on TPUs, elsewhere "
-        "dense or gather, whichever has fewer scores",
+        description="dense: mask over the packed row; tiles: the parts of it that hold anything; "
+        "splash, cudnn: a kernel, on TPUs and on GPUs; auto: splash on TPUs, elsewhere tiles",
     )
     remat: Literal["auto", "none", "dots", "full"] = Field(
         default="full",

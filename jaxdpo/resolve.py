@@ -20,7 +20,7 @@ from jaxdpo.data.plan import (
 from jaxdpo.errors import UserError
 from jaxdpo.machine import Machine
 from jaxdpo.memory import step_memory
-from jaxdpo.model.attention import AttentionKind
+from jaxdpo.model.attention import LAYOUTS, AttentionKind
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.cudnn import cudnn_refuses
 from jaxdpo.model.decoder import Compute
@@ -90,13 +90,10 @@ def resolve(
     plan = make_train_plan(packer, training.seed, training.epochs, training.max_steps)
     default = "float32" if machine.platform == "cpu" else "bfloat16"
     dtype = jnp.dtype(config.model.compute_dtype or default)
-    apart = config.model.attention == "cudnn"
-    shape = plan.shape(config.model.attention != "dense", apart)
-    kind = _attention(config, model, dtype.name, shape, machine)
-    if kind == "dense":
-        shape = replace(shape, sequences=1, sequence_width=1)
+    kind = _attention(config, model, dtype.name, machine)
+    shape = plan.shape(LAYOUTS[kind])
     packers = [replace(packer, lengths=each) for each in (lengths, test_lengths) if len(each)]
-    scoring = scoring_shape(packers, kind != "dense", apart)
+    scoring = scoring_shape(packers, LAYOUTS[kind])
     compute = Compute(dtype, kind, "full", config.lora)
     remat = config.model.remat
     if remat == "auto":
@@ -105,14 +102,11 @@ def resolve(
 
 
 def _attention(
-    config: RunConfig, model: ModelConfig, dtype: str, shape: BatchShape, machine: Machine
+    config: RunConfig, model: ModelConfig, dtype: str, machine: Machine
 ) -> AttentionKind:
     kind = config.model.attention
     if kind == "auto":
-        if machine.platform == "tpu":
-            return "splash"
-        scores = shape.sequences * shape.sequence_width**2
-        return "gather" if scores < shape.row_length**2 else "dense"
+        return "splash" if machine.platform == "tpu" else "tiles"
     wanted = {"splash": "tpu", "cudnn": "gpu"}.get(kind, machine.platform)
     if wanted != machine.platform:
         raise UserError(

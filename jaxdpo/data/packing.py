@@ -5,9 +5,9 @@ from typing import Protocol
 
 import numpy as np
 
-from jaxdpo.data.batch import CHOSEN, PROMPT, REJECTED, PackedBatch, SequenceGather
+from jaxdpo.data.batch import CHOSEN, PROMPT, REJECTED, TILE, PackedBatch, SequenceGather
 from jaxdpo.data.pairs import TokenizedPair, scored_tokens
-from jaxdpo.data.plan import BatchShape, Microbatch, Row, best_fit_decreasing
+from jaxdpo.data.plan import BatchShape, Microbatch, Row, best_fit_decreasing, visible_tiles
 
 
 class PairSource(Protocol):
@@ -40,6 +40,7 @@ def empty_batch(shape: BatchShape, rows: int) -> PackedBatch:
         score_pair=full(scores),
         score_branch=full(scores),
         pair_index=full(shape.pairs, value=-1),
+        tiles=full(shape.tiles, 2, value=-(-tokens // TILE)),
         gather=SequenceGather(full(*attention), full(*attention), full(tokens)),
     )
 
@@ -68,7 +69,12 @@ def pack_batch(
     batch = empty_batch(shape, len(wanted))
     for slot, row in enumerate(wanted):
         if row < len(microbatch):
-            _RowWriter(batch, slot).write(source, microbatch[row], share_prefix)
+            pairs = [source[index] for index in microbatch[row]]
+            _RowWriter(batch, slot).write(microbatch[row], pairs, share_prefix)
+            if shape.tiles:
+                lengths_P3 = [[len(ids) for ids in pair[:3]] for pair in pairs]
+                tiles = visible_tiles(lengths_P3, share_prefix, shape.row_length)
+                batch.tiles[slot, : len(tiles)] = tiles
     if shape.sequence_width > 1:
         for slot in range(len(wanted)):
             _write_gather(batch, slot, shape.apart)
@@ -82,9 +88,8 @@ class _RowWriter:
         self.batch, self.row = batch, row
         self.token = self.score = self.segment = 0
 
-    def write(self, source: PairSource, pairs: Row, share_prefix: bool) -> None:
-        for slot, index in enumerate(pairs):
-            pair = source[index]
+    def write(self, indices: Row, pairs: Sequence[TokenizedPair], share_prefix: bool) -> None:
+        for slot, (index, pair) in enumerate(zip(indices, pairs, strict=True)):
             self.batch.pair_index[self.row, slot] = index
             last = self._prompt(pair.prompt_ids)
             self._completion(pair, CHOSEN, slot + 1, last)

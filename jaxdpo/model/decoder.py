@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdpo.data.batch import CHOSEN, PROMPT, REJECTED, PackedBatch
-from jaxdpo.model.attention import AttentionKind, batch_attention
+from jaxdpo.model.attention import AttentionKind, dense_attention
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.cudnn import cudnn_attention
 from jaxdpo.model.experts import RouterLoad, router_loss
@@ -26,6 +26,7 @@ from jaxdpo.model.layers import Decoder
 from jaxdpo.model.lora import LoraConfig, LoraParams, layer_adapters
 from jaxdpo.model.rope import rotation
 from jaxdpo.model.splash import splash_attention
+from jaxdpo.model.tiles import tile_attention
 from jaxdpo.sharding import cut_rows
 
 # A nested dict of arrays, such as {"embed": {"weight": ...}, "layers": {"attention": ...}, ...}.
@@ -41,8 +42,8 @@ class Compute:
 
     Attributes:
       dtype: Of activations and matrix products. Norms, softmax and rotation are fp32 always.
-      attention: "dense" (the mask written out), "gather" (ordinary causal sequences), or those by a
-        kernel: "splash" on TPUs, "cudnn" on GPUs.
+      attention: "dense" (the mask written out), "tiles" (the parts of it that hold anything), or
+        sequences laid out apart for a kernel: "splash" on TPUs, "cudnn" on GPUs.
       remat: What the backward pass computes again: "none"; "dots", all but the products with
         parameters; "full", all but each layer's input.
       lora: Scale and dropout of the adapters; needed where adapters are passed.
@@ -113,14 +114,15 @@ def hidden_states_and_router_loss(
 
 
 def layer_attention(batch: PackedBatch, kind: AttentionKind, config: ModelConfig) -> LayerAttend:
-    """The attention of every layer over a batch: "dense", "gather", or by a kernel."""
+    """The attention of every layer over a batch."""
     scale, softcap = attention_scale(config), config.attention.softcap
-    if kind == "dense" or kind == "gather":
+    if kind == "dense" or kind == "tiles":
+        attention = {"dense": dense_attention, "tiles": tile_attention}[kind]
         windows_L = layer_windows(config)
 
         def attend(q, k, v, layer):
             window = None if windows_L is None else windows_L[layer]
-            return batch_attention(batch, kind, scale, window, softcap)(q, k, v)
+            return attention(batch, scale, window, softcap)(q, k, v)
 
         return attend
     # Kernels take static windows: one call for each that there is, of which a layer runs its own.

@@ -1,6 +1,6 @@
 """Attention by JAX's splash kernel, on TPUs: no scores in memory, however long the rows are.
 
-A row's sequences are laid out apart, as "gather" has them, and the kernel runs causally within
+A row's sequences are laid out apart (`SequenceGather`), and the kernel runs causally within
 segments. Windows are static: blocks that lie outside of one cost nothing.
 """
 

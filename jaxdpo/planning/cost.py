@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdpo.config import RunConfig
+from jaxdpo.data.batch import TILE
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import abstract_params
 from jaxdpo.resolve import Resolved
@@ -80,12 +81,13 @@ def _areas(resolved: Resolved, microbatches: float, sequences: float) -> float:
     shape = resolved.shape
     if resolved.compute.attention == "dense":
         return microbatches * shape.rows * shape.row_length**2
+    if resolved.compute.attention == "tiles":
+        return microbatches * shape.rows * shape.tiles * TILE**2
     if resolved.compute.attention == "cudnn":
         # Each sequence by its own length.
         return sequences
-    whole = microbatches * shape.rows * shape.sequences * shape.sequence_width**2
-    # Kernels leave out what no query of a block may see.
-    return whole if resolved.compute.attention == "gather" else whole / 2
+    # The kernel leaves out what no query of a block may see.
+    return microbatches * shape.rows * shape.sequences * shape.sequence_width**2 / 2
 
 
 @functools.lru_cache(maxsize=4)

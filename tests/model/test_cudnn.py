@@ -7,7 +7,7 @@ import pytest
 
 from jaxdpo.data.packing import pack_batch
 from jaxdpo.data.plan import BatchShape
-from jaxdpo.model.attention import batch_attention
+from jaxdpo.model.attention import dense_attention
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.model.cudnn import cudnn_attention, cudnn_refuses
 from tests.model.conftest import ROWS
@@ -35,7 +35,7 @@ def test_each_attention_row_holds_one_sequence(apart):
 @pytest.mark.parametrize(("heads", "kv_heads", "window"), CASES)
 def test_lengths_and_windows_are_the_sentence(apart, heads, kv_heads, window):
     qkv = random_qkv(apart, heads, kv_heads)
-    dense = batch_attention(apart, "dense", 0.4, window)
+    dense = dense_attention(apart, 0.4, window)
     by_length = cudnn_attention(apart, 0.4, window, None, implementation="xla")
     for actual, expected in zip(run(by_length, apart, qkv), run(dense, apart, qkv), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2e-5)
@@ -43,7 +43,7 @@ def test_lengths_and_windows_are_the_sentence(apart, heads, kv_heads, window):
 
 def test_rows_are_cut_over_devices(apart):
     qkv = random_qkv(apart, 4, 2)
-    expected = run(batch_attention(apart, "dense", 0.4, None), apart, qkv)
+    expected = run(dense_attention(apart, 0.4, None), apart, qkv)
     with jax.set_mesh(mesh_of(1, 3, 2)):
         actual = run(cudnn_attention(apart, 0.4, None, None, "xla"), apart, qkv)
     for one, other in zip(actual, expected, strict=True):
@@ -55,7 +55,7 @@ def test_rows_are_cut_over_devices(apart):
 def test_the_kernel_on_a_gpu(apart, heads, kv_heads, window):
     qkv = [x.astype(jnp.bfloat16) for x in random_qkv(apart, heads, kv_heads, channels=64)]
     kernel = cudnn_attention(apart, 0.125, window, None)
-    dense = batch_attention(apart, "dense", 0.125, window)
+    dense = dense_attention(apart, 0.125, window)
     exact = run(dense, apart, [x.astype(jnp.float32) for x in qkv])
     for actual, expected in zip(run(kernel, apart, qkv), exact, strict=True):
         assert np.isfinite(actual).all()

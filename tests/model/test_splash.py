@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdpo.model import decoder
-from jaxdpo.model.attention import batch_attention
+from jaxdpo.model.attention import dense_attention
 from jaxdpo.model.decoder import Compute, hidden_states
 from jaxdpo.model.splash import splash_attention
 from tests.tiny import mesh_of
@@ -39,7 +39,7 @@ def run(attend, packed, qkv):
 )
 def test_splash_is_the_sentence_in_values_and_gradients(packed, heads, kv_heads, window, softcap):
     qkv = random_qkv(packed, heads, kv_heads)
-    dense = batch_attention(packed, "dense", 0.4, window, softcap)
+    dense = dense_attention(packed, 0.4, window, softcap)
     splash = splash_attention(packed, 0.4, window, softcap, interpret=True)
     for actual, expected in zip(run(splash, packed, qkv), run(dense, packed, qkv), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2e-5)
@@ -62,7 +62,7 @@ def wide(packed, width):
 @pytest.mark.parametrize("window", [None, 4])
 def test_rows_of_several_blocks(packed, window):
     qkv, longer = random_qkv(packed, 2, 1), wide(packed, 600)
-    dense = batch_attention(packed, "dense", 0.4, window)
+    dense = dense_attention(packed, 0.4, window)
     splash = splash_attention(longer, 0.4, window, None, interpret=True)
     for actual, expected in zip(run(splash, packed, qkv), run(dense, packed, qkv), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2e-5)

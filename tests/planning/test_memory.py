@@ -17,7 +17,7 @@ from jaxdpo.scoring import score_completions
 from tests.planning.test_cost import LENGTHS, MODEL, SETTINGS
 from tests.tiny import mesh_of
 
-SHAPE = BatchShape(rows=2, row_length=256, pairs=4, scores=100, sequences=2, sequence_width=128)
+SHAPE = BatchShape(rows=2, row_length=256, pairs=4, scores=100, tiles=8)
 
 
 def compiled_bytes(layers: int, remat: str, attention: str) -> tuple[int, int]:
@@ -36,11 +36,11 @@ def compiled_bytes(layers: int, remat: str, attention: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("remat", "attention"), [("none", "gather"), ("dots", "dense"), ("full", "gather")]
+    ("remat", "attention"), [("none", "tiles"), ("dots", "dense"), ("full", "tiles")]
 )
 def test_activations_of_a_layer_are_what_the_compiler_allocates(remat, attention):
     (few, kept_few), (many, kept_many) = (
-        compiled_bytes(layers, remat, attention) for layers in (2, 6)
+        compiled_bytes(layers, remat, attention) for layers in (4, 8)
     )
     np.testing.assert_allclose(kept_many - kept_few, many - few, rtol=0.1)
 
