@@ -21,7 +21,7 @@ from jaxdpo.planning.lengths import assumed_lengths
 from jaxdpo.planning.plan import Lengths, make_plan
 from jaxdpo.sharding import make_mesh
 
-ATTENTION = {"cpu": ("dense", "gather"), "gpu": ("gather", "cudnn"), "tpu": ("gather", "splash")}
+ATTENTION = {"cpu": ("dense", "tiles"), "gpu": ("tiles", "cudnn"), "tpu": ("tiles", "splash")}
 
 
 def main(arguments: list[str]) -> None:
