@@ -21,7 +21,7 @@ from jaxdpo.planning.lengths import assumed_lengths
 from jaxdpo.planning.plan import Lengths, make_plan
 from jaxdpo.sharding import make_mesh
 
-ATTENTION = {"cpu": ("dense", "gather"), "gpu": ("gather", "cudnn"), "tpu": ("gather", "splash")}
+ATTENTION = {"cpu": ("dense", "tiles"), "gpu": ("tiles", "cudnn"), "tpu": ("tiles", "splash")}
 
 
 def main(arguments: list[str]) -> None:
@@ -31,10 +31,11 @@ def main(arguments: list[str]) -> None:
     flops = float(values.pop("flops", "989e12"))
     overrides = [f"{name}={value}" for name, value in values.items()]
     given = ["data.path=unused", "training.folder=unused", *overrides]
-    machine, rows = local_machine(), []
+    machine, rows, reporter = local_machine(), [], Reporter()
     for attention in ATTENTION[machine.platform]:
         for remat in ("none", "dots", "full"):
             setting = [f"model.attention={attention}", f"model.remat={remat}"]
+            reporter.say(f"measuring {' '.join(setting)}")
             config = load_config(path, [*given, *setting])
             model = config_from_hf(
                 read_config(find_folder(config.model.path)), config.data.max_length
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> None:
             )
     kind = f"{jax.device_count()} × {jax.devices()[0].device_kind}, {path}"
     header = ("attention", "remat", "seconds a step", "pairs/s", "MFU", "peak GiB")
-    Reporter().table(kind, header, rows)
+    reporter.table(kind, header, rows)
 
 
 if __name__ == "__main__":

@@ -75,16 +75,17 @@ def test_a_step_for_tpus_attends_by_kernels_and_never_by_scores():
 @needs_libtpu
 def test_what_does_not_fit_a_tpu_is_said_so():
     arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=v5e:2x2", "mesh.fsdp=4"]
-    script = f"from jaxdpo import plan\nplan.main({[*arguments, 'mesh.data=1', 'suggest=false']})"
+    script = f"from jaxdpo import plan\nplan.main({[*arguments, 'mesh.data=1']})"
     shown = run_planner(script)
     assert "peak it would need" in shown
     assert "does not fit: a step needs" in shown and "and there are 15.75" in shown
+    assert "no mesh, microbatch or remat was found that fits" in shown
 
 
 @needs_cuda_compiler
 def test_what_a_gpu_cannot_hold_is_said_so():
     # Its compiler accepts programs of any size: parameters and moments alone are 90 GiB here.
-    arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=h100:1", "suggest=false"]
+    arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=h100:1"]
     shown = run_planner(f"from jaxdpo import plan\nplan.main({arguments})")
     assert "does not fit: a step needs" in shown and "and there are 59.32" in shown
 
