@@ -25,7 +25,6 @@ from jaxdpo.data.plan import (
 )
 from jaxdpo.data.tokenizing import LoadedPairs, load_pairs
 from jaxdpo.errors import UserError
-from jaxdpo.hub.adapter import adapter_rows
 from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.losses import LossConfig
 from jaxdpo.model.decoder import Compute
@@ -134,8 +133,6 @@ def _load(config: RunConfig, given_policy: Policy | None, mesh: Mesh) -> Policy:
             f"{config.model.path} is an adapter itself, so a new adapter would belong to a model "
             "that is nowhere on disk; set export.lora=merged"
         )
-    if config.lora is not None and config.export.lora == "adapter":
-        adapter_rows(loaded.hf_config, loaded.config)  # Raises where there can be no adapter file.
     # Where training starts is the reference: the model with its adapters.
     policy = loaded.merged()
     if given_policy is not None:

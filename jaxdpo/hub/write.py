@@ -15,6 +15,7 @@ from jaxdpo.hub.read import WEIGHTS
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
 from jaxdpo.sharding import path_name
+from jaxdpo.stored import Stored
 
 # As transformers has it: small enough for any file system, few enough files.
 MAX_SHARD_BYTES = 5 * 10**9
@@ -38,7 +39,7 @@ def save_pretrained(
     Args:
       folder: Where to. An earlier export there is replaced; other folders are refused.
       config: Architecture.
-      params: Parameters, sharded or not.
+      params: Parameters, sharded or not, or `Stored` ones.
       tokenizer: Hugging Face tokenizer; None to leave it out.
       hf_config: config.json that the model came with, or `{"model_type": ...}` for a new one.
       generation_config: generation_config.json; None for one made from the config's token ids.
@@ -80,12 +81,20 @@ def tensor_specs(rows: Sequence[Row], params: Params, dtype: Any = None) -> dict
 def tensor_arrays(rows: Sequence[Row], params: Params) -> Iterator[np.ndarray]:
     """The tensors' values, one at a time on the host, as theirs are turned."""
     for parts, indices in _in_order(rows, params):
-        arrays = [_on_host(leaf, indices) for _, leaf in parts]
-        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
-        yield parts[0][0].turned(array)
+        row, leaf = parts[0]
+        if row.whole:
+            yield row.turned(_on_host(leaf, indices))
+            continue
+        whole = np.zeros(row.their_shape(leaf.shape), leaf.dtype)
+        for row, leaf in parts:
+            part = _on_host(leaf, indices)
+            whole[row.their_index([slice(0, size) for size in part.shape])] = row.turned(part)
+        yield whole
 
 
 def _on_host(array: Any, indices: tuple[int, ...]) -> np.ndarray:
+    if isinstance(array, Stored):
+        return array.at(indices)
     for index in indices:
         array = jax.lax.dynamic_index_in_dim(array, np.int32(index), keepdims=False)
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
@@ -107,8 +116,6 @@ def _in_order(
             tensors.setdefault(row.theirs, []).append((row, leaves[row.ours]))
     used = [row.ours for parts in tensors.values() for row, _ in parts]
     assert sorted(used) == sorted(leaves), leaves.keys() ^ set(used)
-    for parts in tensors.values():
-        parts.sort(key=lambda part: part[0].span or (0, 0, 0))
     yield from ((parts, ()) for parts in tensors.values() if not parts[0][0].leading)
     stacked = [parts for parts in tensors.values() if parts[0][0].leading]
     for layer in range(stacked[0][0][1].shape[0]):

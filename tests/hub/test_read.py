@@ -88,28 +88,14 @@ def test_each_device_reads_only_its_own_slice(llama, monkeypatch):
     from jaxdpo.hub import read
 
     sizes = []
-    original = read.open_tensors
+    original = read.Tensor.read
 
-    class Counting:
-        def __init__(self, lazy):
-            self.get_shape, self.get_dtype, self._lazy = lazy.get_shape, lazy.get_dtype, lazy
+    def counting(tensor, index):
+        piece = original(tensor, index)
+        sizes.append((piece.size, np.prod(tensor.shape)))
+        return piece
 
-        def __getitem__(self, index):
-            piece = self._lazy[index]
-            sizes.append((piece.size, np.prod(self.get_shape())))
-            return piece
-
-    class Opened:
-        def __init__(self, *args):
-            self._context = original(*args)
-
-        def __enter__(self):
-            return {name: Counting(lazy) for name, lazy in self._context.__enter__().items()}
-
-        def __exit__(self, *details):
-            return self._context.__exit__(*details)
-
-    monkeypatch.setattr(read, "open_tensors", Opened)
+    monkeypatch.setattr(read.Tensor, "read", counting)
     load(llama.folder, mesh=make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
     read_elements = sum(size for size, _ in sizes)
     assert read_elements == sum(p.numel() for p in llama.torch_model.parameters())
