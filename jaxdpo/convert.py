@@ -11,24 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from jaxdpo.card import run_card
 from jaxdpo.command import run_command
-from jaxdpo.config import RunConfig, load_config
+from jaxdpo.config import load_config
 from jaxdpo.console import Reporter
 from jaxdpo.data.chat import load_chat
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.hub.adapter import ADAPTER_CONFIG, stored_adapter
 from jaxdpo.hub.export import exporting
 from jaxdpo.hub.families import config_from_hf
-from jaxdpo.hub.folder import find_folder, read_config, read_json
+from jaxdpo.hub.folder import find_folder, member, read_config, read_json
 from jaxdpo.hub.policy import Policy, open_policy
 from jaxdpo.hub.read import stored_params
-from jaxdpo.hub.write import write_json
+from jaxdpo.hub.write import write_json, write_texts
 from jaxdpo.model.decoder import Params, abstract_params
 from jaxdpo.model.lora import init_lora
 from jaxdpo.sharding import path_name
 from jaxdpo.stored import matrices
 from jaxdpo.training.array_files import stored_arrays, write_arrays
-from jaxdpo.training.checkpoint import stored_trainable
+from jaxdpo.training.checkpoint import newest_checkpoint, stored_trainable
 
 USAGE = """usage: python -m jaxdpo.convert source=PATH target=FOLDER [field=value …] [--check]
 
@@ -38,6 +39,7 @@ one of a run's checkpoints, or a folder that this command wrote with format=orba
 """
 # The parameters in a folder written with format=orbax, beside config.json and the tokenizer.
 _ORBAX = "params"
+_CARD = "README.md"
 
 
 class ConvertConfig(BaseModel):
@@ -145,8 +147,10 @@ def open_source(source: str) -> Policy:
     path = Path(source).expanduser()
     for run in (path, path.parent.parent):
         if (run / "config.yaml").exists() and (run / "checkpoints").is_dir():
-            checkpoint = run / "checkpoints" if run == path else path
-            return _open_run(load_config(run / "config.yaml"), checkpoint)
+            return _open_run(run, newest_checkpoint(run / "checkpoints") if run == path else path)
+    card = None
+    if (path / _CARD).exists():
+        card = member(path, _CARD).read_text(encoding="utf-8")
     if (path / _ORBAX).is_dir():
         hf_config = read_config(path)
         config = config_from_hf(hf_config)
@@ -154,21 +158,26 @@ def open_source(source: str) -> Policy:
             path / _ORBAX, abstract_params(config, jnp.dtype(hf_config["dtype"]))
         )
         generation = read_json(path, "generation_config.json")
-        return Policy(config, params, load_chat(str(path)), source, hf_config, generation or None)
-    return open_policy(source)
+        chat = load_chat(str(path))
+        return Policy(config, params, chat, source, hf_config, generation or None, card=card)
+    return replace(open_policy(source), card=card)
 
 
-def _open_run(run: RunConfig, checkpoint: Path) -> Policy:
+def _open_run(folder: Path, checkpoint: Path) -> Policy:
+    run = load_config(folder / "config.yaml")
     base = open_policy(
         run.model.path, run.model.param_dtype, run.data.chat_template, run.data.max_length
     )
-    started, lora_config = base.merged(), run.lora
+    policy, lora_config = base.merged(), run.lora
     if lora_config is None:
         expected = abstract_params(base.config, jnp.dtype(run.model.param_dtype))
-        return replace(started, params=stored_trainable(checkpoint, expected))
-    expected = jax.eval_shape(lambda: init_lora(base.config, lora_config, jax.random.key(0)))
-    trained = stored_trainable(checkpoint, expected)
-    return replace(started, lora=trained, lora_config=lora_config, source=run.model.path)
+        step, params = stored_trainable(checkpoint, expected)
+        policy = replace(policy, params=params)
+    else:
+        expected = jax.eval_shape(lambda: init_lora(base.config, lora_config, jax.random.key(0)))
+        step, lora = stored_trainable(checkpoint, expected)
+        policy = replace(policy, lora=lora, lora_config=lora_config, source=run.model.path)
+    return replace(policy, card=run_card(run, folder, step))
 
 
 def _watched(policy: Policy, seen: Callable[[int], None]) -> Policy:
@@ -188,6 +197,8 @@ def _write_orbax(policy: Policy, target: Path, dtype: str | None) -> None:
         write_json(temporary / "config.json", {**policy.hf_config, "dtype": name})
         write_json(temporary / "generation_config.json", policy.generation_config or {})
         policy.chat.tokenizer.save_pretrained(temporary)
+        if policy.card is not None:
+            write_texts(temporary, {_CARD: policy.card})
         write_arrays(temporary / _ORBAX, params)
 
 

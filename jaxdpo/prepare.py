@@ -30,7 +30,7 @@ from jaxdpo.losses import LossConfig
 from jaxdpo.model.decoder import Compute
 from jaxdpo.model.lora import init_lora
 from jaxdpo.reference import ReferenceCache, Scores, cache_key, compute_and_store, load_cached
-from jaxdpo.run_folder import RunFolder
+from jaxdpo.run_folder import DATA_FILE, RunFolder
 from jaxdpo.scoring import make_score_step, score_pairs, weights_digest
 from jaxdpo.sharding import agreed, batch_shards, shardings_for
 from jaxdpo.training.evaluate import EvalData
@@ -99,6 +99,11 @@ def prepare(
             "weights and margins (metadata)": _digest_of(numbers["TRAIN"] + numbers["TEST"]),
         }
     )
+    counted = {
+        split: {"pairs": len(each), "sha256": each.fingerprint}
+        for split, each in pairs.splits.items()
+    }
+    folder.write_json(DATA_FILE, counted)
     compute, plan, shape, scoring = _plan(config, train.lengths, test.lengths)
     reporter.say(_plan_text(plan, shape, compute))
     # (Pyright does not know that frozen pydantic models are hashable.)

@@ -9,6 +9,7 @@ PEFT has one adapter for all of them. Ours of q, k and v, of rank r each, are on
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from jaxdpo.hub.export import exporting, write_tensors
 from jaxdpo.hub.families import Row, family_of
 from jaxdpo.hub.folder import read_json
 from jaxdpo.hub.read import on_devices, open_tensors, stored_tree
-from jaxdpo.hub.write import tensor_arrays, tensor_specs, write_json
+from jaxdpo.hub.write import tensor_arrays, tensor_specs, write_json, write_texts
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.lora import LoraConfig, LoraParams, init_lora
 from jaxdpo.sharding import shardings_for
@@ -51,6 +52,7 @@ def save_adapter(
     hf_config: Mapping[str, Any],
     config: ModelConfig,
     base: str,
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes a folder that `peft` loads on top of the base model.
 
@@ -62,6 +64,7 @@ def save_adapter(
       hf_config: config.json of the base model.
       config: Its architecture.
       base: Folder or `org/name` of the base model.
+      files: Text of other files of the folder, by name: README.md.
 
     Raises:
       UserError: If the folder cannot be written.
@@ -91,6 +94,7 @@ def save_adapter(
         write_tensors(temporary / ADAPTER_WEIGHTS, specs, arrays)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
+        write_texts(temporary, files)
 
 
 def base_of(folder: Path) -> str:

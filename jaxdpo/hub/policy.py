@@ -16,7 +16,7 @@ from jaxdpo.hub.adapter import ADAPTER_CONFIG, base_of, save_adapter, stored_ada
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import find_folder, member, read_config, read_json
 from jaxdpo.hub.read import on_devices, stored_params
-from jaxdpo.hub.write import MAX_SHARD_BYTES, save_pretrained
+from jaxdpo.hub.write import MAX_SHARD_BYTES, json_text, save_pretrained
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
 from jaxdpo.model.lora import LoraConfig, LoraParams, merge_lora, merged_kernel
@@ -37,6 +37,7 @@ class Policy:
       generation_config: Its generation_config.json, or None.
       lora: Adapters, or None.
       lora_config: Their scale, or None.
+      card: Its model card, which is saved with it, or None.
     """
 
     config: ModelConfig
@@ -47,6 +48,7 @@ class Policy:
     generation_config: Mapping[str, Any] | None = None
     lora: LoraParams | None = None
     lora_config: LoraConfig | None = None
+    card: str | None = None
 
     def describe(self) -> str:
         """`models/tiny: llama, 1.2M parameters, float32`."""
@@ -84,21 +86,27 @@ class Policy:
           UserError: If the folder cannot be written.
         """
         tokenizer = self.chat.tokenizer
+        card = {} if self.card is None else {"README.md": self.card}
         if self.lora is not None and lora == "adapter":
             assert self.lora_config is not None
             # PEFT looks for the base model there, from wherever it is called.
             here = Path(self.source).expanduser()
             base = str(here.resolve()) if here.is_dir() else self.source
             hf_config, config = self.hf_config, self.config
-            save_adapter(folder, self.lora, self.lora_config, tokenizer, hf_config, config, base)
+            save_adapter(
+                folder, self.lora, self.lora_config, tokenizer, hf_config, config, base, card
+            )
             return
+        files = card
+        if self.generation_config is not None:
+            files = {**card, "generation_config.json": json_text(self.generation_config)}
         save_pretrained(
             folder,
             self.config,
             self.merged().params,
             tokenizer,
             self.hf_config,
-            self.generation_config,
+            files,
             None if dtype is None else jnp.dtype(dtype),
             max_shard_bytes,
         )

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ def save_pretrained(
     params: Params,
     tokenizer: Any,
     hf_config: Mapping[str, Any],
-    generation_config: Mapping[str, Any] | None = None,
+    files: Mapping[str, str] = MappingProxyType({}),
     dtype: Any = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
@@ -42,7 +43,8 @@ def save_pretrained(
       params: Parameters, sharded or not, or `Stored` ones.
       tokenizer: Hugging Face tokenizer; None to leave it out.
       hf_config: config.json that the model came with, or `{"model_type": ...}` for a new one.
-      generation_config: generation_config.json; None for one made from the config's token ids.
+      files: Text of other files of the folder, by name: README.md, and generation_config.json if it
+        is not to be made from the config's token ids.
       dtype: Of the weights; None to keep that of `params`.
       max_shard_bytes: Most bytes of weights in one file.
 
@@ -60,10 +62,10 @@ def save_pretrained(
     described = {**config_to_hf(config, hf_config), "dtype": name, "torch_dtype": name}
     with exporting(Path(folder).expanduser()) as temporary:
         write_json(temporary / "config.json", described)
-        generation = generation_config or _generation_config(hf_config)
-        write_json(temporary / "generation_config.json", generation)
+        write_json(temporary / "generation_config.json", _generation_config(hf_config))
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
+        write_texts(temporary, files)
         _write_weights(temporary, specs, arrays, max_shard_bytes)
 
 
@@ -156,4 +158,15 @@ def _generation_config(hf_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a JSON file as Hugging Face does: indented, keys sorted."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """The text of such a file."""
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
+
+
+def write_texts(folder: Path, files: Mapping[str, str]) -> None:
+    """Writes files of text, given by their names."""
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")

@@ -145,28 +145,37 @@ class Checkpoints:
         return -1
 
 
-def stored_trainable(folder: Path, expected: Any) -> Any:
-    """What trained, in a checkpoint of a run or the newest of a folder of them, left on disk.
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint in a run's `checkpoints/`, by name.
+
+    Raises:
+      UserError: If there is none.
+    """
+    whole = sorted(path.parent for path in folder.glob(f"step_*/{_MANIFEST}"))
+    if not whole:
+        raise UserError(f"{folder}: holds no whole checkpoint")
+    return whole[-1]
+
+
+def stored_trainable(folder: Path, expected: Any) -> tuple[int, Any]:
+    """What trained, left on disk in a checkpoint.
 
     Args:
-      folder: `checkpoints/` of a run folder, or `checkpoints/step_…` in it.
+      folder: `checkpoints/step_…` of a run folder.
       expected: The tree, with the shape and dtype of each array.
 
     Returns:
-      The tree, each array a `Stored`.
+      The step, and the tree, each array a `Stored`.
 
     Raises:
-      UserError: If there is none, or it is damaged.
+      UserError: If it is no whole checkpoint, or damaged.
     """
-    whole = sorted(path.parent for path in folder.glob(f"step_*/{_MANIFEST}"))
-    if (folder / _MANIFEST).exists():
-        whole = [folder]
-    if not whole:
-        raise UserError(f"{folder}: holds no whole checkpoint")
-    manifest = json.loads((whole[-1] / _MANIFEST).read_text())
-    if manifest["files"] != _inventory(whole[-1]):
-        raise UserError(f"{whole[-1]}: damaged, it does not match its manifest; name another one")
-    return stored_arrays(whole[-1] / "state", expected, "trainable")
+    if not (folder / _MANIFEST).exists():
+        raise UserError(f"{folder}: is no whole checkpoint")
+    manifest = json.loads((folder / _MANIFEST).read_text())
+    if manifest["files"] != _inventory(folder):
+        raise UserError(f"{folder}: damaged, it does not match its manifest; name another one")
+    return manifest["step"], stored_arrays(folder / "state", expected, "trainable")
 
 
 def _present(state: TrainState) -> dict[str, Any]:
