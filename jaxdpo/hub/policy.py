@@ -14,7 +14,7 @@ from jaxdpo.data.chat import Chat, load_chat
 from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import ADAPTER_CONFIG, base_of, save_adapter, stored_adapter
 from jaxdpo.hub.families import config_from_hf
-from jaxdpo.hub.folder import find_folder, member, read_config, read_json
+from jaxdpo.hub.folder import check_files, find_folder, member, read_config, read_json
 from jaxdpo.hub.read import on_devices, stored_params
 from jaxdpo.hub.write import MAX_SHARD_BYTES, json_text, save_pretrained
 from jaxdpo.model.config import ModelConfig
@@ -155,10 +155,13 @@ def open_policy(
       UserError: As `load_policy`.
     """
     folder = find_folder(path)
+    check_files(folder)
     if not (folder / ADAPTER_CONFIG).exists():
         return _open_model(path, folder, dtype, chat_template, context)
     named = base_of(folder)
-    base = _open_model(named, find_folder(named), dtype, chat_template, context)
+    base_folder = find_folder(named)
+    check_files(base_folder)
+    base = _open_model(named, base_folder, dtype, chat_template, context)
     lora, lora_config = stored_adapter(folder, base.config, base.hf_config)
     return replace(base, lora=lora, lora_config=lora_config)
 

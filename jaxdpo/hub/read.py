@@ -3,6 +3,7 @@
 Only safetensors are read, without torch: nothing in a model folder is ever executed or unpickled.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -193,6 +194,11 @@ def _check(
     arrays: Sequence[tuple[Row, jax.ShapeDtypeStruct]],
 ) -> None:
     """Raises unless the tensors are exactly those that the arrays are stored in."""
+    needed = max(math.prod(leaf.shape[: row.leading]) for row, leaf in arrays)
+    if needed > len(tensors):
+        raise UserError(
+            f"{folder}: the config asks for {needed} tensors or more; there are {len(tensors)}"
+        )
     shapes: dict[str, tuple[int, ...]] = {}
     for row, leaf in arrays:
         shape = row.their_shape(leaf.shape)

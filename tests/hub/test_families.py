@@ -136,7 +136,7 @@ def test_both_spellings_of_rope_are_read_and_written(fields, rope):
         ({"model_type": None}, "model_type None is not supported"),
         ({"hidden_act": "relu"}, "hidden_act 'relu' is not implemented; there are silu"),
         ({"quantization_config": {"bits": 4}}, "quantization_config .*bits.* is not implemented"),
-        ({"hidden_size": None}, "hidden_size is None; it must be a number ≥ 1"),
+        ({"hidden_size": None}, "hidden_size is None; it must be a number from 1"),
         ({"num_hidden_layers": "2"}, "num_hidden_layers is '2'"),
         ({"num_attention_heads": 3, "num_key_value_heads": 2, "head_dim": 2}, "3 is not a mul"),
         ({"head_dim": 3}, "head_dim"),
