@@ -20,6 +20,7 @@ from jaxdpo.losses.against_reference import sigmoid_loss
 from jaxdpo.model.decoder import Compute, head_weight, hidden_states, logits
 from jaxdpo.sampling import SamplingConfig, generate
 from jaxdpo.scoring import score_completions
+from tests.hub.conftest import EVERYTHING, REPRESENTATIVES, make_torch_model
 
 # Longer than every window and every original context.
 LENGTH = 40
@@ -52,17 +53,27 @@ def test_logits(each_model, tokens):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-4 * np.abs(theirs).max())
 
 
-def test_logits_in_bf16(llama, tokens):
+# torch's experts in bf16 want widths that are multiples of eight.
+IN_BF16 = [*REPRESENTATIVES[:-1], "qwen3-moe-windows"]
+
+
+@pytest.mark.parametrize("name", IN_BF16 if EVERYTHING else ["llama"])
+def test_logits_in_bf16(name, tokens, tmp_path):
     """As near to torch's bf16 as torch's bf16 is to torch's fp32."""
-    config, params = load(llama, jnp.bfloat16)
+    model = make_torch_model(name, tmp_path)
+    config, params = load(model, jnp.bfloat16)
     compute = Compute(jnp.bfloat16, attention="dense", remat="none")
     ours = logits(config, params, run(config, params, None, whole_sequences(tokens), compute))
     ids = torch.tensor(tokens).long()
     with torch.no_grad():
-        exact = llama.torch_model(ids).logits.numpy()
-        rounded_model = type(llama.torch_model).from_pretrained(llama.folder, dtype=torch.bfloat16)
+        exact = model.torch_model(ids).logits.numpy()
+        kind = type(model.torch_model)
+        rounded_model = kind.from_pretrained(
+            model.folder, dtype=torch.bfloat16, attn_implementation="eager"
+        )
         rounded = rounded_model(ids).logits.float().numpy()
     error = np.abs(rounded - exact).mean()
+    print(f"{name}: {np.abs(np.asarray(ours) - exact).mean() / error:.2f} of torch's error")
     assert np.abs(np.asarray(ours) - exact).mean() < 1.2 * error
     assert np.abs(np.asarray(ours) - rounded).mean() < 1.5 * error
 
@@ -117,10 +128,9 @@ REFERENCE, BETA = np.array([[-60.0, -70.0], [-9.0, -4.0], [-80.0, -30.0]], np.fl
 def test_gradients_of_the_dpo_loss(each_family, pairs, batch):
     """Packed here, pair by pair there."""
     config, params = load(each_family)
-    compute = Compute(jnp.float32, attention="dense", remat="full")
 
     def loss(params):
-        policy = score_completions(config, params, None, batch, compute).logps
+        policy = score_completions(config, params, None, batch, DENSE).logps
         ratios = policy - jnp.asarray(REFERENCE)[batch.pair_index]
         losses = sigmoid_loss(ratios[..., 0], ratios[..., 1], beta=BETA)
         return jnp.sum(jnp.where(batch.pair_index >= 0, losses, 0.0)) / len(pairs)

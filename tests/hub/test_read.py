@@ -15,6 +15,7 @@ from jaxdpo.hub.folder import find_folder, member, read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.model.decoder import abstract_params
 from jaxdpo.sharding import MeshConfig, make_mesh, shardings_for
+from tests.hub.conftest import make_torch_model
 
 
 @pytest.fixture
@@ -127,6 +128,20 @@ def test_derived_buffers_and_equal_tied_heads_are_passed_over(llama, folder):
 
     edit_weights(folder, store_twice)
     assert "head" not in load(folder)
+
+
+def test_gpt2_as_the_hub_has_it(tmp_path):
+    """Names without the prefix, and the causal mask as a buffer."""
+    model = make_torch_model("gpt2", tmp_path / "new")
+    old = shutil.copytree(model.folder, tmp_path / "old")
+
+    def rename(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+        tensors["h.0.attn.bias"] = torch.ones(1, 1, 48, 48)
+
+    edit_weights(old, rename)
+    assert_equal_trees(load(old), load(model.folder))
 
 
 def test_a_tied_head_that_differs_is_refused(folder):

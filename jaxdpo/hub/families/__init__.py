@@ -36,6 +36,12 @@ def family_of(hf_config: HfConfig) -> Family:
       UserError: If it is none of `FAMILIES`.
     """
     model_type = hf_config.get("model_type")
+    inner = hf_config.get("text_config")
+    if model_type not in FAMILIES and isinstance(inner, dict):
+        raise UserError(
+            f"config.json: {model_type!r} holds a text model, {inner.get('model_type')}, among "
+            "others; only a text model saved by itself can be loaded"
+        )
     if model_type not in FAMILIES:
         raise UserError(
             f"config.json: model_type {model_type!r} is not supported"
