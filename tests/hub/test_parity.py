@@ -37,7 +37,9 @@ def whole_sequences(tokens_BT: np.ndarray) -> PackedBatch:
     """One sequence a row."""
     zeros = np.zeros_like(tokens_BT)
     positions = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
-    return PackedBatch(tokens_BT, positions, zeros + 1, zeros, *(zeros,) * 5, gather=None)
+    return PackedBatch(
+        tokens_BT, positions, zeros + 1, zeros, *(zeros,) * 5, tiles=None, gather=None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,7 @@ def pairs() -> list[TokenizedPair]:
 @pytest.fixture(scope="module")
 def batch(pairs) -> PackedBatch:
     """The pairs in rows, prompts shared."""
-    shape = BatchShape(rows=2, row_length=40, pairs=2, scores=20, sequences=3, sequence_width=31)
+    shape = BatchShape(rows=2, row_length=40, pairs=2, scores=20, tiles=1)
     return pack_batch(pairs, [[0, 1], [2]], shape)
 
 
@@ -173,7 +175,7 @@ def test_packed_prefix_shared_rows_equal_torch_on_separate_sequences(each_family
                 expected[row, scored : scored + len(completion)] = logps
                 scored += len(completion)
     scored = batch.score_pair > 0
-    for attention in ("dense", "gather"):
+    for attention in ("dense", "tiles"):
         hidden = run(config, params, None, batch, Compute(jnp.float32, attention, "none"))
         weight, head = head_weight(config, params), Head(config.logit_scale, config.logit_softcap)
         ours = np.asarray(token_logps(hidden, weight, batch.score_index, batch.score_target, head))
