@@ -19,6 +19,7 @@ from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.model.decoder import Params
 from jaxdpo.prepare import Prepared, prepare
 from jaxdpo.record import Recorder
+from jaxdpo.resolve import objective_of
 from jaxdpo.run_folder import RunFolder, open_run_folder
 from jaxdpo.sampling import complete, numbered
 from jaxdpo.sharding import make_mesh
@@ -26,7 +27,7 @@ from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
 from jaxdpo.training.optimizer import make_optimizer, make_schedule
 from jaxdpo.training.signals import StopRequest, stop_on_sigterm
-from jaxdpo.training.step import MovingReference, Objective, init_state, make_train_step
+from jaxdpo.training.step import init_state, make_train_step
 from jaxdpo.training.writers import METRICS_FILE, plot_curves, read_metrics
 
 # What a shell reports of a process that SIGTERM ended.
@@ -126,15 +127,7 @@ def _train(
     first_step = int(state.step)
     if first_step:
         reporter.say(f"continuing after step {first_step}")
-    objective = Objective(
-        run.policy.config,
-        run.compute,
-        config.loss,
-        config.batch.size,
-        config.training.seed,
-        has_reference=config.reference_kind != "none",
-        moving=MovingReference(*config.reference.moves) if moving else None,
-    )
+    objective = objective_of(config, run.policy.config, run.compute)
     train_step = make_train_step(objective, optimizer, schedule, mesh, state)
     evaluate_every = config.training.evaluate_every or -(-num_steps // 10)
     with reporter.progress(num_steps, first_step) as bar:
