@@ -146,13 +146,10 @@ def test_mistakes_are_named(arguments, message):
 
 def test_criteria_are_held_against_people(capsys, folder):
     asked = {"role": "user", "content": "Why? Answer in at most 3 words."}
+    said = {"So it is": "PASS", "It is so, I think": "PASS", "a b c d": "FAIL"}
     lines = [
         {"messages": [asked, {"role": "assistant", "content": text}], "judgement": judgement}
-        for text, judgement in [
-            ("So it is", "PASS"),
-            ("It is so, I think", "PASS"),
-            ("a b c d", "FAIL"),
-        ]
+        for text, judgement in said.items()
     ]
     (folder / "judged.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     evaluate.main(["--alignment", "judged.jsonl", "criteria=word_limit", "out=aligned"])
