@@ -17,7 +17,6 @@ from jaxdpo.data.cache import TokenizedPairs
 from jaxdpo.data.plan import BatchShape, Packer
 from jaxdpo.data.tokenizing import LoadedPairs, load_pairs
 from jaxdpo.errors import UserError
-from jaxdpo.hub.adapter import adapter_rows
 from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.losses import LossConfig
 from jaxdpo.machine import local_machine
@@ -25,7 +24,7 @@ from jaxdpo.model.decoder import Compute
 from jaxdpo.model.lora import init_lora
 from jaxdpo.reference import ReferenceCache, Scores, cache_key, compute_and_store, load_cached
 from jaxdpo.resolve import resolve
-from jaxdpo.run_folder import RunFolder
+from jaxdpo.run_folder import DATA_FILE, RunFolder
 from jaxdpo.scoring import make_score_step, score_pairs, weights_digest
 from jaxdpo.sharding import agreed, shardings_for
 from jaxdpo.training.evaluate import EvalData
@@ -94,6 +93,11 @@ def prepare(
             "weights and margins (metadata)": _digest_of(numbers["TRAIN"] + numbers["TEST"]),
         }
     )
+    counted = {
+        split: {"pairs": len(each), "sha256": each.fingerprint}
+        for split, each in pairs.splits.items()
+    }
+    folder.write_json(DATA_FILE, counted)
     resolved = resolve(config, policy.config, train.lengths, test.lengths, mesh, local_machine())
     compute, plan, shape, scoring = (
         resolved.compute, resolved.plan, resolved.shape, resolved.scoring,
@@ -131,8 +135,6 @@ def _load(config: RunConfig, given_policy: Policy | None, mesh: Mesh) -> Policy:
             f"{config.model.path} is an adapter itself, so a new adapter would belong to a model "
             "that is nowhere on disk; set export.lora=merged"
         )
-    if config.lora is not None and config.export.lora == "adapter":
-        adapter_rows(loaded.hf_config, loaded.config)  # Raises where there can be no adapter file.
     # Where training starts is the reference: the model with its adapters.
     policy = loaded.merged()
     if given_policy is not None:

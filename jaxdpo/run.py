@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jaxdpo.card import run_card
 from jaxdpo.compiling import keep_compiled
 from jaxdpo.config import RunConfig
 from jaxdpo.console import Reporter
@@ -97,6 +98,7 @@ def fit(
         final = _trained_policy(run, trained)
         after = _complete(config, run, final, folder, "after")
         reporter.say(f"exporting to {folder.path / 'model'}")
+        final = replace(final, card=run_card(config, folder.path))
         final.save(folder.path / "model", lora=config.export.lora, dtype=config.export.dtype)
         history = read_metrics(folder.path)
         summary = _summarise(run, folder, history, list(zip(before, after, strict=True)))

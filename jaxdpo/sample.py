@@ -11,6 +11,7 @@ from jaxdpo.command import run_command
 from jaxdpo.console import Reporter
 from jaxdpo.data.generations import Generation
 from jaxdpo.data.prompts import PromptsConfig, read_prompts, with_path
+from jaxdpo.errors import UserError
 from jaxdpo.evaluation.best import best_of
 from jaxdpo.evaluation.comparison import judge_answers, judgement_line
 from jaxdpo.evaluation.criteria import Criteria, criterion_named
@@ -115,6 +116,9 @@ def _best(config: SampleConfig, drawn: list[Generation], reporter: Reporter) -> 
     with replacing(out.with_suffix(".judgements.jsonl")) as file:
         for answer, said in zip(drawn, judged, strict=True):
             file.writelines(judgement_line(answer, name, each) for name, each in said.items())
+    if not best:
+        why = next(each.explanation for said in judged for each in said.values() if not each.judged)
+        raise UserError(f"no answer could be judged by every criterion; the first: {why}")
     with replacing(out) as file:
         file.writelines(answer.line() for answer in best)
     missing = len({answer.id for answer in drawn}) - len(best)

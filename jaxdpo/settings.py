@@ -63,9 +63,18 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     return (paths[0] if paths else None), overrides
 
 
-def fields_text(model: type[BaseModel], section: str = "") -> str:
-    """The fields of one configuration, each with its default and a line of what it does."""
-    return "\n".join(_field_text(section + name, f) for name, f in model.model_fields.items())
+def fields_text(model: type[BaseModel], section: str = "", given: Any = None) -> str:
+    """The fields of one configuration, each with its default and a line of what it does.
+
+    Args:
+      model: The kind of configuration.
+      section: What each field's name begins with.
+      given: The section where none is set, if its values are not the fields' own defaults.
+    """
+    return "\n".join(
+        _field_text(section + name, field, getattr(given, name, None))
+        for name, field in model.model_fields.items()
+    )
 
 
 def sections_text(model: type[BaseModel]) -> str:
@@ -74,14 +83,15 @@ def sections_text(model: type[BaseModel]) -> str:
     for name, field in model.model_fields.items():
         inner = section_type(field.annotation)
         section = issubclass(inner, BaseModel)
-        lines.append(fields_text(inner, f"{name}.") if section else _field_text(name, field))
+        given = None if field.is_required() else field.get_default(call_default_factory=True)
+        lines.append(fields_text(inner, f"{name}.", given) if section else _field_text(name, field))
     return "\n".join(lines)
 
 
-def _field_text(name: str, field: FieldInfo) -> str:
+def _field_text(name: str, field: FieldInfo, given: Any = None) -> str:
     default = "required"
-    if not field.is_required():
-        value = field.get_default(call_default_factory=True)
+    if given is not None or not field.is_required():
+        value = field.get_default(call_default_factory=True) if given is None else given
         plain = list(value) if isinstance(value, tuple) else value
         default = yaml.safe_dump(plain, default_flow_style=True).split("\n")[0]
     return f"  {name}={default}\n      {field.description}"

@@ -7,15 +7,15 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jaxdpo.data.pairs import Message, Split
 from jaxdpo.data.prompts import Prompt
-from jaxdpo.data.records import BadLine
-from jaxdpo.data.sources import Source, read_source
 from jaxdpo.errors import UserError
+
+Line = TypeVar("Line", bound=BaseModel)
 
 
 class Generation(BaseModel):
@@ -64,19 +64,35 @@ def read_generations(path: str | Path) -> list[Generation]:
     Raises:
       UserError: Naming the first line that is none.
     """
+    return load_lines(path, Generation)
+
+
+def load_lines(path: str | Path, line_type: type[Line]) -> list[Line]:
+    """Reads a file whose lines are all of one type.
+
+    It is less strict than the readers of training data: a model may answer with a NUL.
+
+    Raises:
+      UserError: If it cannot be read, or naming the first line that is not of that type.
+    """
     found = []
-    for record in read_source(Source(str(path))):
-        if isinstance(record, BadLine):
-            raise UserError(str(record))
-        if record.value is None:
-            continue
-        try:
-            found.append(Generation.model_validate(record.value))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            field = ".".join(map(str, problem["loc"]))
-            raise UserError(f"{path}:{record.line}: {field}: {problem['msg']}") from None
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    found.append(_parsed(line, line_type, f"{path}:{number}"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     return found
+
+
+def _parsed(line: bytes, line_type: type[Line], where: str) -> Line:
+    try:
+        return line_type.model_validate_json(line)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise UserError(f"{where}: {field}{': ' if field else ''}{problem['msg']}") from None
 
 
 def by_prompt(generations: Iterable[Generation]) -> dict[str, Sequence[Generation]]:

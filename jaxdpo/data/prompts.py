@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from jaxdpo.data.bad_lines import SHOWN_BAD_LINES
 from jaxdpo.data.formats import drafts_of, format_of
 from jaxdpo.data.pairs import Message, PreferencePair, Split
-from jaxdpo.data.reader import SHOWN_BAD_LINES
 from jaxdpo.data.records import BadLine, BadPair
 from jaxdpo.data.schema import parse_pair, parse_supervised
 from jaxdpo.data.sources import find_sources, read_source

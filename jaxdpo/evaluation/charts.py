@@ -51,8 +51,9 @@ def chart(comparison: Comparison, kind: str) -> bytes:
         figure.legend(
             handles, labels, fontsize=9, frameon=False, ncols=3, loc="outside lower center"
         )
+        nameless = {"Date": None, "Creator": None} if kind == "svg" else {}
         file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})
+        figure.savefig(file, format=kind, dpi=150, metadata=nameless)
     return file.getvalue()
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
+from jaxdpo.data.bad_lines import SHOWN_BAD_LINES
 from jaxdpo.data.pairs import PreferencePair
-from jaxdpo.data.reader import SHOWN_BAD_LINES
 from jaxdpo.data.records import BadLine, BadPair, Record, bad_line
 from jaxdpo.data.reports import tally
 from jaxdpo.data.sources import Source, raw_of, read_source

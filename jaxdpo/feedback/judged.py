@@ -3,9 +3,9 @@
     {"messages": [...], "completion": "At 9.", "criterion": "short", "passed": true, "score": null,
      "explanation": "2 words of at most 5"}
 
-is a line; `tools`, `split`, `metadata`, `model`, `sample`, `id`, `annotator` and `time` are
-optional. An answer is worth the mean over its criteria, each the mean of its judgements: the score,
-or else 1 for passed and 0 for failed. So scores that are combined should have one scale.
+is a line; `tools`, `split`, `metadata`, `model`, `sample`, `finished`, `id`, `annotator` and
+`time` are optional. An answer is worth the mean over its criteria, each the mean of its judgements:
+the score, or else 1 for passed and 0 for failed. So scores that are combined should have one scale.
 """
 
 import json
@@ -22,7 +22,7 @@ from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.feedback.preferences import COMMON, check_keys
 
 _SAID = ("passed", "score", "explanation")
-_ABOUT = ("model", "sample", "annotator", "time")
+_ABOUT = ("model", "sample", "finished", "annotator", "time")
 _PROMPT = tuple(key for key in COMMON if key not in _ABOUT)
 
 
@@ -56,8 +56,10 @@ def parse_judged(record: dict[str, Any], where: str) -> Judged:
     Raises:
       BadPair: If it is not as documented.
     """
-    check_keys(record, "id", "completion", "sample", "criterion", *_SAID)
+    check_keys(record, "id", "completion", "sample", "finished", "criterion", *_SAID)
     _, completion = need(record, "messages", "completion")
+    if isinstance(completion, str) and not completion.strip():
+        raise BadPair("empty-completion", "completion is empty; nothing can be learnt from it")
     criterion = record.get("criterion") or "score"
     if not isinstance(criterion, str):
         raise BadPair("criterion-type", "criterion is no string; write the criterion's name")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxdpo.config import RunConfig
+from jaxdpo.errors import UserError
 from jaxdpo.memory import abstract_rows, abstract_run
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.resolve import Resolved, objective_of
@@ -67,7 +68,14 @@ def compile_step(
     step = make_train_step(objective, optimizer, schedule, mesh, state)
     batch, inputs = _abstract_inputs(config, resolved, mesh)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    traced = step.trace(state, frozen, batch, inputs, count)
+    try:
+        traced = step.trace(state, frozen, batch, inputs, count)
+    except RuntimeError as error:
+        if "cuDNN" not in str(error):
+            raise
+        raise UserError(
+            f"model.attention=cudnn: {error}; pip install --no-deps nvidia-cudnn-cu13"
+        ) from error
     names = {"gpu": "cuda"}
     lowered = traced.lower(lowering_platforms=(names.get(platform, platform),))
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jaxdpo.data.generations import Generation, generation, read_generations
+from jaxdpo.data.generations import Generation, Line, generation, read_generations
 from jaxdpo.data.prompts import Prompt
 from jaxdpo.errors import UserError
 from jaxdpo.files import replacing
@@ -61,9 +61,12 @@ def sample_to_file(
     wanted = [(prompt, sample) for prompt in prompts for sample in range(samples)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _check_settings(path.with_suffix(".settings.json"), source.settings | {"samples": samples})
+        check_settings(path.with_suffix(".settings.json"), source.settings | {"samples": samples})
         partial = path.with_name(path.name + ".partial")
-        kept = [*(read_generations(path) if path.exists() else ()), *_read_partial(partial)]
+        kept = [
+            *(read_generations(path) if path.exists() else ()),
+            *read_partial(partial, Generation),
+        ]
         done = {(each.id, each.sample): each for each in kept}
         missing = [(p, sample) for p, sample in wanted if (p.id, sample) not in done]
         advance(len(wanted) - len(missing))
@@ -87,7 +90,12 @@ def sample_to_file(
     return ordered
 
 
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Keeps what a file depends on beside it, and refuses to continue a file that has another.
+
+    Raises:
+      UserError: Naming each setting that differs.
+    """
     settings = json.loads(json.dumps(settings))
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -98,7 +106,7 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
         ]
         if changed:
             raise UserError(
-                f"{path} belongs to another sampling: {'; '.join(changed)}. Put them back to "
+                f"{path} belongs to other settings: {'; '.join(changed)}. Put them back to "
                 "continue it, or write to a new place"
             )
         return
@@ -106,8 +114,8 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
         json.dump(settings, file, indent=1, ensure_ascii=False)
 
 
-def _read_partial(path: Path) -> list[Generation]:
-    """What was answered before; a line that was cut off is cut away, so that others may follow."""
+def read_partial(path: Path, line_type: type[Line]) -> list[Line]:
+    """What was written before; a line that was cut off is cut away, so that others may follow."""
     if not path.exists():
         return []
     whole, found = 0, []
@@ -116,7 +124,7 @@ def _read_partial(path: Path) -> list[Generation]:
         try:
             if not line.endswith(b"\n"):
                 break
-            found.append(Generation.model_validate_json(line))
+            found.append(line_type.model_validate_json(line))
         except ValidationError:
             break
         whole += len(line)

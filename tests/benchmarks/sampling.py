@@ -16,18 +16,21 @@ import torch
 import transformers
 
 import jaxdpo.quickstart
+from jaxdpo.hub.families import config_from_hf
+from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.policy import load_policy
+from jaxdpo.hub.read import load_params
 from jaxdpo.model.decoder import Compute
 from jaxdpo.sampling import Model, SamplingConfig, generate_each, numbered
 
-ROWS, ROUNDS = 16, 3
+ROWS, ROUNDS = 16, 2
 QUICKSTART = Path(jaxdpo.quickstart.__file__).parent
 
 
 def quickstart_case():
-    """The shipped model and 128 of its prompts; answers end by themselves."""
+    """The shipped model and 64 of its prompts; answers end by themselves."""
     with open(QUICKSTART / "pairs.jsonl", encoding="utf-8") as file:
-        records = [json.loads(line) for line, _ in zip(file, range(128), strict=False)]
+        records = [json.loads(line) for line, _ in zip(file, range(64), strict=False)]
     policy = load_policy(str(QUICKSTART / "model"))
     prompts = [policy.chat.encode(r["messages"][:1], add_generation_prompt=True) for r in records]
     theirs = transformers.LlamaForCausalLM.from_pretrained(QUICKSTART / "model", dtype="float32")
@@ -36,14 +39,14 @@ def quickstart_case():
 
 
 def random_case(folder: str):
-    """A random Llama of 19M parameters; one end token in sixty-four ends its answers."""
+    """A random Llama; one token in sixty-four ends its answers."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=8192,
-        hidden_size=384,
-        intermediate_size=1024,
-        num_hidden_layers=6,
-        num_attention_heads=6,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
         num_key_value_heads=2,
         initializer_range=0.02,
         eos_token_id=list(range(128)),
@@ -51,15 +54,11 @@ def random_case(folder: str):
     )
     theirs = transformers.LlamaForCausalLM(config).eval()
     theirs.save_pretrained(folder)
-    from jaxdpo.hub.families import config_from_hf
-    from jaxdpo.hub.folder import read_config
-    from jaxdpo.hub.read import load_params
-
     ours = config_from_hf(read_config(Path(folder)))
     model = (ours, load_params(Path(folder), ours, jnp.float32), list(range(128)))
     rng = np.random.default_rng(0)
-    prompts = [rng.integers(128, 8192, n).tolist() for n in rng.integers(20, 200, 64)]
-    return "random Llama, 17M", model, theirs, prompts, 128
+    prompts = [rng.integers(128, 8192, n).tolist() for n in rng.integers(20, 200, 48)]
+    return "random Llama, 7M", model, theirs, prompts, 64
 
 
 def ours(model, prompts, limit: int, temperature: float) -> int:

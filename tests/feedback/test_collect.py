@@ -97,6 +97,8 @@ def test_prompts_with_other_metadata_are_other_prompts(tmp_path):
         ({"messages": asked(), "passed": True}, "missing-key"),
         (judged("a", True, pased=True), "unknown-key"),
         (judged("a", True, criterion=3), "criterion-type"),
+        (judged(" ", True), "empty-completion"),
+        (judged("a\0", True), "nul"),
     ],
 )
 def test_judgements_that_are_not_as_documented(tmp_path, record, code):
