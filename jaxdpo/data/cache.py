@@ -19,7 +19,7 @@ from jaxdpo.data.reports import TokenizeReport
 from jaxdpo.files import file_digest, sync_folder, sync_tree
 
 # Part of every key: raise it when the files change their form.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 ROWS_PER_CHUNK = 1024
 _PAIRS, _ABOUT = "pairs.arrow", "about.json"
 _IDS = TokenizedPair._fields
@@ -30,12 +30,14 @@ _SCHEMA = pa.schema(
         ("source", pa.string()),
         ("metadata", pa.string()),
         *((name, pa.float32()) for name in _SCORES),
+        ("label", pa.int8()),
     ]
 )
 
-
 Scores = tuple[float, float]
 UNKNOWN = (math.nan, math.nan)
+# What `labels` says of a pair, which has none.
+NO_LABEL = -1
 
 
 class TokenizedPairs(Sequence[TokenizedPair]):
@@ -44,7 +46,8 @@ class TokenizedPairs(Sequence[TokenizedPair]):
     Attributes:
       lengths: i32 `[N, 3]`, tokens of prompt, chosen and rejected.
       scores: f32 `[N, 2]`, what chosen and rejected were given; NaN where the data does not say.
-      fingerprint: SHA-256 of all token ids, lengths and scores: what training depends on.
+      labels: i8 `[N]`, 1 or 0 of an answer that was judged by itself, NO_LABEL of a pair.
+      fingerprint: SHA-256 of all token ids, lengths, scores and labels: what training depends on.
       report: What was cut, dropped and refused on the way.
     """
 
@@ -62,6 +65,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
             + [np.stack([np.diff(offsets) for offsets, _ in c[:3]], -1) for c in self._chunks]
         )
         self.scores = np.stack([table.column(name).to_numpy() for name in _SCORES], -1)
+        self.labels = table.column("label").to_numpy()
         self.fingerprint = fingerprint
         self.report = report
 
@@ -135,7 +139,7 @@ class PairWriter:
         self._file = pa.OSFile(str(self._temporary / _PAIRS), "wb")
         self._writer = pa.ipc.new_file(self._file, _SCHEMA)
         self._hash = hashlib.sha256()
-        self._waiting: list[tuple[TokenizedPair, str, str, Scores]] = []
+        self._waiting: list[tuple[TokenizedPair, str, str, Scores, int]] = []
 
     def __enter__(self) -> "PairWriter":
         return self
@@ -150,14 +154,16 @@ class PairWriter:
         source: str,
         metadata: dict[str, Any] | None = None,
         scores: Scores = UNKNOWN,
+        label: bool | None = None,
     ) -> None:
         """Adds one pair, where it came from, and what chosen and rejected were given."""
+        judged = NO_LABEL if label is None else int(label)
         lengths = np.array([len(ids) for ids in pair])
         for numbers in (lengths, *pair):
             self._hash.update(numbers.astype("<i4").tobytes())
-        self._hash.update(np.array(scores, "<f4").tobytes())
+        self._hash.update(np.array(scores, "<f4").tobytes() + np.int8(judged).tobytes())
         own = json.dumps(metadata or {}, ensure_ascii=False)
-        self._waiting.append((pair, source, own, scores))
+        self._waiting.append((pair, source, own, scores, judged))
         if len(self._waiting) == ROWS_PER_CHUNK:
             self._write_chunk()
 
@@ -179,10 +185,11 @@ class PairWriter:
             sync_folder(self._folder.parent)
 
     def _write_chunk(self) -> None:
-        pairs, sources, metadata, scores = zip(*self._waiting, strict=True)
+        pairs, sources, metadata, scores, labels = zip(*self._waiting, strict=True)
         columns: list[Any] = [_ragged([getattr(pair, name) for pair in pairs]) for name in _IDS]
         columns += [pa.array(sources), pa.array(metadata)]
         columns += [pa.array(given, pa.float32()) for given in zip(*scores, strict=True)]
+        columns.append(pa.array(labels, pa.int8()))
         self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
         self._waiting = []
 

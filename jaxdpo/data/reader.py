@@ -134,6 +134,7 @@ class _Found:
             ignored_fields=dict(self.ignored),
             kept_fields=dict(self.kept),
             leaked=tuple(leaked_prompts(pairs)),
+            labels=dict(Counter(str(p.label).lower() for p in pairs if p.label is not None)),
         )
 
 

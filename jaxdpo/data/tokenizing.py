@@ -113,7 +113,7 @@ def cache_key(pairs: Sequence[PreferencePair], chat: Chat, config: DataConfig) -
     state.update(f"{FORMAT_VERSION} {chat.fingerprint} {config.max_length}\n".encode())
     for pair in pairs:
         said = [pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.source]
-        said += [pair.metadata, pair.template_kwargs, pair.token_ids, pair.scores]
+        said += [pair.metadata, pair.template_kwargs, pair.token_ids, pair.scores, pair.label]
         state.update(json.dumps(said, ensure_ascii=False).encode() + b"\n")
     return state.hexdigest()
 
@@ -136,7 +136,8 @@ def _write(
                 if encoded.spelled_control:
                     outcomes["spelled_control"].append(pair.source)
                 if fitted.tokens is not None:
-                    writer.add(fitted.tokens, pair.source, pair.metadata, pair.scores or UNKNOWN)
+                    scores = pair.scores or UNKNOWN
+                    writer.add(fitted.tokens, pair.source, pair.metadata, scores, pair.label)
                     count += 1
         outcomes.pop("whole", None)
         seen = {outcome: tuple(sources) for outcome, sources in outcomes.items()}

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.splits import leaked_prompts, pair_digest
+from jaxdpo.errors import UserError
 from jaxdpo.files import replacing
 from jaxdpo.inspection.findings import repeated
 from jaxdpo.inspection.texts import answers
@@ -22,6 +23,9 @@ def clean(
 
     Returns:
       The pairs that are left, and a line for each change.
+
+    Raises:
+      UserError: For `balance` of answers that were judged one by one.
     """
     left, changes = list(pairs), []
 
@@ -40,6 +44,11 @@ def clean(
             if pair.split == "TEST" and pair.source in leaked:
                 left[i] = dataclasses.replace(pair, split="TRAIN")
                 changes.append(f"{pair.source}: moved to TRAIN, where its prompt stands too")
+    if "balance" in remedies and any(pair.label is not None for pair in left):
+        raise UserError(
+            "remedies: balance evens out the lengths of pairs, and these answers were judged one "
+            "by one; leave it out"
+        )
     if "balance" in remedies:
         drop(_surplus(left), "more chosen answers are longer than shorter, or the other way")
     return left, changes
@@ -70,6 +79,8 @@ def _record(pair: PreferencePair) -> dict[str, Any]:
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     if pair.token_ids is not None:
         record: dict[str, Any] = dict(zip(names, pair.token_ids, strict=True))
+    elif pair.label is not None:
+        record = {"prompt": pair.prompt, "completion": pair.chosen, "label": pair.label}
     else:
         record = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
     record["split"] = pair.split

@@ -38,7 +38,8 @@ class Tokenized:
     """Pairs as tokens.
 
     Attributes:
-      lengths: i32 `[N, 3]` of the pairs that can be used, TRAIN first.
+      lengths: i32 `[N, 3]` of the pairs that can be used, TRAIN first; of labelled answers
+        `[N, 2]`.
       forecast: Lines on packing and cost.
       findings: What tokenising brought up.
       shown: The pairs to look at.
@@ -73,6 +74,10 @@ def tokenize(
                 shown.append(_seen(pair, encoded.tokens, fitted.tokens, fitted.outcome, chat))
     train = np.array(lengths["TRAIN"], np.int32).reshape(-1, 3)
     both = np.array(lengths["TRAIN"] + lengths["TEST"], np.int32).reshape(-1, 3)
+    if len(train) and all(pair.label is not None for pair in pairs):
+        # In training each stands beside an answer to another prompt.
+        train = np.concatenate([train[:, :2], np.roll(train[:, 1:2], 1, axis=0)], axis=1)
+        both = both[:, :2]
     forecast = _forecast(train, batch) if len(train) else ("no TRAIN pair can be used",)
     return Tokenized(both, forecast, tuple(_findings(outcomes, max_length)), tuple(shown))
 
@@ -135,10 +140,13 @@ def _seen(
     tokens = whole if fitted is None else fitted
     cut = len(whole.prompt_ids) - len(tokens.prompt_ids)
     spans = [("prompt", text) for text in _texts(tokens.prompt_ids, chat)]
+    chosen = "chosen" if pair.label is None else f"label {pair.label}".lower()
     for name, ids, unscored in (
-        ("chosen", tokens.chosen_ids, tokens.chosen_unscored),
+        (chosen, tokens.chosen_ids, tokens.chosen_unscored),
         ("rejected", tokens.rejected_ids, tokens.rejected_unscored),
     ):
+        if not len(ids):
+            continue
         scored = set(scored_tokens(len(ids), unscored).tolist())
         spans.append(("between", name))
         for i, (id, text) in enumerate(zip(ids, _texts(ids, chat), strict=True)):
@@ -167,8 +175,13 @@ def length_lines(lengths: np.ndarray) -> list[tuple[str, ...]]:
         return []
     return [
         (name, *(f"{value:.0f}" for value in np.percentile(column, [50, 95, 100])))
-        for name, column in zip(("prompt", "chosen", "rejected"), lengths.T, strict=True)
+        for name, column in zip(part_names(lengths), lengths.T, strict=True)
     ]
+
+
+def part_names(lengths: np.ndarray) -> tuple[str, ...]:
+    """What the columns of lengths are of."""
+    return ("prompt", "answer") if lengths.shape[1] == 2 else ("prompt", "chosen", "rejected")
 
 
 def histogram(values: np.ndarray, bins: int = 30) -> list[tuple[int, int]]:

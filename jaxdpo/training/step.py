@@ -46,11 +46,13 @@ class PairInputs(NamedTuple):
         is no reference.
       weights: Factors on the pairs' losses, or None.
       margins: Target margins of reward, or None.
+      labels: Of labelled answers: 1 if found good, 0 if not; or None.
     """
 
     reference: Any = None
     weights: Any = None
     margins: Any = None
+    labels: Any = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ def make_train_step(
         mean_chosen_tokens = jnp.sum(batch.score_branch == CHOSEN) / objective.batch_size
         shares = _Shares(objective, state, frozen, mean_chosen_tokens)
         extra = (batch, inputs)
-        if objective.loss.coupled:
+        # One microbatch holds all of the step's pairs: nothing need be known beforehand.
+        if objective.loss.coupled and batch.tokens.shape[0] > 1:
             extra = (*extra, shares.coupled(batch, inputs, num_microbatches))
         gradients, sums = _accumulate(shares.gradient, extra, num_microbatches)
         gradients = jax.lax.with_sharding_constraint(gradients, state_shardings.trainable)
@@ -231,9 +234,12 @@ class _Shares:
             self.state.trainable
         )
         num_tokens = jnp.sum(batch.pair_ids > 0).astype(jnp.float32)
-        sums = {**sums, "num_tokens": num_tokens, **completion_sums(policy, reference, is_pair_RP)}
+        labels = inputs.labels
+        sums = {**sums, "num_tokens": num_tokens}
+        sums |= completion_sums(policy, reference, is_pair_RP, labels)
         if not objective.loss.supervised:
-            sums |= reward_sums(implicit_rewards(objective.loss, policy, reference), is_pair_RP)
+            rewards = implicit_rewards(objective.loss, policy, reference)
+            sums |= reward_sums(rewards, is_pair_RP, labels)
         return _as_float32(gradients), sums
 
     def coupled(
@@ -279,6 +285,7 @@ class _Shares:
             self.mean_chosen_tokens,
             inputs.margins,
             inputs.weights,
+            inputs.labels,
         )
 
     def _policy(

@@ -12,6 +12,7 @@ from jaxdpo.data.config import DataConfig
 from jaxdpo.data.reader import read_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.inspect import main, parse
+from jaxdpo.inspection import cleaning
 from jaxdpo.inspection.cleaning import clean
 from jaxdpo.inspection.findings import almost_equal, find
 from jaxdpo.inspection.shortcuts import find_shortcuts
@@ -52,6 +53,44 @@ def codes(tmp_path, records):
 
 def test_nothing_is_found_in_clean_data(tmp_path):
     assert codes(tmp_path, clean_records()) == {}
+
+
+def thumbs(count=300):
+    """Labelled answers of random words, two thirds of them good."""
+    rng = random.Random(2)
+    return [
+        {
+            "prompt": f"Question {i}: {sentence(rng, 8)}",
+            "completion": sentence(rng, rng.randrange(20, 40)),
+            "label": i % 3 > 0,
+        }
+        for i in range(count)
+    ]
+
+
+def test_labelled_answers_are_looked_at_alike(tmp_path):
+    records = thumbs()
+    assert codes(tmp_path, records) == {}
+    records += [records[3], {**records[4], "label": not records[4]["label"]}]
+    found = codes(tmp_path, records)
+    assert {code: line_of(finding) for code, finding in found.items()} == {
+        "duplicate": [301],
+        "opposite": [5, 302],
+    }
+    for record in records:
+        if record["label"]:
+            record["completion"] = "Sure, " + record["completion"]
+    assert "'sure' +" in codes(tmp_path, records)["shortcut"].title
+    pairs = read(tmp_path / "a.jsonl")
+    left, changes = clean(pairs, ["dedupe", "conflicts"])
+    assert (len(left), len(changes)) == (299, 3)
+    cleaning.write(left, tmp_path / "clean.jsonl")
+    again = read(tmp_path / "clean.jsonl")
+    assert [(p.prompt, p.chosen, p.label) for p in again] == [
+        (p.prompt, p.chosen, p.label) for p in left
+    ]
+    with pytest.raises(UserError, match="judged one by one; leave it out"):
+        clean(pairs, ["balance"])
 
 
 def line_of(finding):
