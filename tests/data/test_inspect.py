@@ -77,20 +77,18 @@ def test_labelled_answers_are_looked_at_alike(tmp_path):
         "duplicate": [301],
         "opposite": [5, 302],
     }
-    for record in records:
-        if record["label"]:
-            record["completion"] = "Sure, " + record["completion"]
-    assert "'sure' +" in codes(tmp_path, records)["shortcut"].title
-    pairs = read(tmp_path / "a.jsonl")
+    pairs = read(str(tmp_path / "a.jsonl"))
     left, changes = clean(pairs, ["dedupe", "conflicts"])
     assert (len(left), len(changes)) == (299, 3)
     cleaning.write(left, tmp_path / "clean.jsonl")
-    again = read(tmp_path / "clean.jsonl")
+    again = read(str(tmp_path / "clean.jsonl"))
     assert [(p.prompt, p.chosen, p.label) for p in again] == [
         (p.prompt, p.chosen, p.label) for p in left
     ]
     with pytest.raises(UserError, match="judged one by one; leave it out"):
         clean(pairs, ["balance"])
+    sure = [{**r, "completion": "Sure, " * r["label"] + r["completion"]} for r in records]
+    assert "'sure' +" in codes(tmp_path, sure)["shortcut"].title
 
 
 def line_of(finding):
