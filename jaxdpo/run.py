@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jaxdpo.compiling import keep_compiled
 from jaxdpo.config import RunConfig
 from jaxdpo.console import Reporter
 from jaxdpo.data.tokenizing import LoadedPairs
@@ -70,6 +71,7 @@ def fit(
       UserError: For whatever the user can mend.
       SystemExit: With status 143, after a SIGTERM; the state is saved.
     """
+    keep_compiled(config.data.cache_folder() / "compiled")
     mesh = make_mesh(config.mesh)
     first_process = jax.process_index() == 0
     reporter = Reporter(quiet=not first_process)

@@ -66,8 +66,8 @@ class DataConfig(BaseModel):
     )
     cache_dir: str | None = Field(
         None,
-        description="folder of tokenised data and reference log-probs, shared by all runs; "
-        "default: $JAXDPO_CACHE, or ~/.cache/jaxdpo",
+        description="folder of tokenised data, reference log-probs and compiled programs, for "
+        "all runs; default: $JAXDPO_CACHE, or ~/.cache/jaxdpo",
     )
 
     def weights(self) -> dict[str, float]:
@@ -79,6 +79,6 @@ class DataConfig(BaseModel):
         return ", ".join(self.weights())
 
     def cache_folder(self) -> Path:
-        """The folder that holds tokenised data."""
+        """The folder that holds what `cache_dir` says."""
         default = os.environ.get("JAXDPO_CACHE") or "~/.cache/jaxdpo"
         return Path(self.cache_dir or default).expanduser()
