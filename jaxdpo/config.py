@@ -39,14 +39,15 @@ class PolicyConfig(BaseModel):
         default=None,
         description="dtype of activations; default: float32 on CPU, bfloat16 elsewhere",
     )
-    attention: Literal["auto", "dense", "gather"] = Field(
+    attention: Literal["auto", "dense", "tiles", "splash", "cudnn"] = Field(
         default="auto",
-        description="dense: mask over the packed row; gather: each sequence laid out by itself; "
-        "auto: the one with fewer scores to compute",
+        description="dense: mask over the packed row; tiles: the parts of it that hold anything; "
+        "splash, cudnn: a kernel, on TPUs and on GPUs; auto: splash on TPUs, elsewhere tiles",
     )
-    remat: Literal["none", "dots", "full"] = Field(
+    remat: Literal["auto", "none", "dots", "full"] = Field(
         default="full",
-        description="what the backward pass computes again: nothing, all but matrix products, all",
+        description="what the backward pass computes again: nothing, all but matrix products, all; "
+        "auto: as little as the devices' memory allows",
     )
 
 

@@ -14,7 +14,7 @@ from jaxdpo.sharding import batch_shards, cut_rows
 
 # Logits of one chunk on one device: 2**24 fp32 numbers, 64 MiB. Larger chunks make no faster
 # matmuls; smaller ones do (64 tokens x 32k vocabulary cost 1.5 times as much).
-_CHUNK_LOGITS = 2**24
+CHUNK_LOGITS = 2**24
 
 
 class Head(NamedTuple):
@@ -87,7 +87,7 @@ def token_scores(
     shards = batch_shards()
     shards = shards if rows % shards == 0 else 1
     if chunk is None:
-        chunk = max(1, _CHUNK_LOGITS // (head_DV.shape[1] * (rows // shards)))
+        chunk = max(1, CHUNK_LOGITS // (head_DV.shape[1] * (rows // shards)))
     chunk = min(chunk, scores)
     chunks = -(-scores // chunk)
     padding = chunks * chunk - scores
@@ -224,11 +224,11 @@ def _chunked_scores_bwd(head: Head, wanted: Wanted, residuals, cotangents: Token
         gradient_GDV += jnp.einsum(
             "grcd,grcv->gdv", hidden_chunk, gradient, preferred_element_type=jnp.float32
         )
-        return cut_rows(gradient_GDV), gradient_hidden
+        return cut_rows(gradient_GDV, vocabulary=True), gradient_hidden
 
-    zeros = cut_rows(jnp.zeros((hidden.shape[1], *head_DV.shape), jnp.float32))
+    zeros = jnp.zeros((hidden.shape[1], *head_DV.shape), jnp.float32)
     gradient_GDV, gradient_hidden = jax.lax.scan(
-        one_chunk, zeros, (hidden, targets, lse, cotangents.logps)
+        one_chunk, cut_rows(zeros, vocabulary=True), (hidden, targets, lse, cotangents.logps)
     )
     return gradient_hidden, gradient_GDV.sum(0).astype(head_DV.dtype), None
 

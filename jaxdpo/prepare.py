@@ -16,25 +16,19 @@ from jaxdpo.console import Reporter
 from jaxdpo.data.cache import NO_LABEL, TokenizedPairs
 from jaxdpo.data.labelled import LabelledPairs
 from jaxdpo.data.pairs import Split
-from jaxdpo.data.plan import (
-    BatchShape,
-    Packer,
-    TrainPlan,
-    choose_row_length,
-    longest_sequence,
-    make_train_plan,
-    scoring_shape,
-)
+from jaxdpo.data.plan import BatchShape, Packer
 from jaxdpo.data.tokenizing import LoadedPairs, load_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import adapter_rows
 from jaxdpo.hub.policy import Policy, load_policy
+from jaxdpo.machine import local_machine
 from jaxdpo.model.decoder import Compute
 from jaxdpo.model.lora import init_lora
 from jaxdpo.reference import ReferenceCache, Scores, cache_key, compute_and_store, load_cached
+from jaxdpo.resolve import resolve
 from jaxdpo.run_folder import RunFolder
 from jaxdpo.scoring import make_score_step, score_pairs, weights_digest
-from jaxdpo.sharding import agreed, batch_shards, shardings_for
+from jaxdpo.sharding import agreed, shardings_for
 from jaxdpo.training.evaluate import EvalData
 from jaxdpo.training.loop import TrainData
 
@@ -106,8 +100,11 @@ def prepare(
             ),
         }
     )
-    compute, plan, shape, scoring = _plan(config, train.lengths, test.lengths)
-    reporter.say(_plan_text(plan, shape, compute))
+    resolved = resolve(config, policy.config, train.lengths, test.lengths, mesh, local_machine())
+    compute, plan, shape, scoring = (
+        resolved.compute, resolved.plan, resolved.shape, resolved.scoring,
+    )  # fmt: skip
+    reporter.say(f"plan    {resolved.describe()}")
     # (Pyright does not know that frozen pydantic models are hashable.)
     architecture: Any = policy.config
     score_step = make_score_step(architecture, compute, mesh, loss.ld_alpha, loss.use_weighting)
@@ -284,39 +281,6 @@ def _report_data(pairs: LoadedPairs, config: RunConfig, reporter: Reporter) -> N
             reporter.say(f"{split}: {said}")
 
 
-def _plan(
-    config: RunConfig, lengths: np.ndarray, test_lengths: np.ndarray
-) -> tuple[Compute, TrainPlan, BatchShape, BatchShape]:
-    """How the model is computed, the plan, and the shapes of training and of scoring."""
-    both = np.concatenate([lengths, test_lengths])
-    rows = config.batch.rows_per_device * batch_shards()
-    row_length = choose_row_length(both, config.batch, rows)
-    packer = Packer(lengths, config.batch, rows, row_length, longest_sequence(both))
-    training = config.training
-    plan = make_train_plan(packer, training.seed, training.epochs, training.max_steps)
-    kind = config.model.attention
-    shape = plan.shape(gather=kind != "dense")
-    if kind == "auto":
-        apart = shape.sequences * shape.sequence_width**2
-        kind = "gather" if apart < row_length**2 else "dense"
-    gather = kind == "gather"
-    if not gather:
-        shape = replace(shape, sequences=1, sequence_width=1)
-    packers = [replace(packer, lengths=each) for each in (lengths, test_lengths) if len(each)]
-    scoring = scoring_shape(packers, gather)
-    compute = Compute(
-        jnp.dtype(config.model.compute_dtype or _default_dtype()),
-        kind,
-        config.model.remat,
-        config.lora,
-    )
-    return compute, plan, shape, scoring
-
-
-def _default_dtype() -> str:
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
 def _trainable(config: RunConfig, policy: Policy, mesh: Mesh, keep: bool) -> tuple[Any, Any]:
     """(what is frozen, what is trained); training donates the latter."""
     if config.lora is None:
@@ -340,11 +304,3 @@ def mesh_text(mesh: Mesh) -> str:
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     platform = mesh.devices.flat[0].device_kind
     return f"{mesh.size} × {platform}" + (f" ({axes})" if axes else "")
-
-
-def _plan_text(plan: TrainPlan, shape: BatchShape, compute: Compute) -> str:
-    return (
-        f"plan    {plan.num_steps} steps of {plan.packer.config.size} pairs, in microbatches of "
-        f"{shape.rows} × {shape.row_length} tokens (up to {shape.microbatches} a step), "
-        f"{compute.attention} attention, {compute.dtype.name}"
-    )

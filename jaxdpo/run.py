@@ -22,6 +22,7 @@ from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.model.decoder import Params
 from jaxdpo.prepare import Prepared, prepare
 from jaxdpo.record import Recorder
+from jaxdpo.resolve import objective_of
 from jaxdpo.run_folder import RunFolder, open_run_folder
 from jaxdpo.sampling import generate
 from jaxdpo.sharding import make_mesh
@@ -29,7 +30,7 @@ from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import DeviceMetrics, run_steps
 from jaxdpo.training.optimizer import make_optimizer, make_schedule
 from jaxdpo.training.signals import StopRequest, stop_on_sigterm
-from jaxdpo.training.step import MovingReference, Objective, TrainState, init_state
+from jaxdpo.training.step import TrainState, init_state
 from jaxdpo.training.together import make_group
 from jaxdpo.training.writers import METRICS_FILE, plot_curves, read_metrics
 
@@ -146,19 +147,6 @@ class _Run:
     state: TrainState
     first_step: int
 
-    def objective(self) -> Objective:
-        """What its steps minimise."""
-        config, moving = self.config, self.config.reference_kind == "moving"
-        return Objective(
-            self.prepared.policy.config,
-            self.prepared.compute,
-            config.loss,
-            config.batch.size,
-            config.training.seed,
-            has_reference=config.reference_kind != "none",
-            moving=MovingReference(*config.reference.moves) if moving else None,
-        )
-
 
 def _begin(
     config: RunConfig, prepared: Prepared, folder: RunFolder, mesh: Mesh, reporter: Reporter
@@ -226,7 +214,10 @@ def _train(runs: Sequence[_Run], mesh: Mesh, reporter: Reporter, stop: StopReque
     config, data, done = runs[0].config, runs[0].prepared.train, runs[0].first_step
     num_steps = data.plan.num_steps
     group = make_group(
-        [run.objective() for run in runs],
+        [
+            objective_of(run.config, run.prepared.policy.config, run.prepared.compute)
+            for run in runs
+        ],
         [run.config.optimizer for run in runs],
         [run.state for run in runs],
         num_steps,

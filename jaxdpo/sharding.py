@@ -12,12 +12,12 @@ alike, because all of them are nested dicts whose paths end in the same names. A
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from pydantic import BaseModel, ConfigDict, Field
@@ -88,13 +88,17 @@ def agreed(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).all())
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
+def make_mesh(config: MeshConfig, compile_only: Sequence[Any] | None = None) -> Mesh:
     """The mesh of all devices of all processes.
+
+    Args:
+      config: Its axes.
+      compile_only: Devices of another machine, to compile for in place of those found.
 
     Raises:
       UserError: If the axes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
+    devices = jax.device_count() if compile_only is None else len(compile_only)
     sizes = [getattr(config, axis) for axis in AXES]
     given = math.prod(size for size in sizes if size != -1)
     shown = ", ".join(f"{axis}: {size}" for axis, size in zip(AXES, sizes, strict=True))
@@ -109,7 +113,13 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"mesh {{{shown}}} does not make up the {devices} devices found; its axes must "
             f"multiply to {devices}, or one of them be -1"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    if compile_only is None:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=types)
+    laid_out = mesh_utils.create_device_mesh(
+        sizes, list(compile_only), allow_split_physical_axes=True
+    )
+    return Mesh(laid_out, AXES, axis_types=types)
 
 
 def path_name(path: Any) -> str:
@@ -157,14 +167,20 @@ def batch_shards() -> int:
     return math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
 
 
-def cut_rows(array: jax.Array) -> jax.Array:
+def cut_rows(array: jax.Array, vocabulary: bool = False) -> jax.Array:
     """Constrains the first axis to be cut as rows of a batch are.
 
     Nothing happens without a mesh, or where the rows do not divide evenly.
+
+    Args:
+      array: The array.
+      vocabulary: Whether its last axis is the vocabulary, which stays cut along "tensor".
     """
-    if jax.sharding.get_abstract_mesh().empty or array.shape[0] % batch_shards():
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or array.shape[0] % batch_shards():
         return array
-    return jax.lax.with_sharding_constraint(array, P(BATCH_AXES, *(None,) * (array.ndim - 1)))
+    last = "tensor" if vocabulary and array.shape[-1] % mesh.shape["tensor"] == 0 else None
+    return jax.lax.with_sharding_constraint(array, P(BATCH_AXES, *(None,) * (array.ndim - 2), last))
 
 
 def uncut_embedding(weight_VD: jax.Array) -> jax.Array:

@@ -139,7 +139,7 @@ def test_one_step_equals_plain_torch(folder, pairs, ours):
     loss, logps = torch_step(model, reference, pairs, indices)
     loss.backward()
 
-    shape = plan.shape(gather=False)
+    shape = plan.shape(layout="plain")
     batches = [pack_batch(pairs, m, shape) for m in plan.microbatches(0)]
 
     @jax.jit
@@ -234,8 +234,8 @@ def our_curve(loss, pairs, ours, labels=None) -> list[dict[str, float]]:
         optimizer = make_optimizer(optimizer_config, schedule)
         reference = np.zeros((len(pairs), 2), np.float32)
         score = make_score_step(config, COMPUTE, mesh)
-        shape = plan.shape(gather=False)
-        scoring = replace(scoring_shape([plan.packer], gather=False), microbatches=1)
+        shape = plan.shape(layout="plain")
+        scoring = replace(scoring_shape([plan.packer], layout="plain"), microbatches=1)
         for indices, scores in score_pairs(score, params, None, pairs, plan.packer, scoring, mesh):
             reference[indices] = scores.logps
         state = init_state(jax.tree.map(jnp.copy, params), optimizer, mesh)

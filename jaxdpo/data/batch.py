@@ -21,6 +21,9 @@ Array = Any
 
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
 
+# Tokens of a block, in which attention goes over a row: queries and keys of a tile of scores.
+TILE = 64
+
 
 class PackedBatch(NamedTuple):
     """One microbatch: R rows of T tokens with at most P pairs and S scored tokens a row.
@@ -37,7 +40,10 @@ class PackedBatch(NamedTuple):
       score_pair: `[R, S]`, its pair id; 0 where unused.
       score_branch: `[R, S]`, CHOSEN or REJECTED; 0 where unused.
       pair_index: `[R, P]`, the pair's row in the data set; -1 where there is no pair.
-      gather: How to lay the row out as ordinary causal sequences, for the "gather" attention.
+      tiles: `[R, N, 2]`, which blocks of `TILE` tokens (first number) see something of which
+        (second); the number of blocks where unused. N is 0 unless the attention asks for it.
+      gather: How to lay the row out as ordinary causal sequences, for attention kernels; empty
+        unless the attention asks for it.
     """
 
     tokens: Array
@@ -49,6 +55,7 @@ class PackedBatch(NamedTuple):
     score_pair: Array
     score_branch: Array
     pair_index: Array
+    tiles: Array
     gather: "SequenceGather"
 
 

@@ -5,9 +5,9 @@ from typing import Protocol
 
 import numpy as np
 
-from jaxdpo.data.batch import CHOSEN, PROMPT, REJECTED, PackedBatch, SequenceGather
+from jaxdpo.data.batch import CHOSEN, PROMPT, REJECTED, TILE, PackedBatch, SequenceGather
 from jaxdpo.data.pairs import TokenizedPair, scored_tokens
-from jaxdpo.data.plan import BatchShape, Microbatch, Row, best_fit_decreasing
+from jaxdpo.data.plan import BatchShape, Microbatch, Row, best_fit_decreasing, visible_tiles
 
 
 class PairSource(Protocol):
@@ -40,6 +40,7 @@ def empty_batch(shape: BatchShape, rows: int) -> PackedBatch:
         score_pair=full(scores),
         score_branch=full(scores),
         pair_index=full(shape.pairs, value=-1),
+        tiles=full(shape.tiles, 2, value=-(-tokens // TILE)),
         gather=SequenceGather(full(*attention), full(*attention), full(tokens)),
     )
 
@@ -68,10 +69,15 @@ def pack_batch(
     batch = empty_batch(shape, len(wanted))
     for slot, row in enumerate(wanted):
         if row < len(microbatch):
-            _RowWriter(batch, slot).write(source, microbatch[row], share_prefix)
+            pairs = [source[index] for index in microbatch[row]]
+            _RowWriter(batch, slot).write(microbatch[row], pairs, share_prefix)
+            if shape.tiles:
+                lengths_P3 = [[len(ids) for ids in pair[:3]] for pair in pairs]
+                tiles = visible_tiles(lengths_P3, share_prefix, shape.row_length)
+                batch.tiles[slot, : len(tiles)] = tiles
     if shape.sequence_width > 1:
         for slot in range(len(wanted)):
-            _write_gather(batch, slot)
+            _write_gather(batch, slot, shape.apart)
     return batch
 
 
@@ -82,9 +88,8 @@ class _RowWriter:
         self.batch, self.row = batch, row
         self.token = self.score = self.segment = 0
 
-    def write(self, source: PairSource, pairs: Row, share_prefix: bool) -> None:
-        for slot, index in enumerate(pairs):
-            pair = source[index]
+    def write(self, indices: Row, pairs: Sequence[TokenizedPair], share_prefix: bool) -> None:
+        for slot, (index, pair) in enumerate(zip(indices, pairs, strict=True)):
             self.batch.pair_index[self.row, slot] = index
             last = self._prompt(pair.prompt_ids)
             self._completion(pair, CHOSEN, slot + 1, last)
@@ -122,7 +127,7 @@ class _RowWriter:
         self.score += len(scored)
 
 
-def _write_gather(batch: PackedBatch, row: int) -> None:
+def _write_gather(batch: PackedBatch, row: int, apart: bool) -> None:
     """Fills `batch.gather` for one row, from its pair ids and branches alone."""
     ids, branches = batch.pair_ids[row], batch.branches[row]
     sequences = []
@@ -135,7 +140,8 @@ def _write_gather(batch: PackedBatch, row: int) -> None:
                 sequences.append(np.concatenate([prompt, completion]))
     width = batch.gather.index.shape[-1]
     filled = np.zeros(len(ids), bool)
-    bins = best_fit_decreasing([len(sequence) for sequence in sequences], width)
+    sizes = [len(sequence) for sequence in sequences]
+    bins = [[i] for i in range(len(sizes))] if apart else best_fit_decreasing(sizes, width)
     for attention_row, members in enumerate(bins):
         start = 0
         for segment, member in enumerate(sorted(members), start=1):

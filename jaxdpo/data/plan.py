@@ -8,15 +8,21 @@ import bisect
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from jaxdpo.data.batch import TILE
 from jaxdpo.errors import UserError
 
 # Pairs of one row, rows of one microbatch: indices into the data set.
 Row = list[int]
 Microbatch = list[Row]
+
+# What a batch says of its rows to the attention: nothing; which tiles hold something to see; or
+# how their sequences are laid out as attention rows, several in each, or one.
+Layout = Literal["plain", "tiles", "sequences", "apart"]
 
 # Pairs packed together when order does not matter (scoring): enough that rows fill up.
 _SCORING_WINDOW = 1024
@@ -54,8 +60,10 @@ class BatchShape:
       row_length: T, tokens in a row.
       pairs: P, most pairs in a row.
       scores: S, most scored tokens in a row.
+      tiles: N, most tiles of a row that hold something to see.
       sequences: A, attention rows that hold a row's sequences laid out apart.
       sequence_width: W, tokens of an attention row.
+      apart: Whether each sequence has an attention row of its own.
       microbatches: M, most microbatches in an optimizer step.
     """
 
@@ -63,8 +71,10 @@ class BatchShape:
     row_length: int
     pairs: int = 1
     scores: int = 1
+    tiles: int = 0
     sequences: int = 1
     sequence_width: int = 1
+    apart: bool = False
     microbatches: int = 1
 
     def cover(self, other: "BatchShape") -> "BatchShape":
@@ -175,7 +185,7 @@ class Packer:
             rows = [[int(pair)] for pair in pairs]
         return [rows[i : i + self.rows] for i in range(0, len(rows), self.rows)]
 
-    def shape_of(self, microbatches: Sequence[Microbatch], gather: bool) -> BatchShape:
+    def shape_of(self, microbatches: Sequence[Microbatch], layout: Layout) -> BatchShape:
         """The smallest shape that holds these microbatches."""
         rows = [np.asarray(row) for microbatch in microbatches for row in microbatch]
         scores = max(int(self.lengths[row, 1:].sum()) for row in rows)
@@ -186,16 +196,16 @@ class Packer:
             scores=scores,
             microbatches=len(microbatches),
         )
-        if not gather:
+        if layout == "plain":
             return shape
-        width = self.sequence_width
-        return replace(
-            shape,
-            sequence_width=width,
-            sequences=max(
-                len(best_fit_decreasing(self._sequence_lengths(row), width)) for row in rows
-            ),
-        )
+        if layout == "tiles":
+            share = self.config.share_prefix
+            counts = [len(visible_tiles(self.lengths[row], share, self.row_length)) for row in rows]
+            return replace(shape, tiles=max(counts))
+        width, lengths = self.sequence_width, map(self._sequence_lengths, rows)
+        apart = layout == "apart"
+        sequences = max(len(one if apart else best_fit_decreasing(one, width)) for one in lengths)
+        return replace(shape, sequence_width=width, sequences=sequences, apart=apart)
 
     @functools.cached_property
     def sequence_width(self) -> int:
@@ -206,6 +216,40 @@ class Packer:
     def _sequence_lengths(self, row: np.ndarray) -> list[int]:
         completions = self.lengths[row, 1:]
         return (self.lengths[row, :1] + completions)[completions > 0].tolist()
+
+
+def visible_tiles(
+    lengths_P3: np.ndarray | Sequence[Sequence[int]], share_prefix: bool, row_length: int
+) -> np.ndarray:
+    """Which blocks of `TILE` tokens of a row see something of which.
+
+    Args:
+      lengths_P3: Tokens of prompt, chosen and rejected of the row's pairs, in order.
+      share_prefix: Whether a prompt is laid out once for its two completions.
+      row_length: Tokens of the row.
+
+    Returns:
+      i32 `[n, 2]`: blocks of queries and of keys, by the queries'.
+    """
+    blocks = -(-row_length // TILE)
+    seen = np.zeros((blocks, blocks), bool)
+    start = 0
+
+    def see(query: int, key: int, last_key: int, last: int) -> None:
+        if last > query and last_key > key:
+            keys = slice(key // TILE, (last_key - 1) // TILE + 1)
+            seen[query // TILE : (last - 1) // TILE + 1, keys] = True
+
+    for prompt, chosen, rejected in np.asarray(lengths_P3).tolist():
+        once = share_prefix or not rejected
+        for first, second in [(chosen, rejected)] if once else [(chosen, 0), (rejected, 0)]:
+            own = start + prompt
+            end = own + first + second
+            see(start, start, own, end)
+            see(own, own, own + first, own + first)
+            see(own + first, own + first, end, end)
+            start = end
+    return np.argwhere(np.tril(seen)).astype(np.int32)
 
 
 def longest_sequence(lengths_N3: np.ndarray) -> int:
@@ -246,10 +290,10 @@ class TrainPlan:
         """The packed rows of step `step`."""
         return self.packer.microbatches(self.pairs(step))
 
-    def shape(self, gather: bool) -> BatchShape:
+    def shape(self, layout: Layout) -> BatchShape:
         """The shape that holds every step of the run."""
         return _covering(
-            self.packer.shape_of(self.microbatches(step), gather) for step in range(self.num_steps)
+            self.packer.shape_of(self.microbatches(step), layout) for step in range(self.num_steps)
         )
 
 
@@ -261,13 +305,13 @@ def scoring_microbatches(packer: Packer) -> Iterator[Microbatch]:
         )
 
 
-def scoring_shape(packers: Sequence[Packer], gather: bool) -> BatchShape:
+def scoring_shape(packers: Sequence[Packer], layout: Layout) -> BatchShape:
     """The shape that holds every microbatch of `scoring_microbatches` of several data sets.
 
     The packers must agree on rows, row length and longest sequence.
     """
     return _covering(
-        packer.shape_of([microbatch], gather)
+        packer.shape_of([microbatch], layout)
         for packer in packers
         for microbatch in scoring_microbatches(packer)
     )

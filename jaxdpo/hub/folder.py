@@ -10,8 +10,12 @@ from jaxdpo.errors import UserError
 _DOWNLOADED = ["*.json", "model*.safetensors", "adapter*.safetensors", "tokenizer*", "*.jinja"]
 
 
-def find_folder(path: str | Path) -> Path:
+def find_folder(path: str | Path, weights: bool = True) -> Path:
     """The model folder at a path; else that of `org/name` on the Hugging Face Hub, downloaded.
+
+    Args:
+      path: The folder, or `org/name`.
+      weights: Whether weights are downloaded too.
 
     Raises:
       UserError: If there is neither.
@@ -27,7 +31,9 @@ def find_folder(path: str | Path) -> Path:
     try:
         # Its errors of the network, of missing models and of refused access are OSErrors.
         snapshot = huggingface_hub.snapshot_download(
-            name, allow_patterns=_DOWNLOADED, ignore_patterns=["*/*"]
+            name,
+            allow_patterns=_DOWNLOADED,
+            ignore_patterns=["*/*"] if weights else ["*/*", "*.safetensors"],
         )
     except (OSError, huggingface_hub.errors.HFValidationError) as error:
         raise UserError(

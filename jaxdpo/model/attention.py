@@ -1,9 +1,10 @@
-"""Attention over a packed, prefix-shared batch, in two exact ways.
+"""Attention over a packed, prefix-shared batch: the kinds that there are, and the plain one.
 
-Both take q `[B, T, H, d]`, k and v `[B, T, K, d]`, where head h of q reads kv-head h // (H / K),
-and return `[B, T, H, d]`; scores and softmax are fp32. "dense" writes out the mask that defines
-prefix sharing. "gather" lays the row out as ordinary causal sequences, which any attention kernel
-can run, at the price of attending over a prompt once for each of its completions.
+All take q `[B, T, H, d]`, k and v `[B, T, K, d]`, where head h of q reads kv-head h // (H / K), and
+return `[B, T, H, d]`; scores and softmax are fp32. "dense" writes out the mask that defines prefix
+sharing: all others are tested against it. "tiles" (tiles.py) goes over the parts of the mask that
+hold anything, on every back end. Kernels ("splash", "cudnn") run ordinary causal sequences, which a
+row is laid out as at the price of attending over a prompt once for each of its completions.
 """
 
 from typing import Literal
@@ -12,45 +13,38 @@ import jax
 import jax.numpy as jnp
 
 from jaxdpo.data.batch import PROMPT, PackedBatch, SequenceGather
+from jaxdpo.data.plan import Layout
 from jaxdpo.model.layers import Attend
 
-AttentionKind = Literal["dense", "gather"]
+AttentionKind = Literal["dense", "tiles", "splash", "cudnn"]
+# What each needs a batch to say of its rows.
+LAYOUTS: dict[AttentionKind, Layout] = {
+    "dense": "plain",
+    "tiles": "tiles",
+    "splash": "sequences",
+    "cudnn": "apart",
+}
 
 
-def batch_attention(
-    batch: PackedBatch,
-    kind: AttentionKind,
-    scale: float,
-    window: jax.Array | None,
-    softcap: float | None = None,
+def dense_attention(
+    batch: PackedBatch, scale: float, window: jax.Array | None, softcap: float | None = None
 ) -> Attend:
-    """The attention of one layer over a batch.
+    """The attention of one layer over a batch, its mask written out.
 
     Args:
       batch: R rows of T tokens.
-      kind: Which of the two ways.
       scale: Factor on the scores, usually d^-½.
       window: i32 scalar, how many positions back a token sees (itself counted); None for all.
       softcap: Bound c of the scaled scores, c · tanh(scores / c), or None.
     """
 
-    def dense(q_BTHd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array) -> tuple[jax.Array, None]:
+    def attend(q_BTHd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array) -> tuple[jax.Array, None]:
         mask_BTT = sharing_mask(batch)
         if window is not None:
             mask_BTT &= within_window(batch.positions, batch.positions, window)
         return masked_attention(q_BTHd, k_BTKd, v_BTKd, mask_BTT, scale, softcap), None
 
-    def gather(q_BTHd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array) -> tuple[jax.Array, None]:
-        layout = batch.gather
-        q, k, v = (to_sequences(x, layout) for x in (q_BTHd, k_BTKd, v_BTKd))
-        mask = sequence_mask(layout, window)
-        if softcap is None:
-            outputs = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale)
-        else:
-            outputs = masked_attention(q, k, v, mask, scale, softcap)
-        return from_sequences(outputs, layout), None
-
-    return {"dense": dense, "gather": gather}[kind]
+    return attend
 
 
 def sharing_mask(batch: PackedBatch) -> jax.Array:
@@ -116,15 +110,3 @@ def from_sequences(x_NWHd: jax.Array, layout: SequenceGather) -> jax.Array:
     rows = layout.index.shape[0]
     x_BSHd = x_NWHd.reshape(rows, -1, *x_NWHd.shape[2:])
     return jax.vmap(lambda row, index: row[index])(x_BSHd, layout.inverse)
-
-
-def sequence_mask(layout: SequenceGather, window: jax.Array | None) -> jax.Array:
-    """Causal within each sequence, bool `[B * A, W, W]`.
-
-    Within a sequence neighbours are one position apart, so places measure a window as positions do.
-    """
-    segment_NW = layout.segment.reshape(-1, layout.segment.shape[-1])
-    order = jnp.arange(segment_NW.shape[-1])
-    back_WW = order[:, None] - order[None, :]
-    seen_WW = back_WW >= 0 if window is None else (back_WW >= 0) & (back_WW < window)
-    return (segment_NW[:, :, None] == segment_NW[:, None, :]) & seen_WW[None]

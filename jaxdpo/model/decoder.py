@@ -18,12 +18,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdpo.data.batch import CHOSEN, PROMPT, REJECTED, PackedBatch
-from jaxdpo.model.attention import AttentionKind, batch_attention
+from jaxdpo.model.attention import AttentionKind, dense_attention
 from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.cudnn import cudnn_attention
 from jaxdpo.model.experts import RouterLoad, router_loss
 from jaxdpo.model.layers import Decoder
 from jaxdpo.model.lora import LoraConfig, LoraParams, layer_adapters
 from jaxdpo.model.rope import rotation
+from jaxdpo.model.splash import splash_attention
+from jaxdpo.model.tiles import tile_attention
 from jaxdpo.sharding import cut_rows
 
 # A nested dict of arrays, such as {"embed": {"weight": ...}, "layers": {"attention": ...}, ...}.
@@ -39,7 +42,8 @@ class Compute:
 
     Attributes:
       dtype: Of activations and matrix products. Norms, softmax and rotation are fp32 always.
-      attention: "dense" (the mask written out) or "gather" (ordinary causal sequences).
+      attention: "dense" (the mask written out), "tiles" (the parts of it that hold anything), or
+        sequences laid out apart for a kernel: "splash" on TPUs, "cudnn" on GPUs.
       remat: What the backward pass computes again: "none"; "dots", all but the products with
         parameters; "full", all but each layer's input.
       lora: Scale and dropout of the adapters; needed where adapters are passed.
@@ -100,19 +104,36 @@ def hidden_states_and_router_loss(
     The loss is over the tokens of the separate sequences: a shared prompt counts for both of its
     completions.
     """
-    windows_L = layer_windows(config)
-    scale, softcap = attention_scale(config), config.attention.softcap
-
-    def attend(q, k, v, layer):
-        window = None if windows_L is None else windows_L[layer]
-        return batch_attention(batch, compute.attention, scale, window, softcap)(q, k, v)
-
+    attend = layer_attention(batch, compute.attention, config)
     weights = None if config.mlp.experts is None else sequences_of_token(batch)
     tokens = (batch.tokens, batch.positions)
     hidden_BTD, _, load_L = run_layers(
         config, params, lora, tokens, attend, compute, dropout_key, weights
     )
     return hidden_BTD, None if load_L is None else router_loss(load_L)
+
+
+def layer_attention(batch: PackedBatch, kind: AttentionKind, config: ModelConfig) -> LayerAttend:
+    """The attention of every layer over a batch."""
+    scale, softcap = attention_scale(config), config.attention.softcap
+    if kind == "dense" or kind == "tiles":
+        attention = {"dense": dense_attention, "tiles": tile_attention}[kind]
+        windows_L = layer_windows(config)
+
+        def attend(q, k, v, layer):
+            window = None if windows_L is None else windows_L[layer]
+            return attention(batch, scale, window, softcap)(q, k, v)
+
+        return attend
+    # Kernels take static windows: one call for each that there is, of which a layer runs its own.
+    windows = config.attention.windows or (None,) * config.num_layers
+    different = list(dict.fromkeys(windows))
+    kernel = {"splash": splash_attention, "cudnn": cudnn_attention}[kind]
+    by_window = [kernel(batch, scale, window, softcap) for window in different]
+    if len(by_window) == 1:
+        return lambda q, k, v, layer: by_window[0](q, k, v)
+    number_L = jnp.array([different.index(window) for window in windows])
+    return lambda q, k, v, layer: jax.lax.switch(number_L[layer], by_window, q, k, v)
 
 
 def sequences_of_token(batch: PackedBatch) -> jax.Array:

@@ -43,6 +43,11 @@ class OptimizerConfig(BaseModel):
         default=1.0, gt=0, description="gradients are scaled down to this global norm; null: never"
     )
 
+    mean_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="dtype that the mean of gradients is kept in; that of their squares is float32",
+    )
+
     def peak(self, lora: bool) -> float:
         """The configured learning rate or the default for what is trained."""
         if self.learning_rate is not None:
@@ -81,7 +86,7 @@ def make_optimizer(
         eps=config.epsilon,
         weight_decay=config.weight_decay,
         mask=decayed,
-        mu_dtype=jnp.float32,
+        mu_dtype=jnp.dtype(config.mean_dtype),
     )
     return optax.chain(clip, adamw)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxdpo.data.batch import CHOSEN, REJECTED, sharing_mask
+from jaxdpo.data.batch import CHOSEN, REJECTED, TILE, sharing_mask
 from jaxdpo.data.packing import pack_batch
 from jaxdpo.data.pairs import TokenizedPair
 from jaxdpo.data.plan import (
@@ -58,7 +58,7 @@ def test_what_a_scored_token_sees_is_its_own_sequence(share_prefix):
     lengths = np.array([[len(ids) for ids in p[:3]] for p in pairs])
     packer = Packer(lengths, BatchConfig(share_prefix=share_prefix), rows=8, row_length=64)
     microbatches = packer.microbatches(range(12))
-    shape = packer.shape_of(microbatches, gather=True)
+    shape = packer.shape_of(microbatches, layout="sequences")
     found = 0
     for microbatch in microbatches:
         batch = pack_batch(pairs, microbatch, shape, share_prefix=share_prefix)
@@ -78,13 +78,35 @@ def test_what_a_scored_token_sees_is_its_own_sequence(share_prefix):
     assert found == lengths[:, 1:].sum()
 
 
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_tiles_are_the_blocks_in_which_the_mask_holds_anything(share_prefix):
+    rng = np.random.default_rng(2)
+    parts = [(1, 1, 1), (64, 64, 64), (63, 65, 0), (200, 1, 90), *rng.integers(1, 150, (8, 3))]
+    pairs = [pair(*(np.ones(n, int) for n in lengths)) for lengths in parts]
+    lengths = np.array(parts)
+    packer = Packer(lengths, BatchConfig(share_prefix=share_prefix), rows=2, row_length=500)
+    microbatches = packer.microbatches(range(len(pairs)))
+    shape = packer.shape_of(microbatches, "tiles")
+    most = 0
+    for microbatch in microbatches:
+        batch = pack_batch(pairs, microbatch, shape, share_prefix=share_prefix)
+        mask = sharing_mask(batch.pair_ids, batch.branches) & (batch.pair_ids > 0)[..., None]
+        # 500 tokens are 7 blocks and a part of the eighth.
+        blocks = np.pad(mask, ((0, 0), (0, 12), (0, 12))).reshape(2, 8, TILE, 8, TILE).any((2, 4))
+        for row in range(2):
+            used = batch.tiles[row][batch.tiles[row, :, 0] < 8]
+            np.testing.assert_array_equal(used, np.argwhere(blocks[row]))
+            most = max(most, len(used))
+    assert shape.tiles == most
+
+
 def test_gather_lays_out_each_sequence_whole():
     rng = np.random.default_rng(1)
     pairs = [pair(*(rng.integers(1, 99, n) for n in rng.integers(1, 20, 3))) for _ in range(9)]
     lengths = np.array([[len(ids) for ids in p[:3]] for p in pairs])
     packer = Packer(lengths, BatchConfig(), rows=2, row_length=160)
     microbatches = packer.microbatches(range(9))
-    shape = packer.shape_of(microbatches, gather=True)
+    shape = packer.shape_of(microbatches, layout="sequences")
     for microbatch in microbatches:
         batch = pack_batch(pairs, microbatch, shape)
         for row, members in enumerate(microbatch):
@@ -114,7 +136,7 @@ def test_one_scoring_shape_holds_every_batch_of_two_data_sets():
     lengths = [np.array([[len(ids) for ids in p[:3]] for p in pairs]) for pairs in both]
     longest = longest_sequence(np.concatenate(lengths))
     packers = [Packer(each, BatchConfig(), 2, 200, longest) for each in lengths]
-    shape = scoring_shape(packers, gather=True)
+    shape = scoring_shape(packers, layout="sequences")
     for pairs, packer in zip(both, packers, strict=True):
         scored = 0
         for microbatch in scoring_microbatches(packer):

@@ -55,7 +55,7 @@ def test_every_step_has_exactly_its_pairs_and_fits_the_shape(count, size, rows, 
     config = BatchConfig(size=size, share_prefix=share, pack=pack)
     packer = Packer(lengths, config, rows, choose_row_length(lengths, config, rows))
     plan = make_train_plan(packer, seed, epochs=2, max_steps=None)
-    shape = plan.shape(gather=False)
+    shape = plan.shape(layout="plain")
     laid_out = laid_out_lengths(lengths, share)
     seen = np.zeros(count, int)
     for step in range(plan.num_steps):

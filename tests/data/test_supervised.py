@@ -96,7 +96,7 @@ def test_tokens_and_layout_are_the_pairs_without_the_rejected(make_tokenizer, tm
         batch_config = BatchConfig(size=5, share_prefix=share)
         total = int(alone.lengths.sum())
         packer = Packer(alone.lengths, batch_config, 1, total, int(alone.lengths.sum(1).max()))
-        shape = scoring_shape([packer], gather=True)
+        shape = scoring_shape([packer], layout="sequences")
         (microbatch,) = packer.microbatches(range(5))
         batch = pack_batch(alone, microbatch, shape, share_prefix=share)
         assert (batch.pair_ids > 0).sum() == total

@@ -51,7 +51,7 @@ def folder(llama, lora, hf_config, config, tmp_path):
 def our_logits(model, config, lora, lora_config):
     tokens = np.arange(20, dtype=np.int32)[None]
     zeros = np.zeros_like(tokens)
-    batch = PackedBatch(tokens, tokens, zeros + 1, zeros, *(zeros,) * 5, gather=None)
+    batch = PackedBatch(tokens, tokens, zeros + 1, zeros, *(zeros,) * 5, tiles=None, gather=None)
     params = load_params(model.folder, config, jnp.float32)
     compute = Compute(jnp.float32, attention="dense", remat="none", lora=lora_config)
     run = jax.jit(hidden_states, static_argnums=(0, 4))

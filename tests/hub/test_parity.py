@@ -33,7 +33,9 @@ def whole_sequences(tokens_BT: np.ndarray) -> PackedBatch:
     """One sequence a row."""
     zeros = np.zeros_like(tokens_BT)
     positions = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
-    return PackedBatch(tokens_BT, positions, zeros + 1, zeros, *(zeros,) * 5, gather=None)
+    return PackedBatch(
+        tokens_BT, positions, zeros + 1, zeros, *(zeros,) * 5, tiles=None, gather=None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +116,7 @@ def test_gradients_of_log_probs(each_family, tokens):
         )
 
 
-@pytest.mark.parametrize("attention", ["dense", "gather"])
-def test_packed_prefix_shared_rows_equal_torch_on_separate_sequences(each_family, attention):
+def test_packed_prefix_shared_rows_equal_torch_on_separate_sequences(each_family):
     config, params = load(each_family)
     rng = np.random.default_rng(1)
     lengths = [(9, 5, 8), (1, 2, 1), (20, 11, 3)]
@@ -123,7 +124,7 @@ def test_packed_prefix_shared_rows_equal_torch_on_separate_sequences(each_family
         TokenizedPair(*(rng.integers(0, 64, n).astype(np.int32) for n in triple))
         for triple in lengths
     ]
-    shape = BatchShape(rows=2, row_length=40, pairs=2, scores=20, sequences=3, sequence_width=31)
+    shape = BatchShape(rows=2, row_length=40, pairs=2, scores=20, tiles=1)
     batch = pack_batch(pairs, [[0, 1], [2]], shape)
     expected = np.zeros((2, 20), np.float32)
     for row, members in enumerate([[0, 1], [2]]):
@@ -137,7 +138,7 @@ def test_packed_prefix_shared_rows_equal_torch_on_separate_sequences(each_family
                 expected[row, scored : scored + len(completion)] = logps[span, completion]
                 scored += len(completion)
     scored = batch.score_pair > 0
-    for attention in ("dense", "gather"):
+    for attention in ("dense", "tiles"):
         hidden = run(config, params, None, batch, Compute(jnp.float32, attention, "none"))
         weight, head = head_weight(config, params), Head(config.logit_scale, config.logit_softcap)
         ours = np.asarray(token_logps(hidden, weight, batch.score_index, batch.score_target, head))

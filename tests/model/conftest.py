@@ -55,5 +55,7 @@ def pairs() -> list[TokenizedPair]:
 @pytest.fixture(scope="session")
 def packed(pairs: list[TokenizedPair]) -> PackedBatch:
     """Two rows: three pairs and padding; one pair that fills its row."""
-    shape = BatchShape(rows=2, row_length=32, pairs=3, scores=24, sequences=3, sequence_width=24)
+    shape = BatchShape(
+        rows=2, row_length=32, pairs=3, scores=24, tiles=1, sequences=3, sequence_width=24
+    )
     return pack_batch(pairs, ROWS, shape)

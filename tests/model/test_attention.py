@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jaxdpo.data.batch import PackedBatch
-from jaxdpo.model.attention import batch_attention
+from jaxdpo.model.attention import dense_attention
+from jaxdpo.model.tiles import tile_attention
 
 # Query heads, kv-heads, window.
 CASES = [(6, 2, None), (6, 2, 4), (4, 4, 1), (5, 1, 4), (5, 1, 100)]
@@ -42,31 +43,11 @@ def by_the_sentence(batch: PackedBatch, q, k, v, scale: float, window: int | Non
 @pytest.mark.parametrize(("heads", "kv_heads", "window"), CASES)
 def test_dense_is_the_sentence(packed, heads, kv_heads, window):
     q, k, v = random_qkv(packed, heads, kv_heads)
-    outputs, _ = batch_attention(packed, "dense", 0.4, window)(q, k, v)
+    outputs, _ = dense_attention(packed, 0.4, window)(q, k, v)
     real = packed.pair_ids > 0
     expected = by_the_sentence(packed, q, k, v, 0.4, window)
     np.testing.assert_allclose(outputs[real], expected[real], rtol=1e-5, atol=1e-6)
     assert np.isfinite(outputs).all()
-
-
-@pytest.mark.parametrize(("heads", "kv_heads", "window"), CASES)
-def test_gather_equals_dense_in_values_and_gradients(packed, heads, kv_heads, window):
-    qkv = random_qkv(packed, heads, kv_heads)
-    real = jnp.asarray(packed.pair_ids > 0)[:, :, None, None]
-    cotangent = jnp.where(real, jax.random.normal(jax.random.key(7), qkv[0].shape), 0)
-
-    def run(kind):
-        def attend(q, k, v):
-            outputs, _ = batch_attention(packed, kind, 0.4, window)(q, k, v)
-            return outputs
-
-        outputs, pull = jax.vjp(attend, *qkv)
-        return jnp.where(real, outputs, 0), *pull(cotangent)
-
-    values = [jax.jit(run, static_argnums=0)(kind) for kind in ("gather", "dense")]
-    for gathered, dense in zip(*values, strict=True):
-        assert np.isfinite(gathered).all()
-        np.testing.assert_allclose(gathered, dense, rtol=1e-5, atol=1e-5)
 
 
 def test_scores_and_softmax_are_fp32_in_bf16(packed):
@@ -75,7 +56,7 @@ def test_scores_and_softmax_are_fp32_in_bf16(packed):
     q = q * 8
     expected = by_the_sentence(packed, *(np.asarray(x, np.float64) for x in (q, k, v)), 1.0, None)
     real = packed.pair_ids > 0
-    for kind in ("dense", "gather"):
-        outputs, _ = batch_attention(packed, kind, 1.0, None)(q, k, v)
+    for attention in (dense_attention, tile_attention):
+        outputs, _ = attention(packed, 1.0, None)(q, k, v)
         assert outputs.dtype == jnp.bfloat16
         np.testing.assert_allclose(outputs[real].astype(np.float32), expected[real], atol=0.06)

@@ -18,7 +18,7 @@ def full_forward(config, params, lora, tokens_BT) -> jax.Array:
     zeros = np.zeros_like(tokens_BT)
     positions = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
     unused = (zeros,) * 6
-    batch = PackedBatch(tokens_BT, positions, zeros + 1, *unused, gather=None)
+    batch = PackedBatch(tokens_BT, positions, zeros + 1, *unused, tiles=None, gather=None)
     return jax.jit(hidden_states, static_argnums=(0, 4))(config, params, lora, batch, COMPUTE)
 
 

@@ -102,7 +102,7 @@ def test_parameters_are_born_sharded_with_the_same_values(config, fresh):
     jax.tree.map(np.testing.assert_array_equal, sharded, fresh)
 
 
-@pytest.mark.parametrize("attention", ["dense", "gather"])
+@pytest.mark.parametrize("attention", ["dense", "tiles"])
 def test_prefix_shared_rows_equal_separate_sequences(config, params, pairs, packed, attention):
     compute = dataclasses.replace(DENSE, attention=attention)
     logps_RS = token_logps(config, params, run(config, params, None, packed, compute), packed)

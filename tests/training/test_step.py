@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from jaxdpo.data.batch import TILE
 from jaxdpo.data.packing import empty_batch
 from jaxdpo.data.plan import BatchConfig, BatchShape, Packer, choose_row_length, make_train_plan
 from jaxdpo.losses import LossConfig
+from jaxdpo.model.attention import LAYOUTS
 from jaxdpo.model.config import ExpertsConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import Compute, abstract_params
 from jaxdpo.model.lora import LoraConfig, init_lora
@@ -74,7 +76,7 @@ def run(setting: Setting) -> tuple[list[dict[str, float]], Any, int]:
         objective = Objective(setting.model, compute, setting.loss, batch.size, seed=0)
         step = make_train_step(objective, optimizer, schedule, mesh, state)
         reference = None if setting.online else REFERENCE
-        data = TrainData(PAIRS, plan, plan.shape(setting.attention == "gather"), reference)
+        data = TrainData(PAIRS, plan, plan.shape(LAYOUTS[setting.attention]), reference)
         lagged, metrics = LaggedMetrics(), []
         trained = trainable
         for number, after, device_metrics in run_steps(step, state, frozen, data, mesh, 0):
@@ -114,8 +116,8 @@ PLAIN = Setting(BatchConfig(size=8, pack=False, share_prefix=False))
         Setting(BatchConfig(size=8, row_length=57)),
         Setting(BatchConfig(size=8, row_length=64, rows_per_device=3)),
         Setting(BatchConfig(size=8, row_length=600)),
-        Setting(attention="gather"),
-        Setting(BatchConfig(size=8, share_prefix=False), attention="gather"),
+        Setting(attention="tiles"),
+        Setting(BatchConfig(size=8, share_prefix=False), attention="tiles"),
         Setting(remat="dots"),
         Setting(remat="full"),
     ],
@@ -178,7 +180,7 @@ def test_a_moving_reference_moves_as_often_and_as_far_as_it_is_told():
         Setting(mesh=(2, 2, 2)),
         Setting(mesh=(8, 1, 1)),
         Setting(mesh=(1, 8, 1)),
-        Setting(mesh=(1, 2, 2), attention="gather", remat="full"),
+        Setting(mesh=(1, 2, 2), attention="tiles", remat="full"),
         # Four pieces do not divide two kv-heads' sixteen columns by head: still the same step.
         Setting(mesh=(1, 2, 4)),
     ],
@@ -332,18 +334,15 @@ def step_temporaries(row_length: int, vocabulary: int) -> int:
         optimizer = make_optimizer(OPTIMIZER, schedule)
         params = abstract_params(model, jnp.float32)
         state = jax.eval_shape(lambda: init_state(params_like(params), optimizer, mesh))
-        objective = Objective(
-            model, Compute(jnp.float32, "gather", "full"), LossConfig(), 8, seed=0
-        )
+        objective = Objective(model, Compute(jnp.float32, "tiles", "full"), LossConfig(), 8, seed=0)
         step = make_train_step(objective, optimizer, schedule, mesh, state)
-        # A quarter of the row's tokens an attention row: sequences are short, the row is long.
+        # Four tiles a block of tokens: sequences are short, the row is long.
         shape = BatchShape(
             rows=1,
             row_length=row_length,
             pairs=64,
             scores=row_length,
-            sequences=row_length // 64,
-            sequence_width=128,
+            tiles=4 * row_length // TILE,
         )
         batch = jax.tree.map(lambda leaf: leaf[None], empty_batch(shape, 1))
         reference = jnp.zeros((1, 1, shape.pairs, 2))

@@ -1,0 +1,103 @@
+"""A plan, as it is shown."""
+
+from dataclasses import replace
+
+from jaxdpo.console import Reporter
+from jaxdpo.planning.chips import Target
+from jaxdpo.planning.plan import Plan
+from jaxdpo.planning.suggest import Choice
+
+_GIB = 2**30
+
+
+def show_plan(reporter: Reporter, plan: Plan, target: Target | None) -> None:
+    """Shows memory, work and time, and ends with the verdict."""
+    resolved = plan.resolved
+    axes = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items() if size > 1)
+    kind = plan.mesh.devices.flat[0].device_kind
+    reporter.say(f"mesh    {plan.mesh.size} × {kind}" + (f" ({axes})" if axes else ""))
+    # Steps were planned on a sample of the pairs.
+    whole = replace(resolved, plan=replace(resolved.plan, num_steps=plan.steps))
+    reporter.say(f"plan    {whole.describe()}")
+    reporter.table("Memory of one device", ("part", "GiB"), memory_rows(plan))
+    reporter.table("A step, and the run", ("what", "value"), work_rows(plan, target))
+    reporter.say(_verdict(plan))
+
+
+def memory_rows(plan: Plan) -> list[tuple[str, str]]:
+    """The parts of a device's memory, their peak, and what there is."""
+    memory, compiled = plan.memory, plan.compiled
+    held = memory.parameters + memory.frozen + memory.optimizer
+    parts = [
+        ("parameters that train", memory.parameters),
+        ("frozen parameters", memory.frozen),
+        ("optimizer", memory.optimizer),
+        ("temporaries, all", max(0.0, compiled.peak - held)),
+        ("  of these, gradients (formula)", memory.gradients),
+        ("  activations kept (trace)", memory.activations),
+        ("  a layer and the head (formula)", memory.workspace),
+        ("peak" if compiled.fits else "peak it would need", compiled.peak),
+        ("if nothing shared memory", compiled.together),
+        ("device, what a program may use", plan.machine.memory),
+    ]
+    return [(name, f"{size / _GIB:.2f}") for name, size in parts if size]
+
+
+def work_rows(plan: Plan, target: Target | None) -> list[tuple[str, str]]:
+    """What a step does and takes."""
+    cost, resolved = plan.cost, plan.resolved
+    counts = ", ".join(
+        f"{count} {kind}" for kind, count in sorted(plan.compiled.collectives.items())
+    )
+    rows = [
+        ("places that hold tokens", f"{cost.packing:.0%}"),
+        ("useful TFLOPs a step", _count(cost.useful / 1e12)),
+        ("TFLOPs done a step", _count(cost.done / 1e12)),
+        ("GB sent by a device a step", f"{cost.sent / 1e9:.3g}"),
+        ("collectives in the program", counts or "none"),
+    ]
+    speed, hours = plan.pairs_per_second(), plan.hours()
+    if plan.seconds is None or speed is None or hours is None:
+        return rows
+    how = "timed" if target is None else "expected"
+    rows += [
+        (f"seconds a step, {how}", _range(plan.seconds)),
+        ("pairs a second", _range(speed)),
+        (f"hours for {plan.count} pairs, {plan.steps} steps", _range(hours)),
+    ]
+    if target is not None:
+        flops = target.chip.flops * 1e12 * len(target.devices)
+        used = tuple(cost.useful / seconds / flops for seconds in reversed(plan.seconds))
+        rows.append(("of the stated FLOP/s, useful", f"{used[0]:.0%} to {used[1]:.0%}"))
+    if resolved.shape.rows > 1 and cost.packing < 0.7:
+        rows.append(
+            ("idle rows", "batch.size fills too few of them: raise it, or take fewer devices")
+        )
+    return rows
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _range(values: tuple[float, float]) -> str:
+    low, high = (f"{value:.3g}" for value in values)
+    return low if low == high else f"{low} to {high}"
+
+
+def _verdict(plan: Plan) -> str:
+    peak, memory = plan.compiled.peak / _GIB, plan.machine.memory / _GIB
+    why = {
+        "fits": f"a step holds {peak:.2f} of {memory:.2f} GiB at its peak",
+        "tight": f"a step holds {peak:.2f} of {memory:.2f} GiB at its peak, too near to be sure",
+        "does not fit": f"a step needs {peak:.2f} GiB on a device, and there are {memory:.2f}",
+    }[plan.verdict]
+    return f"{plan.verdict}: {why}"
+
+
+def show_choice(reporter: Reporter, choice: Choice, plan: Plan) -> None:
+    """Shows a way to run that is faster, or the first that fits."""
+    speed = plan.pairs_per_second()
+    assert speed is not None
+    reporter.say(f"suggested: {choice.overrides()}")
+    reporter.say(f"  {_verdict(plan)}; {_range(speed)} pairs a second")

@@ -1,0 +1,213 @@
+"""A contestant's training run in a process of its own: `python -m tests.benchmarks.contestants`.
+
+Takes a JSON object (see `Task`) and prints one: seconds of start, reference pass and each step,
+peak memory, compiles, and loss and gradient norm of each step.
+"""
+
+import itertools
+import json
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+STARTED = time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a contestant trains.
+
+    Attributes:
+      side: "jaxdpo" or "trl".
+      model: Hugging Face folder.
+      pairs: File of token ids.
+      folder: Where it may write.
+      batch: Pairs of an optimizer step.
+      steps: Optimizer steps; the first compiles.
+      adapter: PEFT folder that both start from, for LoRA; None trains all parameters.
+      options: Of jaxdpo, `section.field=value`; of TRL, fields of DPOConfig.
+    """
+
+    side: str
+    model: str
+    pairs: str
+    folder: str
+    batch: int
+    steps: int
+    adapter: str | None = None
+    options: dict = field(default_factory=dict)
+
+
+RATE, BETA, RANK, ALPHA = 1e-4, 0.1, 16, 32.0
+
+
+def jaxdpo(task: Task) -> dict:
+    """Our step, through what `fit` runs."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxdpo.config import load_config
+    from jaxdpo.console import Reporter
+    from jaxdpo.hub.policy import load_policy
+    from jaxdpo.prepare import prepare
+    from jaxdpo.run_folder import open_run_folder
+    from jaxdpo.sharding import make_mesh
+    from jaxdpo.training.loop import LaggedMetrics, run_steps
+    from jaxdpo.training.optimizer import make_optimizer, make_schedule
+    from jaxdpo.training.step import Objective, init_state, make_train_step
+
+    compiled: list[float] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: (
+            compiled.append(seconds) if name.endswith("backend_compile_duration") else None
+        )
+    )
+    settings = {
+        "model.path": task.model,
+        "data.path": task.pairs,
+        "data.test_fraction": 0.0,
+        "data.max_length": 4096,
+        "data.cache_dir": f"{task.folder}/cache",
+        "batch.size": task.batch,
+        "loss.beta": BETA,
+        "optimizer.learning_rate": RATE,
+        "training.folder": f"{task.folder}/run",
+        "training.max_steps": task.steps,
+        "training.epochs": 1000,
+    }
+    if task.adapter is not None:
+        settings |= {"lora.rank": RANK, "lora.alpha": ALPHA}
+    settings |= task.options
+    config = load_config(None, [f"{name}={value}" for name, value in settings.items()])
+    mesh = make_mesh(config.mesh)
+    with open_run_folder(config, writes=True) as folder, jax.set_mesh(mesh):
+        before = time.perf_counter()
+        run = prepare(config, None, None, mesh, folder, Reporter(quiet=True))
+        prepared = time.perf_counter() - before
+        lora = config.lora is not None
+        schedule = make_schedule(config.optimizer, task.steps, lora=lora)
+        optimizer = make_optimizer(config.optimizer, schedule)
+        trainable = run.trainable
+        if task.adapter is not None:
+            trainable = jax.tree.map(jnp.asarray, load_policy(task.adapter).lora)
+        state = init_state(trainable, optimizer, mesh)
+        objective = Objective(
+            run.policy.config, run.compute, config.loss, config.batch.size, config.training.seed
+        )
+        train_step = make_train_step(objective, optimizer, schedule, mesh, state)
+        compiled.clear()
+        lagged, records = LaggedMetrics(), []
+        clock = [time.perf_counter()]
+        steps = run_steps(train_step, state, run.frozen, run.train, mesh, 0)
+        for number, after, metrics in steps:
+            jax.block_until_ready((after, metrics))
+            clock.append(time.perf_counter())
+            records.append(lagged.push(number, metrics))
+        records = [record[1] for record in [*records[1:], lagged.flush()] if record is not None]
+        shape = run.train.shape
+    return {
+        "prepared": prepared,
+        "first": clock[1] - STARTED,
+        "steps": np.diff(clock).tolist(),
+        "compiles": sum(seconds > 0.2 for seconds in compiled),
+        "loss": [record["loss"] for record in records],
+        "grad_norm": [record["grad_norm"] for record in records],
+        "efficiency": float(np.mean([record["packing_efficiency"] for record in records])),
+        "shape": str(shape),
+    }
+
+
+def trl(task: Task) -> dict:
+    """TRL's DPOTrainer on the same ids, in the same order."""
+    import torch
+    from datasets import Dataset
+    from peft import PeftModel
+    from torch.utils.data import SequentialSampler
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    torch.set_num_threads(2)
+    clock: list[float] = []
+
+    class Given(DPOTrainer):
+        """Takes ids as they are, in their order."""
+
+        def _prepare_dataset(self, dataset, *_):
+            return dataset
+
+        def _get_train_sampler(self, dataset=None):
+            return SequentialSampler(self.train_dataset)
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            clock.append(time.perf_counter())
+
+        def on_step_end(self, args, state, control, **_):
+            clock.append(time.perf_counter())
+
+    rows = [json.loads(line) for line in Path(task.pairs).read_text().splitlines()]
+    order = _order(task, len(rows))
+    model = AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32)
+    if task.adapter is not None:
+        model = PeftModel.from_pretrained(model, task.adapter, is_trainable=True)
+    settings = {
+        "output_dir": f"{task.folder}/trl",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "precompute_ref_log_probs": True,
+        "max_length": None,
+        "beta": BETA,
+        "learning_rate": RATE,
+        "per_device_train_batch_size": task.batch,
+        "max_steps": task.steps,
+        "max_grad_norm": 1.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    before = time.perf_counter()
+    trainer = Given(
+        model=model,
+        args=DPOConfig(**settings | task.options),
+        train_dataset=Dataset.from_list([rows[index] for index in order]),
+        processing_class=AutoTokenizer.from_pretrained(task.model),
+        callbacks=[Clock()],
+    )
+    prepared = time.perf_counter() - before
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "rewards/margins" in log]
+    return {
+        "prepared": prepared,
+        "first": clock[1] - STARTED,
+        "steps": [after - before for before, after in itertools.pairwise(clock)],
+        "compiles": 0,
+        "loss": [log["loss"] for log in logs],
+        "grad_norm": [log["grad_norm"] for log in logs],
+    }
+
+
+def _order(task: Task, count: int) -> list[int]:
+    """The pairs in the order of our plan: a permutation an epoch, one after another."""
+    import numpy as np
+
+    from jaxdpo.data.plan import BatchConfig, Packer, make_train_plan
+
+    packer = Packer(np.ones((count, 3), np.int32), BatchConfig(size=task.batch), 1, 8)
+    plan = make_train_plan(packer, 0, 1000.0, task.steps)
+    return [int(index) for step in range(task.steps) for index in plan.pairs(step)]
+
+
+def main() -> None:
+    task = Task(**json.loads(sys.argv[1]))
+    result = {"jaxdpo": jaxdpo, "trl": trl}[task.side](task)
+    result["memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print("RESULT " + json.dumps({"task": asdict(task), **result}))
+
+
+if __name__ == "__main__":
+    main()

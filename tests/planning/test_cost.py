@@ -1,0 +1,93 @@
+"""What a step sends and computes: the formulas against the compiled program."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdpo.config import load_config
+from jaxdpo.data.plan import BatchShape
+from jaxdpo.machine import Machine
+from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
+from jaxdpo.planning.aot import compile_step
+from jaxdpo.planning.cost import step_cost, traffic
+from jaxdpo.resolve import resolve
+from tests.collectives import operations, result_bytes
+from tests.tiny import mesh_of
+
+MODEL = ModelConfig(
+    vocab_size=1024,
+    hidden_size=64,
+    num_layers=4,
+    attention=AttentionConfig(num_heads=8, num_kv_heads=8, head_dim=8),
+    mlp=MLPConfig(intermediate_size=192),
+)
+LENGTHS = np.full((16, 3), [24, 20, 20], np.int32)
+SETTINGS = [
+    "model.path=x", "data.path=x", "training.folder=x", "batch.size=16", "batch.row_length=128",
+    "batch.rows_per_device=1", "model.attention=dense",
+]  # fmt: skip
+
+
+@functools.cache
+def compiled(mesh_shape: tuple[int, int, int], *settings: str, model: ModelConfig = MODEL):
+    config, mesh = load_config(None, [*SETTINGS, *settings]), mesh_of(*mesh_shape)
+    with jax.set_mesh(mesh):
+        none = np.zeros((0, 3), np.int32)
+        resolved = resolve(config, model, LENGTHS, none, mesh, Machine("cpu", 1e12))
+        return config, mesh, resolved, compile_step(config, model, resolved, mesh, "cpu")
+
+
+@pytest.mark.parametrize("mesh_shape", [(1, 8, 1), (8, 1, 1), (1, 1, 8)])
+def test_collectives_bring_together_what_the_shardings_say(mesh_shape):
+    config, mesh, resolved, program = compiled(mesh_shape)
+    assert resolved.shape.microbatches == (8 if mesh_shape[2] == 8 else 1)
+    expected = traffic(config, MODEL, resolved, mesh)
+    found = result_bytes(program.program.as_text())
+    # XLA for CPUs sums and cuts where accelerators reduce-scatter; the sum is as large.
+    np.testing.assert_allclose(found["all-gather"], expected.gathered, rtol=0.05)
+    sums = expected.gradients + expected.hidden
+    np.testing.assert_allclose(found["all-reduce"], sums, rtol=0.05)
+    assert set(found) <= {"all-gather", "all-reduce"}
+
+
+@pytest.mark.parametrize("mesh_shape", [(1, 8, 1), (1, 1, 8), (2, 2, 2)])
+def test_no_logits_are_gathered(mesh_shape):
+    _, _, resolved, program = compiled(mesh_shape)
+    shape: BatchShape = resolved.shape
+    for kind, brought, _ in operations(program.program.as_text()):
+        for tokens in (shape.scores, shape.row_length):
+            assert f"{tokens},{MODEL.vocab_size}]" not in brought, (kind, brought)
+
+
+def test_work_is_what_the_compiler_counts():
+    # One layer, since the compiler counts a loop's body once; and no padding.
+    one = MODEL.model_copy(update={"num_layers": 1})
+    lengths = np.full((16, 3), [28, 50, 50], np.int32)
+    config, mesh = load_config(None, [*SETTINGS, "model.remat=none"]), mesh_of(1, 1, 1)
+    config = config.model_copy(
+        update={"batch": config.batch.model_copy(update={"rows_per_device": 16})}
+    )
+    with jax.set_mesh(mesh):
+        none = np.zeros((0, 3), np.int32)
+        resolved = resolve(config, one, lengths, none, mesh, Machine("cpu", 1e12))
+        program = compile_step(config, one, resolved, mesh, "cpu").program
+        cost = step_cost(config, one, resolved, mesh)
+    assert cost.packing == 1 and resolved.shape.microbatches == 1
+    np.testing.assert_allclose(program.cost_analysis()["flops"], cost.done, rtol=0.1)
+
+
+def test_useful_work_by_hand():
+    config, mesh, resolved, _ = compiled((8, 1, 1))
+    kernels = 4 * (4 * 64 * 64 + 3 * 64 * 192)
+    tokens, scored = 16 * 64, 16 * 40
+    # A prompt of 24 and completions of 20: each part causally, completions over the prompt.
+    area = 16 * (24**2 / 2 + 2 * (20**2 / 2 + 20 * 24))
+    by_hand = 6 * (kernels * tokens + 64 * 1024 * scored) + 3.5 * 4 * 4 * 64 * area
+    cost = step_cost(config, MODEL, resolved, mesh)
+    np.testing.assert_allclose(cost.useful, by_hand)
+    assert cost.packing == 1.0
+    lora = load_config(None, [*SETTINGS, "lora.rank=2"])
+    by_hand -= 2 * (kernels * tokens + 64 * 1024 * scored)
+    np.testing.assert_allclose(step_cost(lora, MODEL, resolved, mesh).useful, by_hand)

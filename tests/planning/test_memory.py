@@ -1,0 +1,102 @@
+"""What a step holds, by shapes and traces, against what the compiler allocates."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdpo.config import load_config
+from jaxdpo.data.plan import BatchShape
+from jaxdpo.machine import Machine
+from jaxdpo.memory import abstract_rows, abstract_run, device_bytes, step_memory
+from jaxdpo.model.decoder import Compute, abstract_params
+from jaxdpo.resolve import resolve
+from jaxdpo.scoring import score_completions
+from tests.planning.test_cost import LENGTHS, MODEL, SETTINGS
+from tests.tiny import mesh_of
+
+SHAPE = BatchShape(rows=2, row_length=256, pairs=4, scores=100, tiles=8)
+
+
+def compiled_bytes(layers: int, remat: str, attention: str) -> tuple[int, int]:
+    """(temporaries of the compiled gradient, activations by the trace)."""
+    model = MODEL.model_copy(update={"num_layers": layers})
+    compute = Compute(jnp.dtype("float32"), attention, remat)
+
+    def loss(params, batch):
+        return jnp.sum(score_completions(model, params, None, batch, compute).logps)
+
+    params = abstract_params(model, jnp.float32)
+    program = jax.jit(jax.grad(loss)).lower(params, abstract_rows(SHAPE)).compile()
+    config = load_config(None, SETTINGS)
+    kept = step_memory(config, model, compute, SHAPE, mesh_of(1, 1, 1)).activations
+    return program.memory_analysis().temp_size_in_bytes, kept
+
+
+@pytest.mark.parametrize(
+    ("remat", "attention"), [("none", "tiles"), ("dots", "dense"), ("full", "tiles")]
+)
+def test_activations_of_a_layer_are_what_the_compiler_allocates(remat, attention):
+    (few, kept_few), (many, kept_many) = (
+        compiled_bytes(layers, remat, attention) for layers in (4, 8)
+    )
+    np.testing.assert_allclose(kept_many - kept_few, many - few, rtol=0.1)
+
+
+def test_full_remat_keeps_each_layers_input():
+    compute = Compute(jnp.dtype("float32"), "dense", "full")
+    config, mesh = load_config(None, SETTINGS), mesh_of(1, 1, 1)
+    sizes = [
+        step_memory(
+            config, MODEL.model_copy(update={"num_layers": layers}), compute, SHAPE, mesh
+        ).activations
+        for layers in (2, 3)
+    ]
+    assert sizes[1] - sizes[0] == 2 * 256 * 64 * 4
+
+
+def test_state_is_counted_by_its_shards():
+    config, mesh = load_config(None, SETTINGS), mesh_of(2, 2, 2)
+    state, frozen = abstract_run(config, MODEL, mesh)
+    # All but the norms (64 each) are cut in four, by fsdp and tensor.
+    norms = 64 * (2 * 4 + 1)
+    count = 2 * 1024 * 64 + 4 * (4 * 64 * 64 + 3 * 64 * 192)
+    assert frozen is None
+    assert device_bytes(state.trainable) == 4 * (count // 4 + norms)
+    assert device_bytes(state.optimizer) - 2 * device_bytes(state.trainable) <= 16
+    half = load_config(None, [*SETTINGS, "optimizer.mean_dtype=bfloat16"])
+    saved = device_bytes(state.optimizer) - device_bytes(abstract_run(half, MODEL, mesh)[0][1])
+    assert saved == 2 * (count // 4 + norms)
+
+
+def test_adapters_train_and_their_base_is_frozen():
+    config = load_config(None, [*SETTINGS, "lora.rank=2", "model.param_dtype=bfloat16"])
+    state, frozen = abstract_run(config, MODEL, mesh_of(1, 1, 1))
+    total = 2 * 1024 * 64 + 4 * (4 * 64 * 64 + 3 * 64 * 192) + 64 * 9
+    assert device_bytes(frozen) == 2 * total
+    assert device_bytes(state.trainable) == 4 * 4 * 2 * (4 * (64 + 64) + 3 * (64 + 192))
+
+
+def test_remat_is_as_little_as_the_memory_allows():
+    config, mesh = load_config(None, [*SETTINGS, "model.remat=auto"]), mesh_of(1, 1, 1)
+    none = np.zeros((0, 3), np.int32)
+
+    def chosen(memory: float) -> str:
+        with jax.set_mesh(mesh):
+            machine = Machine("cpu", memory)
+            return resolve(config, MODEL, LENGTHS, none, mesh, machine).compute.remat
+
+    with jax.set_mesh(mesh):
+        resolved = resolve(config, MODEL, LENGTHS, none, mesh, Machine("cpu", 1e12))
+
+    def needed(remat: str) -> int:
+        compute = replace(resolved.compute, remat=remat)
+        return step_memory(config, MODEL, compute, resolved.shape, mesh).total
+
+    assert needed("full") < needed("dots") < needed("none")
+    assert chosen(1e12) == "none"
+    assert chosen(needed("none") / 0.85 + 1) == "none"
+    assert chosen(needed("none") / 0.85 - 1) == "dots"
+    assert chosen(needed("dots") / 0.85 - 1) == "full"

@@ -1,0 +1,84 @@
+"""Plans for machines that are not there, by their compilers, each in a process of its own."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+needs_libtpu = pytest.mark.skipif(
+    find_spec("libtpu") is None, reason="needs libtpu: pip install 'jaxdpo[tpu]'"
+)
+needs_cuda_compiler = pytest.mark.skipif(
+    find_spec("jax_cuda13_plugin") is None,
+    reason="needs XLA's compiler for GPUs: pip install 'jaxdpo[plan-gpu]'",
+)
+LLAMA_8B = Path(__file__).parents[2] / "configs/shapes/llama-3.1-8b"
+
+
+def run_planner(script: str) -> str:
+    """Runs a script in a process of its own, which plans for other machines."""
+    finished = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=600
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+KERNELS = """
+import jax
+import numpy as np
+from jaxdpo.config import load_config
+from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
+from jaxdpo.planning.aot import compile_step
+from jaxdpo.planning.chips import keep_to_cpu, target
+from jaxdpo.resolve import resolve
+from jaxdpo.sharding import make_mesh
+
+keep_to_cpu()
+tpu = target("v5e:2x2")
+settings = ["data.path=x", "training.folder=x", "mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"]
+config = load_config(None, ["model.path=x", "batch.size=8", *settings])
+model = ModelConfig(
+    vocab_size=512,
+    hidden_size=64,
+    num_layers=2,
+    attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=16, windows=(None, 100)),
+    mlp=MLPConfig(intermediate_size=128),
+)
+mesh = make_mesh(config.mesh, tpu.devices)
+lengths, none = np.full((8, 3), 300, np.int32), np.zeros((0, 3), np.int32)
+with jax.set_mesh(mesh):
+    resolved = resolve(config, model, lengths, none, mesh, tpu.machine)
+    print(resolved.compute.attention, resolved.shape.row_length)
+    print(compile_step(config, model, resolved, mesh, "tpu").program.as_text())
+"""
+
+
+@needs_libtpu
+def test_a_step_for_tpus_attends_by_kernels_and_never_by_scores():
+    first, _, text = run_planner(KERNELS).partition("\n")
+    attention, length = first.split()
+    assert attention == "splash"
+    for kernel in ("fwd", "dq", "dkv"):
+        assert f"splash_mha_{kernel}_segmented" in text
+    for side in (length, "640"):
+        assert f"{side},{side}]" not in text
+
+
+@needs_libtpu
+def test_what_does_not_fit_a_tpu_is_said_so():
+    arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=v5e:2x2", "mesh.fsdp=4"]
+    script = f"from jaxdpo import plan\nplan.main({[*arguments, 'mesh.data=1', 'suggest=false']})"
+    shown = run_planner(script)
+    assert "peak it would need" in shown
+    assert "does not fit: a step needs" in shown and "and there are 15.75" in shown
+
+
+@needs_cuda_compiler
+def test_what_a_gpu_cannot_hold_is_said_so():
+    # Its compiler accepts programs of any size: parameters and moments alone are 90 GiB here.
+    arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=h100:1", "suggest=false"]
+    shown = run_planner(f"from jaxdpo import plan\nplan.main({arguments})")
+    assert "does not fit: a step needs" in shown and "and there are 59.32" in shown
