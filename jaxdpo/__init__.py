@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxdpo.comparing import EvaluateConfig, compare
     from jaxdpo.config import RunConfig, load_config
     from jaxdpo.data.reader import read_pairs
     from jaxdpo.data.tokenizing import load_pairs
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from jaxdpo.sampling import SamplingConfig, answer
 
 _HOMES = {
+    "EvaluateConfig": "jaxdpo.comparing",
     "Policy": "jaxdpo.hub.policy",
     "RunConfig": "jaxdpo.config",
     "RunResult": "jaxdpo.run",
     "SamplingConfig": "jaxdpo.sampling",
     "UserError": "jaxdpo.errors",
     "answer": "jaxdpo.sampling",
+    "compare": "jaxdpo.comparing",
     "fit": "jaxdpo.run",
     "load_config": "jaxdpo.config",
     "load_pairs": "jaxdpo.data.tokenizing",
@@ -36,12 +39,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "EvaluateConfig",
     "Policy",
     "RunConfig",
     "RunResult",
     "SamplingConfig",
     "UserError",
     "answer",
+    "compare",
     "fit",
     "load_config",
     "load_pairs",

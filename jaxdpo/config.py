@@ -3,22 +3,22 @@
 config = load_config("configs/quickstart.yaml", ["loss.beta=0.2", "lora.rank=8"])
 """
 
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.plan import BatchConfig
-from jaxdpo.errors import UserError, nearest
+from jaxdpo.errors import UserError
 from jaxdpo.files import shipped
 from jaxdpo.losses.config import SORTED, LossConfig
 from jaxdpo.model.lora import LoraConfig
 from jaxdpo.reference import ReferenceConfig, ReferenceKind
 from jaxdpo.sampling import SamplingConfig
+from jaxdpo.settings import fields_text, load_settings, read_yaml, section_type
 from jaxdpo.sharding import MeshConfig
 from jaxdpo.training.checkpoint import CheckpointConfig
 from jaxdpo.training.optimizer import OptimizerConfig
@@ -166,17 +166,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
       UserError: For a missing or malformed file, an unknown key (naming the nearest known one) or a
         value out of its range.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        values = _read_yaml(Path(path))
-    for override in overrides:
-        _apply(values, override)
-    where = f"{path}: " if path is not None else ""
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
-        raise UserError("\n".join(f"{where}{problem}" for problem in problems)) from None
+    return load_settings(RunConfig, path, overrides)
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -205,7 +195,7 @@ def check_continues(config: RunConfig, path: Path) -> None:
     Raises:
       UserError: Naming each field that differs, with both values.
     """
-    before, now = flat(RunConfig.model_validate(_read_yaml(path))), flat(config)
+    before, now = flat(RunConfig.model_validate(read_yaml(path))), flat(config)
     changed = [
         f"{field} was {before.get(field)!r}, is now {now.get(field)!r}"
         for field in sorted(before.keys() | now.keys())
@@ -219,113 +209,10 @@ def check_continues(config: RunConfig, path: Path) -> None:
         )
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error and not the last one's value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {error.problem}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold sections such as 'model:', holds {values!r}")
-    return values
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"{override!r}: an override has the form section.field=value")
-    try:
-        value = yaml.load(text, _UniqueKeyLoader)
-    except yaml.YAMLError:
-        raise UserError(f"{override!r}: the value is not valid YAML; quote it") from None
-    *sections, field = key.split(".")
-    for section in sections:
-        inner = values.get(section)
-        values[section] = dict(inner) if isinstance(inner, dict) else {}
-        values = values[section]
-    values[field] = value
-
-
-def _describe(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    name = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
-        return (
-            f"{name}: unknown key{nearest(location[-1], known)}; "
-            f"{'.'.join(location[:-1]) or 'the configuration'} has {', '.join(known)}"
-        )
-    if problem["type"] == "missing":
-        return f"{name}: must be given; set {name}=… on the command line or in the YAML file"
-    if problem["type"] == "value_error":
-        # Said by a section's own check, which names fields and values.
-        return f"{name}{': ' if name else ''}{problem['ctx']['error']}"
-    return f"{name}: {problem['msg']}; it is {problem['input']!r}"
-
-
-def _fields_at(location: Sequence[str]) -> list[str]:
-    model: Any = RunConfig
-    for name in location:
-        model = section_type(model.model_fields[name].annotation)
-    return list(model.model_fields)
-
-
-def section_type(annotation: Any) -> type[BaseModel]:
-    """The config class of a section's annotation: of `LoraConfig | None`, LoraConfig."""
-    options = typing.get_args(annotation) or (annotation,)
-    return next(option for option in options if isinstance(option, type))
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """A command line's configuration file, if any, and its overrides.
-
-    Raises:
-      UserError: For an option, or more than one file.
-    """
-    overrides = [argument for argument in arguments if "=" in argument]
-    paths = [argument for argument in arguments if "=" not in argument]
-    options = [argument for argument in arguments if argument.startswith("-")]
-    if options:
-        raise UserError(f"{options[0]}: fields are set as section.field=value, without dashes")
-    if len(paths) > 1:
-        raise UserError(f"one configuration file at a time, not {' and '.join(paths)}")
-    return (paths[0] if paths else None), overrides
-
-
 def help_text() -> str:
     """Every field of the configuration, its default, and a line of what it does."""
-    lines = []
-    for section, field in RunConfig.model_fields.items():
-        lines.append(f"{section}: {field.description}")
-        for name, inner in section_type(field.annotation).model_fields.items():
-            default = (
-                "required"
-                if inner.is_required()
-                else yaml.safe_dump(
-                    inner.get_default(call_default_factory=True), default_flow_style=True
-                ).split("\n")[0]
-            )
-            lines.append(f"  {section}.{name}={default}")
-            lines.append(f"      {inner.description}")
-    return "\n".join(lines)
+    return "\n".join(
+        f"{section}: {field.description}\n"
+        + fields_text(section_type(field.annotation), f"{section}.")
+        for section, field in RunConfig.model_fields.items()
+    )

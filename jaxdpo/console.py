@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 _SHOWN = ("loss", "rewards/margins", "rewards/accuracies")
@@ -51,20 +59,37 @@ class Reporter:
         self, what: str, total: int
     ) -> Iterator[Callable[[Iterator[tuple[np.ndarray, Any]]], Iterator[tuple[np.ndarray, Any]]]]:
         """A bar over pairs that are scored while it passes them on; it goes away when they are."""
-        columns = (TextColumn(what), BarColumn(bar_width=10), MofNCompleteColumn())
-        with Progress(
-            *columns, TimeRemainingColumn(), console=self.console, transient=True
-        ) as bars:
-            task = bars.add_task("", total=total)
+        with self.bar(what, total) as advance:
 
             def counted(
                 scores: Iterator[tuple[np.ndarray, Any]],
             ) -> Iterator[tuple[np.ndarray, Any]]:
                 for indices, values in scores:
-                    bars.advance(task, len(indices))
+                    advance(len(indices))
                     yield indices, values
 
             yield counted
+
+    @contextmanager
+    def bar(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+        """A bar that is told of every so many more; it goes away when all are done."""
+        columns = (TextColumn(what), BarColumn(bar_width=10), MofNCompleteColumn())
+        with Progress(
+            *columns, TimeRemainingColumn(), console=self.console, transient=True
+        ) as bars:
+            task = bars.add_task("", total=total, completed=done)
+            yield lambda count: bars.advance(task, count)
+
+    @contextmanager
+    def transfer(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Says what is done, with a bar over bytes; yields a function to call with those done."""
+        self.say(what)
+        columns = (BarColumn(bar_width=10), DownloadColumn(), TransferSpeedColumn())
+        with Progress(
+            *columns, TimeRemainingColumn(), console=self.console, transient=True
+        ) as bars:
+            task = bars.add_task("", total=total)
+            yield lambda done: bars.advance(task, done)
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Shows the TEST metrics after `step` steps."""

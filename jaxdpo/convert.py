@@ -1,8 +1,7 @@
 """`python -m jaxdpo.convert source=… target=…`: models, runs and checkpoints, in other formats."""
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,28 +9,22 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
-from orbax.checkpoint import v1 as ocp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jaxdpo.command import run_command
-from jaxdpo.config import RunConfig, load_config
 from jaxdpo.console import Reporter
-from jaxdpo.data.chat import load_chat
 from jaxdpo.errors import UserError, nearest
-from jaxdpo.hub.adapter import load_adapter
+from jaxdpo.hub.adapter import ADAPTER_CONFIG, stored_adapter
 from jaxdpo.hub.export import exporting
-from jaxdpo.hub.families import config_from_hf
-from jaxdpo.hub.folder import read_config
-from jaxdpo.hub.policy import Policy, load_policy
-from jaxdpo.hub.read import load_params
-from jaxdpo.hub.write import write_json
-from jaxdpo.model.decoder import abstract_params
-from jaxdpo.model.lora import init_lora
-from jaxdpo.sharding import AXES, path_name, shardings_for
-from jaxdpo.training.checkpoint import load_checkpoint
-from jaxdpo.training.optimizer import make_optimizer, make_schedule
-from jaxdpo.training.step import init_state
+from jaxdpo.hub.folder import find_folder
+from jaxdpo.hub.policy import Policy
+from jaxdpo.hub.read import stored_params
+from jaxdpo.hub.write import write_json, write_texts
+from jaxdpo.model.decoder import Params
+from jaxdpo.models import CARD, ORBAX, open_source
+from jaxdpo.sharding import path_name
+from jaxdpo.stored import matrices
+from jaxdpo.training.array_files import write_arrays
 
 USAGE = """usage: python -m jaxdpo.convert source=PATH target=FOLDER [field=value …] [--check]
 
@@ -39,8 +32,6 @@ Writes a model folder from a model folder, a PEFT adapter folder, org/name on th
 one of a run's checkpoints, or a folder that this command wrote with format=orbax.
 --check reads what was written and compares every tensor.
 """
-# The parameters in a folder written with format=orbax, beside config.json and the tokenizer.
-_ORBAX = "params"
 
 
 class ConvertConfig(BaseModel):
@@ -102,14 +93,14 @@ def parse(arguments: Sequence[str]) -> ConvertConfig:
 
 
 def convert(config: ConvertConfig, check: bool = False) -> None:
-    """Reads the source, writes the target, and with `check` compares them.
+    """Reads the source and writes the target, a tensor at a time; with `check` compares them.
 
     Raises:
       UserError: For what cannot be read, written, or expressed in the format asked for.
     """
     reporter = Reporter(quiet=False)
     reporter.say(f"reading {config.source}")
-    policy = load_source(config.source)
+    policy = open_source(config.source)
     if config.lora == "adapter" and policy.lora is None:
         raise UserError(f"{config.source}: has no adapters; leave lora=adapter out")
     if config.lora == "adapter" and (config.format == "orbax" or config.dtype is not None):
@@ -117,114 +108,70 @@ def convert(config: ConvertConfig, check: bool = False) -> None:
             "lora=adapter: adapters are written as PEFT keeps them, in float32; leave format and "
             "dtype out"
         )
-    target = Path(config.target).expanduser()
-    reporter.say(f"writing {target}")
-    if config.format == "orbax":
+    if config.lora == "adapter" and (find_folder(policy.source) / ADAPTER_CONFIG).exists():
+        raise UserError(
+            f"{config.source}: was trained on top of the adapter {policy.source}, which an adapter "
+            "cannot stand on; use lora=merged"
+        )
+    if config.lora == "merged":
         policy = policy.merged()
-        _write_orbax(policy, target, config.dtype)
-    else:
-        policy.save(target, config.lora, config.dtype, int(config.shard_gb * 1e9))
+    target = Path(config.target).expanduser()
+    written = policy.lora if config.lora == "adapter" else policy.params
+    size = sum(stored.nbytes for stored in jax.tree.leaves(written))
+    with reporter.transfer(f"writing {target}", size) as seen:
+        shown = _watched(policy, seen)
+        if config.format == "orbax":
+            _write_orbax(shown, target, config.dtype)
+        else:
+            shown.save(target, config.lora, config.dtype, int(config.shard_gb * 1e9))
     if check:
-        count = _check(policy, config, target)
+        with reporter.transfer(f"checking {target}", size) as seen:
+            count = _check(_watched(policy, seen), config, target)
         reporter.say(f"checked: {count} arrays read back equal")
 
 
-def load_source(source: str) -> Policy:
-    """The model of any source that can be converted.
+def _watched(policy: Policy, seen: Callable[[int], None]) -> Policy:
+    """The policy; `seen` is called with the bytes that are read of it."""
 
-    Raises:
-      UserError: If it is none.
-    """
-    path = Path(source).expanduser()
-    for run in (path, path.parent.parent):
-        if (run / "config.yaml").exists() and (run / "checkpoints").is_dir():
-            checkpoint = run / "checkpoints" if run == path else path
-            return _load_run(load_config(run / "config.yaml"), checkpoint)
-    if (path / _ORBAX).is_dir():
-        hf_config = read_config(path)
-        config = config_from_hf(hf_config)
-        dtype = jnp.dtype(hf_config["dtype"])
-        params = ocp.load(str((path / _ORBAX).absolute()), _placed(abstract_params(config, dtype)))
-        generation = json.loads((path / "generation_config.json").read_text())
-        return Policy(config, params, load_chat(str(path)), source, hf_config, generation or None)
-    return load_policy(source)
+    def watched(arrays: Params) -> Params:
+        return jax.tree.map(lambda stored: stored.watched(seen), arrays)
 
-
-def _load_run(run: RunConfig, checkpoint: Path) -> Policy:
-    base = load_policy(
-        run.model.path,
-        run.model.param_dtype,
-        chat_template=run.data.chat_template,
-        context=run.data.max_length,
-    )
-    policy, lora_config = base.merged(), run.lora
-    trainable = policy.params
-    if lora_config is not None:
-        model = policy.config
-        trainable = jax.eval_shape(lambda: init_lora(model, lora_config, jax.random.key(0)))
-    # The schedule is no part of the state.
-    optimizer = make_optimizer(
-        run.optimizer, make_schedule(run.optimizer, 1, lora_config is not None)
-    )
-    mesh = _first_device()
-    reference = policy.params if run.reference_kind == "moving" else None
-    abstract = jax.eval_shape(
-        lambda tree, moved: init_state(tree, optimizer, mesh, moved), trainable, reference
-    )
-    trained = load_checkpoint(checkpoint, _placed(abstract)).trainable
-    if lora_config is None:
-        return replace(policy, params=trained)
-    if base.lora is not None:
-        raise UserError(
-            f"{checkpoint}: was trained on top of the adapter {run.model.path}; convert the model/ "
-            "that the run exports"
-        )
-    return replace(policy, lora=trained, lora_config=lora_config)
-
-
-def _first_device() -> Mesh:
-    sizes, types = (1,) * len(AXES), (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, axis_types=types, devices=jax.local_devices()[:1])
-
-
-def _placed(abstract: Any) -> Any:
-    """The same shapes, on the first device."""
-    mesh = _first_device()
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        abstract,
-        shardings_for(abstract, mesh),
-    )
+    lora = None if policy.lora is None else watched(policy.lora)
+    return replace(policy, params=watched(policy.params), lora=lora)
 
 
 def _write_orbax(policy: Policy, target: Path, dtype: str | None) -> None:
-    params = policy.params
-    if dtype is not None:
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    name = jax.tree.leaves(params)[0].dtype.name
+    name = dtype or jax.tree.leaves(policy.params)[0].dtype.name
+    params = jax.tree.map(lambda stored: stored.cast(jnp.dtype(name)), policy.params)
     with exporting(target) as temporary:
         write_json(temporary / "config.json", {**policy.hf_config, "dtype": name})
         write_json(temporary / "generation_config.json", policy.generation_config or {})
         policy.chat.tokenizer.save_pretrained(temporary)
-        ocp.save(str((temporary / _ORBAX).absolute()), params)
+        if policy.card is not None:
+            write_texts(temporary, {CARD: policy.card})
+        write_arrays(temporary / ORBAX, params)
 
 
 def _check(policy: Policy, config: ConvertConfig, target: Path) -> int:
     """Compares every array with what was written; returns how many."""
-    expected: Any = policy.merged().params
+    expected: Any = policy.params
     if config.format == "orbax":
-        found: Any = load_source(str(target)).params
+        found: Any = open_source(str(target)).params
     elif config.lora == "adapter":
         expected = policy.lora
-        found, _ = load_adapter(target, policy.config, policy.hf_config)
+        found, _ = stored_adapter(target, policy.config, policy.hf_config)
     else:
-        dtype = jax.tree.leaves(expected)[0].dtype
-        found = load_params(target, policy.config, jnp.dtype(config.dtype or dtype))
-    pairs = zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True)
-    for (path, wanted), leaf in pairs:
-        if not np.array_equal(np.asarray(wanted.astype(leaf.dtype)), np.asarray(leaf)):
-            raise UserError(f"{target}: {path_name(path)} reads back differently")
-    return len(jax.tree.leaves(expected))
+        dtype = jnp.dtype(config.dtype or jax.tree.leaves(expected)[0].dtype)
+        found = stored_params(target, policy.config, dtype)
+    written = {path_name(path): stored for path, stored in jax.tree.leaves_with_path(found)}
+    arrays = jax.tree.leaves_with_path(expected)
+    for path, wanted in arrays:
+        stored = written[path_name(path)]
+        wanted = wanted.cast(stored.dtype)
+        for indices in np.ndindex(matrices(wanted.shape)):
+            if wanted.at(indices).tobytes() != stored.at(indices).tobytes():
+                raise UserError(f"{target}: {path_name(path)} reads back differently")
+    return len(arrays)
 
 
 if __name__ == "__main__":

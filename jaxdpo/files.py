@@ -2,15 +2,23 @@
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
+
 
 def shipped(path: str) -> str:
     """`@quickstart/pairs.jsonl` ↦ that file of the installed package; other paths as they are."""
     return str(Path(__file__).parent / path[1:]) if path.startswith("@") else path
+
+
+def cache_folder(path: str | None) -> Path:
+    """The folder of what may be used again, by default $JAXDPO_CACHE or ~/.cache/jaxdpo."""
+    return Path(path or os.environ.get("JAXDPO_CACHE") or "~/.cache/jaxdpo").expanduser()
 
 
 @contextlib.contextmanager
@@ -54,3 +62,14 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of a JSON value in hexadecimal, whatever the order of keys in its objects."""
+    return hashlib.sha256(_canonical(value).encode("utf-8")).hexdigest()
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """A file's size and its time of change in nanoseconds."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

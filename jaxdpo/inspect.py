@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,12 +13,15 @@ from jaxdpo.data.chat import load_chat
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.plan import BatchConfig
 from jaxdpo.data.reader import ReadResult, read_pairs
+from jaxdpo.data.writing import write_pairs
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.files import replacing
 from jaxdpo.inspection import cleaning
 from jaxdpo.inspection.findings import find, turns
+from jaxdpo.inspection.languages import language
 from jaxdpo.inspection.page import page
 from jaxdpo.inspection.shortcuts import find_shortcuts
+from jaxdpo.inspection.texts import said
 from jaxdpo.inspection.tokens import Tokenized, length_lines, tokenize
 
 USAGE = """usage: python -m jaxdpo.inspect DATA [field=value …]
@@ -41,7 +44,10 @@ class InspectConfig(BaseModel):
         default=None, description="folder or org/name whose tokenizer counts tokens"
     )
     report: str = Field(default="inspect.html", description="HTML file of the report")
-    show: int = Field(default=5, ge=0, description="pairs that the report shows as tokens")
+    show: Annotated[int, Field(ge=0)] | tuple[int, ...] = Field(
+        default=5,
+        description="pairs that the report shows as tokens: how many, or [their line numbers]",
+    )
     write: str | None = Field(default=None, description="JSONL file of the cleaned pairs")
     remedies: tuple[cleaning.Remedy, ...] = Field(
         default=(), description="for write: any of dedupe, conflicts, leaks, balance"
@@ -82,7 +88,7 @@ def main(arguments: list[str]) -> None:
     print(f"report: {config.report}")
     if config.write is not None:
         left, changes = cleaning.clean(read.pairs, config.remedies)
-        cleaning.write(left, Path(config.write))
+        write_pairs(left, Path(config.write))
         print("\n".join([*changes, f"{config.write}: {len(left)} pairs, {len(changes)} changes"]))
 
 
@@ -118,6 +124,8 @@ def parse(arguments: list[str]) -> InspectConfig:
 def _counts(read: ReadResult, tokenized: Tokenized | None) -> dict[str, str]:
     files = Counter((pair.source.rpartition(":")[0], pair.split) for pair in read.pairs)
     counts = {f"{split} pairs of {file}": str(count) for (file, split), count in files.items()}
+    for name, count in Counter(language(said(pair.prompt)) for pair in read.pairs).most_common():
+        counts[f"pairs with a prompt in {name}"] = str(count)
     for users, count in turns(read.pairs).items():
         counts[f"pairs with {users} messages by the user"] = str(count)
     if tokenized is not None:

@@ -8,9 +8,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jaxdpo.command import run_command
-from jaxdpo.config import RunConfig, load_config, split_arguments
+from jaxdpo.config import RunConfig, load_config
 from jaxdpo.console import Reporter
 from jaxdpo.data.chat import load_chat
+from jaxdpo.data.labelled import examples_of
 from jaxdpo.data.tokenizing import load_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.hub.families import config_from_hf
@@ -20,8 +21,9 @@ from jaxdpo.model.config import ModelConfig
 from jaxdpo.planning.chips import keep_to_cpu, target
 from jaxdpo.planning.lengths import assumed_lengths
 from jaxdpo.planning.plan import Lengths, make_plan
-from jaxdpo.planning.show import show_choice, show_plan
+from jaxdpo.planning.show import show_plan, show_suggestion
 from jaxdpo.planning.suggest import suggest
+from jaxdpo.settings import split_arguments
 from jaxdpo.sharding import make_mesh
 
 USAGE = """usage: python -m jaxdpo.plan [CONFIG.yaml] [field=value …] [section.field=value …]
@@ -53,9 +55,6 @@ class PlanConfig(BaseModel):
     completion: int = Field(
         default=290, ge=1, description="with pairs: median tokens of a completion"
     )
-    suggest: bool = Field(
-        default=True, description="with topology: look for a faster mesh, microbatch and remat"
-    )
 
 
 def main(arguments: list[str]) -> None:
@@ -78,17 +77,9 @@ def main(arguments: list[str]) -> None:
     mesh = make_mesh(config.mesh, None if wanted is None else wanted.devices)
     plan = make_plan(config, model, lengths, mesh, machine, wanted)
     show_plan(reporter, plan, wanted)
-    if wanted is None or not plan_config.suggest:
-        return
-    for choice in suggest(config, model, lengths.train, lengths.test, wanted):
-        if plan.seconds is not None and choice.seconds[1] > 0.95 * plan.seconds[1]:
-            reporter.say("no mesh, microbatch or remat is faster by more than 5%, by formula")
-            return
-        other = make_plan(choice.config, model, lengths, choice.mesh, machine, wanted)
-        if other.verdict == "fits":
-            show_choice(reporter, choice, other)
-            return
-    reporter.say("no mesh, microbatch or remat was found that fits; take more devices, or LoRA")
+    if wanted is not None:
+        choices = suggest(config, model, lengths.train, lengths.test, wanted)
+        show_suggestion(reporter, plan, choices, model)
 
 
 def parse(arguments: list[str]) -> tuple[PlanConfig, RunConfig]:
@@ -118,8 +109,6 @@ def parse(arguments: list[str]) -> tuple[PlanConfig, RunConfig]:
     for name in ("prompt", "completion"):
         if name in own and plan_config.pairs is None:
             raise UserError(f"{name} is read with pairs=…; without it, lengths are data.path's")
-    if "suggest" in own and plan_config.topology is None:
-        raise UserError("suggest is read with topology=…; for the machine at hand, steps are timed")
     # A plan writes no run, and with pairs=… it reads no data.
     unused = ["training.folder=unused"]
     if plan_config.pairs is not None:
@@ -148,7 +137,8 @@ def _lengths(plan_config: PlanConfig, config: RunConfig, reporter: Reporter) -> 
         )
         return Lengths(lengths, np.zeros((0, 3), np.int32), count)
     chat = load_chat(str(find_folder(config.model.path, weights=False)), config.data.chat_template)
-    splits = load_pairs(config.data, chat, supervised=config.loss.supervised).splits
+    loaded = load_pairs(config.data, chat, supervised=config.loss.supervised)
+    splits = examples_of(loaded.splits, config.loss.type, config.data.max_length)
     train, test = splits["TRAIN"].lengths, splits["TEST"].lengths
     chosen = np.random.default_rng(0).permutation(len(train))[:sample]
     return Lengths(train[chosen], test[:sample], len(train))

@@ -13,26 +13,21 @@ from jax.sharding import Mesh
 
 from jaxdpo.config import RunConfig
 from jaxdpo.console import Reporter
-from jaxdpo.data.cache import NO_LABEL, TokenizedPairs
-from jaxdpo.data.labelled import LabelledPairs
-from jaxdpo.data.pairs import Split
+from jaxdpo.data.labelled import Examples, LabelledPairs, examples_of
 from jaxdpo.data.plan import BatchShape, Packer
 from jaxdpo.data.tokenizing import LoadedPairs, load_pairs
 from jaxdpo.errors import UserError
-from jaxdpo.hub.adapter import adapter_rows
 from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.machine import local_machine
 from jaxdpo.model.decoder import Compute
 from jaxdpo.model.lora import init_lora
 from jaxdpo.reference import ReferenceCache, Scores, cache_key, compute_and_store, load_cached
 from jaxdpo.resolve import resolve
-from jaxdpo.run_folder import RunFolder
+from jaxdpo.run_folder import DATA_FILE, RunFolder
 from jaxdpo.scoring import make_score_step, score_pairs, weights_digest
 from jaxdpo.sharding import agreed, shardings_for
 from jaxdpo.training.evaluate import EvalData
 from jaxdpo.training.loop import TrainData
-
-Examples = TokenizedPairs | LabelledPairs
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,10 @@ def prepare(
     )
     _report_data(pairs, config, reporter)
     loss = config.loss
-    splits = _examples(config, pairs, reporter)
+    splits = examples_of(pairs.splits, loss.type, config.data.max_length)
+    for split, examples in splits.items():
+        if isinstance(examples, LabelledPairs):
+            reporter.say(f"{split}: {examples.summary()}")
     train, test = splits["TRAIN"], splits["TEST"]
     other = None if config.reference.path is None else _other_reference(config, policy, mesh)
     numbers = {split: _numbers(config, examples) for split, examples in splits.items()}
@@ -100,6 +98,11 @@ def prepare(
             ),
         }
     )
+    counted = {
+        split: {"pairs": len(each), "sha256": each.fingerprint}
+        for split, each in pairs.splits.items()
+    }
+    folder.write_json(DATA_FILE, counted)
     resolved = resolve(config, policy.config, train.lengths, test.lengths, mesh, local_machine())
     compute, plan, shape, scoring = (
         resolved.compute, resolved.plan, resolved.shape, resolved.scoring,
@@ -137,8 +140,6 @@ def _load(config: RunConfig, given_policy: Policy | None, mesh: Mesh) -> Policy:
             f"{config.model.path} is an adapter itself, so a new adapter would belong to a model "
             "that is nowhere on disk; set export.lora=merged"
         )
-    if config.lora is not None and config.export.lora == "adapter":
-        adapter_rows(loaded.hf_config, loaded.config)  # Raises where there can be no adapter file.
     # Where training starts is the reference: the model with its adapters.
     policy = loaded.merged()
     if given_policy is not None:
@@ -203,24 +204,6 @@ class _Reference:
 
         with self.reporter.counting("reference log-probs", len(split)) as counted:
             return compute_and_store(cache, packing, lambda first: counted(score_from(first)))
-
-
-def _examples(config: RunConfig, pairs: LoadedPairs, reporter: Reporter) -> dict[Split, Examples]:
-    """What the loss learns from: pairs, or answers one by one with their labels."""
-    if config.loss.labelled:
-        examples: dict[Split, Examples] = {}
-        for split, found in pairs.splits.items():
-            examples[split] = labelled = LabelledPairs(found, config.data.max_length)
-            reporter.say(f"{split}: {labelled.summary()}")
-        return examples
-    for found in pairs.splits.values():
-        alone = np.flatnonzero(found.labels != NO_LABEL)
-        if len(alone):
-            raise UserError(
-                f"{found.source(int(alone[0]))}: one answer with a label, but "
-                f"{' and '.join(config.loss.type)} learn from pairs; set loss.type=kto"
-            )
-    return {**pairs.splits}
 
 
 def _digest_of(arrays: tuple[np.ndarray | None, ...]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jaxdpo.card import run_card
 from jaxdpo.compiling import keep_compiled
 from jaxdpo.config import RunConfig
 from jaxdpo.console import Reporter
@@ -24,7 +25,7 @@ from jaxdpo.prepare import Prepared, prepare
 from jaxdpo.record import Recorder
 from jaxdpo.resolve import objective_of
 from jaxdpo.run_folder import RunFolder, open_run_folder
-from jaxdpo.sampling import generate
+from jaxdpo.sampling import complete, numbered
 from jaxdpo.sharding import make_mesh
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import DeviceMetrics, run_steps
@@ -273,6 +274,7 @@ def _finish(run: _Run, trained: Params, reporter: Reporter) -> RunResult:
     final = _trained_policy(run.prepared, trained)
     after = _complete(config, run.prepared, final, folder, "after")
     reporter.say(f"exporting to {folder.path / 'model'}")
+    final = replace(final, card=run_card(config, folder.path))
     final.save(folder.path / "model", lora=config.export.lora, dtype=config.export.dtype)
     history = read_metrics(folder.path)
     texts = list(zip(run.before, after, strict=True))
@@ -322,16 +324,8 @@ def _complete(
     if kept is not None:
         return kept
     prompts = [source[index].prompt_ids.tolist() for index in range(count)]
-    completions = generate(
-        policy.config,
-        policy.params,
-        policy.lora,
-        prompts,
-        config.sampling,
-        policy.chat.stop_token_ids,
-        run.compute,
-    )
-    texts = [policy.chat.decode(completion.ids) for completion in completions]
+    done = complete(policy, numbered(prompts), config.sampling, run.compute.dtype)
+    texts = [text for _, text, _ in sorted(done)]
     folder.write_json(name, texts)
     return texts
 

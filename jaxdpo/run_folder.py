@@ -2,6 +2,7 @@
 
 config.yaml     the resolved configuration
 inputs.json     digests of the weights and the tokenised pairs
+data.json       how many pairs each split has, and their digest
 metrics.jsonl   a record a step and an evaluation; curves.png and tensorboard/ show the same
 checkpoints/    to continue from
 model/          the aligned model, in Hugging Face format
@@ -19,6 +20,8 @@ from typing import Any
 from jaxdpo.config import RunConfig, check_continues, to_yaml
 from jaxdpo.errors import UserError
 from jaxdpo.files import replacing
+
+DATA_FILE = "data.json"
 
 
 @dataclass(frozen=True)

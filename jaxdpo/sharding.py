@@ -183,6 +183,13 @@ def cut_rows(array: jax.Array, vocabulary: bool = False) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, P(BATCH_AXES, *(None,) * (array.ndim - 2), last))
 
 
+def on_every_device(tree: Any) -> Any:
+    """Constrains arrays to be whole on every device, so that every process can read them."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, P()), tree)
+
+
 def uncut_embedding(weight_VD: jax.Array) -> jax.Array:
     """The embedding with its pieces along `fsdp` gathered; its vocabulary stays cut.
 

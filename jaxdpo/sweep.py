@@ -15,13 +15,14 @@ from typing import Any
 import jax
 import yaml
 
-from jaxdpo.config import RunConfig, flat, load_config, split_arguments
+from jaxdpo.config import RunConfig, flat, load_config
 from jaxdpo.console import Reporter
 from jaxdpo.data.tokenizing import load_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.files import replacing
 from jaxdpo.hub.policy import load_policy
 from jaxdpo.run import RunResult, fit_together
+from jaxdpo.settings import split_arguments
 from jaxdpo.sharding import make_mesh
 from jaxdpo.training.together import NUMBERS
 

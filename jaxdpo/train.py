@@ -3,8 +3,9 @@
 import sys
 
 from jaxdpo.command import run_command
-from jaxdpo.config import help_text, load_config, split_arguments
+from jaxdpo.config import help_text, load_config
 from jaxdpo.run import fit
+from jaxdpo.settings import split_arguments
 from jaxdpo.sharding import join_processes
 from jaxdpo.sweep import parse_at_once, parse_axes, sweep
 

@@ -12,11 +12,10 @@ from jaxdpo.config import (
     check_continues,
     help_text,
     load_config,
-    section_type,
-    split_arguments,
     to_yaml,
 )
 from jaxdpo.errors import UserError
+from jaxdpo.settings import section_type, split_arguments
 
 REQUIRED = ["model.path=m", "data.path=d.jsonl", "training.folder=runs/x"]
 PACKAGE = Path(jaxdpo.__file__).parent

@@ -10,9 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
+import yaml
+from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 
+from jaxdpo.convert import ConvertConfig, convert
 from tests.folders import write_model, write_pairs
 
 # More kills than the suite has time for: JAXDPO_TEST_KILLS=20 python -m pytest tests/test_inter…
@@ -98,6 +102,33 @@ def assert_same_end(run: Path, uninterrupted: Path) -> None:
     exported = "model/model.safetensors"
     assert (run / exported).read_bytes() == (uninterrupted / exported).read_bytes()
     assert metrics(run) == metrics(uninterrupted)
+
+
+def test_the_exported_model_has_a_card(inputs, uninterrupted, tmp_path):
+    text = (uninterrupted / "model" / "README.md").read_text()
+    card = ModelCard(text)
+    assert (card.data.library_name, card.data.base_model) == ("transformers", None)
+    assert "dpo" in card.data.tags
+    data = json.loads((uninterrupted / "data.json").read_text())
+    assert (data["TRAIN"]["pairs"], data["TEST"]["pairs"]) == (92, 8)
+    for split, of_split in data.items():
+        assert f"| {split} | {of_split['pairs']} | `{of_split['sha256']}` |" in text
+    before, *_, after = [each for each in metrics(uninterrupted) if each["split"] == "TEST"]
+    assert (before["step"], after["step"]) == (0, STEPS)
+    for name in ("rewards/margins", "rewards/accuracies", "loss"):
+        assert f"| {name} | {before[name]:.4g} | {after[name]:.4g} |" in text
+    settings = yaml.safe_load(text.split("```yaml")[1].split("```")[0])
+    assert settings["optimizer"]["learning_rate"] == 1e-3
+    assert settings["model"]["path"] == "model" and settings["data"]["path"] == "pairs.jsonl"
+    assert f"jax {jax.__version__}" in text
+    for machine in (str(inputs), str(uninterrupted), socket.gethostname(), str(Path.home())):
+        assert machine not in text
+
+    convert(ConvertConfig(source=str(uninterrupted), target=str(tmp_path / "again")))
+    assert (tmp_path / "again" / "README.md").read_text() == text
+    earlier = uninterrupted / "checkpoints" / "step_00000028"
+    convert(ConvertConfig(source=str(earlier), target=str(tmp_path / "earlier")))
+    assert ", 28 optimizer steps" in (tmp_path / "earlier" / "README.md").read_text()
 
 
 def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(inputs, uninterrupted, tmp_path):

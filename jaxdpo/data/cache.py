@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from jaxdpo.data.pairs import TokenizedPair
-from jaxdpo.data.records import BadLine
 from jaxdpo.data.reports import TokenizeReport
-from jaxdpo.files import file_digest, sync_folder, sync_tree
+from jaxdpo.errors import UserError
+from jaxdpo.files import file_digest, stamp_of, sync_folder, sync_tree
 
 # Part of every key: raise it when the files change their form.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 6
 ROWS_PER_CHUNK = 1024
 _PAIRS, _ABOUT = "pairs.arrow", "about.json"
 _IDS = TokenizedPair._fields
@@ -31,6 +32,7 @@ _SCHEMA = pa.schema(
         ("metadata", pa.string()),
         *((name, pa.float32()) for name in _SCORES),
         ("label", pa.int8()),
+        ("checksum", pa.uint32()),
     ]
 )
 
@@ -42,6 +44,8 @@ NO_LABEL = -1
 
 class TokenizedPairs(Sequence[TokenizedPair]):
     """Tokenised pairs by index, in the order of the file; the ids are views of a memory map.
+
+    Each pair is compared with its checksum whenever it is read.
 
     Attributes:
       lengths: i32 `[N, 3]`, tokens of prompt, chosen and rejected.
@@ -58,6 +62,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
             [(c.offsets.to_numpy(), c.values.to_numpy(zero_copy_only=True)) for c in chunks]
             for chunks in zip(*columns, strict=True)
         ]
+        self._checksums = table.column("checksum").to_numpy()
         self._sources = table.column("source")
         self._metadata = table.column("metadata")
         self.lengths = np.concatenate(
@@ -76,25 +81,47 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
         chunk, row = divmod(index, ROWS_PER_CHUNK)
-        return TokenizedPair(
+        pair = TokenizedPair(
             *(values[offsets[row] : offsets[row + 1]] for offsets, values in self._chunks[chunk])
         )
+        if _checksum(pair) != self._checksums[index]:
+            raise UserError(
+                f"{self.source(index)}: its stored tokens are damaged on disk; remove the folder "
+                "of data.cache_dir and run again"
+            )
+        return pair
 
     def source(self, index: int) -> str:
         """Where the pair came from, as `file:line`."""
         return self._sources[index].as_py()
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """The pair's metadata."""
-        return json.loads(self._metadata[index].as_py())
+        """The pair's metadata; where it has scores also `chosen_score`, `rejected_score`, and
+        `score_margin`, their difference.
+        """
+        chosen, rejected = map(float, self.scores[index])
+        scores = dict(
+            zip((*_SCORES, "score_margin"), (chosen, rejected, chosen - rejected), strict=True)
+        )
+        return ({} if math.isnan(chosen) else scores) | json.loads(self._metadata[index].as_py())
 
 
 @dataclasses.dataclass(frozen=True)
 class _About:
-    """What stands beside the pairs: what they are, and how to tell that they are whole."""
+    """What stands beside the pairs: what they are, and how to tell that they are whole.
+
+    Attributes:
+      key: What they were made from.
+      digest: SHA-256 of their file.
+      stamp: Size and time of change of their file when it was written; while the file has these,
+        the digest is not computed again.
+      fingerprint: As in `TokenizedPairs`.
+      report: As in `TokenizedPairs`.
+    """
 
     key: str
     digest: str
+    stamp: tuple[int, int]
     fingerprint: str
     report: TokenizeReport
 
@@ -105,7 +132,8 @@ def open_pairs(folder: Path, key: str) -> TokenizedPairs | None:
     if about is None or about.key != key:
         return None
     try:
-        if file_digest(folder / _PAIRS) != about.digest:
+        file = folder / _PAIRS
+        if stamp_of(file) != tuple(about.stamp) and file_digest(file) != about.digest:
             return None
     except OSError:
         return None
@@ -120,7 +148,6 @@ def _read_about(path: Path) -> _About | None:
             name: tuple(value) if isinstance(value, list) else value
             for name, value in about.pop("report").items()
         }
-        report["rejected"] = tuple(BadLine(**bad) for bad in report["rejected"])
         return _About(report=TokenizeReport(**report), **about)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
@@ -158,11 +185,7 @@ class PairWriter:
     ) -> None:
         """Adds one pair, where it came from, and what chosen and rejected were given."""
         judged = NO_LABEL if label is None else int(label)
-        lengths = np.array([len(ids) for ids in pair])
-        for numbers in (lengths, *pair):
-            self._hash.update(numbers.astype("<i4").tobytes())
-        self._hash.update(np.array(scores, "<f4").tobytes() + np.int8(judged).tobytes())
-        own = json.dumps(metadata or {}, ensure_ascii=False)
+        own = json.dumps(metadata, ensure_ascii=False) if metadata else "{}"
         self._waiting.append((pair, source, own, scores, judged))
         if len(self._waiting) == ROWS_PER_CHUNK:
             self._write_chunk()
@@ -173,8 +196,9 @@ class PairWriter:
             self._write_chunk()
         self._writer.close()
         self._file.close()
-        digest = file_digest(self._temporary / _PAIRS)
-        about = _About(self._key, digest, self._hash.hexdigest(), report)
+        file = self._temporary / _PAIRS
+        digest, stamp = file_digest(file), stamp_of(file)
+        about = _About(self._key, digest, stamp, self._hash.hexdigest(), report)
         text = json.dumps(dataclasses.asdict(about), indent=1)
         (self._temporary / _ABOUT).write_text(text, encoding="utf-8")
         sync_tree(self._temporary)
@@ -187,13 +211,27 @@ class PairWriter:
     def _write_chunk(self) -> None:
         pairs, sources, metadata, scores, labels = zip(*self._waiting, strict=True)
         columns: list[Any] = [_ragged([getattr(pair, name) for pair in pairs]) for name in _IDS]
-        columns += [pa.array(sources), pa.array(metadata)]
-        columns += [pa.array(given, pa.float32()) for given in zip(*scores, strict=True)]
-        columns.append(pa.array(labels, pa.int8()))
+        numbers = [pa.array(given, pa.float32()) for given in zip(*scores, strict=True)]
+        numbers.append(pa.array(labels, pa.int8()))
+        for column in columns:
+            self._hash.update(np.diff(column.offsets.to_numpy()).tobytes())
+            self._hash.update(column.values.to_numpy().tobytes())
+        for column in numbers:
+            self._hash.update(column.to_numpy().tobytes())
+        checksums = pa.array([_checksum(pair) for pair in pairs], pa.uint32())
+        columns += [pa.array(sources), pa.array(metadata), *numbers, checksums]
         self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
         self._waiting = []
 
 
+def _checksum(pair: TokenizedPair) -> int:
+    """CRC-32 of a pair's ids and spans."""
+    value = 0
+    for ids in pair:
+        value = zlib.crc32(ids.data, value)
+    return value
+
+
 def _ragged(rows: Sequence[np.ndarray]) -> pa.ListArray:
-    offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int32)
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows)))

@@ -5,9 +5,7 @@ each completion. Prompt and completion part where the token ids do, so a token t
 belongs to the completion, as it does when the model writes it.
 """
 
-import hashlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from jaxdpo.data.pairs import Message, PreferencePair, TokenizedPair
 from jaxdpo.data.records import BadPair
 from jaxdpo.data.rendering import NO_KWARGS, PROBE, ChatTemplate, Rendered
 from jaxdpo.errors import UserError
+from jaxdpo.files import json_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -246,10 +245,10 @@ class Chat:
         state = [
             ALGORITHM_VERSION,
             self.tokenizer.backend_tokenizer.to_str(),
-            self.tokenizer.special_tokens_map,
+            {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()},
             self._template.source,
         ]
-        return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
+        return json_digest(state)
 
     def _check_faithful(self) -> None:
         """Compares ids with the tokenizer's own, on text that spells no control token."""

@@ -1,13 +1,12 @@
 """What a user may set about preference data."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from jaxdpo.data.formats import Format
-from jaxdpo.files import shipped
+from jaxdpo.files import cache_folder, shipped
 
 Turns = Literal["last", "all"]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -80,5 +79,4 @@ class DataConfig(BaseModel):
 
     def cache_folder(self) -> Path:
         """The folder that holds what `cache_dir` says."""
-        default = os.environ.get("JAXDPO_CACHE") or "~/.cache/jaxdpo"
-        return Path(self.cache_dir or default).expanduser()
+        return cache_folder(self.cache_dir)

@@ -17,10 +17,11 @@ Walls and spellings are Unicode noncharacters (U+FDD0 to U+FDEF), which are set 
 program's own use and never mean anything in text; text that holds one is refused.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
@@ -33,10 +34,7 @@ WALL = "\ufdd0"
 # take white space before it along.
 _PARTS, _JOINS = "\ufdd1", "\ufdd2"
 _DIGITS = [chr(0xFDE0 + digit) for digit in range(16)]
-# How many parts of texts are remembered.
-_MEMORY = 2**14
 _NONCHARACTER = re.compile("[\ufdd0-\ufdef]")
-_SEAM = re.compile(f"(?={_PARTS})")
 
 
 class ControlTokens:
@@ -66,7 +64,8 @@ class ControlTokens:
         self._all_texts = WALL.join(texts)
         self._longest = max(map(len, texts), default=0)
         self._spelling = {token.content: _spell(i, token) for i, token in enumerate(controls)}
-        self._known: dict[str, np.ndarray | BadPair] = {}
+        self._firsts = sorted({text[0] for text in texts})
+        self._lasts = sorted({text[-1] for text in texts})
 
         definition = json.loads(backend.to_str())
         definition |= {"added_tokens": [], "post_processor": None}
@@ -108,6 +107,8 @@ class ControlTokens:
         Raises:
           BadPair: If the text holds a noncharacter, or a control token of one character.
         """
+        if self.harmless(text):
+            return text
         if found := _NONCHARACTER.search(text):
             raise BadPair(
                 "noncharacter",
@@ -128,6 +129,23 @@ class ControlTokens:
             )
         return walled
 
+    def harmless(self, text: str) -> bool:
+        """Whether it is plain at once that no control token has to do with the text.
+
+        It holds no character that one begins with, and what could be the end of one, at its start,
+        holds none that one ends in. Most text is like that.
+        """
+        if not text.isascii():
+            return False
+        for first in self._firsts:
+            if first in text:
+                return False
+        start = text.strip()[: self._longest]
+        for last in self._lasts:
+            if last in start:
+                return False
+        return len(start) == self._longest
+
     def _joins(self, core: str) -> bool:
         """Whether text could be the start, end or middle of a control token."""
         reach = range(1, min(self._longest, len(core) + 1))
@@ -138,30 +156,38 @@ class ControlTokens:
     def spell(self, rendered: str) -> str:
         """Spells the control tokens of a rendering for `encode`, and takes its walls out."""
         spelled = self.pattern.sub(lambda match: self._spelling[match[0]], rendered)
-        return spelled.replace(WALL, "")
+        return spelled.replace(WALL, "") if WALL in spelled else spelled
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray | BadPair]:
         """Encodes spelled texts to the tokenizer's own ids, each i32, or says why not.
 
-        What stands between control tokens is encoded apart, and what was lately encoded is not
-        encoded again: the renderings of a pair share most of it.
+        What stands between control tokens is encoded apart, and once: the renderings of a pair
+        share most of it.
         """
-        if len(self._known) > _MEMORY:
-            self._known = {}
-        parted = [[part for part in _SEAM.split(text) if part] for text in texts]
-        new = list(dict.fromkeys(part for parts in parted for part in parts))
-        new = [part for part in new if part not in self._known]
-        for part, encoding in zip(
-            new, self._encoder.encode_batch_fast(new, add_special_tokens=False), strict=True
-        ):
-            self._known[part] = self._own(part, np.array(encoding.ids, np.int64))
-        return [_joined([self._known[part] for part in parts]) for parts in parted]
+        parted = [_parts(text) for text in texts]
+        parts = list(dict.fromkeys(itertools.chain.from_iterable(parted)))
+        encodings = self._encoder.encode_batch_fast(parts, add_special_tokens=False)
+        each = [encoding.ids for encoding in encodings]
+        ids = np.fromiter(itertools.chain.from_iterable(each), np.int32)
+        ends = list(itertools.accumulate(map(len, each)))
+        own = self._own_id[ids]
+        encoded: dict[str, np.ndarray | BadPair] = {
+            part: own[end - len(part_ids) : end]
+            for part, part_ids, end in zip(parts, each, ends, strict=True)
+        }
+        for at in np.unique(np.searchsorted(ends, np.flatnonzero(self._forged[ids]), "right")):
+            encoded[parts[at]] = self._apart(parts[at])
+        return [_joined([encoded[part] for part in parts]) for parts in parted]
 
-    def _own(self, text: str, ids: np.ndarray) -> np.ndarray | BadPair:
-        while self._forged[ids].any():
+    def _apart(self, text: str) -> np.ndarray | BadPair:
+        """Encodes text that the vocabulary makes a control token of, split inside it."""
+        while True:
             encoding = self._encoder.encode(text, add_special_tokens=False)
-            spans = [encoding.offsets[i] for i in np.flatnonzero(self._forged[encoding.ids])]
-            for start, end in sorted(set(spans), reverse=True):
+            ids = np.array(encoding.ids, np.int32)
+            forged = np.flatnonzero(self._forged[ids])
+            if not len(forged):
+                return self._own_id[ids[ids != self._wall_id]]
+            for start, end in sorted({encoding.offsets[i] for i in forged}, reverse=True):
                 if end - start < 2:
                     return BadPair(
                         "control-text",
@@ -169,8 +195,6 @@ class ControlTokens:
                         "is written; remove it",
                     )
                 text = text[: start + 1] + WALL + text[start + 1 :]
-            ids = np.array(self._encoder.encode(text, add_special_tokens=False).ids, np.int64)
-        return self._own_id[ids[ids != self._wall_id]]
 
 
 def without_spellings(spelled: str) -> str:
@@ -183,13 +207,17 @@ def _is_control(token: AddedToken) -> bool:
     return token.special or not token.content.replace("▁", " ").isspace()
 
 
+def _parts(spelled: str) -> list[str]:
+    """A spelled text, parted before each control token that parts it."""
+    first, *rest = spelled.split(_PARTS)
+    return [first, *(_PARTS + part for part in rest)] if first else [_PARTS + p for p in rest]
+
+
 def _joined(parts: Sequence[np.ndarray | BadPair]) -> np.ndarray | BadPair:
-    ids = [np.zeros(0, np.int32)]
     for part in parts:
         if isinstance(part, BadPair):
             return part
-        ids.append(part)
-    return np.concatenate(ids)
+    return np.concatenate(cast(list[np.ndarray], parts)) if parts else np.zeros(0, np.int32)
 
 
 def _spell(index: int, token: AddedToken) -> str:

@@ -11,13 +11,13 @@ the batch, so its reference log-probs are scored once like all others.)
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxdpo.data.cache import NO_LABEL, TokenizedPairs
-from jaxdpo.data.pairs import TokenizedPair
+from jaxdpo.data.pairs import Split, TokenizedPair
 from jaxdpo.errors import UserError
 
 
@@ -104,6 +104,34 @@ class LabelledPairs(Sequence[TokenizedPair]):
             state.update(b"|" + answer.tobytes())
             digests[1, index] = int.from_bytes(state.digest(), "big")
         return digests[0], digests[1]
+
+
+Examples = TokenizedPairs | LabelledPairs
+
+
+def examples_of(
+    splits: Mapping[Split, TokenizedPairs], losses: Sequence[str], max_length: int
+) -> dict[Split, Examples]:
+    """What a run's losses learn from: the pairs, or with kto answers one by one.
+
+    Args:
+      splits: The tokenised pairs.
+      losses: Names of the losses.
+      max_length: Most tokens of a prompt and one answer.
+
+    Raises:
+      UserError: If answers that were judged one by one meet a loss of pairs.
+    """
+    if "kto" in losses:
+        return {split: LabelledPairs(pairs, max_length) for split, pairs in splits.items()}
+    for pairs in splits.values():
+        alone = np.flatnonzero(pairs.labels != NO_LABEL)
+        if len(alone):
+            raise UserError(
+                f"{pairs.source(int(alone[0]))}: one answer with a label, but "
+                f"{' and '.join(losses)} learn from pairs; set loss.type=kto"
+            )
+    return dict(splits)
 
 
 def _mismatched(prompts: np.ndarray, examples: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from jaxdpo.errors import nearest
 
 ROLES = ("system", "user", "assistant", "tool")
 # What a model thought before it answered, by the names that chat templates read it under.
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _MESSAGE_KEYS = {
     "system": ("role", "content", "name"),
     "user": ("role", "content", "name"),

@@ -1,5 +1,6 @@
 """Conversations → text, by a chat template, in which only the template's control tokens count."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -10,6 +11,7 @@ from jaxdpo.data.control_tokens import WALL, ControlTokens, without_spellings
 from jaxdpo.data.messages import REASONING_KEYS
 from jaxdpo.data.pairs import Message
 from jaxdpo.data.records import BadPair, show, strings
+from jaxdpo.data.sandbox import Template, TemplateLimit
 from jaxdpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ _TEMPLATE_ERRORS = (
     AttributeError,
     LookupError,
     ArithmeticError,
+    RecursionError,
+    MemoryError,
 )
 NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 PROBE = "Probe 7Qx1, in two\nlines."
@@ -65,11 +69,16 @@ class ChatTemplate:
         Raises:
           UserError: If there is none, or it cannot render a question and an answer.
         """
-        self._tokenizer = tokenizer
+        self._eos_token = cast(str | None, tokenizer.eos_token)
+        self._variables = {**tokenizer.special_tokens_map, "documents": None}
         self._controls = controls
         self.source = _own_template(tokenizer) if source is None else source
         dated = "strftime_now" in self.source
         self.dateless = _FIXED_DATE + self.source if dated else self.source
+        try:
+            self._template = Template(self.dateless)
+        except jinja2.TemplateError as error:
+            raise UserError(f"the chat template cannot be used: {error}") from error
         self.end_token = self._find_end()
 
     def render(
@@ -93,19 +102,23 @@ class ChatTemplate:
         """
         self._check_reasoning(messages)
         said = (list(messages), list(tools), dict(kwargs))
-        walled = (
-            [{**self._wall(message), "role": message["role"]} for message in messages],
-            self._wall(list(tools)),
-            {key: self._wall(value) for key, value in kwargs.items()},
-        )
         rendered = self._apply(*said, prompt)
         for name in _function_names(messages, tools):
-            if name not in rendered:
+            if name not in rendered and json.dumps(name, ensure_ascii=False)[1:-1] not in rendered:
                 raise BadPair(
                     "tools-not-rendered",
                     f"the chat template leaves out the function {show(name)}; use one that writes "
                     "tools and tool calls, or remove them",
                 )
+        # The roles are those that this project allows, not the user's words.
+        words = [{k: v for k, v in message.items() if k != "role"} for message in messages]
+        if all(map(self._harmless, (words, said[1], said[2]))):
+            return Rendered(self._controls.spell(rendered), False)
+        walled = (
+            [{**self._wall(message), "role": message["role"]} for message in messages],
+            self._wall(said[1]),
+            self._wall(said[2]),
+        )
         if walled == said:
             return Rendered(self._controls.spell(rendered), False)
         spelled = [text for _, text in strings(said) if self._controls.pattern.search(text)]
@@ -126,6 +139,16 @@ class ChatTemplate:
         """Whether a rendering ends in the end token, white space and control tokens aside."""
         _, end, after = spelled.rpartition(self._controls.spell(self.end_token))
         return end != "" and not without_spellings(after).strip()
+
+    def _harmless(self, value: Any) -> bool:
+        """Whether it is plain at once that no text in here needs walls."""
+        if isinstance(value, str):
+            return self._controls.harmless(value)
+        if isinstance(value, dict):
+            return all(map(self._harmless, value.values())) and not any(
+                map(self._controls.pattern.search, value)
+            )
+        return not isinstance(value, list) or all(map(self._harmless, value))
 
     def _wall(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -151,18 +174,23 @@ class ChatTemplate:
                     )
 
     def _apply(self, messages: Any, tools: Any, kwargs: Any, prompt: bool) -> str:
+        variables = {
+            **self._variables,
+            "messages": [_with_reasoning(message) for message in messages],
+            "tools": tools or None,
+            "add_generation_prompt": prompt,
+            **kwargs,
+        }
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                messages,
-                tools=tools or None,
-                chat_template=self.dateless,
-                add_generation_prompt=prompt,
-                tokenize=False,
-                **kwargs,
-            )
+            return self._template.render(variables)
+        except TemplateLimit as error:
+            raise BadPair(
+                "template-limit",
+                f"the chat template does not come to an end with these messages: {error}; use "
+                "another template (data.chat_template)",
+            ) from error
         except _TEMPLATE_ERRORS as error:
             raise BadPair("template", f"the chat template refuses the messages: {error}") from error
-        return cast(str, rendered)
 
     def _find_end(self) -> str:
         """The first control token after an assistant's text, or else the end of text."""
@@ -174,13 +202,21 @@ class ChatTemplate:
         if PROBE not in rendered:
             raise UserError("the chat template does not write the assistant's answer; use another")
         found = self._controls.pattern.search(rendered, rendered.rindex(PROBE) + len(PROBE))
-        end = found[0] if found else cast(str | None, self._tokenizer.eos_token)
+        end = found[0] if found else self._eos_token
         if end is None:
             raise UserError(
                 "the chat template ends an answer with no control token and the tokenizer has no "
                 "eos_token; set eos_token in tokenizer_config.json"
             )
         return end
+
+
+def _with_reasoning(message: Message) -> Message:
+    """A message whose reasoning goes by every name that templates look for, as in transformers."""
+    reasoning = next((message[key] for key in REASONING_KEYS if key in message), None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def _own_template(tokenizer: "PreTrainedTokenizerFast") -> str:

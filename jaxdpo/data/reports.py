@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jaxdpo.data.pairs import Split
-from jaxdpo.data.records import BadLine
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class TokenizeReport:
       cut_by_token: Those whose prompt was cut within a message.
       dropped: Those whose completions leave no room for a prompt.
       spelled_control: Those with text that spells a control token, kept as ordinary text.
-      rejected: Those that the chat template or tokenizer refuses.
+      rejected: Those that the chat template or tokenizer refuses; they are bad lines, too.
     """
 
     pairs: int
@@ -83,7 +82,7 @@ class TokenizeReport:
     cut_by_token: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     spelled_control: tuple[str, ...] = ()
-    rejected: tuple[BadLine, ...] = ()
+    rejected: tuple[str, ...] = ()
 
     def summary(self, max_length: int) -> str:
         """The report in a few lines of text; nothing where nothing happened."""
@@ -92,7 +91,7 @@ class TokenizeReport:
             (self.cut_by_token, f"prompts were cut within a message to fit {max_length} tokens"),
             (self.dropped, f"pairs dropped: their completions leave {max_length} tokens no room"),
             (self.spelled_control, "pairs spell control tokens in their text; kept as plain text"),
-            ([str(bad) for bad in self.rejected], "pairs skipped that cannot be rendered"),
+            (self.rejected, "pairs skipped that cannot be rendered"),
         ]
         return "\n".join(
             f"{len(where)} {what} (first: {', '.join(where[:3])})"

@@ -1,14 +1,16 @@
 """Where records come from: a file of any of several kinds, a folder or glob of them, or the Hub."""
 
+import contextlib
 import glob
 import gzip
+import hashlib
 import io
 import json
 import os
 import re
+import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -17,10 +19,13 @@ import pyarrow as pa
 from jaxdpo.data.arrays import read_array
 from jaxdpo.data.records import BadLine, BadPair, Record, bad_line, check_value, read_records
 from jaxdpo.errors import UserError, nearest
+from jaxdpo.files import file_digest, replacing, stamp_of
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow")
 _PACKED = (".gz", ".zst")
 _ROWS = 1024
+# File systems tell times of change this much apart, at the coarsest.
+_SETTLED_NS = 2 * 10**9
 # What `datasets.save_to_disk` writes beside the data.
 _NOT_DATA = ("dataset_info.json", "state.json", "dataset_dict.json")
 _NOT_READ = {
@@ -87,7 +92,8 @@ def read_source(source: Source) -> Iterator[Record | BadLine]:
       UserError: If the source cannot be read to its end.
     """
     if source.hub:
-        yield from _rows(source.name, _hub_rows(source.name))
+        rows = (row for batch in _hub_batches(source.name) for row in batch.to_pylist())
+        yield from _rows(source.name, rows)
         return
     with _opened(source.name) as stream:
         start = stream.peek(16)[:16]
@@ -106,13 +112,40 @@ def read_source(source: Source) -> Iterator[Record | BadLine]:
             yield from read_records(cast(BinaryIO, stream), source.name)
 
 
-def raw_records(source: Source, numbers: set[int]) -> dict[int, bytes]:
-    """The text of some records of a source, by number."""
-    return {
-        record.line: raw_of(record)
-        for record in read_source(source)
-        if isinstance(record, Record) and record.line in numbers
-    }
+def digest_of(source: Source, memory: Path) -> str:
+    """SHA-256 of a source's content.
+
+    Args:
+      source: The source.
+      memory: Folder that keeps the digests of files by name, size and time of change, so that a
+        file that did not change is not read again.
+    """
+    if source.hub:
+        state = hashlib.sha256()
+        for batch in _hub_batches(source.name):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, batch.schema) as stream:
+                stream.write_table(batch)
+            state.update(sink.getvalue())
+        return state.hexdigest()
+    file = Path(source.name).expanduser().resolve()
+    note = memory / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.json"
+    try:
+        stamp = stamp_of(file)
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            *known, digest = json.loads(note.read_text(encoding="utf-8"))
+            if tuple(known) == stamp:
+                return str(digest)
+        digest = file_digest(file)
+    except OSError as error:
+        raise UserError(f"{source.name}: cannot be read: {error.strerror}") from error
+    # A file that was changed just now may change once more without getting another time.
+    if time.time_ns() - stamp[1] > _SETTLED_NS:
+        with contextlib.suppress(OSError):
+            memory.mkdir(parents=True, exist_ok=True)
+            with replacing(note) as out:
+                json.dump([*stamp, digest], out)
+    return digest
 
 
 def raw_of(record: Record) -> bytes:
@@ -120,7 +153,7 @@ def raw_of(record: Record) -> bytes:
     return record.raw or json.dumps(record.value, ensure_ascii=False, default=str).encode()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(name: str) -> Iterator[io.BufferedReader]:
     """The bytes of a file, unpacked. What goes wrong while they are read is the user's to mend."""
     try:
@@ -178,8 +211,11 @@ def _arrow_rows(name: str) -> Iterator[dict[str, Any]]:
                 yield from batch.slice(start, _ROWS).to_pylist()
 
 
-def _hub_rows(name: str) -> Iterator[dict[str, Any]]:
-    """Rows of `org/name:config:split`; config and split may be left out where there is but one."""
+def _hub_batches(name: str) -> Iterator[pa.Table]:
+    """The rows of `org/name:config:split`, some at a time.
+
+    Config and split may be left out where there is but one.
+    """
     import datasets
 
     path, config, split = [*name.split(":"), "", ""][:3]
@@ -196,5 +232,4 @@ def _hub_rows(name: str) -> Iterator[dict[str, Any]]:
                 f"{path}:{config}:{next(iter(found))}"
             )
         found = next(iter(found.values()))
-    for batch in cast(Any, found).with_format("arrow").iter(batch_size=_ROWS):
-        yield from batch.to_pylist()
+    yield from cast(Any, found).with_format("arrow").iter(batch_size=_ROWS)

@@ -1,11 +1,10 @@
 """Which prompts train and which test, decided by the prompt alone."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxdpo.data.pairs import Message, PreferencePair, Split
+from jaxdpo.files import json_digest
 
 
 def prompt_digest(prompt: Sequence[Message], tools: Sequence[dict[str, Any]]) -> bytes:
@@ -13,10 +12,7 @@ def prompt_digest(prompt: Sequence[Message], tools: Sequence[dict[str, Any]]) ->
 
     The order of an object's keys makes no difference.
     """
-    canonical = json.dumps(
-        [list(prompt), list(tools)], sort_keys=True, ensure_ascii=False, separators=(",", ":")
-    )
-    return hashlib.sha256(canonical.encode("utf-8")).digest()
+    return bytes.fromhex(json_digest([list(prompt), list(tools)]))
 
 
 def pair_digest(pair: PreferencePair) -> bytes:
@@ -41,14 +37,30 @@ def hashed_split(
     return "TEST" if position < test_fraction else "TRAIN"
 
 
-def leaked_prompts(pairs: Iterable[PreferencePair]) -> list[str]:
-    """Where TEST pairs stand whose prompt TRAIN has too (by the lines' own splits)."""
-    trained: set[bytes] = set()
-    tested: list[tuple[bytes, str]] = []
-    for pair in pairs:
-        digest = pair_digest(pair)
+class Prompts:
+    """The prompts of pairs that go by, to tell which stand in both splits."""
+
+    def __init__(self) -> None:
+        self._trained: set[bytes] = set()
+        self._tested: list[tuple[bytes, str]] = []
+
+    def add(self, pair: PreferencePair) -> None:
+        """Takes note of a pair's prompt."""
+        # Half of the digest tells millions apart.
+        digest = pair_digest(pair)[:16]
         if pair.split == "TRAIN":
-            trained.add(digest)
+            self._trained.add(digest)
         else:
-            tested.append((digest, pair.source))
-    return [source for digest, source in tested if digest in trained]
+            self._tested.append((digest, pair.source))
+
+    def leaked(self) -> list[str]:
+        """Where TEST pairs stand whose prompt TRAIN has too (by the lines' own splits)."""
+        return [source for digest, source in self._tested if digest in self._trained]
+
+
+def leaked_prompts(pairs: Iterable[PreferencePair]) -> list[str]:
+    """Where TEST pairs stand whose prompt TRAIN has too."""
+    prompts = Prompts()
+    for pair in pairs:
+        prompts.add(pair)
+    return prompts.leaked()

@@ -1,29 +1,38 @@
-"""Preference pairs → token ids that fit, kept on disk; and the whole way from a file to them."""
+"""Preference pairs → token ids that fit, kept on disk; and the whole way from files to them."""
 
+import contextlib
+import dataclasses
 import hashlib
+import itertools
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxdpo.data.cache import (
-    FORMAT_VERSION,
-    ROWS_PER_CHUNK,
-    UNKNOWN,
-    PairWriter,
-    TokenizedPairs,
-    open_pairs,
-)
-from jaxdpo.data.chat import Chat
+from jaxdpo.data.bad_lines import BadLines, handle_bad_lines, read_rejects
+from jaxdpo.data.cache import FORMAT_VERSION, UNKNOWN, PairWriter, TokenizedPairs, open_pairs
+from jaxdpo.data.chat import Chat, EncodedPair
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.fitting import fit
 from jaxdpo.data.pairs import PreferencePair, Split
-from jaxdpo.data.reader import handle_bad_lines, read_pairs
-from jaxdpo.data.records import BadLine, BadPair, bad_line
+from jaxdpo.data.reader import Met, Reading
+from jaxdpo.data.records import BadLine, BadPair, Record, bad_line
 from jaxdpo.data.reports import ReadReport, TokenizeReport
-from jaxdpo.data.sources import find_sources, raw_records
+from jaxdpo.data.sources import digest_of, find_sources, raw_of
 from jaxdpo.errors import UserError
+from jaxdpo.files import json_digest, replacing
+
+# Part of every key: raise it when the same files would be read as other pairs.
+READING_VERSION = 1
+_SPLITS: tuple[Split, ...] = ("TRAIN", "TEST")
+_REJECTS, _ABOUT = "rejects.jsonl", "about.json"
+# Pairs that are encoded together, and how many such batches are worked on at a time: one is
+# rendered while the tokenizer's own threads encode another.
+_BATCH = 512
+_THREADS = 2
+_NO_RECORD = Record(0, None, b"")
 
 
 @dataclass(frozen=True)
@@ -49,22 +58,75 @@ def load_pairs(
     Raises:
       UserError: As `read_pairs` does, and for pairs that the chat template refuses.
     """
-    read = read_pairs(config.path, config, rejects_path, supervised)
-    splits: dict[Split, TokenizedPairs] = {}
-    for split in read.report.pairs:
-        of_split = [pair for pair in read.pairs if pair.split == split]
-        splits[split] = _tokenize(of_split, chat, config)
-    refused = [bad for pairs in splits.values() for bad in pairs.report.rejected]
-    if refused:
-        both = [*read.bad_lines, *_with_raw(refused)]
-        both.sort(key=lambda bad: (bad.file, bad.line))
-        handle_bad_lines(both, config, rejects_path)
-    if not len(splits["TRAIN"]):
+    key = _source_key(config, chat, supervised)
+    folder = config.cache_folder() / "pairs" / key
+    loaded = _open(folder, key)
+    if loaded is None:
+        with _writing(folder):
+            _store(config, chat, supervised, folder, key)
+        loaded = _open(folder, key)
+        assert loaded is not None, f"{folder} was just written"
+    handle_bad_lines(read_rejects(folder / _REJECTS), config, rejects_path)
+    train = loaded.splits["TRAIN"]
+    if not len(train):
         raise UserError(
-            f"{config.name()}: none of its {read.report.pairs['TRAIN']} TRAIN pairs can be used:\n"
-            + splits["TRAIN"].report.summary(config.max_length)
+            f"{config.name()}: none of its {loaded.report.pairs['TRAIN']} TRAIN pairs can be "
+            f"used:\n{train.report.summary(config.max_length)}"
         )
-    return LoadedPairs(splits, read.report)
+    return loaded
+
+
+def _source_key(config: DataConfig, chat: Chat, supervised: bool) -> str:
+    """SHA-256 of all that the tokens of a configuration's sources depend on."""
+    memory = config.cache_folder() / "digests"
+    sources = [
+        (name, weight, [(source.name, digest_of(source, memory)) for source in find_sources(name)])
+        for name, weight in config.weights().items()
+    ]
+    read = {"format", "ranked_margin", "test_fraction", "max_length", "turns"}
+    versions = [FORMAT_VERSION, READING_VERSION, chat.fingerprint, supervised]
+    state = [*versions, config.model_dump(include=read), sources]
+    return json_digest(state)
+
+
+def _open(folder: Path, key: str) -> LoadedPairs | None:
+    """What `_store` stored, if it is there and whole."""
+    try:
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        report = ReadReport(**{**about["report"], "leaked": tuple(about["report"]["leaked"])})
+        if about["key"] != key or not (folder / _REJECTS).is_file():
+            return None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    train, test = (open_pairs(folder / split, key) for split in _SPLITS)
+    if train is None or test is None:
+        return None
+    return LoadedPairs({"TRAIN": train, "TEST": test}, report)
+
+
+def _store(config: DataConfig, chat: Chat, supervised: bool, folder: Path, key: str) -> None:
+    """Reads, encodes and stores the pairs that the configuration names, a few at a time.
+
+    Raises:
+      UserError: If that cannot be done, or, with `on_error="stop"`, for bad lines.
+    """
+    reading = Reading(config.weights(), config, supervised)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        bad_lines = BadLines(stack.enter_context(replacing(folder / _REJECTS)))
+        writers: dict[Split, _Writer] = {
+            split: _Writer(stack.enter_context(PairWriter(folder / split, key)), chat, config)
+            for split in _SPLITS
+        }
+        rejected = _encode(reading, chat, writers, bad_lines, stops=config.on_error == "stop")
+        bad_lines.stop(config)
+        report = reading.report(rejected)
+        for writer in writers.values():
+            writer.finish()
+    if _source_key(config, chat, supervised) != key:
+        raise UserError(f"{config.name()}: changed while it was read; run again")
+    with replacing(folder / _ABOUT) as file:
+        json.dump({"key": key, "report": dataclasses.asdict(report)}, file)
 
 
 def tokenize_pairs(
@@ -85,26 +147,36 @@ def tokenize_pairs(
     Raises:
       UserError: With `on_error="stop"`, for pairs that cannot be rendered or encoded.
     """
-    tokenized = _tokenize(pairs, chat, config)
-    handle_bad_lines(tokenized.report.rejected, config, None)
-    return tokenized
-
-
-def _tokenize(pairs: Sequence[PreferencePair], chat: Chat, config: DataConfig) -> TokenizedPairs:
     key = cache_key(pairs, chat, config)
     folder = config.cache_folder() / "pairs" / key
     stored = open_pairs(folder, key)
-    if stored is None:
-        try:
-            _write(pairs, chat, config, folder, key)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot be written ({error.strerror}); set data.cache_dir to a folder "
-                "with room"
-            ) from error
-        stored = open_pairs(folder, key)
-        assert stored is not None, f"{folder} was just written"
+    if stored is not None:
+        return stored
+    with _writing(folder), PairWriter(folder, key) as out:
+        writer = _Writer(out, chat, config)
+        bad_lines = BadLines()
+        items = (Met(pair, _NO_RECORD) for pair in pairs)
+        _encode(items, chat, dict.fromkeys(_SPLITS, writer), bad_lines, config.on_error == "stop")
+        bad_lines.stop(config)
+        writer.finish()
+    stored = open_pairs(folder, key)
+    assert stored is not None, f"{folder} was just written"
     return stored
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Leaves no empty folder behind, and says what to do where none can be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); set data.cache_dir to a folder with "
+            "room"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def cache_key(pairs: Sequence[PreferencePair], chat: Chat, config: DataConfig) -> str:
@@ -118,51 +190,99 @@ def cache_key(pairs: Sequence[PreferencePair], chat: Chat, config: DataConfig) -
     return state.hexdigest()
 
 
-def _write(
-    pairs: Sequence[PreferencePair], chat: Chat, config: DataConfig, folder: Path, key: str
-) -> None:
-    outcomes: defaultdict[str, list[str]] = defaultdict(list)
-    rejected: list[BadLine] = []
-    count = 0
-    with PairWriter(folder, key) as writer:
-        for start in range(0, len(pairs), ROWS_PER_CHUNK):
-            batch = pairs[start : start + ROWS_PER_CHUNK]
-            for pair, encoded in zip(batch, chat.encode_pairs(batch), strict=True):
-                if isinstance(encoded, BadPair):
-                    rejected.append(_bad_line(pair, encoded))
-                    continue
-                fitted = fit(pair, encoded.tokens, chat, config.max_length)
-                outcomes[fitted.outcome].append(pair.source)
-                if encoded.spelled_control:
-                    outcomes["spelled_control"].append(pair.source)
-                if fitted.tokens is not None:
-                    scores = pair.scores or UNKNOWN
-                    writer.add(fitted.tokens, pair.source, pair.metadata, scores, pair.label)
-                    count += 1
-        outcomes.pop("whole", None)
-        seen = {outcome: tuple(sources) for outcome, sources in outcomes.items()}
-        writer.finish(TokenizeReport(pairs=count, rejected=tuple(rejected), **seen))
+def _encode(
+    items: Iterable[Met | BadLine],
+    chat: Chat,
+    writers: Mapping[Split, "_Writer"],
+    bad_lines: BadLines,
+    stops: bool,
+) -> Counter[str]:
+    """Encodes and stores pairs in their order.
+
+    Args:
+      items: What was met in the data.
+      chat: What encodes the pairs.
+      writers: What stores them, by split.
+      bad_lines: Takes the bad lines, and those that cannot be encoded.
+      stops: Whether bad lines mean that nothing will be trained: what is read after one is not
+        encoded.
+
+    Returns:
+      The bad lines that came in, by code.
+    """
+    rejected: Counter[str] = Counter()
+    for met, encoded in _encoded(items, chat, stops):
+        if isinstance(met, BadLine):
+            rejected[met.code] += 1
+            bad_lines.add(met)
+        elif isinstance(encoded, BadPair):
+            writers[met.pair.split].refused.append(met.pair.source)
+            bad_lines.add(_bad_line(met, encoded))
+        elif encoded is not None:
+            writers[met.pair.split].add(met.pair, encoded)
+    return rejected
 
 
-def _bad_line(pair: PreferencePair, bad: BadPair) -> BadLine:
-    file, _, line = pair.source.rpartition(":")
+def _encoded(
+    items: Iterable[Met | BadLine], chat: Chat, stops: bool
+) -> Iterator[tuple[Met | BadLine, EncodedPair | BadPair | None]]:
+    """Yields what comes in, pairs with their tokens or why they have none."""
+    items = iter(items)
+    waiting: deque[tuple[list[Met | BadLine], Future]] = deque()
+    spoilt = False
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while batch := list(itertools.islice(items, _BATCH)):
+            pairs = [met.pair for met in batch if isinstance(met, Met)]
+            spoilt = spoilt or (stops and len(pairs) < len(batch))
+            waiting.append((batch, pool.submit(chat.encode_pairs, [] if spoilt else pairs)))
+            if len(waiting) > _THREADS:
+                yield from _beside(*waiting.popleft())
+        while waiting:
+            yield from _beside(*waiting.popleft())
+
+
+def _beside(
+    batch: Sequence[Met | BadLine], future: Future
+) -> Iterator[tuple[Met | BadLine, EncodedPair | BadPair | None]]:
+    encoded = iter(future.result())
+    for met in batch:
+        yield met, None if isinstance(met, BadLine) else next(encoded, None)
+
+
+class _Writer:
+    """Fits pairs of one split to size and stores them, keeping count of what became of them.
+
+    Attributes:
+      refused: `file:line` of pairs that could not be encoded.
+    """
+
+    def __init__(self, out: PairWriter, chat: Chat, config: DataConfig) -> None:
+        self._out, self._chat, self._max_length = out, chat, config.max_length
+        self._outcomes: defaultdict[str, list[str]] = defaultdict(list)
+        self._count = 0
+        self.refused: list[str] = []
+
+    def add(self, pair: PreferencePair, encoded: EncodedPair) -> None:
+        """Stores one pair, if it can be made to fit."""
+        fitted = fit(pair, encoded.tokens, self._chat, self._max_length)
+        if fitted.outcome != "whole":
+            self._outcomes[fitted.outcome].append(pair.source)
+        if encoded.spelled_control:
+            self._outcomes["spelled_control"].append(pair.source)
+        if fitted.tokens is not None:
+            scores = pair.scores or UNKNOWN
+            self._out.add(fitted.tokens, pair.source, pair.metadata, scores, pair.label)
+            self._count += 1
+
+    def finish(self) -> None:
+        """Puts what was stored in its place."""
+        seen = {outcome: tuple(sources) for outcome, sources in self._outcomes.items()}
+        self._out.finish(TokenizeReport(self._count, rejected=tuple(self.refused), **seen))
+
+
+def _bad_line(met: Met, bad: BadPair) -> BadLine:
+    file, _, line = met.pair.source.rpartition(":")
     # Pairs that were made in Python may come from no line.
     known = file and line.isdecimal()
-    return BadLine(file if known else pair.source, int(line) if known else 0, bad.code, bad.reason)
-
-
-def _with_raw(refused: Sequence[BadLine]) -> list[BadLine]:
-    """The refused lines with their text, as the reader's own have it."""
-    lines: defaultdict[str, set[int]] = defaultdict(set)
-    for bad in refused:
-        lines[bad.file].add(bad.line)
-    raw = {
-        (file, line): text
-        for file, numbers in lines.items()
-        for source in find_sources(file)
-        for line, text in raw_records(source, numbers).items()
-    }
-    return [
-        bad_line(bad.file, bad.line, BadPair(bad.code, bad.reason), raw[bad.file, bad.line])
-        for bad in refused
-    ]
+    raw = b"" if met.record.value is None else raw_of(met.record)
+    return bad_line(file if known else met.pair.source, int(line) if known else 0, bad, raw)

@@ -1,18 +1,27 @@
-"""LoRA adapters as PEFT keeps them: adapter_config.json and adapter_model.safetensors."""
+"""LoRA adapters as PEFT keeps them: adapter_config.json and adapter_model.safetensors.
+
+Where a family keeps several of our linear maps in one tensor (Phi-3's qkv_proj, GPT-2's c_attn),
+PEFT has one adapter for all of them. Ours of q, k and v, of rank r each, are one of rank 3r there:
+
+    lora_A [3r, in]   = A_q over A_k over A_v
+    lora_B [out, 3r]  = B_q, B_k and B_v along the diagonal, and zeros
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.sharding import Mesh
+from pydantic import ValidationError
 
 from jaxdpo.errors import UserError
 from jaxdpo.hub.export import exporting, write_tensors
 from jaxdpo.hub.families import Row, family_of
 from jaxdpo.hub.folder import read_json
-from jaxdpo.hub.read import open_tensors, read_tree
-from jaxdpo.hub.write import tensor_arrays, tensor_specs, write_json
+from jaxdpo.hub.read import on_devices, open_tensors, stored_tree
+from jaxdpo.hub.write import tensor_arrays, tensor_specs, write_json, write_texts
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.lora import LoraConfig, LoraParams, init_lora
 from jaxdpo.sharding import shardings_for
@@ -23,13 +32,10 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 _ONLY: dict[str, Any] = {
     "peft_type": "LORA",
     "bias": "none",
-    "fan_in_fan_out": False,
     "use_rslora": False,
     "use_dora": False,
     "use_qalora": False,
     "lora_bias": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
     "modules_to_save": None,
     "layer_replication": None,
     "alora_invocation_tokens": None,
@@ -46,6 +52,7 @@ def save_adapter(
     hf_config: Mapping[str, Any],
     config: ModelConfig,
     base: str,
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes a folder that `peft` loads on top of the base model.
 
@@ -57,25 +64,29 @@ def save_adapter(
       hf_config: config.json of the base model.
       config: Its architecture.
       base: Folder or `org/name` of the base model.
+      files: Text of other files of the folder, by name: README.md.
 
     Raises:
       UserError: If the folder cannot be written.
     """
-    rows = adapter_rows(hf_config, config)
+    modules = _modules(hf_config, config)
+    rows = _rows(modules, lora_config.rank)
     specs, arrays = tensor_specs(rows, lora), tensor_arrays(rows, lora)
     if jax.process_index() != 0:
         for _ in arrays:  # Takes part in gathering what no process holds whole.
             pass
         return
-    modules = sorted({name.split(".")[-3] for name in specs})
+    adapted = [module for module in modules if module.tensor("A", 0) in specs]
     described = {
         **_ONLY,
+        **_patterns(adapted, lora_config.rank, lora_config.alpha),
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": lora_config.rank,
         "lora_alpha": lora_config.alpha,
         "lora_dropout": lora_config.dropout,
-        "target_modules": modules,
+        "target_modules": sorted(module.name for module in adapted),
+        "fan_in_fan_out": not adapted[0].kernels[0].transposed,
         "inference_mode": True,
     }
     with exporting(Path(folder).expanduser()) as temporary:
@@ -83,6 +94,7 @@ def save_adapter(
         write_tensors(temporary / ADAPTER_WEIGHTS, specs, arrays)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
+        write_texts(temporary, files)
 
 
 def base_of(folder: Path) -> str:
@@ -114,46 +126,108 @@ def load_adapter(
     Raises:
       UserError: For another kind of adapter, or tensors that do not fit the base model.
     """
+    stored, lora_config = stored_adapter(folder, config, hf_config)
+    return on_devices(stored, None if mesh is None else shardings_for(stored, mesh)), lora_config
+
+
+def stored_adapter(
+    folder: Path, config: ModelConfig, hf_config: Mapping[str, Any]
+) -> tuple[LoraParams, LoraConfig]:
+    """As `load_adapter`, with the adapters left in their file, each a `Stored`."""
     described = read_json(folder, ADAPTER_CONFIG)
     for field, only in _ONLY.items():
-        if (described.get(field) or None) != (only or None):
-            raise UserError(
-                f"{folder / ADAPTER_CONFIG}: {field} {described.get(field)!r} is not supported, "
-                f"only {only!r}"
-            )
-    rows = adapter_rows(hf_config, config)
-    with open_tensors(folder, ADAPTER_WEIGHTS) as tensors:
-        targets = sorted({row.ours.split("/")[-2] for row in rows if row.name(0) in tensors})
-        if not targets:
-            raise UserError(f"{folder / ADAPTER_WEIGHTS}: adapts no linear map of the model")
+        _check_only(folder, described, field, only)
+    modules = _modules(hf_config, config)
+    tensors = open_tensors(folder, ADAPTER_WEIGHTS)
+    adapted = [module for module in modules if module.tensor("A", 0) in tensors]
+    if not adapted:
+        raise UserError(f"{folder / ADAPTER_WEIGHTS}: adapts no linear map of the model")
+    try:
         lora_config = LoraConfig(
-            rank=described["r"],
-            alpha=described["lora_alpha"],
-            targets=tuple(targets),
+            rank=described.get("r", 8),
+            alpha=described.get("lora_alpha", 8),
+            targets=tuple(sorted(name for module in adapted for name in module.maps)),
             dropout=described.get("lora_dropout", 0.0),
         )
-        expected = jax.eval_shape(lambda: init_lora(config, lora_config, jax.random.key(0)))
-        shardings = None if mesh is None else shardings_for(expected, mesh)
-        return read_tree(folder, tensors, rows, expected, shardings), lora_config
+    except ValidationError as error:
+        raise UserError(f"{folder / ADAPTER_CONFIG}: {error.errors()[0]['msg']}") from None
+    blocks = _patterns(adapted, lora_config.rank, lora_config.alpha)
+    apart = bool(described.get("rank_pattern"))
+    for field, ours in blocks.items():
+        _check_only(folder, described, field, ours if apart else {})
+    expected = jax.eval_shape(lambda: init_lora(config, lora_config, jax.random.key(0)))
+    # PEFT's own adapter of such a tensor is one that its maps share.
+    rows = _rows(modules, lora_config.rank if apart else None)
+    return stored_tree(folder, tensors, rows, expected), lora_config
 
 
-def adapter_rows(hf_config: Mapping[str, Any], config: ModelConfig) -> Sequence[Row]:
-    """The family's table for adapters: `lora_A` is `[r, in]` and `lora_B` `[out, r]`.
+def _check_only(folder: Path, described: Mapping[str, Any], field: str, only: Any) -> None:
+    if (described.get(field) or None) != (only or None):
+        raise UserError(
+            f"{folder / ADAPTER_CONFIG}: {field} {described.get(field)!r} is not supported, "
+            f"only {only!r}"
+        )
 
-    Raises:
-      UserError: If the family stores several linear maps in one tensor, which PEFT adapts as one.
+
+class _Module(NamedTuple):
+    """A linear map that PEFT adapts: of a layer, one tensor.
+
+    Attributes:
+      name: What PEFT's patterns call it.
+      kernels: The family's rows of our kernels in it.
     """
-    rows, family = [], family_of(hf_config)
-    for row in family.rows(config):
-        if row.leading != 1 or not row.ours.endswith("/kernel"):
-            continue
-        if row.span is not None or not row.transposed:
-            raise UserError(
-                f"{family.model_type} stores {row.ours.split('/')[-2]} in {row.theirs} in a way "
-                "that a PEFT adapter of it would not fit; set export.lora=merged"
-            )
-        ours = row.ours.removesuffix("/kernel")
-        theirs = f"base_model.model.{row.theirs.removesuffix('.weight')}"
-        rows.append(Row(f"{ours}/a", f"{theirs}.lora_A.weight", transposed=True))
-        rows.append(Row(f"{ours}/b", f"{theirs}.lora_B.weight", transposed=True))
+
+    name: str
+    kernels: list[Row]
+
+    @property
+    def maps(self) -> list[str]:
+        """Our names of the linear maps in it."""
+        return [row.ours.split("/")[-2] for row in self.kernels]
+
+    def tensor(self, which: Literal["A", "B"], *layer: int) -> str:
+        """The tensor of an adapter, of a layer or as a template."""
+        theirs = f"base_model.model.{self.kernels[0].theirs.removesuffix('.weight')}.lora_{which}"
+        return f"{theirs.format(i=layer[0]) if layer else theirs}.weight"
+
+
+def _modules(hf_config: Mapping[str, Any], config: ModelConfig) -> list[_Module]:
+    kernels: dict[tuple[str, ...], list[Row]] = {}
+    for row in family_of(hf_config).rows(config):
+        if row.leading == 1 and row.ours.endswith("/kernel"):
+            kernels.setdefault(tuple(row.theirs.split(".")[:-1]), []).append(row)
+    last = [path[-1] for path in kernels]
+    # GPT-2 has a c_proj in the attention and another in the MLP.
+    return [
+        _Module(path[-1] if last.count(path[-1]) == 1 else ".".join(path[-2:]), rows)
+        for path, rows in kernels.items()
+    ]
+
+
+def _rows(modules: Sequence[_Module], rank: int | None) -> list[Row]:
+    """The table of adapters: `lora_A` is `[r, in]` and `lora_B` `[out, r]`.
+
+    Args:
+      modules: What may be adapted.
+      rank: Of each of our adapters, where the maps of one tensor have their own; None where they
+        share one.
+    """
+    rows = []
+    for module in modules:
+        for place, kernel in enumerate(module.kernels):
+            ranks = None
+            if rank is not None and len(module.kernels) > 1:
+                ranks = (place * rank, (place + 1) * rank, len(module.kernels) * rank)
+            ours = kernel.ours.removesuffix("/kernel")
+            rows.append(Row(f"{ours}/a", module.tensor("A"), transposed=True, span=ranks))
+            rows.append(Row(f"{ours}/b", module.tensor("B"), True, kernel.span, above=ranks))
     return rows
+
+
+def _patterns(modules: Sequence[_Module], rank: int, alpha: float) -> dict[str, dict[str, Any]]:
+    """Rank and alpha of modules that hold several maps, in which alpha / rank stays the same."""
+    several = {module.name: len(module.kernels) for module in modules if len(module.kernels) > 1}
+    return {
+        "rank_pattern": {name: count * rank for name, count in several.items()},
+        "alpha_pattern": {name: count * alpha for name, count in several.items()},
+    }

@@ -120,8 +120,9 @@ def write_tensors(
             checksums[name] = zlib.crc32(_bytes(array))
         file.flush()
         os.fsync(file.fileno())
-    with safe_open(path, framework="np") as file:
-        for name, checksum in checksums.items():
+    for name, checksum in checksums.items():
+        # Opened anew for each: of an open file, all that has been read stays in memory.
+        with safe_open(path, framework="np") as file:
             if zlib.crc32(_bytes(file.get_tensor(name))) != checksum:
                 raise OSError(f"{path.name}: {name} reads back differently from what was written")
 

@@ -7,19 +7,21 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxdpo.data.chat import Chat, load_chat
 from jaxdpo.errors import UserError
-from jaxdpo.hub.adapter import ADAPTER_CONFIG, base_of, load_adapter, save_adapter
+from jaxdpo.hub.adapter import ADAPTER_CONFIG, base_of, save_adapter, stored_adapter
 from jaxdpo.hub.families import config_from_hf
-from jaxdpo.hub.folder import find_folder, member, read_config, read_json
-from jaxdpo.hub.read import load_params
-from jaxdpo.hub.write import MAX_SHARD_BYTES, save_pretrained
+from jaxdpo.hub.folder import check_files, find_folder, member, read_config, read_json
+from jaxdpo.hub.read import on_devices, stored_params
+from jaxdpo.hub.write import MAX_SHARD_BYTES, json_text, save_pretrained
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Params, abstract_params
-from jaxdpo.model.lora import LoraConfig, LoraParams, merge_lora
+from jaxdpo.model.decoder import Params
+from jaxdpo.model.lora import LoraConfig, LoraParams, merge_lora, merged_kernel
 from jaxdpo.sharding import shardings_for
+from jaxdpo.stored import Spans, Stored
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,14 @@ class Policy:
 
     Attributes:
       config: Architecture.
-      params: Parameters.
+      params: Parameters; `Stored` ones of a policy that was opened and not loaded.
       chat: Tokenizer and chat template.
       source: The folder or `org/name` it was loaded from.
       hf_config: Its config.json.
       generation_config: Its generation_config.json, or None.
       lora: Adapters, or None.
       lora_config: Their scale, or None.
+      card: Its model card, which is saved with it, or None.
     """
 
     config: ModelConfig
@@ -45,6 +48,7 @@ class Policy:
     generation_config: Mapping[str, Any] | None = None
     lora: LoraParams | None = None
     lora_config: LoraConfig | None = None
+    card: str | None = None
 
     def describe(self) -> str:
         """`models/tiny: llama, 1.2M parameters, float32`."""
@@ -58,7 +62,9 @@ class Policy:
         if self.lora is None:
             return self
         assert self.lora_config is not None
-        params = merge_lora(self.params, self.lora, self.lora_config.scale)
+        stored = isinstance(jax.tree.leaves(self.params)[0], Stored)
+        merge = _merged_on_reading if stored else merged_kernel
+        params = merge_lora(self.params, self.lora, self.lora_config.scale, merge)
         return replace(self, params=params, lora=None, lora_config=None)
 
     def save(
@@ -80,21 +86,27 @@ class Policy:
           UserError: If the folder cannot be written.
         """
         tokenizer = self.chat.tokenizer
+        card = {} if self.card is None else {"README.md": self.card}
         if self.lora is not None and lora == "adapter":
             assert self.lora_config is not None
             # PEFT looks for the base model there, from wherever it is called.
             here = Path(self.source).expanduser()
             base = str(here.resolve()) if here.is_dir() else self.source
             hf_config, config = self.hf_config, self.config
-            save_adapter(folder, self.lora, self.lora_config, tokenizer, hf_config, config, base)
+            save_adapter(
+                folder, self.lora, self.lora_config, tokenizer, hf_config, config, base, card
+            )
             return
+        files = card
+        if self.generation_config is not None:
+            files = {**card, "generation_config.json": json_text(self.generation_config)}
         save_pretrained(
             folder,
             self.config,
             self.merged().params,
             tokenizer,
             self.hf_config,
-            self.generation_config,
+            files,
             None if dtype is None else jnp.dtype(dtype),
             max_shard_bytes,
         )
@@ -122,22 +134,40 @@ def load_policy(
     Raises:
       UserError: If it is missing, damaged or not supported.
     """
+    policy = open_policy(path, dtype, chat_template, context)
+
+    def load(arrays: Params) -> Params:
+        return on_devices(arrays, None if mesh is None else shardings_for(arrays, mesh))
+
+    lora = None if policy.lora is None else load(policy.lora)
+    return replace(policy, params=load(policy.params), lora=lora)
+
+
+def open_policy(
+    path: str,
+    dtype: str = "float32",
+    chat_template: str | None = None,
+    context: int | None = None,
+) -> Policy:
+    """As `load_policy`, with the weights checked and left in their files, to be read by parts.
+
+    Raises:
+      UserError: As `load_policy`.
+    """
     folder = find_folder(path)
+    check_files(folder)
     if not (folder / ADAPTER_CONFIG).exists():
-        return _load_model(path, folder, dtype, mesh, chat_template, context)
+        return _open_model(path, folder, dtype, chat_template, context)
     named = base_of(folder)
-    base = _load_model(named, find_folder(named), dtype, mesh, chat_template, context)
-    lora, lora_config = load_adapter(folder, base.config, base.hf_config, mesh)
+    base_folder = find_folder(named)
+    check_files(base_folder)
+    base = _open_model(named, base_folder, dtype, chat_template, context)
+    lora, lora_config = stored_adapter(folder, base.config, base.hf_config)
     return replace(base, lora=lora, lora_config=lora_config)
 
 
-def _load_model(
-    source: str,
-    folder: Path,
-    dtype: str,
-    mesh: Mesh | None,
-    chat_template: str | None,
-    context: int | None,
+def _open_model(
+    source: str, folder: Path, dtype: str, chat_template: str | None, context: int | None
 ) -> Policy:
     hf_config = read_config(folder)
     config = config_from_hf(hf_config, context)
@@ -149,14 +179,24 @@ def _load_model(
         )
     chat = load_chat(str(folder), chat_template)
     _check_vocabulary(source, chat, config)
-    shardings = None
-    if mesh is not None:
-        shardings = shardings_for(abstract_params(config, jnp.dtype(dtype)), mesh)
     generation = None
     if member(folder, "generation_config.json").exists():
         generation = read_json(folder, "generation_config.json")
-    params = load_params(folder, config, jnp.dtype(dtype), shardings)
+    params = stored_params(folder, config, jnp.dtype(dtype))
     return Policy(config, params, chat, source, hf_config, generation)
+
+
+def _merged_on_reading(kernel: Stored, pair: dict[str, Stored], scale: float) -> Stored:
+    """A kernel to which each part's share of the adapter is added when it is read."""
+    ranks = slice(0, pair["a"].shape[-1])
+
+    def read(spans: Spans) -> np.ndarray:
+        *leading, rows, columns = spans
+        a, b = pair["a"].read((*leading, rows, ranks)), pair["b"].read((*leading, ranks, columns))
+        terms = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
+        return np.asarray(merged_kernel(jnp.asarray(kernel.read(spans)), terms, scale))
+
+    return replace(kernel, read=read)
 
 
 def _check_vocabulary(path: str, chat: Chat, config: ModelConfig) -> None:

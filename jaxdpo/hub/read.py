@@ -3,9 +3,10 @@
 Only safetensors are read, without torch: nothing in a model folder is ever executed or unpickled.
 """
 
-import contextlib
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from jaxdpo.hub.folder import member, read_config, read_json
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params, abstract_params
 from jaxdpo.sharding import path_name
+from jaxdpo.stored import Spans, Stored
 
 WEIGHTS = "model.safetensors"
 
@@ -30,10 +32,30 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
 # Names shown of a long list.
 _SHOWN = 8
 
-# A lazily read tensor of an open safetensors file: get_shape(), get_dtype(), [slices].
-Lazy = Any
-# (start, stop, step) along each axis.
-Spans = tuple[tuple[int, int, int], ...]
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a safetensors file, read by slices.
+
+    The file is opened anew for each reading. An open one is mapped into memory, where all that has
+    been read of it would stay.
+
+    Attributes:
+      path: The file.
+      name: The tensor's.
+      shape: The tensor's.
+      dtype: In the file's own words, such as "BF16".
+    """
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of the tensor."""
+        with safe_open(self.path, framework="np") as file:
+            return file.get_slice(self.name)[index]
 
 
 def load_params(
@@ -53,43 +75,59 @@ def load_params(
     Raises:
       UserError: For missing, damaged, left-over or misshapen weights.
     """
+    return on_devices(stored_params(folder, config, dtype), shardings)
+
+
+def stored_params(folder: Path, config: ModelConfig, dtype: Any) -> Params:
+    """A model folder's weights, checked as `load_params` does and left in their files.
+
+    Returns:
+      The parameters of `config`, each a `Stored`.
+
+    Raises:
+      UserError: As `load_params`.
+    """
     family = family_of(read_config(folder))
-    with open_tensors(folder, WEIGHTS) as stored:
-        tensors = {name: lazy for name, lazy in stored.items() if not _DERIVED.search(name)}
-        if not any(name.startswith(family.prefix) for name in tensors):
-            tensors = {
-                name if name == _HEAD else family.prefix + name: lazy
-                for name, lazy in tensors.items()
-            }
-        embedding = next(row.theirs for row in family.rows(config) if row.ours == "embed/weight")
-        if config.tied_head and _HEAD in tensors and embedding in tensors:
-            _check_tied(folder, tensors.pop(_HEAD), tensors[embedding])
-        rows = family.rows(config)
-        return read_tree(folder, tensors, rows, abstract_params(config, dtype), shardings)
+    opened = open_tensors(folder, WEIGHTS)
+    tensors = {name: tensor for name, tensor in opened.items() if not _DERIVED.search(name)}
+    if not any(name.startswith(family.prefix) for name in tensors):
+        tensors = {
+            name if name == _HEAD else family.prefix + name: tensor
+            for name, tensor in tensors.items()
+        }
+    rows = family.rows(config)
+    embedding = next(row.theirs for row in rows if row.ours == "embed/weight")
+    if config.tied_head and _HEAD in tensors and embedding in tensors:
+        _check_tied(folder, tensors.pop(_HEAD), tensors[embedding])
+    return stored_tree(folder, tensors, rows, abstract_params(config, dtype))
 
 
-@contextlib.contextmanager
-def open_tensors(folder: Path, weights: str) -> Iterator[dict[str, Lazy]]:
-    """Opens the safetensors of a folder, one file or several with an index: name → lazy tensor.
+def open_tensors(folder: Path, weights: str) -> dict[str, Tensor]:
+    """The tensors in the safetensors of a folder, one file or several with an index, by name.
 
     Raises:
       UserError: For missing or damaged files, or files that disagree with the index.
     """
-    tensors: dict[str, Lazy] = {}
-    with contextlib.ExitStack() as stack:
-        for shard, listed in _shards(folder, weights).items():
-            path = member(folder, shard)
-            if not path.is_file():
-                raise UserError(f"{path}: missing, though the index names it")
-            try:
-                file = stack.enter_context(safe_open(path, framework="np"))
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{path}: damaged or cut off ({error}); copy it again") from error
-            names = set(file.keys())
-            if listed is not None and names != listed:
-                raise UserError(f"{path}: the index lists others: {_some(sorted(names ^ listed))}")
-            tensors.update({name: file.get_slice(name) for name in names})
-        yield tensors
+    tensors: dict[str, Tensor] = {}
+    for shard, listed in _shards(folder, weights).items():
+        path = member(folder, shard)
+        if not path.exists():
+            raise UserError(f"{path}: missing, though the index names it")
+        try:
+            with safe_open(path, framework="np") as file:
+                found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                opened = {
+                    name: Tensor(path, name, tuple(part.get_shape()), part.get_dtype())
+                    for name, part in found.items()
+                }
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: damaged or cut off ({error}); copy it again") from error
+        if listed is not None and opened.keys() != listed:
+            raise UserError(
+                f"{path}: the index lists others: {_some(sorted(opened.keys() ^ listed))}"
+            )
+        tensors.update(opened)
+    return tensors
 
 
 def _shards(folder: Path, weights: str) -> dict[str, set[str] | None]:
@@ -114,12 +152,12 @@ def _shards(folder: Path, weights: str) -> dict[str, set[str] | None]:
     raise UserError(f"{folder}: holds no weights ({weights}, or {index.name} and its files)")
 
 
-def _check_tied(folder: Path, head: Lazy, embedding: Lazy) -> None:
+def _check_tied(folder: Path, head: Tensor, embedding: Tensor) -> None:
     """Raises unless a stored head repeats the embedding that it is tied to."""
-    rows = head.get_shape()[0]
-    blocks = (slice(start, min(start + 4096, rows)) for start in range(0, rows, 4096))
-    same = head.get_shape() == embedding.get_shape() and all(
-        np.array_equal(head[block], embedding[block]) for block in blocks
+    rows = head.shape[0] if head.shape else 0
+    blocks = ((slice(start, min(start + 4096, rows)),) for start in range(0, rows, 4096))
+    same = head.shape == embedding.shape and all(
+        np.array_equal(head.read(block), embedding.read(block)) for block in blocks
     )
     if not same:
         raise UserError(
@@ -128,21 +166,16 @@ def _check_tied(folder: Path, head: Lazy, embedding: Lazy) -> None:
         )
 
 
-def read_tree(
-    folder: Path,
-    tensors: Mapping[str, Lazy],
-    rows: Sequence[Row],
-    expected: Params,
-    shardings: Params | None,
+def stored_tree(
+    folder: Path, tensors: Mapping[str, Tensor], rows: Sequence[Row], expected: Params
 ) -> Params:
-    """Reads a nested dict of arrays from the tensors that a table says they are stored in.
+    """A nested dict of `Stored`, in the tensors that a table says they are stored in.
 
     Args:
       folder: Where the tensors are from, for messages.
       tensors: All that must be used.
       rows: The table; rows of arrays that are not expected are passed over.
       expected: Shape and dtype of each array.
-      shardings: Where each array lives; None for the first device.
 
     Raises:
       UserError: If tensors are missing, left over, or of another shape.
@@ -150,24 +183,25 @@ def read_tree(
     table = {row.ours: row for row in rows}
     arrays = [(table[path_name(path)], leaf) for path, leaf in jax.tree.leaves_with_path(expected)]
     _check(folder, tensors, arrays)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    where = shardings or jax.tree.map(lambda _: device, expected)
     return jax.tree.map_with_path(
-        lambda path, leaf, sharding: _read_array(table[path_name(path)], tensors, leaf, sharding),
-        expected,
-        where,
+        lambda path, leaf: _stored(table[path_name(path)], tensors, leaf), expected
     )
 
 
 def _check(
     folder: Path,
-    tensors: Mapping[str, Lazy],
+    tensors: Mapping[str, Tensor],
     arrays: Sequence[tuple[Row, jax.ShapeDtypeStruct]],
 ) -> None:
     """Raises unless the tensors are exactly those that the arrays are stored in."""
-    shapes: dict[str, list[int]] = {}
+    needed = max(math.prod(leaf.shape[: row.leading]) for row, leaf in arrays)
+    if needed > len(tensors):
+        raise UserError(
+            f"{folder}: the config asks for {needed} tensors or more; there are {len(tensors)}"
+        )
+    shapes: dict[str, tuple[int, ...]] = {}
     for row, leaf in arrays:
-        shape = list(row.their_shape(leaf.shape))
+        shape = row.their_shape(leaf.shape)
         shapes.update({row.name(*indices): shape for indices in row.indices(leaf.shape)})
     missing, unused = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys()
     if missing or unused:
@@ -178,9 +212,11 @@ def _check(
         ]
         raise UserError(f"{folder}: the tensors do not fit the config; {'; '.join(problems)}")
     for name, shape in shapes.items():
-        found, dtype = list(tensors[name].get_shape()), tensors[name].get_dtype()
+        found, dtype = tensors[name].shape, tensors[name].dtype
         if found != shape:
-            raise UserError(f"{folder}: {name} has shape {found}, but the config says {shape}")
+            raise UserError(
+                f"{folder}: {name} has shape {list(found)}, but the config says {list(shape)}"
+            )
         if dtype not in _FLOATS:
             raise UserError(
                 f"{folder}: {name} is {dtype}; quantised weights are not supported, only "
@@ -188,31 +224,39 @@ def _check(
             )
 
 
-def _read_array(
-    row: Row, tensors: Mapping[str, Lazy], leaf: jax.ShapeDtypeStruct, sharding: Any
-) -> jax.Array:
-    blocks: dict[Spans, np.ndarray] = {}
+def _stored(row: Row, tensors: Mapping[str, Tensor], leaf: jax.ShapeDtypeStruct) -> Stored:
+    def read(spans: Spans) -> np.ndarray:
+        leading, inner = spans[: row.leading], spans[row.leading :]
+        index = row.their_index(inner)
+        sizes = [span.stop - span.start for span in spans]
+        out = np.empty(sizes, leaf.dtype)
+        for place in row.indices(sizes):
+            indices = [span.start + at for span, at in zip(leading, place, strict=True)]
+            out[place] = row.turned(tensors[row.name(*indices)].read(index))
+        return out
 
-    def block(index: tuple[slice, ...] | None) -> np.ndarray:
+    return Stored(leaf.shape, leaf.dtype, read)
+
+
+def on_devices(arrays: Params, shardings: Params | None) -> Params:
+    """Reads a tree of `Stored` as arrays of jax; None as shardings: on the first device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    where = shardings or jax.tree.map(lambda _: device, arrays)
+    return jax.tree.map(_on_devices, arrays, where)
+
+
+def _on_devices(stored: Stored, sharding: Any) -> jax.Array:
+    parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
-        # Devices that hold copies of a slice share one reading of it.
-        spans = tuple(span.indices(size) for span, size in zip(index, leaf.shape, strict=True))
-        if spans not in blocks:
-            blocks[spans] = _read_block(row, tensors, spans, leaf.dtype)
-        return blocks[spans]
+        # Devices that hold copies of a part share one reading of it.
+        ends = tuple(span.indices(size)[:2] for span, size in zip(index, stored.shape, strict=True))
+        if ends not in parts:
+            parts[ends] = stored.read(tuple(slice(*each) for each in ends))
+        return parts[ends]
 
-    return jax.make_array_from_callback(leaf.shape, sharding, block)
-
-
-def _read_block(row: Row, tensors: Mapping[str, Lazy], spans: Spans, dtype: Any) -> np.ndarray:
-    leading, inner = spans[: row.leading], spans[row.leading :]
-    index = row.their_index([slice(*span) for span in inner])
-    sizes = [stop - start for start, stop, _ in spans]
-    out = np.empty(sizes, dtype)
-    for place in row.indices(sizes):
-        indices = [start + at for (start, _, _), at in zip(leading, place, strict=True)]
-        out[place] = row.turned(tensors[row.name(*indices)][index])
-    return out
+    return jax.make_array_from_callback(stored.shape, sharding, part)
 
 
 def _some(names: list[str]) -> str:

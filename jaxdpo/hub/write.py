@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxdpo.hub.read import WEIGHTS
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
 from jaxdpo.sharding import path_name
+from jaxdpo.stored import Stored
 
 # As transformers has it: small enough for any file system, few enough files.
 MAX_SHARD_BYTES = 5 * 10**9
@@ -26,7 +28,7 @@ def save_pretrained(
     params: Params,
     tokenizer: Any,
     hf_config: Mapping[str, Any],
-    generation_config: Mapping[str, Any] | None = None,
+    files: Mapping[str, str] = MappingProxyType({}),
     dtype: Any = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
@@ -38,10 +40,11 @@ def save_pretrained(
     Args:
       folder: Where to. An earlier export there is replaced; other folders are refused.
       config: Architecture.
-      params: Parameters, sharded or not.
+      params: Parameters, sharded or not, or `Stored` ones.
       tokenizer: Hugging Face tokenizer; None to leave it out.
       hf_config: config.json that the model came with, or `{"model_type": ...}` for a new one.
-      generation_config: generation_config.json; None for one made from the config's token ids.
+      files: Text of other files of the folder, by name: README.md, and generation_config.json if it
+        is not to be made from the config's token ids.
       dtype: Of the weights; None to keep that of `params`.
       max_shard_bytes: Most bytes of weights in one file.
 
@@ -59,10 +62,10 @@ def save_pretrained(
     described = {**config_to_hf(config, hf_config), "dtype": name, "torch_dtype": name}
     with exporting(Path(folder).expanduser()) as temporary:
         write_json(temporary / "config.json", described)
-        generation = generation_config or _generation_config(hf_config)
-        write_json(temporary / "generation_config.json", generation)
+        write_json(temporary / "generation_config.json", _generation_config(hf_config))
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
+        write_texts(temporary, files)
         _write_weights(temporary, specs, arrays, max_shard_bytes)
 
 
@@ -80,12 +83,20 @@ def tensor_specs(rows: Sequence[Row], params: Params, dtype: Any = None) -> dict
 def tensor_arrays(rows: Sequence[Row], params: Params) -> Iterator[np.ndarray]:
     """The tensors' values, one at a time on the host, as theirs are turned."""
     for parts, indices in _in_order(rows, params):
-        arrays = [_on_host(leaf, indices) for _, leaf in parts]
-        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
-        yield parts[0][0].turned(array)
+        row, leaf = parts[0]
+        if row.whole:
+            yield row.turned(_on_host(leaf, indices))
+            continue
+        whole = np.zeros(row.their_shape(leaf.shape), leaf.dtype)
+        for row, leaf in parts:
+            part = _on_host(leaf, indices)
+            whole[row.their_index([slice(0, size) for size in part.shape])] = row.turned(part)
+        yield whole
 
 
 def _on_host(array: Any, indices: tuple[int, ...]) -> np.ndarray:
+    if isinstance(array, Stored):
+        return array.at(indices)
     for index in indices:
         array = jax.lax.dynamic_index_in_dim(array, np.int32(index), keepdims=False)
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
@@ -107,8 +118,6 @@ def _in_order(
             tensors.setdefault(row.theirs, []).append((row, leaves[row.ours]))
     used = [row.ours for parts in tensors.values() for row, _ in parts]
     assert sorted(used) == sorted(leaves), leaves.keys() ^ set(used)
-    for parts in tensors.values():
-        parts.sort(key=lambda part: part[0].span or (0, 0, 0))
     yield from ((parts, ()) for parts in tensors.values() if not parts[0][0].leading)
     stacked = [parts for parts in tensors.values() if parts[0][0].leading]
     for layer in range(stacked[0][0][1].shape[0]):
@@ -149,4 +158,15 @@ def _generation_config(hf_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a JSON file as Hugging Face does: indented, keys sorted."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """The text of such a file."""
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
+
+
+def write_texts(folder: Path, files: Mapping[str, str]) -> None:
+    """Writes files of text, given by their names."""
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")

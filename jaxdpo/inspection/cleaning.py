@@ -1,15 +1,12 @@
-"""Remedies for what was found, each reported, and the pairs written as they are then."""
+"""Remedies for what was found; each change is reported."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.splits import leaked_prompts, pair_digest
 from jaxdpo.errors import UserError
-from jaxdpo.files import replacing
 from jaxdpo.inspection.findings import repeated
 from jaxdpo.inspection.texts import answers
 
@@ -66,30 +63,3 @@ def _surplus(pairs: Sequence[PreferencePair]) -> list[int]:
     # Which ones go depends on the pair alone, not on where it stands.
     larger.sort(key=lambda i: (pair_digest(pairs[i]), answers(pairs[i])))
     return larger[len(smaller) :]
-
-
-def write(pairs: Sequence[PreferencePair], path: Path) -> None:
-    """Writes pairs as JSON Lines of prompt, chosen and rejected messages."""
-    with replacing(path) as file:
-        for pair in pairs:
-            file.write(json.dumps(_record(pair), ensure_ascii=False) + "\n")
-
-
-def _record(pair: PreferencePair) -> dict[str, Any]:
-    names = ("prompt_ids", "chosen_ids", "rejected_ids")
-    if pair.token_ids is not None:
-        record: dict[str, Any] = dict(zip(names, pair.token_ids, strict=True))
-    elif pair.label is not None:
-        record = {"prompt": pair.prompt, "completion": pair.chosen, "label": pair.label}
-    else:
-        record = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-    record["split"] = pair.split
-    optional = {
-        "tools": pair.tools,
-        "metadata": pair.metadata,
-        "chat_template_kwargs": pair.template_kwargs,
-    }
-    record |= {key: value for key, value in optional.items() if value}
-    if pair.scores is not None:
-        record["chosen_score"], record["rejected_score"] = pair.scores
-    return record

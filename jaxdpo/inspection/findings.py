@@ -1,16 +1,15 @@
 """What is wrong with pairs, each kind with its count, where it stands, and what to do."""
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.splits import leaked_prompts, pair_digest
+from jaxdpo.files import json_digest
 from jaxdpo.inspection.shortcuts import Shortcut
 from jaxdpo.inspection.texts import answers, said, words
 
@@ -101,18 +100,14 @@ def _finding(code: str, title: str, where: Sequence[str], remedy: str) -> Findin
     return Finding(code, title, len(where), tuple(where[:_EXAMPLES]), remedy)
 
 
-def _digest(value: Any) -> bytes:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
-
-
 def repeated(pairs: Sequence[PreferencePair]) -> tuple[list[int], list[int]]:
     """Indices of exact repeats (all but the first), and of pairs with opposite labels (all)."""
-    at: defaultdict[tuple[bytes, bytes, bytes], list[int]] = defaultdict(list)
+    at: defaultdict[tuple[bytes, str, str], list[int]] = defaultdict(list)
     for index, pair in enumerate(pairs):
         told = (pair.chosen, pair.rejected) if pair.token_ids is None else pair.token_ids[1:]
         # The same answer with the other label is the pair turned round.
         told = told[::-1] if pair.label is False else told
-        at[pair_digest(pair), _digest(told[0]), _digest(told[1])].append(index)
+        at[pair_digest(pair), json_digest(told[0]), json_digest(told[1])].append(index)
     again = [index for same in at.values() for index in same[1:]]
     opposite = [i for (p, c, r), same in at.items() if (p, r, c) in at for i in same]
     return sorted(again), sorted(opposite)

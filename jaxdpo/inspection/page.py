@@ -14,7 +14,8 @@ table { border-collapse: collapse } td, th { padding: .2em .8em; border-bottom: 
        text-align: left; vertical-align: top }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #ddd; padding: .6em }
 .prompt { background: #eee } .scored { background: #cfe8cf } .end { background: #f3c98b }
-.unscored { background: #ddd; color: #666 } .between { font-weight: bold; display: block }
+.unscored { background: #ddd; color: #666 } .cut { color: #a33; text-decoration: line-through }
+.between { font-weight: bold; display: block }
 .tokens span:nth-child(even) { filter: brightness(.95) }
 """
 
@@ -67,7 +68,7 @@ def _token_parts(tokenized: Tokenized) -> list[str]:
     parts.append(
         "<h2>What the model sees</h2><p><span class=prompt>prompt</span> "
         "<span class=scored>scored</span> <span class=end>end token</span> "
-        "<span class=unscored>not scored</span></p>"
+        "<span class=unscored>not scored</span> <span class=cut>cut</span></p>"
     )
     return parts + [_tokens(seen) for seen in tokenized.shown]
 

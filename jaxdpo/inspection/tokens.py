@@ -24,7 +24,7 @@ class Seen:
       source: Where it stands.
       outcome: What was done to make it fit.
       cut: Prompt tokens that it lost.
-      spans: (kind, text) of each token; kinds: prompt, scored, unscored, end, between.
+      spans: (kind, text) of each token; kinds: prompt, cut, scored, unscored, end, between.
     """
 
     source: str
@@ -52,12 +52,25 @@ class Tokenized:
 
 
 def tokenize(
-    pairs: Sequence[PreferencePair], chat: Chat, max_length: int, batch: BatchConfig, show: int
+    pairs: Sequence[PreferencePair],
+    chat: Chat,
+    max_length: int,
+    batch: BatchConfig,
+    show: int | tuple[int, ...],
 ) -> Tokenized:
-    """Encodes and fits all pairs, and plans an epoch of the TRAIN ones."""
+    """Encodes and fits all pairs, and plans an epoch of the TRAIN ones.
+
+    Args:
+      pairs: The pairs.
+      chat: What encodes them.
+      max_length: Most tokens of a prompt and one completion.
+      batch: How an epoch is planned.
+      show: Pairs to look at: how many, or those that stand on these lines.
+    """
     outcomes: dict[str, list[str]] = {}
     lengths: dict[str, list[list[int]]] = {"TRAIN": [], "TEST": []}
     shown: list[Seen] = []
+    prompts, kept = 0, 0
     for start in range(0, len(pairs), 1024):
         some = pairs[start : start + 1024]
         for pair, encoded in zip(some, chat.encode_pairs(some), strict=True):
@@ -69,8 +82,10 @@ def tokenize(
             if encoded.spelled_control:
                 outcomes.setdefault("control", []).append(pair.source)
             if fitted.tokens is not None:
+                prompts += len(encoded.tokens.prompt_ids)
+                kept += len(fitted.tokens.prompt_ids)
                 lengths[pair.split].append([len(ids) for ids in fitted.tokens[:3]])
-            if len(shown) < show:
+            if len(shown) < show if isinstance(show, int) else _line(pair) in show:
                 shown.append(_seen(pair, encoded.tokens, fitted.tokens, fitted.outcome, chat))
     train = np.array(lengths["TRAIN"], np.int32).reshape(-1, 3)
     both = np.array(lengths["TRAIN"] + lengths["TEST"], np.int32).reshape(-1, 3)
@@ -79,6 +94,9 @@ def tokenize(
         train = np.concatenate([train[:, :2], np.roll(train[:, 1:2], 1, axis=0)], axis=1)
         both = both[:, :2]
     forecast = _forecast(train, batch) if len(train) else ("no TRAIN pair can be used",)
+    if kept < prompts:
+        lost = prompts - kept
+        forecast = (f"{lost:,} of {prompts:,} prompt tokens are cut to fit {max_length}", *forecast)
     return Tokenized(both, forecast, tuple(_findings(outcomes, max_length)), tuple(shown))
 
 
@@ -139,7 +157,11 @@ def _seen(
 ) -> Seen:
     tokens = whole if fitted is None else fitted
     cut = len(whole.prompt_ids) - len(tokens.prompt_ids)
-    spans = [("prompt", text) for text in _texts(tokens.prompt_ids, chat)]
+    spans = [
+        (kind, text)
+        for kind, ids in _prompt_parts(whole.prompt_ids, tokens.prompt_ids)
+        for text in _texts(ids, chat)
+    ]
     chosen = "chosen" if pair.label is None else f"label {pair.label}".lower()
     for name, ids, unscored in (
         (chosen, tokens.chosen_ids, tokens.chosen_unscored),
@@ -153,6 +175,21 @@ def _seen(
             kind = "end" if id == chat.end_token_id else "scored"
             spans.append((kind if i in scored else "unscored", text))
     return Seen(pair.source, outcome, cut, tuple(spans))
+
+
+def _prompt_parts(whole: np.ndarray, kept: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """The prompt with what was cut from it, where the rest stands unchanged on either side."""
+    same = whole[: len(kept)] == kept[: len(whole)]
+    start = len(kept) if same.all() else int(same.argmin())
+    end = len(whole) - (len(kept) - start)
+    if not np.array_equal(whole[end:], kept[start:]):
+        return [("prompt", kept)]
+    return [("prompt", whole[:start]), ("cut", whole[start:end]), ("prompt", whole[end:])]
+
+
+def _line(pair: PreferencePair) -> int | None:
+    line = pair.source.rpartition(":")[2]
+    return int(line) if line.isdecimal() else None
 
 
 def _texts(ids: np.ndarray, chat: Chat) -> list[str]:

@@ -1,10 +1,13 @@
-"""The decoder with a cache of keys and values: one function for prefill and for decoding.
+"""The decoder with a cache of keys and values: packed prompts in, then a token a row at a time.
 
-cache = empty_cache(config, batch=2, slots=64, dtype=jnp.float32)
-hidden_BTD, cache = cached_hidden_states(
-    config, params, None, prompts_BT, positions_BT, cache, 0, compute)      # prefill
-hidden_B1D, cache = cached_hidden_states(
-    config, params, None, last_B1, next_positions_B1, cache, T, compute)    # one token more
+    cache = empty_cache(config, rows=2, slots=64, dtype=jnp.float32)
+    hidden_TD, kv = prefill(config, params, lora, prompts, compute)
+    cache = place(cache, kv, starts_B, lengths_B)                             # whole prompts
+    hidden_BD, cache = decode(config, params, lora, tokens_B, cache, compute)  # one token more
+
+The cache is a ring that all rows write at the same slot: a row's tokens lie in the slots before
+`cache.next`, the latest nearest, wherever that is and whenever the row began. So a token is written
+by one update in place, and rows begin and end independently of each other.
 """
 
 from typing import Any, NamedTuple
@@ -19,75 +22,155 @@ from jaxdpo.model.lora import LoraParams
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the tokens so far, in S slots.
+    """Keys and values of each row's tokens so far, in a ring of S slots.
 
     Attributes:
-      k_LBSKd: Keys, rotated.
-      v_LBSKd: Values.
-      positions_BS: i32, position of the token in each slot; -1 where there is none.
+      k_BKSd: Keys, rotated, an array a layer.
+      v_BKSd: Values, an array a layer.
+      lengths_B: i32, tokens of each row; those before its S latest are forgotten.
+      next: i32 scalar, the slot that is written next.
     """
 
-    k_LBSKd: jax.Array
-    v_LBSKd: jax.Array
-    positions_BS: jax.Array
+    k_BKSd: tuple[jax.Array, ...]
+    v_BKSd: tuple[jax.Array, ...]
+    lengths_B: jax.Array
+    next: jax.Array
 
 
-def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: Any) -> KVCache:
-    """A cache for `batch` sequences of up to `slots` tokens, padding counted."""
-    heads, head_dim = config.attention.num_kv_heads, config.attention.head_dim
-    shape = (config.num_layers, batch, slots, heads, head_dim)
-    empty_BS = jnp.full((batch, slots), -1, jnp.int32)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), empty_BS)
+class PackedPrompts(NamedTuple):
+    """Prompts one after the other in one row of T tokens.
+
+    Attributes:
+      tokens_T: i32 token ids.
+      positions_T: i32, counted from 0 in each prompt.
+      segments_T: i32, which prompt a token is of.
+    """
+
+    tokens_T: Any
+    positions_T: Any
+    segments_T: Any
 
 
-def cached_hidden_states(
+def empty_cache(config: ModelConfig, rows: int, slots: int, dtype: Any) -> KVCache:
+    """A cache for `rows` sequences of up to `slots` tokens."""
+    shape = (rows, config.attention.num_kv_heads, slots, config.attention.head_dim)
+    layers = range(config.num_layers)
+    k_BKSd, v_BKSd = (tuple(jnp.zeros(shape, dtype) for _ in layers) for _ in "kv")
+    return KVCache(k_BKSd, v_BKSd, jnp.zeros(rows, jnp.int32), jnp.int32(0))
+
+
+def prefill(
     config: ModelConfig,
     params: Params,
     lora: LoraParams | None,
-    tokens_BT: jax.Array,
-    positions_BT: jax.Array,
-    cache: KVCache,
-    start: jax.Array | int,
+    prompts: PackedPrompts,
     compute: Compute,
-) -> tuple[jax.Array, KVCache]:
-    """Hidden states of T more tokens, `[B, T, D]`, and the cache with them in it.
-
-    A token sees the slots with a position from 0 to its own, and within the layer's window.
+) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """Hidden states of prompts `[T, D]`, and each layer's keys and values `[T, K, d]`.
 
     Args:
       config: Architecture; static under jit.
-      params: Parameters.
-      lora: Adapters, or None.
-      tokens_BT: i32 token ids, written to slots `start` to `start + T`.
-      positions_BT: i32 positions in their sequences; -1 for padding, which no token will see.
-      cache: What earlier calls returned.
-      start: First slot to write, i32 scalar; `start + T` is at most S.
-      compute: Dtype; static under jit. Attention is over the slots, whatever `attention` says.
+      params: Parameters, `unstacked`.
+      lora: Adapters, `unstacked`, or None.
+      prompts: T tokens.
+      compute: Dtype; static under jit. The mask is written out, whatever `attention` says.
     """
     scale, windows_L = attention_scale(config), layer_windows(config)
-    positions_BS = jax.lax.dynamic_update_slice(cache.positions_BS, positions_BT, (0, start))
-    back_BTS = positions_BT[:, :, None] - positions_BS[:, None, :]
-    seen_BTS = (positions_BS >= 0)[:, None] & (back_BTS >= 0)
+    positions_1T = prompts.positions_T[None]
+    order = jnp.arange(prompts.tokens_T.shape[0])
+    same_TT = prompts.segments_T[:, None] == prompts.segments_T[None]
+    seen_1TT = (same_TT & (order[:, None] >= order[None]))[None]
 
     def attend(q, k, v, layer):
-        k_BSKd, v_BSKd = (
-            jax.lax.dynamic_update_slice(old[layer], new.astype(old.dtype), (0, start, 0, 0))
-            for old, new in ((cache.k_LBSKd, k), (cache.v_LBSKd, v))
-        )
-        mask = seen_BTS
+        mask = seen_1TT
         if windows_L is not None:
-            mask &= within_window(positions_BT, positions_BS, windows_L[layer])
-        softcap = config.attention.softcap
-        return masked_attention(q, k_BSKd, v_BSKd, mask, scale, softcap), (k, v)
+            mask &= within_window(positions_1T, positions_1T, windows_L[layer])
+        outputs = masked_attention(q, k, v, mask, scale, config.attention.softcap)
+        return outputs, (k[0], v[0])
 
-    tokens_and_positions = (tokens_BT, positions_BT)
-    # Only the T new keys and values leave the layers; writing them once, after, spares a copy of
-    # the whole cache at each token.
-    hidden_BTD, (k_LBTKd, v_LBTKd), _ = run_layers(
-        config, params, lora, tokens_and_positions, attend, compute
+    tokens = (prompts.tokens_T[None], positions_1T)
+    hidden_1TD, kv, _ = run_layers(config, params, lora, tokens, attend, compute)
+    return hidden_1TD[0], kv
+
+
+def place(
+    cache: KVCache,
+    kv: list[tuple[jax.Array, jax.Array]],
+    starts_B: jax.Array,
+    lengths_B: jax.Array,
+) -> KVCache:
+    """The cache with new sequences begun in some rows, the others as they were.
+
+    Args:
+      cache: What it was.
+      kv: Each layer's keys and values of packed prompts, `[T, K, d]`.
+      starts_B: i32, where a row's prompt begins among the T tokens; rows may have the same one.
+      lengths_B: i32, its tokens, fewer than S; 0 leaves the row alone.
+    """
+    ages_S = _ages(cache)
+    places_BS = (starts_B + lengths_B)[:, None] - ages_S[None]
+    of_prompt_BS = (ages_S[None] >= 1) & (ages_S[None] <= lengths_B[:, None])
+
+    def placed(old_BKSd: jax.Array, new_TKd: jax.Array) -> jax.Array:
+        new_BSKd = new_TKd[jnp.where(of_prompt_BS, places_BS, 0)].astype(old_BKSd.dtype)
+        return jnp.where(of_prompt_BS[:, None, :, None], new_BSKd.swapaxes(1, 2), old_BKSd)
+
+    return KVCache(
+        tuple(placed(old, k) for old, (k, _) in zip(cache.k_BKSd, kv, strict=True)),
+        tuple(placed(old, v) for old, (_, v) in zip(cache.v_BKSd, kv, strict=True)),
+        jnp.where(lengths_B > 0, lengths_B, cache.lengths_B),
+        cache.next,
     )
-    at = (0, 0, start, 0, 0)
-    dtype = cache.k_LBSKd.dtype
-    k_LBSKd = jax.lax.dynamic_update_slice(cache.k_LBSKd, k_LBTKd.astype(dtype), at)
-    v_LBSKd = jax.lax.dynamic_update_slice(cache.v_LBSKd, v_LBTKd.astype(dtype), at)
-    return hidden_BTD, KVCache(k_LBSKd, v_LBSKd, positions_BS)
+
+
+def decode(
+    config: ModelConfig,
+    params: Params,
+    lora: LoraParams | None,
+    tokens_B: jax.Array,
+    cache: KVCache,
+    compute: Compute,
+) -> tuple[jax.Array, KVCache]:
+    """Hidden states of one more token a row, `[B, D]`, and the cache with it.
+
+    Args:
+      config: Architecture; static under jit.
+      params: Parameters, `unstacked`.
+      lora: Adapters, `unstacked`, or None.
+      tokens_B: i32 token ids.
+      cache: What earlier calls returned.
+      compute: Dtype; static under jit.
+    """
+    scale, windows_L = attention_scale(config), layer_windows(config)
+    ages_S = _ages(cache)
+    seen_BS = ages_S[None] <= cache.lengths_B[:, None]
+
+    def attend(q, k, v, layer):
+        at = (0, 0, cache.next, 0)
+        k_BKSd, v_BKSd = (
+            jax.lax.dynamic_update_slice(old, new.swapaxes(1, 2).astype(old.dtype), at)
+            for old, new in ((cache.k_BKSd[layer], k), (cache.v_BKSd[layer], v))
+        )
+        mask = seen_BS if windows_L is None else seen_BS & (ages_S[None] < windows_L[layer])
+        outputs = masked_attention(
+            q,
+            k_BKSd.swapaxes(1, 2),
+            v_BKSd.swapaxes(1, 2),
+            mask[:, None],
+            scale,
+            config.attention.softcap,
+        )
+        return outputs, (k_BKSd, v_BKSd)
+
+    tokens = (tokens_B[:, None], cache.lengths_B[:, None])
+    hidden_B1D, kv, _ = run_layers(config, params, lora, tokens, attend, compute)
+    k_BKSd, v_BKSd = zip(*kv, strict=True)
+    slots = ages_S.shape[0]
+    cache = KVCache(k_BKSd, v_BKSd, cache.lengths_B + 1, (cache.next + 1) % slots)
+    return hidden_B1D[:, 0], cache
+
+
+def _ages(cache: KVCache) -> jax.Array:
+    """How many tokens ago each slot was written, i32 `[S]`; 0 for the one written next."""
+    slots = cache.k_BKSd[0].shape[2]
+    return (cache.next - jnp.arange(slots, dtype=jnp.int32)) % slots

@@ -11,6 +11,7 @@ where a dict becomes a module. Layers are stored stacked, `[L, ...]`, and run by
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal
 
 import jax
@@ -33,7 +34,7 @@ from jaxdpo.sharding import cut_rows
 Params = dict[str, Any]
 
 # (q, k, v, number of the layer) → (outputs, what is collected from each layer).
-LayerAttend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+LayerAttend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
 @dataclass(frozen=True)
@@ -164,12 +165,16 @@ def run_layers(
 ) -> tuple[jax.Array, Any, RouterLoad | None]:
     """Embeds tokens i32 `[B, T]` and runs all layers with the given attention.
 
+    Layers stacked run in a scan; `unstacked` ones one after the other.
+
     Returns:
-      `hidden_BTD` after the final norm; what `attend` collected, stacked `[L, ...]`; and the
-      experts' load `[L, E]` over the tokens by weight (all by default), None without experts.
+      `hidden_BTD` after the final norm; what `attend` collected, stacked `[L, ...]`, or in a list
+      of unstacked layers; and the experts' load `[L, E]` over the tokens by weight (by default
+      all), None without experts or of unstacked layers.
     """
-    structure = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))
-    decoder = nnx.merge(structure, params)
+    layers = params["layers"]
+    apart = isinstance(layers, tuple)
+    decoder = _decoder(config, params, layers[0] if apart else layers)
     tokens_BT, positions_BT = tokens_and_positions
     layer_rotation = layer_rotations(config, positions_BT)
     if token_weights_BT is None:
@@ -198,12 +203,45 @@ def run_layers(
             token_weights_BT,
         )
 
+    if apart:
+        hidden_BTD, collected = embedded_BTD, []
+        for number, layer in enumerate(layers):
+            block = _decoder(config, params, layer).layers
+            layer_lora = lora and lora["layers"][number]
+            hidden_BTD, (each, _) = run_layer(hidden_BTD, (block, layer_lora, number))
+            collected.append(each)
+        return decoder.norm(hidden_BTD), collected, None
     hidden_BTD, (collected, load) = jax.lax.scan(
         _rematerialised(run_layer, compute),
         cut_rows(embedded_BTD),
         (decoder.layers, lora and lora["layers"], jnp.arange(config.num_layers)),
     )
     return decoder.norm(hidden_BTD), collected, load
+
+
+def _decoder(config: ModelConfig, params: Params, layers: Params) -> Decoder:
+    structure = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))
+    return nnx.merge(structure, {**params, "layers": layers})
+
+
+def unstacked(
+    params: Params, lora: LoraParams | None, dtype: Any
+) -> tuple[Params, LoraParams | None]:
+    """The same model for decoding: a tuple of layers, matrices in the dtype they are used in.
+
+    One token costs hardly more than reading the weights, so slicing layers out of the stack, or
+    casting them, at each token would double it.
+    """
+
+    def layers_of(tree: Any) -> tuple[Any, ...]:
+        count = jax.tree.leaves(tree)[0].shape[0]
+        return tuple(jax.tree.map(itemgetter(number), tree) for number in range(count))
+
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, tree)
+
+    apart = cast({**params, "layers": layers_of(params["layers"])})
+    return apart, lora and cast({"layers": layers_of(lora["layers"])})
 
 
 def _rematerialised(run_layer: Callable, compute: Compute) -> Callable:
@@ -226,7 +264,7 @@ def layer_windows(config: ModelConfig) -> jax.Array | None:
 
 def layer_rotations(
     config: ModelConfig, positions_BT: jax.Array
-) -> Callable[[jax.Array], tuple[jax.Array, jax.Array] | None]:
+) -> Callable[[Any], tuple[jax.Array, jax.Array] | None]:
     """Number of the layer → cosine and sine of its rotation; None where no layer has any."""
     attention = config.attention
     tables = [rotation(rope, attention.head_dim, positions_BT) for rope in attention.ropes]

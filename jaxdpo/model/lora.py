@@ -5,7 +5,7 @@ The adapters are a second nested dict, shaped like the part of the parameters th
 hold all that trains and nothing else, so `lora=None` is the base model exactly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -121,17 +121,31 @@ def _adapter(pair: dict[str, jax.Array], config: LoraConfig, key: jax.Array | No
     return term
 
 
-def merge_lora(params: dict[str, Any], lora: LoraParams, scale: float) -> dict[str, Any]:
-    """The parameters with the adapters added into the kernels: `kernel + scale · a @ b`.
+def merged_kernel(kernel: jax.Array, pair: dict[str, jax.Array], scale: float) -> jax.Array:
+    """`kernel + scale · a @ b`, summed in fp32 and rounded once, to the kernel's dtype."""
+    delta = scale * jnp.einsum("...ir,...ro->...io", pair["a"], pair["b"], precision="highest")
+    return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
 
-    The sum is taken in fp32 and rounded once, to the kernel's dtype.
+
+def merge_lora(
+    params: dict[str, Any],
+    lora: LoraParams,
+    scale: float,
+    merge: Callable[[Any, dict[str, Any], float], Any] = merged_kernel,
+) -> dict[str, Any]:
+    """The parameters with the adapters added into the kernels.
+
+    Args:
+      params: Parameters.
+      lora: Adapters.
+      scale: Factor on the adapters' terms.
+      merge: Adds one adapter.
     """
     merged = {**params, "layers": dict(params["layers"])}
     for part, linears in lora["layers"].items():
         merged["layers"][part] = dict(params["layers"][part])
         for name, pair in linears.items():
             linear = params["layers"][part][name]
-            delta = scale * jnp.einsum("lir,lro->lio", pair["a"], pair["b"], precision="highest")
-            kernel = (linear["kernel"].astype(jnp.float32) + delta).astype(linear["kernel"].dtype)
+            kernel = merge(linear["kernel"], pair, scale)
             merged["layers"][part][name] = {**linear, "kernel": kernel}
     return merged

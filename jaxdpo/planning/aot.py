@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxdpo.config import RunConfig
+from jaxdpo.errors import UserError
 from jaxdpo.memory import abstract_rows, abstract_run
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.resolve import Resolved, objective_of
@@ -67,7 +68,14 @@ def compile_step(
     step = make_train_step(objective, optimizer, schedule, mesh, state)
     batch, inputs = _abstract_inputs(config, resolved, mesh)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    traced = step.trace(state, frozen, batch, inputs, count)
+    try:
+        traced = step.trace(state, frozen, batch, inputs, count)
+    except RuntimeError as error:
+        if "cuDNN" not in str(error):
+            raise
+        raise UserError(
+            f"model.attention=cudnn: {error}; pip install --no-deps nvidia-cudnn-cu13"
+        ) from error
     names = {"gpu": "cuda"}
     lowered = traced.lower(lowering_platforms=(names.get(platform, platform),))
     try:
@@ -97,8 +105,9 @@ def _abstract_inputs(config: RunConfig, resolved: Resolved, mesh: Mesh) -> tuple
     logps = jax.ShapeDtypeStruct((shape.rows, shape.pairs, 2), jnp.float32)
     given = PairInputs(
         logps if config.reference_kind == "precomputed" else None,
-        None if config.loss.weight_key is None else of_pairs,
-        None if config.loss.margin_key is None else of_pairs,
+        None if config.data.weight_key is None else of_pairs,
+        None if config.data.margin_key is None else of_pairs,
+        of_pairs if config.loss.labelled else None,
     )
     return jax.tree.map(stacked, abstract_rows(shape)), jax.tree.map(stacked, given)
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from jaxdpo.console import Reporter
+from jaxdpo.model.config import ModelConfig
 from jaxdpo.planning.chips import Target
 from jaxdpo.planning.plan import Plan
 from jaxdpo.planning.suggest import Choice
@@ -95,9 +96,20 @@ def _verdict(plan: Plan) -> str:
     return f"{plan.verdict}: {why}"
 
 
-def show_choice(reporter: Reporter, choice: Choice, plan: Plan) -> None:
-    """Shows a way to run that is faster, or the first that fits."""
-    speed = plan.pairs_per_second()
-    assert speed is not None
-    reporter.say(f"suggested: {choice.overrides()}")
-    reporter.say(f"  {_verdict(plan)}; {_range(speed)} pairs a second")
+def show_suggestion(
+    reporter: Reporter, plan: Plan, choices: list[Choice], model: ModelConfig
+) -> None:
+    """Shows the fastest way to run that should fit, where it is another one."""
+    if not choices:
+        reporter.say("no mesh, microbatch or remat was found that fits; take more devices, or LoRA")
+        return
+    best = choices[0]
+    if plan.verdict == "fits" and plan.seconds and best.seconds[1] > 0.95 * plan.seconds[1]:
+        reporter.say("by formula, no mesh, microbatch or remat is faster by more than 5%")
+        return
+    size = plan.config.batch.size
+    speed = (size / best.seconds[1], size / best.seconds[0])
+    reporter.say(
+        f"suggested, by formula: {_range(speed)} pairs a second with about "
+        f"{best.memory(model) / _GIB:.1f} GiB; plan it to be sure:\n  {best.overrides()}"
+    )

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jaxdpo.errors import UserError
 from jaxdpo.files import file_digest, replacing, sync_tree
+from jaxdpo.training.array_files import saved_by_matrix, stored_arrays
 from jaxdpo.training.step import TrainState
 
 _MANIFEST = "manifest.json"
@@ -71,7 +72,8 @@ class Checkpoints:
         if jax.process_index() == 0:
             target.mkdir()
         _barrier(f"save {step}")
-        response = ocp.save_async(str(target / "state"), _present(state))
+        with saved_by_matrix():
+            response = ocp.save_async(str(target / "state"), _present(state))
         self._pending = self._writer.submit(self._commit, response, step)
 
     def wait(self) -> None:
@@ -143,26 +145,37 @@ class Checkpoints:
         return -1
 
 
-def load_checkpoint(folder: Path, abstract: TrainState) -> TrainState:
-    """A checkpoint of a run, or the newest of a folder of them; nothing is written.
-
-    Args:
-      folder: `checkpoints/` of a run folder, or `checkpoints/step_…` in it.
-      abstract: ShapeDtypeStructs with shardings, of the state to restore.
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint in a run's `checkpoints/`, by name.
 
     Raises:
-      UserError: If there is none, or it is damaged.
+      UserError: If there is none.
     """
-    folder = folder.absolute()
     whole = sorted(path.parent for path in folder.glob(f"step_*/{_MANIFEST}"))
-    if (folder / _MANIFEST).exists():
-        whole = [folder]
     if not whole:
         raise UserError(f"{folder}: holds no whole checkpoint")
-    manifest = json.loads((whole[-1] / _MANIFEST).read_text())
-    if manifest["files"] != _inventory(whole[-1]):
-        raise UserError(f"{whole[-1]}: damaged, it does not match its manifest; name another one")
-    return TrainState(**ocp.load(str(whole[-1] / "state"), _present(abstract)))
+    return whole[-1]
+
+
+def stored_trainable(folder: Path, expected: Any) -> tuple[int, Any]:
+    """What trained, left on disk in a checkpoint.
+
+    Args:
+      folder: `checkpoints/step_…` of a run folder.
+      expected: The tree, with the shape and dtype of each array.
+
+    Returns:
+      The step, and the tree, each array a `Stored`.
+
+    Raises:
+      UserError: If it is no whole checkpoint, or damaged.
+    """
+    if not (folder / _MANIFEST).exists():
+        raise UserError(f"{folder}: is no whole checkpoint")
+    manifest = json.loads((folder / _MANIFEST).read_text())
+    if manifest["files"] != _inventory(folder):
+        raise UserError(f"{folder}: damaged, it does not match its manifest; name another one")
+    return manifest["step"], stored_arrays(folder / "state", expected, "trainable")
 
 
 def _present(state: TrainState) -> dict[str, Any]:

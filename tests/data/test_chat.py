@@ -345,19 +345,12 @@ def test_control_tokens_matched_after_normalising_still_are(make_tokenizer):
     )
 
 
-def test_what_is_remembered_changes_nothing(make_tokenizer, monkeypatch):
+def test_pairs_encoded_together_are_as_apart(make_tokenizer):
     pairs = [pair(f"Question {i}", f"yes {i % 3}", "no") for i in range(12)]
-    tokenizer = make_tokenizer("bytes", "llama3")
-    apart = [Chat(tokenizer).encode_pair(made) for made in pairs]
-    monkeypatch.setattr("jaxdpo.data.control_tokens._MEMORY", 3)
-    chat = Chat(tokenizer)
-    for batch in (pairs[:5], pairs[3:], pairs):
-        for made, encoded in zip(batch, chat.encode_pairs(batch), strict=True):
-            expected = apart[pairs.index(made)]
-            assert [ids.tolist() for ids in encoded.tokens] == [ids.tolist() for ids in expected]
-    chat.encode([user("q")])
-    chat.encode([user("q")])
-    assert len(chat._controls._known) < 8
+    chat = Chat(make_tokenizer("bytes", "llama3"))
+    for made, encoded in zip(pairs, chat.encode_pairs(pairs), strict=True):
+        apart = chat.encode_pair(made)
+        assert [ids.tolist() for ids in encoded.tokens] == [ids.tolist() for ids in apart]
 
 
 def test_tokens_that_match_whole_words_only_are_refused(make_tokenizer):

@@ -257,7 +257,14 @@ def test_scores_stand_beside_the_tokens(chat, tmp_path):
     config = DataConfig(
         path=write(tmp_path / "a.jsonl", records), test_fraction=0, cache_dir=str(tmp_path)
     )
-    assert load_pairs(config, chat).splits["TRAIN"].scores.tolist() == [[9.5, 1.0], [9.5, 1.0]]
+    train = load_pairs(config, chat).splits["TRAIN"]
+    assert train.scores.tolist() == [[9.5, 1.0], [9.5, 1.0]]
+    # As margins and weights are read.
+    assert train.metadata(0) == {"chosen_score": 9.5, "rejected_score": 1.0, "score_margin": 8.5}
+    own = {**FORMS["trl strings"](*ASKED[0]), "score_margin": 3}
+    path = write(tmp_path / "b.jsonl", [own])
+    config = config.model_copy(update={"path": path})
+    assert load_pairs(config, chat).splits["TRAIN"].metadata(0) == {"score_margin": 3}
 
 
 def test_ranked_lists_make_all_pairs_above_a_margin(tmp_path):

@@ -8,14 +8,18 @@ import sys
 
 import pytest
 
+from jaxdpo.data.chat import Chat
 from jaxdpo.data.config import DataConfig
+from jaxdpo.data.plan import BatchConfig
 from jaxdpo.data.reader import read_pairs
+from jaxdpo.data.writing import write_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.inspect import main, parse
-from jaxdpo.inspection import cleaning
 from jaxdpo.inspection.cleaning import clean
 from jaxdpo.inspection.findings import almost_equal, find
+from jaxdpo.inspection.languages import language
 from jaxdpo.inspection.shortcuts import find_shortcuts
+from jaxdpo.inspection.tokens import tokenize
 
 WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in ("ra", "ne", "to", "li")]
 
@@ -80,7 +84,7 @@ def test_labelled_answers_are_looked_at_alike(tmp_path):
     pairs = read(str(tmp_path / "a.jsonl"))
     left, changes = clean(pairs, ["dedupe", "conflicts"])
     assert (len(left), len(changes)) == (299, 3)
-    cleaning.write(left, tmp_path / "clean.jsonl")
+    write_pairs(left, tmp_path / "clean.jsonl")
     again = read(str(tmp_path / "clean.jsonl"))
     assert [(p.prompt, p.chosen, p.label) for p in again] == [
         (p.prompt, p.chosen, p.label) for p in left
@@ -210,6 +214,75 @@ def test_the_report_shows_tokens_and_needs_nothing_else(make_tokenizer, tmp_path
     said = capsys.readouterr().out
     for part in ("bad lines skipped: 1 (missing-key 1)", "steps of 4 pairs", "[cut-within] 1 "):
         assert part in said, said
+
+
+def spoken(*texts):
+    user, answers = texts[0::2], texts[1::2]
+    said = [{"role": "user", "content": text} for text in user]
+    for i, text in enumerate(answers):
+        said.insert(2 * i + 1, {"role": "assistant", "content": text})
+    return said
+
+
+def test_each_kind_of_finding_in_tokens_is_found_where_it_stands(make_tokenizer, tmp_path):
+    """By their place; the template refuses a system message."""
+    chat = Chat(make_tokenizer("bytes", "gemma"))
+    records = clean_records(40)
+    clean = read(write(tmp_path / "clean.jsonl", records))
+    batch = BatchConfig(size=4)
+    assert tokenize(clean, chat, 2048, batch, 0).findings == ()
+    assert not tokenize(clean, chat, 2048, batch, 0).forecast[0].endswith("to fit 2048")
+    long = "word " * 900
+    records[3] |= {"prompt": [{"role": "system", "content": "Hm"}, *spoken("q")]}
+    records[5] |= {"prompt": spoken(f"{long}?", "Yes.", "And now?")}
+    records[6] |= {"prompt": long}
+    records[8] |= {"chosen": long * 3}
+    records[9] |= {"prompt": "What is <end_of_turn>?"}
+    pairs = read(write(tmp_path / "a.jsonl", records))
+    found = tokenize(pairs, chat, 2048, batch, (6, 7))
+    places = {f.code: [int(re.findall(r":(\d+)", where)[-1]) for where in f.where]
+              for f in found.findings}  # fmt: skip
+    assert places == {
+        "refused": [4],
+        "cut": [6],
+        "cut-within": [7],
+        "dropped": [9],
+        "control-text": [10],
+    }
+    assert len(found.lengths) == 38
+    # The two pairs that were asked for: all of the prompt is shown, what was cut marked.
+    assert [seen.source.rpartition(":")[2] for seen in found.shown] == ["6", "7"]
+    lost = 0
+    for seen, record in zip(found.shown, (records[5], records[6]), strict=True):
+        text = {kind: "".join(t for k, t in seen.spans if k == kind) for kind in ("prompt", "cut")}
+        whole = "".join(t for k, t in seen.spans if k in ("prompt", "cut"))
+        said = record["prompt"] if isinstance(record["prompt"], str) else long + "?"
+        assert said.strip() in whole
+        assert 100 < len(text["cut"]) <= len(whole) - len(text["prompt"])
+        lost += seen.cut
+    assert re.match(rf"{lost:,} of [\d,]+ prompt tokens are cut to fit 2048", found.forecast[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("What is the capital of Tasmania, and how far is it from here?", "English"),
+        ("Wie heißt die Hauptstadt von Tasmanien, und ist sie groß?", "German"),
+        ("Quelle est la capitale de la Tasmanie, et est-ce une grande ville?", "French"),
+        ("¿Cuál es la capital de Tasmania y por qué no es una ciudad grande?", "Spanish"),
+        ("Qual é a capital da Tasmânia e por que não é uma cidade grande?", "Portuguese"),
+        ("Qual è la capitale della Tasmania e come si arriva con il treno?", "Italian"),
+        ("Wat is de hoofdstad van het eiland en hoe ver is het?", "Dutch"),
+        ("日本の首都はどこですか。", "Japanese"),
+        ("日本的首都是哪里？", "Chinese"),
+        ("일본의 수도는 어디입니까?", "Korean"),
+        ("Где находится столица?", "Cyrillic script"),
+        ("Bogolo marata kiseno", "Latin script"),
+        ("2 + 3 = ?", "no words"),
+    ],
+)
+def test_languages_are_told_apart(text, expected):
+    assert language(text) == expected
 
 
 def test_mistakes_on_the_command_line():

@@ -1,5 +1,7 @@
 import dataclasses
+import gc
 import json
+import os
 
 import numpy as np
 import pytest
@@ -387,3 +389,124 @@ def test_the_summary_counts_and_names_what_was_cut(chat, config):
         "1 pairs dropped: their completions leave 64 tokens no room (first: f:4)",
         "1 pairs spell control tokens in their text; kept as plain text (first: f:5)",
     ]
+
+
+def old(file):
+    """Gives a file a time of change in the past, as files that people load have."""
+    os.utime(file, ns=(10**18, 10**18))
+
+
+def test_the_second_time_no_file_is_read(chat, config, tmp_path, monkeypatch):
+    file = tmp_path / "pairs.jsonl"
+    write_lines(file, False, True, False)
+    old(file)
+    config = config.model_copy(update={"path": str(file)})
+    first = load_pairs(config, chat)
+    without_encoding(monkeypatch)
+    monkeypatch.setattr("jaxdpo.data.tokenizing.Reading", None)
+    monkeypatch.setattr("jaxdpo.data.sources.file_digest", None)
+    monkeypatch.setattr("jaxdpo.data.cache.file_digest", None)
+    second = load_pairs(config, chat)
+    assert second.report == first.report
+    for split in ("TRAIN", "TEST"):
+        assert second.splits[split].fingerprint == first.splits[split].fingerprint
+        assert second.splits[split].report == first.splits[split].report
+
+
+def test_what_pairs_depend_on_is_noticed(chat, config, tmp_path):
+    """Other bytes of the same size, another file among many, another way of reading."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", False, False)
+    config = config.model_copy(update={"path": str(folder), "test_fraction": 0.0})
+
+    def prompts(**changes):
+        loaded = load_pairs(config.model_copy(update=changes), chat)
+        return [chat.decode(pair.prompt_ids) for pair in loaded.splits["TRAIN"]]
+
+    before = prompts()
+    changed = (folder / "a.jsonl").read_text().replace("q0", "r0")
+    (folder / "a.jsonl").write_text(changed)
+    old(folder / "a.jsonl")
+    assert prompts() == [before[0].replace("q0", "r0"), before[1]]
+    (folder / "a.jsonl").write_text(changed.replace("r0", "s0"))
+    assert prompts() == [before[0].replace("q0", "s0"), before[1]]
+    write_lines(folder / "b.jsonl", False)
+    assert len(prompts()) == 3
+    assert len(prompts(path={str(folder): 2.0})) == 6
+    with pytest.raises(UserError, match="input is missing"):
+        prompts(format="openai")
+
+
+def test_bad_lines_stop_a_start_from_the_cache_too(chat, config, tmp_path):
+    file, rejects = tmp_path / "pairs.jsonl", tmp_path / "rejects.jsonl"
+    write_lines(file, False, False)
+    file.write_text(file.read_text() + "[]\n")
+    skipping = config.model_copy(update={"path": str(file), "on_error": "skip"})
+    assert len(load_pairs(skipping, chat, rejects).splits["TRAIN"]) == 2
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"pairs.jsonl:3: .*\[not-an-object\]"):
+            load_pairs(skipping.model_copy(update={"on_error": "stop"}), chat)
+
+
+def test_nothing_is_encoded_after_a_bad_line_that_stops(chat, config, tmp_path, monkeypatch):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("1\n")
+    write_lines(file, *[False] * 20)
+    encoded = []
+    monkeypatch.setattr(Chat, "encode_pairs", lambda _, pairs: encoded.extend(pairs) or [])
+    with pytest.raises(UserError, match=r"1 bad lines; mend them"):
+        load_pairs(config.model_copy(update={"path": str(file)}), chat)
+    assert encoded == []
+    assert list((config.cache_folder() / "pairs").iterdir()) == []
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(chat, config, tmp_path, monkeypatch):
+    file = tmp_path / "pairs.jsonl"
+    write_lines(file, False, False)
+
+    def fit_and_change(*given):
+        write_lines(file, False)
+        return fit(*given)
+
+    monkeypatch.setattr("jaxdpo.data.tokenizing.fit", fit_and_change)
+    with pytest.raises(UserError, match=r"pairs.jsonl: changed while it was read; run again"):
+        load_pairs(config.model_copy(update={"path": str(file)}), chat)
+
+
+def test_stored_tokens_are_compared_with_their_checksum(chat, config):
+    stored = tokenize_pairs(questions(3), chat, config)
+    file = stored_folder(config) / "pairs.arrow"
+    stamp = file.stat()
+    content = file.read_bytes()
+    wanted = stored[1].prompt_ids.tobytes()
+    at = content.index(wanted)
+    with open(file, "r+b") as out:
+        out.seek(at + len(wanted) - 4)
+        out.write(b"\x07")
+    # As a disk does it: without a trace in the file's size and time.
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    opened = tokenize_pairs(questions(3), chat, config)
+    assert [len(opened[i].prompt_ids) for i in (0, 2)] == [
+        len(stored[i].prompt_ids) for i in (0, 2)
+    ]
+    with pytest.raises(UserError, match=r"f:2: its stored tokens are damaged on disk; remove"):
+        opened[1]
+
+
+def test_few_pairs_are_held_however_many_there_are(chat, config, tmp_path, monkeypatch):
+    file = tmp_path / "pairs.jsonl"
+    write_lines(file, *[False] * 4000)
+    held = []
+
+    def fit_and_count(*given):
+        if len(held) % 1000 == 0:
+            held.append(sum(isinstance(each, PreferencePair) for each in gc.get_objects()))
+        else:
+            held.append(0)
+        return fit(*given)
+
+    monkeypatch.setattr("jaxdpo.data.tokenizing.fit", fit_and_count)
+    load_pairs(config.model_copy(update={"path": str(file)}), chat)
+    assert len(held) == 4000
+    assert 0 < max(held) <= 4 * 512

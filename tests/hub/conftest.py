@@ -1,5 +1,6 @@
 """Tiny random torch models of every family, saved as transformers saves them."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,11 @@ FAMILY_CONFIGS = {
 }  # fmt: skip
 CONFIGS = {name: config for family in FAMILY_CONFIGS.values() for name, config in family.items()}
 REPRESENTATIVES = [next(iter(family)) for family in FAMILY_CONFIGS.values()]
+# One config of every family and every kind of rotation; all of them:
+# JAXDPO_TEST_FAMILIES=all python -m pytest tests/hub
+EVERYTHING = os.environ.get("JAXDPO_TEST_FAMILIES") == "all"
+MORE_ROTATIONS = ["llama3-tied-one-kv-head", "llama-dynamic", "phi3-long"]
+TRIED = list(CONFIGS) if EVERYTHING else [*REPRESENTATIVES, *MORE_ROTATIONS]
 
 
 @dataclass(frozen=True)
@@ -236,9 +242,9 @@ def make_torch_model(name: str, folder: Path) -> TorchModel:
     return TorchModel(model, folder)
 
 
-@pytest.fixture(scope="session", params=list(CONFIGS))
+@pytest.fixture(scope="session", params=TRIED)
 def each_model(request, tmp_path_factory) -> TorchModel:
-    """Every config in turn."""
+    """The configs in turn."""
     return make_torch_model(request.param, tmp_path_factory.mktemp(request.param))
 
 

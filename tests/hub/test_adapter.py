@@ -17,6 +17,7 @@ from jaxdpo.hub.read import load_params
 from jaxdpo.model.decoder import Compute, hidden_states, logits
 from jaxdpo.model.lora import LoraConfig, init_lora
 from jaxdpo.sharding import MeshConfig, make_mesh
+from tests.hub.conftest import make_torch_model
 
 LORA = LoraConfig(rank=4, alpha=6.0, targets=("q", "v", "down"))
 
@@ -71,17 +72,71 @@ def test_peft_loads_what_is_saved_with_equal_logits(llama, config, lora, folder)
     assert np.abs(adapted - torch_logits(llama.torch_model)).max() > 0.5
 
 
-def test_what_peft_saves_is_loaded_with_equal_logits(llama, config, hf_config, tmp_path):
-    base = AutoModelForCausalLM.from_pretrained(llama.folder, attn_implementation="eager")
-    peft_config = peft.LoraConfig(r=3, lora_alpha=9, target_modules=["k_proj", "gate_proj"],
+def random_lora(config, lora_config):
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(lambda: init_lora(config, lora_config, jax.random.key(0)))
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape, np.float32)), shapes
+    )
+
+
+# Family, and linear maps: all, or those that leave gaps in what PEFT adapts as one.
+FUSED = [
+    *((family, ("all-linear",)) for family in ("qwen2", "gemma2", "phi3-plain", "gpt2")),
+    ("phi3-plain", ("q", "v", "up")),
+    ("gpt2", ("k", "o")),
+]
+
+
+@pytest.mark.parametrize(("name", "targets"), FUSED)
+def test_each_kind_of_family_has_adapters_for_peft(name, targets, tmp_path):
+    model = make_torch_model(name, tmp_path / "base")
+    hf_config = read_config(model.folder)
+    config = config_from_hf(hf_config)
+    lora_config = LoraConfig(rank=3, alpha=4.5, targets=targets)
+    lora = random_lora(config, lora_config)
+    target = tmp_path / "adapter"
+    save_adapter(target, lora, lora_config, None, hf_config, config, str(model.folder))
+    base = AutoModelForCausalLM.from_pretrained(model.folder, attn_implementation="eager")
+    plain = torch_logits(base)
+    adapted = torch_logits(peft.PeftModel.from_pretrained(base, target).eval())
+    scale = np.abs(adapted).max()
+    assert np.abs(adapted - plain).max() > 0.05 * scale
+    ours = our_logits(model, config, lora, lora_config)
+    np.testing.assert_allclose(ours, adapted, rtol=0, atol=2e-4 * scale)
+    # And back: the same adapters, with zeros for maps that were not adapted.
+    loaded, loaded_config = load_adapter(target, config, hf_config)
+    assert (loaded_config.rank, loaded_config.scale) == (3, 1.5)
+    for part, linears in lora["layers"].items():
+        for linear, pair in linears.items():
+            back = loaded["layers"][part][linear]
+            jax.tree.map(np.testing.assert_array_equal, back, pair)
+    rest = our_logits(model, config, loaded, loaded_config)
+    np.testing.assert_allclose(rest, ours, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "modules", "maps"),
+    [
+        ("llama", ["k_proj", "gate_proj"], ("gate", "k")),
+        ("phi3-plain", ["qkv_proj", "down_proj"], ("down", "k", "q", "v")),
+        ("gpt2", ["c_attn"], ("k", "q", "v")),
+    ],
+)
+def test_what_peft_saves_is_loaded_with_equal_logits(name, modules, maps, tmp_path):
+    made = make_torch_model(name, tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(made.folder, attn_implementation="eager")
+    peft_config = peft.LoraConfig(r=3, lora_alpha=9, target_modules=modules,
                                   init_lora_weights=False, task_type="CAUSAL_LM")  # fmt: skip
     model = peft.get_peft_model(base, peft_config).eval()
-    model.save_pretrained(tmp_path)
-    assert base_of(tmp_path) == str(llama.folder)
-    lora, lora_config = load_adapter(tmp_path, config, hf_config)
-    assert (lora_config.rank, lora_config.scale, lora_config.targets) == (3, 3.0, ("gate", "k"))
+    model.save_pretrained(tmp_path / "adapter")
+    assert base_of(tmp_path / "adapter") == str(made.folder)
+    hf_config = read_config(made.folder)
+    config = config_from_hf(hf_config)
+    lora, lora_config = load_adapter(tmp_path / "adapter", config, hf_config)
+    assert (lora_config.rank, lora_config.scale, lora_config.targets) == (3, 3.0, maps)
     expected = torch_logits(model)
-    ours = our_logits(llama, config, lora, lora_config)
+    ours = our_logits(made, config, lora, lora_config)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
 
 

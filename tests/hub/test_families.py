@@ -134,9 +134,13 @@ def test_both_spellings_of_rope_are_read_and_written(fields, rope):
     [
         ({"model_type": "lama"}, "'lama' is not supported; did you mean 'llama'.*mistral"),
         ({"model_type": None}, "model_type None is not supported"),
+        (
+            {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
+            "'gemma3' holds a text model, gemma3_text, among others; .* saved by itself",
+        ),
         ({"hidden_act": "relu"}, "hidden_act 'relu' is not implemented; there are silu"),
         ({"quantization_config": {"bits": 4}}, "quantization_config .*bits.* is not implemented"),
-        ({"hidden_size": None}, "hidden_size is None; it must be a number ≥ 1"),
+        ({"hidden_size": None}, "hidden_size is None; it must be a number from 1"),
         ({"num_hidden_layers": "2"}, "num_hidden_layers is '2'"),
         ({"num_attention_heads": 3, "num_key_value_heads": 2, "head_dim": 2}, "3 is not a mul"),
         ({"head_dim": 3}, "head_dim"),

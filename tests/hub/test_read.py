@@ -15,6 +15,7 @@ from jaxdpo.hub.folder import find_folder, member, read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.model.decoder import abstract_params
 from jaxdpo.sharding import MeshConfig, make_mesh, shardings_for
+from tests.hub.conftest import make_torch_model
 
 
 @pytest.fixture
@@ -88,28 +89,14 @@ def test_each_device_reads_only_its_own_slice(llama, monkeypatch):
     from jaxdpo.hub import read
 
     sizes = []
-    original = read.open_tensors
+    original = read.Tensor.read
 
-    class Counting:
-        def __init__(self, lazy):
-            self.get_shape, self.get_dtype, self._lazy = lazy.get_shape, lazy.get_dtype, lazy
+    def counting(tensor, index):
+        piece = original(tensor, index)
+        sizes.append((piece.size, np.prod(tensor.shape)))
+        return piece
 
-        def __getitem__(self, index):
-            piece = self._lazy[index]
-            sizes.append((piece.size, np.prod(self.get_shape())))
-            return piece
-
-    class Opened:
-        def __init__(self, *args):
-            self._context = original(*args)
-
-        def __enter__(self):
-            return {name: Counting(lazy) for name, lazy in self._context.__enter__().items()}
-
-        def __exit__(self, *details):
-            return self._context.__exit__(*details)
-
-    monkeypatch.setattr(read, "open_tensors", Opened)
+    monkeypatch.setattr(read.Tensor, "read", counting)
     load(llama.folder, mesh=make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
     read_elements = sum(size for size, _ in sizes)
     assert read_elements == sum(p.numel() for p in llama.torch_model.parameters())
@@ -141,6 +128,20 @@ def test_derived_buffers_and_equal_tied_heads_are_passed_over(llama, folder):
 
     edit_weights(folder, store_twice)
     assert "head" not in load(folder)
+
+
+def test_gpt2_as_the_hub_has_it(tmp_path):
+    """Names without the prefix, and the causal mask as a buffer."""
+    model = make_torch_model("gpt2", tmp_path / "new")
+    old = shutil.copytree(model.folder, tmp_path / "old")
+
+    def rename(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+        tensors["h.0.attn.bias"] = torch.ones(1, 1, 48, 48)
+
+    edit_weights(old, rename)
+    assert_equal_trees(load(old), load(model.folder))
 
 
 def test_a_tied_head_that_differs_is_refused(folder):

@@ -88,7 +88,8 @@ def test_generation_config_is_kept_or_made(llama, tmp_path):
     export_copy(llama, tmp_path / "made")
     made = GenerationConfig.from_pretrained(tmp_path / "made")
     assert (made.bos_token_id, made.eos_token_id) == (1, 2)
-    export_copy(llama, tmp_path / "kept", generation_config={"eos_token_id": [2, 7], "top_k": 5})
+    generation = {"generation_config.json": '{"eos_token_id": [2, 7], "top_k": 5}'}
+    export_copy(llama, tmp_path / "kept", files=generation)
     kept = GenerationConfig.from_pretrained(tmp_path / "kept")
     assert (kept.eos_token_id, kept.top_k) == ([2, 7], 5)
 

@@ -1,17 +1,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxdpo.data.batch import PackedBatch
-from jaxdpo.model.cache import cached_hidden_states, empty_cache
-from jaxdpo.model.decoder import Compute, hidden_states
+from jaxdpo.model.cache import PackedPrompts, decode, empty_cache, place, prefill
+from jaxdpo.model.decoder import Compute, hidden_states, unstacked
 from jaxdpo.model.lora import LoraConfig, init_lora
 
 LORA = LoraConfig(rank=4)
 COMPUTE = Compute(jnp.float32, attention="dense", remat="none", lora=LORA)
 LENGTH, PROMPTS = 14, (5, 2, 7)
-step = jax.jit(cached_hidden_states, static_argnums=(0, 7))
+step = jax.jit(decode, static_argnums=(0, 5))
 
 
 def full_forward(config, params, lora, tokens_BT) -> jax.Array:
@@ -22,45 +21,55 @@ def full_forward(config, params, lora, tokens_BT) -> jax.Array:
     return jax.jit(hidden_states, static_argnums=(0, 4))(config, params, lora, batch, COMPUTE)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_prefill_and_decode_equal_the_full_forward(config, params, side):
-    """Prompts of different lengths, padded on either side, then one token at a time."""
+def test_prefill_and_decode_equal_the_full_forward(config, params):
+    """Prompts of different lengths, then tokens; a row begun later, the ring going round."""
     rng = np.random.default_rng(0)
     lora = jax.tree.map(
         lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32),
         jax.eval_shape(lambda: init_lora(config, LORA, jax.random.key(0))),
     )
     tokens = rng.integers(0, 40, (len(PROMPTS), LENGTH)).astype(np.int32)
-    expected = full_forward(config, params, lora, tokens)
+    expected = np.asarray(full_forward(config, params, lora, tokens))
+    weights = unstacked(params, lora, jnp.float32)
 
-    widest = max(PROMPTS)
-    prompts = np.zeros((len(PROMPTS), widest), np.int32)
-    positions = np.full((len(PROMPTS), widest), -1, np.int32)
-    for row, length in enumerate(PROMPTS):
-        where = slice(widest - length, None) if side == "left" else slice(0, length)
-        prompts[row, where] = tokens[row, :length]
-        positions[row, where] = np.arange(length)
-
-    cache = empty_cache(config, len(PROMPTS), slots=LENGTH + 4, dtype=jnp.float32)
-    hidden, cache = step(config, params, lora, prompts, positions, cache, 0, COMPUTE)
+    starts = np.cumsum(PROMPTS) - PROMPTS
+    spans = [slice(start, start + length) for start, length in zip(starts, PROMPTS, strict=True)]
+    prompts = PackedPrompts(*np.zeros((3, 20), np.int32))
+    prompts.segments_T[:] = -1
+    for row, span in enumerate(spans):
+        prompts.tokens_T[span] = tokens[row, : PROMPTS[row]]
+        prompts.positions_T[span] = np.arange(PROMPTS[row])
+        prompts.segments_T[span] = row
+    hidden, kv = jax.jit(prefill, static_argnums=(0, 4))(config, *weights, prompts, COMPUTE)
     assert np.isfinite(hidden).all()
-    for row, length in enumerate(PROMPTS):
+    for row, span in enumerate(spans):
         np.testing.assert_allclose(
-            hidden[row][positions[row] >= 0], expected[row, :length], rtol=1e-5, atol=1e-5
+            hidden[span], expected[row, : PROMPTS[row]], rtol=1e-5, atol=1e-5
         )
 
-    at = np.array(PROMPTS, np.int32)
-    for slot in range(widest, LENGTH):
-        token = np.take_along_axis(tokens, at[:, None], axis=1)
-        hidden, cache = step(config, params, lora, token, at[:, None], cache, slot, COMPUTE)
-        wanted = np.take_along_axis(np.asarray(expected), at[:, None, None], axis=1)
-        np.testing.assert_allclose(hidden, wanted, rtol=1e-5, atol=1e-5)
+    cache = empty_cache(config, len(PROMPTS), slots=LENGTH + 2, dtype=jnp.float32)
+    # The last row begins after six tokens of the others.
+    early = np.array([*PROMPTS[:-1], 0], np.int32)
+    late = np.array([0] * (len(PROMPTS) - 1) + [PROMPTS[-1]], np.int32)
+    cache = jax.jit(place)(cache, kv, starts, early)
+    at = np.array(PROMPTS)
+    for step_number in range(14):
+        if step_number == 6:
+            cache = jax.jit(place)(cache, kv, starts, late)
+            at[-1] = PROMPTS[-1]
+        token = np.take_along_axis(tokens, np.minimum(at, LENGTH - 1)[:, None], axis=1)[:, 0]
+        hidden, cache = step(config, *weights, token, cache, COMPUTE)
+        for row in range(len(PROMPTS)):
+            if at[row] < LENGTH and (step_number >= 6 or late[row] == 0):
+                np.testing.assert_allclose(
+                    hidden[row], expected[row, at[row]], rtol=1e-5, atol=1e-5
+                )
         at += 1
     assert step._cache_size() <= 4
 
 
-def test_an_empty_cache_has_no_positions(config):
-    cache = empty_cache(config, batch=2, slots=5, dtype=jnp.bfloat16)
-    assert cache.k_LBSKd.shape == cache.v_LBSKd.shape == (3, 2, 5, 2, 6)
-    assert cache.k_LBSKd.dtype == jnp.bfloat16
-    assert (cache.positions_BS == -1).all()
+def test_an_empty_cache_has_no_tokens(config):
+    cache = empty_cache(config, rows=2, slots=5, dtype=jnp.bfloat16)
+    assert [leaf.shape for leaf in (*cache.k_BKSd, *cache.v_BKSd)] == [(2, 2, 5, 6)] * 6
+    assert cache.k_BKSd[0].dtype == jnp.bfloat16
+    assert not cache.lengths_B.any()

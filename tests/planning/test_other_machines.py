@@ -37,9 +37,9 @@ from jaxdpo.resolve import resolve
 from jaxdpo.sharding import make_mesh
 
 keep_to_cpu()
-tpu = target("v5e:2x2")
+other = target(TOPOLOGY)
 settings = ["data.path=x", "training.folder=x", "mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"]
-config = load_config(None, ["model.path=x", "batch.size=8", *settings])
+config = load_config(None, ["model.path=x", "batch.size=8", ATTENTION, *settings])
 model = ModelConfig(
     vocab_size=512,
     hidden_size=64,
@@ -47,18 +47,23 @@ model = ModelConfig(
     attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=16, windows=(None, 100)),
     mlp=MLPConfig(intermediate_size=128),
 )
-mesh = make_mesh(config.mesh, tpu.devices)
+mesh = make_mesh(config.mesh, other.devices)
 lengths, none = np.full((8, 3), 300, np.int32), np.zeros((0, 3), np.int32)
 with jax.set_mesh(mesh):
-    resolved = resolve(config, model, lengths, none, mesh, tpu.machine)
+    resolved = resolve(config, model, lengths, none, mesh, other.machine)
     print(resolved.compute.attention, resolved.shape.row_length)
-    print(compile_step(config, model, resolved, mesh, "tpu").program.as_text())
+    print(compile_step(config, model, resolved, mesh, other.chip.platform).program.as_text())
 """
+
+
+def kernels(topology: str, attention: str) -> str:
+    values = f"TOPOLOGY, ATTENTION = {topology!r}, 'model.attention={attention}'"
+    return run_planner(values + KERNELS)
 
 
 @needs_libtpu
 def test_a_step_for_tpus_attends_by_kernels_and_never_by_scores():
-    first, _, text = run_planner(KERNELS).partition("\n")
+    first, _, text = kernels("v5e:2x2", "auto").partition("\n")
     attention, length = first.split()
     assert attention == "splash"
     for kernel in ("fwd", "dq", "dkv"):
@@ -70,15 +75,30 @@ def test_a_step_for_tpus_attends_by_kernels_and_never_by_scores():
 @needs_libtpu
 def test_what_does_not_fit_a_tpu_is_said_so():
     arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=v5e:2x2", "mesh.fsdp=4"]
-    script = f"from jaxdpo import plan\nplan.main({[*arguments, 'mesh.data=1', 'suggest=false']})"
+    script = f"from jaxdpo import plan\nplan.main({[*arguments, 'mesh.data=1']})"
     shown = run_planner(script)
     assert "peak it would need" in shown
     assert "does not fit: a step needs" in shown and "and there are 15.75" in shown
+    assert "no mesh, microbatch or remat was found that fits" in shown
 
 
 @needs_cuda_compiler
 def test_what_a_gpu_cannot_hold_is_said_so():
     # Its compiler accepts programs of any size: parameters and moments alone are 90 GiB here.
-    arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=h100:1", "suggest=false"]
+    arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=h100:1"]
     shown = run_planner(f"from jaxdpo import plan\nplan.main({arguments})")
     assert "does not fit: a step needs" in shown and "and there are 59.32" in shown
+
+
+@needs_cuda_compiler
+@pytest.mark.skipif(
+    find_spec("nvidia") is None or find_spec("nvidia.cudnn") is None, reason="needs cuDNN"
+)
+def test_a_step_for_gpus_attends_by_cudnn_and_never_by_scores():
+    first, _, text = kernels("h100:4", "cudnn").partition("\n")
+    attention, length = first.split()
+    assert attention == "cudnn"
+    assert 'custom_call_target="__cudnn$fmhaSoftmax"' in text
+    assert "__cudnn$fmhaSoftmaxBackward" in text
+    for side in (length, "640"):
+        assert f"{side},{side}]" not in text

@@ -56,7 +56,6 @@ def test_lengths_are_those_of_the_data_and_no_weights_are_read(tmp_path, capsys)
     [
         (["topolgy=v5e:4x4"], "topolgy=v5e:4x4: unknown field; there are topology"),
         (["prompt=10"], "prompt is read with pairs="),
-        (["suggest=false"], "suggest is read with topology="),
         (["pairs=0"], "pairs: Input should be greater than or equal to 1"),
         (["pairs=9", "data.path=x"], "pairs=… stands in place of data.path"),
         (["pairs=9", "topology=v5e"], "the shape in chips is missing"),

@@ -24,6 +24,8 @@ FAMILIES = {
     for family in (*LLAMA_FAMILIES, *GEMMA_FAMILIES, *OLMO_FAMILIES, GPT2, *MOE_FAMILIES)
 }
 
+# Beyond any model, and small enough that nothing is made of that size before the files are seen.
+_LARGEST, _MOST_LAYERS = 2**31, 10_000
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -34,6 +36,12 @@ def family_of(hf_config: HfConfig) -> Family:
       UserError: If it is none of `FAMILIES`.
     """
     model_type = hf_config.get("model_type")
+    inner = hf_config.get("text_config")
+    if model_type not in FAMILIES and isinstance(inner, dict):
+        raise UserError(
+            f"config.json: {model_type!r} holds a text model, {inner.get('model_type')}, among "
+            "others; only a text model saved by itself can be loaded"
+        )
     if model_type not in FAMILIES:
         raise UserError(
             f"config.json: model_type {model_type!r} is not supported"
@@ -65,15 +73,20 @@ def config_from_hf(hf_config: HfConfig, context: int | None = None) -> ModelConf
             )
     sizes = _SIZES if family.names else (*_SIZES, "intermediate_size")
     for field in sizes:
-        if not isinstance(hf.get(field), int) or hf[field] < 1:
-            name = family.names.get(field, field)
-            raise UserError(f"config.json: {name} is {hf.get(field)!r}; it must be a number ≥ 1")
+        most = _MOST_LAYERS if field == "num_hidden_layers" else _LARGEST
+        value, name = hf.get(field), family.names.get(field, field)
+        if type(value) is not int or not 1 <= value <= most:
+            raise UserError(
+                f"config.json: {name} is {value!r}; it must be a number from 1 to {most}"
+            )
     try:
         return ModelConfig.model_validate(family.read(hf, context))
     except KeyError as error:
         raise UserError(f"config.json: {error.args[0]} is missing") from error
     except ValueError as error:
         raise UserError(f"config.json: {error}") from error
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"config.json: a field has a value of the wrong kind ({error})") from error
 
 
 def config_to_hf(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
@@ -88,7 +101,8 @@ def config_to_hf(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
     """
     family = family_of(original)
     hf_config = {
-        **original,
+        # Code of its own, which is not run here, does not go along.
+        **{name: value for name, value in original.items() if name != "auto_map"},
         "architectures": [family.architecture],
         **family.write(config, original),
     }

@@ -18,17 +18,24 @@ class Row:
       transposed: Whether theirs is `[out, in]` where ours is `[in, out]`.
       span: (start, stop, size) where theirs holds several of ours side by side along the last axis
         of ours, `size` channels in all.
+      above: The same along the axis before the last. What no row of theirs covers is zero.
     """
 
     ours: str
     theirs: str
     transposed: bool = False
     span: tuple[int, int, int] | None = None
+    above: tuple[int, int, int] | None = None
 
     @property
     def leading(self) -> int:
         """Leading axes of ours that theirs has a tensor of its own for each index of."""
         return self.theirs.count("{")
+
+    @property
+    def whole(self) -> bool:
+        """Whether theirs holds nothing but ours."""
+        return self.span is None and self.above is None
 
     @property
     def order(self) -> int:
@@ -46,16 +53,19 @@ class Row:
     def their_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of a tensor of theirs, given that of all of ours."""
         inner = list(shape[self.leading :])
-        if self.span is not None:
-            inner[-1] = self.span[2]
+        for axis, span in self._spans():
+            inner[axis] = span[2]
         return tuple(inner[:: self.order])
 
     def their_index(self, inner: Sequence[slice]) -> tuple[slice, ...]:
         """Where a block of one tensor of ours stands in theirs."""
-        *axes, last = inner
-        if self.span is not None:
-            last = slice(last.start + self.span[0], last.stop + self.span[0], last.step)
-        return tuple([*axes, last][:: self.order])
+        moved = list(inner)
+        for axis, (start, _, _) in self._spans():
+            moved[axis] = slice(moved[axis].start + start, moved[axis].stop + start)
+        return tuple(moved[:: self.order])
+
+    def _spans(self) -> list[tuple[int, tuple[int, int, int]]]:
+        return [(axis, span) for axis, span in ((-1, self.span), (-2, self.above)) if span]
 
     def turned(self, array: np.ndarray) -> np.ndarray:
         """One tensor of theirs as ours, or of ours as theirs."""

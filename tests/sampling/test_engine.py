@@ -1,4 +1,4 @@
-"""Sampling against the full forward pass, and draws against the distribution they come from."""
+"""Sampling, batched and cached, against the full forward pass of one sequence at a time."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from scipy import stats
 
-from jaxdpo import sampling as sampling_module
 from jaxdpo.data.packing import empty_batch
 from jaxdpo.data.plan import BatchShape
 from jaxdpo.errors import UserError
@@ -18,7 +16,16 @@ from jaxdpo.hub.read import load_params
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import Compute, hidden_states, init_params, logits
 from jaxdpo.model.lora import LoraConfig, init_lora, merge_lora
-from jaxdpo.sampling import Completion, SamplingConfig, generate, next_tokens
+from jaxdpo.sampling import (
+    Completion,
+    Model,
+    SamplingConfig,
+    engine,
+    generate,
+    generate_each,
+    numbered,
+)
+from tests.sampling.frequencies import assert_frequencies
 
 CONFIG = ModelConfig(
     vocab_size=24,
@@ -65,7 +72,7 @@ def full_forward_greedy(params, prompt, count):
     return tokens[len(prompt) :]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("batch_size", [2, 8])
 def test_greedy_equals_the_full_forward_pass(params, batch_size):
     greedy = SamplingConfig(max_new_tokens=12, batch_size=batch_size)
     completions = generate(CONFIG, params, None, PROMPTS, greedy, NO_STOP, COMPUTE)
@@ -145,17 +152,58 @@ def test_a_stop_token_ends_a_completion_and_is_left_out(params):
     assert completions[1] == Completion([], finished=True)
 
 
-def test_draws_depend_on_seed_and_number_and_not_on_the_batch(params):
-    def draw(prompts, batch_size, seed=3):
-        drawn = SamplingConfig(max_new_tokens=10, temperature=1.0, seed=seed, batch_size=batch_size)
-        return generate(CONFIG, params, None, prompts, drawn, NO_STOP, COMPUTE)
+def draw_each(params, requests, **fields):
+    drawn = SamplingConfig(**{"max_new_tokens": 10, "temperature": 1.0, "seed": 3} | fields)
+    return dict(generate_each(Model(CONFIG, params, None, NO_STOP, COMPUTE), requests, drawn))
 
-    alone = draw(PROMPTS, 1)
-    assert draw(PROMPTS, 2) == draw(PROMPTS, 8) == alone
-    assert draw(PROMPTS[:3], 8) == alone[:3]
-    assert draw(PROMPTS, 8, seed=4) != alone
-    first, second = draw([PROMPTS[0]] * 2, 8)
-    assert first != second
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_rows_that_are_filled_again_answer_as_if_alone(params, batch_size):
+    """Forty prompts in a few rows: more tokens than the ring holds and than one row of prompts."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 24, length).tolist() for length in rng.integers(1, 40, 40)]
+    stops = [4, 9]
+    greedy = SamplingConfig(max_new_tokens=20, batch_size=batch_size)
+    completions = generate(CONFIG, params, None, prompts, greedy, stops, COMPUTE)
+    for prompt, completion in zip(prompts, completions, strict=True):
+        free = full_forward_greedy(params, prompt, 20)
+        end = next((i for i, token in enumerate(free) if token in stops), None)
+        assert completion == Completion(free[:end], finished=end is not None)
+    assert len({len(completion.ids) for completion in completions}) > 5
+
+
+def test_draws_depend_on_seed_prompt_and_sample_alone(params):
+    requests = numbered(PROMPTS + PROMPTS)
+    assert [request.sample for request in requests] == [0] * 5 + [1] * 5
+    alone = draw_each(params, requests, batch_size=1)
+    assert draw_each(params, requests, batch_size=3) == alone
+    assert draw_each(params, requests, batch_size=16) == alone
+    backwards = draw_each(params, requests[::-1], batch_size=3)
+    assert [backwards[9 - number] for number in range(10)] == [alone[n] for n in range(10)]
+    assert draw_each(params, requests[7:8])[0] == alone[7]
+    assert alone[0] != alone[5]
+    assert draw_each(params, requests, seed=4)[0] != alone[0]
+
+
+def test_a_stop_text_ends_a_completion_where_it_is_written(params):
+    """Texts of two tokens each, looked for in what was drawn; tokens of a letter each."""
+
+    def letters(ids):
+        return "".join(chr(ord("a") + token) for token in ids)
+
+    free = [letters(c.ids) for c in draw_each(params, numbered(PROMPTS * 3)).values()]
+    stops = (free[0][3:5], free[1][:1], "zz")
+    assert len({text.find(stops[0]) for text in free}) > 1
+    model = Model(CONFIG, params, None, NO_STOP, COMPUTE, letters)
+    for batch_size in (2, 16):
+        config = SamplingConfig(
+            max_new_tokens=10, temperature=1.0, seed=3, batch_size=batch_size, stop=stops
+        )
+        done = dict(generate_each(model, numbered(PROMPTS * 3), config))
+        for number, text in enumerate(free):
+            ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
+            assert letters(done[number].ids) == text[: min(ends, default=None)]
+            assert done[number].finished == bool(ends)
 
 
 def test_other_seeds_and_prompts_of_the_same_padded_length_compile_nothing(params):
@@ -164,10 +212,10 @@ def test_other_seeds_and_prompts_of_the_same_padded_length_compile_nothing(param
         generate(CONFIG, params, None, prompts, drawn, NO_STOP, COMPUTE)
 
     draw(PROMPTS, 0)
-    compiled = sampling_module._decode._cache_size()
-    draw([*PROMPTS[::-1], [1] * 60], 1)
+    compiled = engine._advance._cache_size(), engine._fill._cache_size()
+    draw([*PROMPTS[::-1], [1] * 30], 1)
     draw(PROMPTS[:1], 2)
-    assert sampling_module._decode._cache_size() == compiled
+    assert (engine._advance._cache_size(), engine._fill._cache_size()) == compiled
 
 
 def test_sampled_tokens_have_the_models_frequencies(params):
@@ -185,43 +233,6 @@ def test_a_completions_tokens_are_drawn_independently(params):
     vocab = CONFIG.vocab_size
     both = [first * vocab + second for first, second in (c.ids for c in completions)]
     assert_frequencies(np.bincount(both, minlength=vocab**2), np.full(vocab**2, vocab**-2.0))
-
-
-@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.55, 0.45, 1e-6])
-@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
-def test_next_tokens_are_drawn_from_the_nucleus(temperature, top_p):
-    values = np.log(np.array([0.1, 0.02, 0.5, 0.08, 0.3]))
-    draws = 20_000
-    keys = jax.random.split(jax.random.key(5), draws)
-    logits_BV = jnp.broadcast_to(jnp.asarray(values, jnp.float32), (draws, 5))
-    tokens = next_tokens(logits_BV, keys, temperature, top_p)
-
-    probabilities = np.exp(values / temperature)
-    probabilities /= probabilities.sum()
-    nucleus, mass = [], 0.0
-    for token in np.argsort(-probabilities):
-        nucleus.append(token)
-        mass += probabilities[token]
-        if mass >= top_p - 1e-9:
-            break
-    expected = np.zeros(5)
-    expected[nucleus] = probabilities[nucleus] / mass
-    assert_frequencies(np.bincount(np.asarray(tokens), minlength=5), expected)
-
-
-def assert_frequencies(counts, expected):
-    """χ² over the tokens that may occur; no other may. A right sampler fails once in 10⁵."""
-    assert not counts[expected == 0].any()
-    possible = expected > 0
-    if possible.sum() > 1:
-        expected_counts = expected[possible] / expected[possible].sum() * counts.sum()
-        assert stats.chisquare(counts[possible], expected_counts).pvalue > 1e-5
-
-
-def test_temperature_0_takes_the_likeliest_token():
-    logits_BV = jnp.array([[0.0, 3.0, 2.9], [1.0, 0.0, -1.0]])
-    keys = jax.random.split(jax.random.key(0), 2)
-    assert next_tokens(logits_BV, keys, 0.0, 0.3).tolist() == [1, 0]
 
 
 def test_an_empty_prompt_is_refused(params):

@@ -1,0 +1,44 @@
+"""Pairs → JSON Lines that any run reads again."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxdpo.data.pairs import PreferencePair
+from jaxdpo.files import replacing
+
+
+def write_pairs(pairs: Sequence[PreferencePair], path: Path) -> None:
+    """Writes pairs, all in one form: `messages` and `rejected_message` where that can hold them.
+
+    A file with an answer of several messages has prompt, chosen and rejected instead, and pairs
+    that came as ids stay ids. Answers judged one by one have a label in place of a second one.
+    """
+    single = all(len(pair.chosen) == len(pair.rejected) == 1 for pair in pairs)
+    with replacing(path) as file:
+        for pair in pairs:
+            file.write(json.dumps(_record(pair, single), ensure_ascii=False) + "\n")
+
+
+def _record(pair: PreferencePair, single: bool) -> dict[str, Any]:
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    record: dict[str, Any]
+    if pair.token_ids is not None:
+        record = dict(zip(names, pair.token_ids, strict=True))
+    elif pair.label is not None:
+        record = {"prompt": pair.prompt, "completion": pair.chosen, "label": pair.label}
+    elif single:
+        record = {"messages": pair.prompt + pair.chosen, "rejected_message": pair.rejected[0]}
+    else:
+        record = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    record["split"] = pair.split
+    optional = {
+        "tools": pair.tools,
+        "metadata": pair.metadata,
+        "chat_template_kwargs": pair.template_kwargs,
+    }
+    record |= {key: value for key, value in optional.items() if value}
+    if pair.scores is not None:
+        record["chosen_score"], record["rejected_score"] = pair.scores
+    return record

@@ -1,0 +1,1 @@
+"""Criteria that answers are judged by, and what their judgements say."""

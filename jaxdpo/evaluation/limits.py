@@ -1,0 +1,64 @@
+"""Limits of length: how they are counted, and how prompts name them."""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from jaxdpo.data.pairs import Message
+
+Unit = Literal["word", "sentence", "token"]
+
+_NUMBERS = (
+    *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
+    *("nineteen", "twenty"),
+)
+_NUMBER = rf"(?P<n>\d[\d,]*|{'|'.join(_NUMBERS)})"
+_BELOW = r"(?:(?P<below>fewer than|less than|under|below)|{})"
+_BEFORE = _BELOW.format(
+    r"at most|no more than|not more than|no longer than|not exceed|not exceeding|exceed|up to|"
+    r"within|maximum of|max\.?|limit of|limited to|limit to|limit it to|limit your \w+ to"
+)
+_AFTER = r"or (?:fewer|less)|at (?:the )?most|maximum|max\b|limit"
+
+
+def count(text: str, unit: Unit) -> int:
+    """How many words (between white space) or sentences (ended by . ! ? or the text) there are.
+
+    >>> count("It opens at 9. Come early", "sentence")
+    2
+    """
+    if unit == "word":
+        return len(text.split())
+    assert unit == "sentence", "tokens are a tokenizer's to count"
+    parts = re.split(r"(?<=[.!?])[\"')\]]*\s+|[。！？]+", text)
+    return sum(bool(part.strip()) for part in parts)
+
+
+def limit_in(messages: Sequence[Message], unit: Unit) -> int | None:
+    """The limit that the last user message names, or else the system message; None if not one.
+
+    >>> limit_in([{"role": "user", "content": "Why? Answer in fewer than 20 words."}], "word")
+    19
+    """
+    users = [message for message in messages if message["role"] == "user"][-1:]
+    for message in [*users, *(m for m in messages if m["role"] == "system")]:
+        found = limits_of(message["content"], unit)
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None
+
+
+def limits_of(text: str, unit: Unit) -> set[int]:
+    """Every limit of that unit in a text."""
+    patterns = (
+        rf"\b{_BEFORE}\s+{_NUMBER}[\s-]+{unit}s?\b",
+        rf"\b{_NUMBER}[\s-]+{unit}s?,?\s+(?:{_AFTER})",
+    )
+    limits = set()
+    for pattern in patterns:
+        for found in re.finditer(pattern, text, re.IGNORECASE):
+            said = found["n"].lower().replace(",", "")
+            number = _NUMBERS.index(said) + 1 if said in _NUMBERS else int(said)
+            limits.add(number - bool(found.groupdict().get("below")))
+    return limits

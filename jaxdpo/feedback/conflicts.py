@@ -1,0 +1,113 @@
+"""Where annotators contradict each other, and how far they agree otherwise."""
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxdpo.data.pairs import PreferencePair
+from jaxdpo.data.records import show
+from jaxdpo.data.splits import pair_digest
+from jaxdpo.evaluation.agreement import UNDEFINED, Estimate, cohen_kappa, share
+from jaxdpo.feedback.judged import Judged
+from jaxdpo.inspection.texts import answers
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far those who judged the same things agree.
+
+    Attributes:
+      what: What was judged.
+      judgements: Pairs of judgements of one thing by two annotators.
+      agreed: The share of them that agree.
+      kappa: Agreement beyond chance.
+    """
+
+    what: str
+    judgements: int
+    agreed: Estimate
+    kappa: Estimate
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}: {self.judgements} judged twice, agreement {self.agreed}, κ {self.kappa}"
+        )
+
+
+def annotator_of(pair: PreferencePair) -> Any:
+    """Who gave a collected pair; None where that is not known."""
+    return pair.metadata["feedback"].get("annotator")
+
+
+def comparisons(pairs: Iterable[PreferencePair]) -> list[tuple[list[int], list[int]]]:
+    """Indices of the pairs that prefer one answer, and of those that prefer the other.
+
+    One entry for each two answers to one prompt, in the order in which they first appear.
+    """
+    found: dict[tuple[bytes, str, str], tuple[list[int], list[int]]] = {}
+    for index, pair in enumerate(pairs):
+        chosen, rejected = answers(pair)
+        low, high = sorted((chosen, rejected))
+        both = found.setdefault((pair_digest(pair), low, high), ([], []))
+        both[chosen == high].append(index)
+    return list(found.values())
+
+
+def by_majority(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], int]:
+    """The pairs without those that most annotators contradict, and how many went.
+
+    An annotator has one vote on two answers, or none where they contradict themselves; a pair
+    without an annotator counts as someone else's. Where votes are even, neither side is left.
+    """
+    gone: set[int] = set()
+    for sides in comparisons(pairs):
+        if all(sides):
+            balance = sum(_votes(pairs, sides))
+            gone.update(sides[0] if balance <= 0 else ())
+            gone.update(sides[1] if balance >= 0 else ())
+    return [pair for i, pair in enumerate(pairs) if i not in gone], len(gone)
+
+
+def _votes(pairs: Sequence[PreferencePair], sides: tuple[list[int], list[int]]) -> list[int]:
+    """1 for each annotator on the first side, -1 for each on the second."""
+    said: Counter[Any] = Counter()
+    for side, vote in zip(sides, (1, -1), strict=True):
+        for index in side:
+            # Whoever has no name is told from all others by the place of the pair.
+            who = annotator_of(pairs[index])
+            said[("unnamed", index) if who is None else ("named", show(who))] += vote
+    return [1 if vote > 0 else -1 for vote in said.values() if vote]
+
+
+def preference_agreement(pairs: Sequence[PreferencePair]) -> Agreement:
+    """How far annotators agree on which of two answers is better.
+
+    Which answer stands first means nothing, so half of all judgements agree by chance: κ = 2p − 1.
+    """
+    twice = [
+        one == two
+        for sides in comparisons(pairs)
+        for one, two in itertools.combinations(_votes(pairs, sides), 2)
+    ]
+    agreed = share(sum(twice), len(twice))
+    kappa = Estimate(*(2 * value - 1 for value in agreed)) if twice else UNDEFINED
+    return Agreement("two answers", len(twice), agreed, kappa)
+
+
+def judgement_agreement(judged: Iterable[Judged]) -> list[Agreement]:
+    """How far each two annotators agree on which answers pass a criterion."""
+    labels: defaultdict[str, dict[tuple[str, str], bool]] = defaultdict(dict)
+    for one in judged:
+        who, passed = one.about.get("annotator"), one.judgement.passed
+        if who is not None and passed is not None:
+            labels[show(who)][one.key(), one.criterion] = passed
+    found = []
+    for (one, first), (two, second) in itertools.combinations(sorted(labels.items()), 2):
+        shared = [key for key in first if key in second]
+        if shared:
+            said = [first[key] for key in shared], [second[key] for key in shared]
+            agreed = share(sum(a == b for a, b in zip(*said, strict=True)), len(shared))
+            found.append(Agreement(f"{one} and {two}", len(shared), agreed, cohen_kappa(*said)))
+    return found

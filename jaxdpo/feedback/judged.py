@@ -1,0 +1,114 @@
+"""Judgements, a line each → for every prompt its answers and what they are worth.
+
+    {"messages": [...], "completion": "At 9.", "criterion": "short", "passed": true, "score": null,
+     "explanation": "2 words of at most 5"}
+
+is a line; `tools`, `split`, `metadata`, `model`, `sample`, `finished`, `id`, `annotator` and
+`time` are optional. An answer is worth the mean over its criteria, each the mean of its judgements:
+the score, or else 1 for passed and 0 for failed. So scores that are combined should have one scale.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from jaxdpo.data.forms import need
+from jaxdpo.data.records import BadPair
+from jaxdpo.evaluation.judgement import Judgement
+from jaxdpo.feedback.preferences import COMMON, check_keys
+
+_SAID = ("passed", "score", "explanation")
+_ABOUT = ("model", "sample", "finished", "annotator", "time")
+_PROMPT = tuple(key for key in COMMON if key not in _ABOUT)
+
+
+class Judged(NamedTuple):
+    """One judgement of a file.
+
+    Attributes:
+      where: Where it stands, as `file:line`.
+      prompt: The fields of its line that belong to the prompt.
+      answer: The answer, as it stands there.
+      criterion: The name of what it was judged by.
+      judgement: What was said.
+      about: Who said it, of which sample of which model.
+    """
+
+    where: str
+    prompt: dict[str, Any]
+    answer: Any
+    criterion: str
+    judgement: Judgement
+    about: dict[str, Any]
+
+    def key(self) -> str:
+        """Equal of lines about one answer to one prompt."""
+        return _canonical([self.prompt, self.answer])
+
+
+def parse_judged(record: dict[str, Any], where: str) -> Judged:
+    """One line of judgements, checked.
+
+    Raises:
+      BadPair: If it is not as documented.
+    """
+    check_keys(record, "id", "completion", "sample", "finished", "criterion", *_SAID)
+    _, completion = need(record, "messages", "completion")
+    if isinstance(completion, str) and not completion.strip():
+        raise BadPair("empty-completion", "completion is empty; nothing can be learnt from it")
+    criterion = record.get("criterion") or "score"
+    if not isinstance(criterion, str):
+        raise BadPair("criterion-type", "criterion is no string; write the criterion's name")
+    given = {key: record[key] for key in _SAID if record.get(key) is not None}
+    try:
+        judgement = Judgement.model_validate(given, strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise BadPair("judgement", f"{problem['loc'][0]}: {problem['msg']}") from None
+    about = {key: record[key] for key in _ABOUT if record.get(key) is not None}
+    prompt = {key: record[key] for key in _PROMPT if record.get(key) is not None}
+    return Judged(where, prompt, completion, criterion, judgement, about)
+
+
+def by_prompt(judged: Iterable[Judged]) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Gathers judgements to a record of each prompt, in the order in which prompts first appear.
+
+    Yields:
+      Where the prompt first stands; its record, as the source `criteria` reads it; and how many
+      answers were left out because one of the prompt's criteria has no judgement of them.
+    """
+    prompts: defaultdict[str, list[Judged]] = defaultdict(list)
+    for one in judged:
+        prompts[_canonical(one.prompt)].append(one)
+    for lines in prompts.values():
+        asked = {one.criterion for one in lines}
+        answers: defaultdict[str, list[Judged]] = defaultdict(list)
+        for one in lines:
+            answers[_canonical(one.answer)].append(one)
+        valued = [_valued(each) for each in answers.values() if _criteria(each) == asked]
+        yield lines[0].where, {**lines[0].prompt, "answers": valued}, len(answers) - len(valued)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _criteria(lines: Iterable[Judged]) -> set[str]:
+    return {one.criterion for one in lines if one.judgement.judged}
+
+
+def _valued(lines: list[Judged]) -> dict[str, Any]:
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for one in lines:
+        if one.judgement.judged:
+            values[one.criterion].append(one.judgement.value)
+    said = [
+        {"criterion": one.criterion, **one.judgement.model_dump(exclude_none=True), **one.about}
+        for one in lines
+    ]
+    value = fmean(fmean(each) for each in values.values())
+    return {"completion": lines[0].answer, "value": value, "why": {"judgements": said}}

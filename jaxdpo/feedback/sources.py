@@ -1,0 +1,177 @@
+"""Five sources of feedback: a record of each → the preferences that it holds.
+
+Each is a pure function of a record and of the settings. It raises `NoPair` where the record says
+nothing about what is better, and `BadPair` where it is not as documented.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from jaxdpo.data.forms import Said
+from jaxdpo.data.records import BadPair, show
+from jaxdpo.feedback.preferences import (
+    FeedbackConfig,
+    NoPair,
+    Preference,
+    answer,
+    answers,
+    check_keys,
+    index_in,
+)
+from jaxdpo.inspection.findings import almost_equal
+from jaxdpo.inspection.texts import said
+
+SourceName = Literal["expert_edits", "criteria", "user_choice", "regenerations", "user_edits"]
+
+
+def expert_edits(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]:
+    """`output` of the model, and what an expert made of it: `edited` is preferred.
+
+        {"messages": [...], "output": "It opens at 8.", "edited": "It opens at 9."}
+
+    An expert means every edit but one of white space.
+    """
+    check_keys(record, "output", "edited")
+    output, edited = answer(record, "output"), answer(record, "edited")
+    _check_edit(output, edited)
+    return [Preference(edited, output)]
+
+
+def user_edits(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]:
+    """`draft` by the model, and what a user saved: `saved` is preferred.
+
+        {"messages": [...], "draft": "Dear Sir, ...", "saved": "Dear Ms Chen, ..."}
+
+    An edit of white space, capitals and punctuation is trivial, and of one word in twenty or more.
+    """
+    check_keys(record, "draft", "saved")
+    draft, saved = answer(record, "draft"), answer(record, "saved")
+    _check_edit(draft, saved)
+    if almost_equal(_text(draft), _text(saved)):
+        raise NoPair("trivial-edit")
+    return [Preference(saved, draft)]
+
+
+def user_choice(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]:
+    """`outputs`, of which one was `selected`: it is preferred to each of the others.
+
+        {"messages": [...], "outputs": ["9", "At 9.", "Nine."], "selected": 1, "shown": [0, 1]}
+
+    `selected` and `shown` count from 0. What was not shown was not turned down; without
+    `shown`, all were.
+    """
+    check_keys(record, "outputs", "selected", "shown")
+    outputs = answers(record, "outputs")
+    if record.get("selected") is None:
+        raise NoPair("none-selected")
+    selected = index_in(record, "selected", outputs, "outputs")
+    shown = _shown(record, outputs)
+    if selected not in shown:
+        raise BadPair(
+            "selected-not-shown", f"selected is {selected}, which is not in shown; mend one of them"
+        )
+    seen = shown if config.choice == "shown" else range(len(outputs))
+    rest = [outputs[i] for i in seen if i != selected]
+    return _against(outputs[selected], rest)
+
+
+def regenerations(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]:
+    """`attempts` in their order, of which one was `accepted`: it is preferred to the first other.
+
+        {"messages": [...], "attempts": ["8", "At 8.", "At 9."], "accepted": 2}
+
+    `accepted` counts from 0; null where none was. A user may go back: attempts after the accepted
+    one were turned down like those before it.
+    """
+    check_keys(record, "attempts", "accepted")
+    attempts = answers(record, "attempts")
+    if record.get("accepted") is None:
+        raise NoPair("none-accepted")
+    accepted = index_in(record, "accepted", attempts, "attempts")
+    if len(attempts) == 1:
+        raise NoPair("accepted-first")
+    rest = [attempt for i, attempt in enumerate(attempts) if i != accepted]
+    preferences = _against(attempts[accepted], rest)
+    return preferences[:1] if config.regenerations == "first" else preferences
+
+
+def criteria(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]:
+    """`answers` with a value each: the highest is preferred to the lowest; ties make no pair.
+
+        {"messages": [...], "answers": [{"completion": "At 9.", "value": 1.0}, ...]}
+
+    With `margin`, all answers whose values differ by that much make a pair. Of equals the first is
+    taken.
+    """
+    check_keys(record, "answers")
+    valued = record["answers"]
+    if len(valued) < 2:
+        raise NoPair("one-answer")
+    ranked = sorted(valued, key=lambda item: -item["value"])
+    highest, lowest = ranked[0], min(valued, key=lambda item: item["value"])
+    if highest["value"] == lowest["value"]:
+        raise NoPair("all-equal")
+    pairs = [(highest, lowest)]
+    if config.margin is not None:
+        both = itertools.combinations(ranked, 2)
+        pairs = [(a, b) for a, b in both if a["value"] - b["value"] >= config.margin]
+    if not pairs:
+        raise NoPair("within-margin")
+    return [
+        Preference(
+            answer(high, "completion"),
+            answer(low, "completion"),
+            (high["value"], low["value"]),
+            {"chosen": high.get("why", {}), "rejected": low.get("why", {})},
+        )
+        for high, low in pairs
+    ]
+
+
+SOURCES: dict[SourceName, Callable[[dict[str, Any], FeedbackConfig], list[Preference]]] = {
+    "expert_edits": expert_edits,
+    "criteria": criteria,
+    "user_choice": user_choice,
+    "regenerations": regenerations,
+    "user_edits": user_edits,
+}
+
+
+def _text(answer: Sequence[Said]) -> str:
+    return said([part.message for part in answer])
+
+
+def _check_edit(before: Sequence[Said], after: Sequence[Said]) -> None:
+    old, new = _text(before), _text(after)
+    if old == new:
+        raise NoPair("unchanged")
+    if not new.strip():
+        raise NoPair("emptied")
+    if old.split() == new.split():
+        raise NoPair("white-space-only")
+
+
+def _against(chosen: list[Said], rest: Sequence[list[Said]]) -> list[Preference]:
+    """The chosen answer against each that says something else, each text once."""
+    if not rest:
+        raise NoPair("one-answer")
+    other: dict[str, list[Said]] = {}
+    for each in rest:
+        if _text(each) != _text(chosen):
+            other.setdefault(_text(each), each)
+    if not other:
+        raise NoPair("all-equal")
+    return [Preference(chosen, each) for each in other.values()]
+
+
+def _shown(record: dict[str, Any], outputs: Sequence[Any]) -> Sequence[int]:
+    shown = record.get("shown")
+    if shown is None:
+        return range(len(outputs))
+    right = isinstance(shown, list) and all(type(i) is int and 0 <= i < len(outputs) for i in shown)
+    if not right or len(set(shown)) < len(shown):
+        raise BadPair(
+            "index", f"shown is {show(shown)}; write places in outputs, 0 to {len(outputs) - 1}"
+        )
+    return shown

@@ -1,0 +1,93 @@
+"""From conversations to answers: the chat template, the engine, and the text."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdpo.data.pairs import Message
+from jaxdpo.hub.policy import Policy
+from jaxdpo.model.decoder import Compute
+from jaxdpo.sampling.config import SamplingConfig
+from jaxdpo.sampling.engine import Model, Request, generate_each, numbered
+
+
+class Answer(NamedTuple):
+    """The text that was sampled for one of several requests.
+
+    Attributes:
+      number: Of the request.
+      text: What was answered, without end token and stop text.
+      finished: Whether it ended by itself, rather than at `max_new_tokens`.
+    """
+
+    number: int
+    text: str
+    finished: bool
+
+
+def answer(
+    policy: Policy,
+    conversations: Sequence[Sequence[Message]],
+    sampling: SamplingConfig | None = None,
+) -> list[str]:
+    """The policy's answer to each conversation; of one that is repeated, several.
+
+        answer(policy, [[{"role": "user", "content": "When does it open?"}]])
+        # ["At 9."]
+
+    Args:
+      policy: The model.
+      conversations: Messages of each, the last one not the assistant's.
+      sampling: How completions are drawn; by default the likeliest token, 128 at most.
+
+    Raises:
+      BadPair: If the chat template refuses the messages.
+    """
+    chat = policy.chat
+    prompts = [chat.encode(messages, add_generation_prompt=True) for messages in conversations]
+    done = {each.number: each.text for each in complete(policy, numbered(prompts), sampling)}
+    return [done[number] for number in range(len(prompts))]
+
+
+def complete(
+    policy: Policy,
+    requests: Sequence[Request],
+    sampling: SamplingConfig | None = None,
+    dtype: Any = None,
+) -> Iterator[Answer]:
+    """Yields answers as they are done, in no order.
+
+    Args:
+      policy: The model.
+      requests: Prompts as token ids, and which completion of theirs is wanted.
+      sampling: How completions are drawn; by default the likeliest token, 128 at most.
+      dtype: Of the activations; by default the parameters'.
+
+    Raises:
+      UserError: A prompt is empty, or outgrows the model's learned positions.
+    """
+    sampling = sampling or SamplingConfig()
+    chat = policy.chat
+    dtype = jnp.dtype(dtype or jax.tree.leaves(policy.params)[0].dtype)
+    model = Model(
+        policy.config,
+        policy.params,
+        policy.lora,
+        chat.stop_token_ids,
+        Compute(dtype, "dense", "none", policy.lora_config),
+        chat.decode,
+    )
+    for number, completion in generate_each(model, requests, sampling):
+        text = before(sampling.stop, chat.decode(completion.ids))
+        yield Answer(number, text, completion.finished)
+
+
+def before(stops: Sequence[str], text: str) -> str:
+    """The text before the first of these texts in it.
+
+    >>> before(["END", "\\n\\n"], "One.\\n\\nTwo. END")
+    'One.'
+    """
+    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]

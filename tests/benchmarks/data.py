@@ -1,0 +1,267 @@
+"""What reading and tokenising preference data costs.
+
+    python -m tests.benchmarks.data pairs=1000000 folder=/tmp/jaxdpo-data
+
+makes that many pairs of realistic length (log-normal, prompt about 120 tokens, completions about
+290), and prints: how fast they are tokenised next to the bare `tokenizers` library on the same
+text and cores, the resident memory of that process, how long the second start takes, what the
+plan takes, and what a batch at a random step takes next to one of 1,000 pairs. On a machine that
+others use too, compare the processor time: of the same work it is the same.
+
+    python -m tests.benchmarks.data stored=1000000
+
+writes that many pairs of made-up ids of those lengths straight to the disk, in a minute or two,
+and prints what does not depend on how they got there.
+"""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+# How Llama 3, Qwen and many others part text before merging.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' "
+    "+ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+_PROMPT, _ANSWER = 120, 290
+_BATCH = 1024
+_STEPS = 200
+
+
+def made_text(rng: np.random.Generator, count: int) -> str:
+    """Words of made-up syllables, some often and most rarely, in sentences and paragraphs."""
+    syllables = [c + v + e for c in "bcdfghklmnprstvz" for v in "aeiou" for e in ("", "n", "r")]
+    lengths = rng.choice([1, 2, 3, 4], 60_000, p=[0.2, 0.4, 0.3, 0.1])
+    known = ["".join(rng.choice(syllables, length)) for length in lengths]
+    ranks = np.minimum(rng.zipf(1.2, count) - 1, len(known) - 1)
+    ends = rng.choice(["", "", "", "", "", "", "", "", ",", ".", ".", "?", ".\n\n"], count)
+    return " ".join(known[rank] + end for rank, end in zip(ranks, ends, strict=True))
+
+
+def make_tokenizer(text: str) -> Tokenizer:
+    """A byte-level BPE with 32,000 pieces."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=32_000, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(text.split("\n\n"), trainer)
+    tokenizer.add_special_tokens(list(_SPECIAL))
+    return tokenizer
+
+
+def make_files(folder: Path, count: int) -> tuple[Path, Path]:
+    """A tokenizer folder and a file of pairs, made once."""
+    from transformers import PreTrainedTokenizerFast
+
+    pairs, model = folder / f"pairs-{count}.jsonl", folder / "tokenizer"
+    if pairs.exists():
+        return pairs, model
+    rng = np.random.default_rng(0)
+    text = made_text(rng, 3_000_000)
+    model.mkdir(parents=True, exist_ok=True)
+    backend = make_tokenizer(text[:8_000_000])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    tokenizer.chat_template = _CHATML
+    tokenizer.save_pretrained(model)
+    sample = text[:1_000_000]
+    per_token = len(sample) / len(backend.encode(sample).ids)
+    means = np.log(np.array([_PROMPT, _ANSWER, _ANSWER]) * per_token) - 0.6**2 / 2
+    partial = pairs.with_suffix(".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        for _ in range(count):
+            sizes = np.clip(rng.lognormal(means, 0.6), 8, 3000 * per_token).astype(int)
+            starts = rng.integers(0, len(text) - sizes)
+            said = [text[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+            file.write(json.dumps(_line(*said)) + "\n")
+    partial.rename(pairs)
+    return pairs, model
+
+
+def _line(prompt: str, chosen: str, rejected: str) -> dict[str, object]:
+    return {
+        "messages": [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": chosen + "."},
+        ],
+        "rejected_message": {"role": "assistant", "content": rejected + "!"},
+    }
+
+
+def time_bare(pairs: Path, model: Path, most: int) -> tuple[float, float, int]:
+    """Seconds and processor seconds of the bare library for up to `most` pairs; their number.
+
+    Each prompt once and each answer once, many at a time on all cores, to lists of ids.
+    """
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    seconds, cpu, count = 0.0, 0.0, 0
+    texts: list[str] = []
+    with open(pairs, encoding="utf-8") as file:
+        for line in file:
+            if count == most:
+                break
+            record = json.loads(line)
+            said = [*record["messages"], record["rejected_message"]]
+            texts += [message["content"] for message in said]
+            count += 1
+            if count % _BATCH == 0 or count == most:
+                start, used = time.perf_counter(), time.process_time()
+                for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+                    encoding.ids  # noqa: B018
+                seconds += time.perf_counter() - start
+                cpu += time.process_time() - used
+                texts = []
+    return seconds, cpu, count
+
+
+def measure(pairs: str, model: str, cache: str) -> None:
+    """Prints, as JSON, what one process that loads the pairs sees."""
+    from jaxdpo.data.chat import load_chat
+    from jaxdpo.data.config import DataConfig
+    from jaxdpo.data.tokenizing import load_pairs
+
+    chat = load_chat(model)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    start = time.perf_counter()
+    loaded = load_pairs(DataConfig(path=pairs, cache_dir=cache, max_length=2048), chat)
+    seconds = time.perf_counter() - start
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    train = loaded.splits["TRAIN"]
+    found = {
+        "seconds": seconds,
+        "cpu": usage.ru_utime + usage.ru_stime - before.ru_utime - before.ru_stime,
+        "peak_mib": usage.ru_maxrss / 1024,
+        "pairs": sum(map(len, loaded.splits.values())),
+        "tokens": int(sum(split.lengths.sum() for split in loaded.splits.values())),
+    }
+    print(json.dumps({**found, **plan_times(train)}))
+
+
+def plan_times(train) -> dict[str, float]:
+    from jaxdpo.data.packing import pack_batch
+    from jaxdpo.data.plan import BatchConfig, Packer, choose_row_length, make_train_plan
+
+    config = BatchConfig(size=64)
+    start = time.perf_counter()
+    row_length = choose_row_length(train.lengths, config, 1)
+    plan = make_train_plan(Packer(train.lengths, config, 1, row_length), 0, 1.0, None)
+    shape = plan.shape(gather=True)
+    planned = time.perf_counter() - start
+    steps = np.random.default_rng(0).integers(0, plan.num_steps, _STEPS)
+    times = []
+    for step in steps:
+        start = time.perf_counter()
+        for microbatch in plan.microbatches(int(step)):
+            pack_batch(train, microbatch, shape)
+        times.append(time.perf_counter() - start)
+    return {"plan": planned, "batch_ms": 1000 * float(np.median(times))}
+
+
+def in_process(*arguments: str) -> dict[str, float]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.data", "--measure", *arguments]
+    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+
+
+def stored(count: int, folder: Path) -> dict[str, float]:
+    """What opening, planning and batches take of `count` pairs of made-up ids."""
+    from jaxdpo.data.cache import PairWriter, open_pairs
+    from jaxdpo.data.pairs import TokenizedPair
+    from jaxdpo.data.reports import TokenizeReport
+
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 32_000, 10**7, dtype=np.int32)
+    means = np.log([_PROMPT, _ANSWER, _ANSWER]) - 0.6**2 / 2
+    shutil.rmtree(folder / f"stored-{count}", ignore_errors=True)
+    with PairWriter(folder / f"stored-{count}", "key") as writer:
+        for i in range(count):
+            lengths = np.clip(rng.lognormal(means, 0.6), 2, 1000).astype(int)
+            starts = rng.integers(0, len(ids) - lengths)
+            parts = [ids[s : s + n] for s, n in zip(starts, lengths, strict=True)]
+            writer.add(TokenizedPair(*parts), f"pairs.jsonl:{i}")
+        writer.finish(TokenizeReport(count))
+    start = time.perf_counter()
+    pairs = open_pairs(folder / f"stored-{count}", "key")
+    opened = time.perf_counter() - start
+    times = plan_times(pairs)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"open": opened, "peak_mib": peak, **times}
+
+
+def print_stored(count: int, folder: Path) -> None:
+    """Prints `stored` of 1,000 pairs and of `count`, side by side."""
+    few, many = stored(1000, folder), stored(count, folder)
+    print(f"{'pairs':40}{1000:>12,}{count:>12,}")
+    for name, key in (
+        ("open, s", "open"),
+        ("plan of an epoch, s", "plan"),
+        ("batch of 64 at a random step, ms", "batch_ms"),
+        ("peak resident memory, MiB", "peak_mib"),
+    ):
+        print(f"{name:40}{few[key]:12.2f}{many[key]:12.2f}")
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table."""
+    given = dict(argument.split("=", 1) for argument in arguments)
+    count = int(given.get("pairs", 20_000))
+    folder = Path(given.get("folder", "/tmp/jaxdpo-data"))
+    folder.mkdir(parents=True, exist_ok=True)
+    if "stored" in given:
+        print_stored(int(given["stored"]), folder)
+        return
+    small, model = make_files(folder, 1000)
+    pairs, _ = make_files(folder, count)
+    cache = folder / f"cache-{count}-{time.time_ns()}"
+    bares = [time_bare(pairs, model, min(count, 100_000))]
+    first = in_process(str(pairs), str(model), str(cache))
+    bares.append(time_bare(pairs, model, min(count, 100_000)))
+    second = in_process(str(pairs), str(model), str(cache))
+    few = in_process(str(small), str(model), str(cache))
+    seconds, cpu, of = (sum(column) for column in zip(*bares, strict=True))
+    rows = [
+        ("pairs", f"{first['pairs']:,.0f}"),
+        ("tokens (prompt, chosen, rejected)", f"{first['tokens']:,.0f}"),
+        ("bare tokenizers library", f"{of / seconds:,.0f} pairs/s, {1e6 * cpu / of:.0f} µs cpu"),
+        (
+            "read, checked, tokenised and stored",
+            f"{count / first['seconds']:,.0f} pairs/s, {1e6 * first['cpu'] / count:.0f} µs cpu",
+        ),
+        (
+            "share of the bare speed",
+            f"{count / first['seconds'] * seconds / of:.0%} by the clock, "
+            f"{cpu / of / first['cpu'] * count:.0%} by processor time",
+        ),
+        ("peak resident memory", f"{first['peak_mib']:,.0f} MiB"),
+        ("second start", f"{second['seconds']:.2f} s, {second['peak_mib']:,.0f} MiB"),
+        ("plan of an epoch", f"{second['plan']:.2f} s"),
+        ("batch of 64 at a random step", f"{second['batch_ms']:.2f} ms"),
+        ("the same of 1,000 pairs", f"{few['batch_ms']:.2f} ms"),
+    ]
+    for name, value in rows:
+        print(f"{name:40}{value}")
+    shutil.rmtree(cache, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        measure(*sys.argv[2:])
+    else:
+        main(sys.argv[1:])

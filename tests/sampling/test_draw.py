@@ -1,0 +1,61 @@
+"""Draws against the distribution they come from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from jaxdpo.sampling.draw import next_tokens
+from tests.sampling.frequencies import assert_frequencies
+
+DRAWS = 20_000
+draw = jax.jit(next_tokens, static_argnums=(2, 3, 4))
+
+
+def counts_of(logits_V, temperature, top_k, top_p):
+    keys = jax.random.split(jax.random.key(5), DRAWS)
+    logits_BV = jnp.broadcast_to(jnp.asarray(logits_V, jnp.float32), (DRAWS, len(logits_V)))
+    tokens = draw(logits_BV, keys, temperature, top_k, top_p)
+    return np.bincount(np.asarray(tokens), minlength=len(logits_V))
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.55, 0.45, 1e-6])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_tokens_are_drawn_from_the_nucleus(temperature, top_p):
+    values = np.log(np.array([0.1, 0.02, 0.5, 0.08, 0.3]))
+    probabilities = np.exp(values / temperature)
+    probabilities /= probabilities.sum()
+    nucleus, mass = [], 0.0
+    for token in np.argsort(-probabilities):
+        nucleus.append(token)
+        mass += probabilities[token]
+        if mass >= top_p - 1e-9:
+            break
+    expected = np.zeros(5)
+    expected[nucleus] = probabilities[nucleus] / mass
+    assert_frequencies(counts_of(values, temperature, None, top_p), expected)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(1.0, None, 1.0), (0.7, 12, 1.0), (1.3, 12, 0.8), (1.0, 60, 0.95), (1.0, 1, 1.0)],
+)
+def test_frequencies_are_those_of_transformers(temperature, top_k, top_p):
+    """Temperature, then top-k, then top-p of what is left."""
+    values = 1.5 * np.random.default_rng(0).standard_normal(60)
+    scores = torch.tensor(values, dtype=torch.float64)[None]
+    warpers = [TemperatureLogitsWarper(temperature)]
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    for warper in warpers:
+        scores = warper(None, scores)
+    expected = scores.softmax(-1)[0].numpy()
+    assert_frequencies(counts_of(values, temperature, top_k, top_p), expected)
+
+
+def test_temperature_0_takes_the_likeliest_token():
+    logits_BV = jnp.array([[0.0, 3.0, 2.9], [1.0, 0.0, -1.0]])
+    keys = jax.random.split(jax.random.key(0), 2)
+    assert next_tokens(logits_BV, keys, 0.0).tolist() == [1, 0]
