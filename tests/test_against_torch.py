@@ -92,6 +92,11 @@ def pairs(folder, pairs_file, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(folder):
+    return weights(folder)
+
+
+def weights(folder):
+    """Architecture, parameters, and how they are called in the folder."""
     hf_config = json.loads((folder / "config.json").read_text())
     config = config_from_hf(hf_config)
     return config, load_params(folder, config, jnp.float32), family_of(hf_config).rows(config)
@@ -219,7 +224,7 @@ def trl_curve(loss, folder, pairs_file, order, tmp_path) -> tuple[list[dict], li
     return [log for log in trainer.state.log_history if "rewards/margins" in log], rows
 
 
-def our_curve(loss, pairs, ours) -> list[dict[str, float]]:
+def our_curve(loss, pairs, ours, labels=None) -> list[dict[str, float]]:
     config, params, _ = ours
     mesh = mesh_of(1, 1, 1)
     plan = plan_of(pairs)
@@ -236,7 +241,7 @@ def our_curve(loss, pairs, ours) -> list[dict[str, float]]:
         state = init_state(jax.tree.map(jnp.copy, params), optimizer, mesh)
         objective = Objective(config, COMPUTE, loss, BATCH, seed=0)
         step = make_train_step(objective, optimizer, schedule, mesh, state)
-        data = TrainData(pairs, plan, shape, reference)
+        data = TrainData(pairs, plan, shape, reference, labels=labels)
         lagged, ready = LaggedMetrics(), []
         for number, _, metrics in run_steps(step, state, None, data, mesh, 0):
             ready.append(lagged.push(number, metrics))

@@ -20,7 +20,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.files import file_digest, stamp_of, sync_folder, sync_tree
 
 # Part of every key: raise it when the files change their form.
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 ROWS_PER_CHUNK = 1024
 _PAIRS, _ABOUT = "pairs.arrow", "about.json"
 _IDS = TokenizedPair._fields
@@ -31,12 +31,15 @@ _SCHEMA = pa.schema(
         ("source", pa.string()),
         ("metadata", pa.string()),
         *((name, pa.float32()) for name in _SCORES),
+        ("label", pa.int8()),
         ("checksum", pa.uint32()),
     ]
 )
 
 Scores = tuple[float, float]
 UNKNOWN = (math.nan, math.nan)
+# What `labels` says of a pair, which has none.
+NO_LABEL = -1
 
 
 class TokenizedPairs(Sequence[TokenizedPair]):
@@ -47,7 +50,8 @@ class TokenizedPairs(Sequence[TokenizedPair]):
     Attributes:
       lengths: i32 `[N, 3]`, tokens of prompt, chosen and rejected.
       scores: f32 `[N, 2]`, what chosen and rejected were given; NaN where the data does not say.
-      fingerprint: SHA-256 of all token ids, lengths and scores: what training depends on.
+      labels: i8 `[N]`, 1 or 0 of an answer that was judged by itself, NO_LABEL of a pair.
+      fingerprint: SHA-256 of all token ids, lengths, scores and labels: what training depends on.
       report: What was cut, dropped and refused on the way.
     """
 
@@ -66,6 +70,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
             + [np.stack([np.diff(offsets) for offsets, _ in c[:3]], -1) for c in self._chunks]
         )
         self.scores = np.stack([table.column(name).to_numpy() for name in _SCORES], -1)
+        self.labels = table.column("label").to_numpy()
         self.fingerprint = fingerprint
         self.report = report
 
@@ -161,7 +166,7 @@ class PairWriter:
         self._file = pa.OSFile(str(self._temporary / _PAIRS), "wb")
         self._writer = pa.ipc.new_file(self._file, _SCHEMA)
         self._hash = hashlib.sha256()
-        self._waiting: list[tuple[TokenizedPair, str, str, Scores]] = []
+        self._waiting: list[tuple[TokenizedPair, str, str, Scores, int]] = []
 
     def __enter__(self) -> "PairWriter":
         return self
@@ -176,10 +181,12 @@ class PairWriter:
         source: str,
         metadata: dict[str, Any] | None = None,
         scores: Scores = UNKNOWN,
+        label: bool | None = None,
     ) -> None:
         """Adds one pair, where it came from, and what chosen and rejected were given."""
+        judged = NO_LABEL if label is None else int(label)
         own = json.dumps(metadata, ensure_ascii=False) if metadata else "{}"
-        self._waiting.append((pair, source, own, scores))
+        self._waiting.append((pair, source, own, scores, judged))
         if len(self._waiting) == ROWS_PER_CHUNK:
             self._write_chunk()
 
@@ -202,9 +209,10 @@ class PairWriter:
             sync_folder(self._folder.parent)
 
     def _write_chunk(self) -> None:
-        pairs, sources, metadata, scores = zip(*self._waiting, strict=True)
+        pairs, sources, metadata, scores, labels = zip(*self._waiting, strict=True)
         columns: list[Any] = [_ragged([getattr(pair, name) for pair in pairs]) for name in _IDS]
         numbers = [pa.array(given, pa.float32()) for given in zip(*scores, strict=True)]
+        numbers.append(pa.array(labels, pa.int8()))
         for column in columns:
             self._hash.update(np.diff(column.offsets.to_numpy()).tobytes())
             self._hash.update(column.values.to_numpy().tobytes())
