@@ -2,8 +2,8 @@
 
 Three β × two learning rates on a small random Llama and random pairs. Six commands, one after
 another, against one `--sweep` of the same settings, with all parameters trained; and adapters
-trained at once against one at a time. Every command is a process of its own and compiles for itself; the
-tokenised pairs and the reference log-probs are there already, for all alike.
+trained at once against one at a time. Every command is a process of its own and compiles for
+itself; the tokenised pairs and the reference log-probs are there already, for all alike.
 """
 
 import os
