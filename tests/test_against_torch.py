@@ -43,6 +43,20 @@ TEMPLATE = CHATML.replace("<|im_end|>\\n", "<|im_end|>")
 COMPUTE = Compute(jnp.float32, "dense", "full")
 
 
+# What every trainer of TRL is given.
+TRL_ARGUMENTS = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "learning_rate": RATE,
+    "per_device_train_batch_size": BATCH,
+    "max_steps": STEPS,
+    "max_grad_norm": 1.0,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
 LOSSES = {
     "sigmoid": LossConfig(beta=BETA),
     "ipo": LossConfig(type="ipo", beta=BETA),
@@ -207,20 +221,10 @@ def trl_curve(loss, folder, pairs_file, order, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     arguments = DPOConfig(
         output_dir=str(tmp_path / "trl"),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
         beta=loss.beta,
         loss_type=list(loss.type),
         loss_weights=None if loss.weights is None else list(loss.weights),
-        learning_rate=RATE,
-        per_device_train_batch_size=BATCH,
-        max_steps=STEPS,
-        max_grad_norm=1.0,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **TRL_ARGUMENTS,
     )
     trainer = InOrder(
         model=model,

@@ -18,7 +18,16 @@ from jaxdpo.errors import UserError
 from jaxdpo.losses import LossConfig
 from jaxdpo.run import fit
 from tests.folders import sentence, write_model
-from tests.test_against_torch import BATCH, BETA, RATE, STEPS, TEMPLATE, our_curve, plan_of, weights
+from tests.test_against_torch import (
+    BATCH,
+    BETA,
+    STEPS,
+    TEMPLATE,
+    TRL_ARGUMENTS,
+    our_curve,
+    plan_of,
+    weights,
+)
 from tests.tiny import Pairs
 
 LOSS = LossConfig(type="kto", beta=BETA, desirable_weight=1.0, undesirable_weight=1.3)
@@ -138,20 +147,10 @@ def trl_run(folder, records, tmp_path):
     ]
     arguments = KTOConfig(
         output_dir=str(tmp_path / "trl"),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
         beta=LOSS.beta,
         desirable_weight=LOSS.desirable_weight,
         undesirable_weight=LOSS.undesirable_weight,
-        learning_rate=RATE,
-        per_device_train_batch_size=BATCH,
-        max_steps=STEPS,
-        max_grad_norm=1.0,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **TRL_ARGUMENTS,
     )
     trainer = KTOTrainer(
         model=model,
