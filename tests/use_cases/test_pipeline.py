@@ -101,11 +101,11 @@ def test_a_sweep_measures_on_prompts_of_neither_test_nor_pairs(seed, monkeypatch
 
     monkeypatch.setattr(sweep, "answer_all", answer_all)
     config = config.model_copy(update={"seeds": (7,)})
-    table = sweep.sweep_use_case(case, config, {"optimizer.learning_rate": [1e-3, 0.0]})
+    table = sweep.sweep_use_case(case, config, {"optimizer.learning_rate": [1e-3, 1e-12]})
     rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
-    names = ["SFT", "optimizer.learning_rate=0.001", "optimizer.learning_rate=0.0"]
+    names = ["SFT", "optimizer.learning_rate=0.001", "optimizer.learning_rate=1e-12"]
     assert [row[:2] for row in rows] == [["7", name] for name in names]
-    # A rate of 0 changes nothing.
+    # So low a rate changes nothing.
     assert rows[0][2:] == rows[2][2:]
     seen = [folder / "written.jsonl", folder / "pairs.jsonl", *(folder / "answers").iterdir()]
     lines = (line for path in seen for line in path.read_text().splitlines())
