@@ -14,7 +14,7 @@ from jaxdpo.data.config import DataConfig
 from jaxdpo.data.plan import BatchConfig
 from jaxdpo.errors import UserError
 from jaxdpo.files import shipped
-from jaxdpo.losses import LossConfig
+from jaxdpo.losses.config import SORTED, LossConfig
 from jaxdpo.model.lora import LoraConfig
 from jaxdpo.reference import ReferenceConfig, ReferenceKind
 from jaxdpo.sampling import SamplingConfig
@@ -122,6 +122,10 @@ class RunConfig(BaseModel):
                 f"data.turns is {self.data.turns!r}, but {losses} compare last answers alone; it "
                 "is read with loss.type=sft"
             )
+        self.loss.check_read("data.weight_key", self.data.weight_key)
+        self.loss.check_read("data.margin_key", self.data.margin_key)
+        if self.data.weight_key is not None and SORTED & set(self.loss.type):
+            raise ValueError("data.weight_key has no meaning for losses that sort the pairs (aot)")
         if reference.kind == "adapter_off" and self.lora is None:
             raise ValueError(
                 "reference.kind is adapter_off, but there is no adapter to switch off; set "

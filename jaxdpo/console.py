@@ -30,10 +30,17 @@ class Reporter:
 
     def __init__(self, quiet: bool = False):
         self.console = Console(quiet=quiet, soft_wrap=True, highlight=False)
+        self._name = ""
+
+    def named(self, name: str) -> "Reporter":
+        """A reporter on the same console, of one of several runs: its lines begin with the name."""
+        reporter = Reporter()
+        reporter.console, reporter._name = self.console, name
+        return reporter
 
     def say(self, text: str) -> None:
         """Shows a line of plain text."""
-        self.console.print(escape(text))
+        self.console.print(escape(f"{self._name}: {text}" if self._name else text))
 
     @contextmanager
     def progress(self, total: int, done: int) -> Iterator["StepProgress"]:

@@ -11,6 +11,7 @@ from jaxdpo.command import run_command
 from jaxdpo.config import RunConfig, load_config
 from jaxdpo.console import Reporter
 from jaxdpo.data.chat import load_chat
+from jaxdpo.data.labelled import examples_of
 from jaxdpo.data.tokenizing import load_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.hub.families import config_from_hf
@@ -136,7 +137,8 @@ def _lengths(plan_config: PlanConfig, config: RunConfig, reporter: Reporter) -> 
         )
         return Lengths(lengths, np.zeros((0, 3), np.int32), count)
     chat = load_chat(str(find_folder(config.model.path, weights=False)), config.data.chat_template)
-    splits = load_pairs(config.data, chat, supervised=config.loss.supervised).splits
+    loaded = load_pairs(config.data, chat, supervised=config.loss.supervised)
+    splits = examples_of(loaded.splits, config.loss.type, config.data.max_length)
     train, test = splits["TRAIN"].lengths, splits["TEST"].lengths
     chosen = np.random.default_rng(0).permutation(len(train))[:sample]
     return Lengths(train[chosen], test[:sample], len(train))

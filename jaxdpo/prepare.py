@@ -13,12 +13,11 @@ from jax.sharding import Mesh
 
 from jaxdpo.config import RunConfig
 from jaxdpo.console import Reporter
-from jaxdpo.data.cache import TokenizedPairs
+from jaxdpo.data.labelled import Examples, LabelledPairs, examples_of
 from jaxdpo.data.plan import BatchShape, Packer
 from jaxdpo.data.tokenizing import LoadedPairs, load_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import Policy, load_policy
-from jaxdpo.losses import LossConfig
 from jaxdpo.machine import local_machine
 from jaxdpo.model.decoder import Compute
 from jaxdpo.model.lora import init_lora
@@ -77,11 +76,15 @@ def prepare(
     pairs = given_pairs or load_pairs(
         config.data, policy.chat, folder.path / "rejects.jsonl", config.loss.supervised
     )
-    train, test = pairs.splits["TRAIN"], pairs.splits["TEST"]
     _report_data(pairs, config, reporter)
     loss = config.loss
+    splits = examples_of(pairs.splits, loss.type, config.data.max_length)
+    for split, examples in splits.items():
+        if isinstance(examples, LabelledPairs):
+            reporter.say(f"{split}: {examples.summary()}")
+    train, test = splits["TRAIN"], splits["TEST"]
     other = None if config.reference.path is None else _other_reference(config, policy, mesh)
-    numbers = {split: _of_metadata(loss, pairs.splits[split]) for split in pairs.splits}
+    numbers = {split: _numbers(config, examples) for split, examples in splits.items()}
     digest = weights_digest(policy.params)
     reference_digest = digest if other is None else weights_digest(other.params)
     folder.check_inputs(
@@ -90,7 +93,9 @@ def prepare(
             "weights (reference.path)": reference_digest,
             "TRAIN pairs (data.path)": train.fingerprint,
             "TEST pairs (data.path)": test.fingerprint,
-            "weights and margins (metadata)": _digest_of(numbers["TRAIN"] + numbers["TEST"]),
+            "weights and margins (metadata)": _digest_of(
+                numbers["TRAIN"][:2] + numbers["TEST"][:2]
+            ),
         }
     )
     counted = {
@@ -168,7 +173,7 @@ class _Reference:
     mesh: Mesh
     reporter: Reporter
 
-    def logps(self, split: TokenizedPairs) -> np.ndarray:
+    def logps(self, split: Examples) -> np.ndarray:
         """Log-probs of a split's completions, f32 `[N, 2]`: cached ones, or computed and stored."""
         loss, model = self.config.loss, self.model
         key = cache_key(
@@ -228,10 +233,10 @@ def _is_number(value: Any, at_least: float) -> bool:
     return math.isfinite(value) and value >= at_least
 
 
-def _of_metadata(
-    loss: LossConfig, pairs: TokenizedPairs
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The pairs' weights and margins, f32 `[N]` each, where the loss names a field for them."""
+def _numbers(
+    config: RunConfig, pairs: Examples
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """The pairs' weights, margins and labels, f32 `[N]` each, where there are any."""
 
     def column(option: str, key: str | None) -> np.ndarray | None:
         if key is None:
@@ -240,13 +245,15 @@ def _of_metadata(
         for index, value in enumerate(found):
             if not _is_number(value, at_least=0.0 if option == "weight_key" else -math.inf):
                 raise UserError(
-                    f"{pairs.source(index)}: metadata.{key} is {value!r}, but loss.{option} reads "
+                    f"{pairs.source(index)}: metadata.{key} is {value!r}, but data.{option} reads "
                     "it as a number of every pair"
                     + (", 0 or more" if option == "weight_key" else "")
                 )
         return np.array(found, np.float32)
 
-    return column("weight_key", loss.weight_key), column("margin_key", loss.margin_key)
+    weights = column("weight_key", config.data.weight_key)
+    margins = column("margin_key", config.data.margin_key)
+    return weights, margins, pairs.labels if isinstance(pairs, LabelledPairs) else None
 
 
 def _report_data(pairs: LoadedPairs, config: RunConfig, reporter: Reporter) -> None:

@@ -1,6 +1,9 @@
 """One training run, from configuration to exported model; read `fit` downwards."""
 
 import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,10 +28,11 @@ from jaxdpo.run_folder import RunFolder, open_run_folder
 from jaxdpo.sampling import complete, numbered
 from jaxdpo.sharding import make_mesh
 from jaxdpo.training.checkpoint import Checkpoints
-from jaxdpo.training.loop import run_steps
+from jaxdpo.training.loop import DeviceMetrics, run_steps
 from jaxdpo.training.optimizer import make_optimizer, make_schedule
 from jaxdpo.training.signals import StopRequest, stop_on_sigterm
-from jaxdpo.training.step import init_state, make_train_step
+from jaxdpo.training.step import TrainState, init_state
+from jaxdpo.training.together import make_group
 from jaxdpo.training.writers import METRICS_FILE, plot_curves, read_metrics
 
 # What a shell reports of a process that SIGTERM ended.
@@ -73,96 +77,218 @@ def fit(
       UserError: For whatever the user can mend.
       SystemExit: With status 143, after a SIGTERM; the state is saved.
     """
-    keep_compiled(config.data.cache_folder() / "compiled")
-    mesh = make_mesh(config.mesh)
+    return fit_together([config], policy, pairs)[0]
+
+
+def fit_together(
+    configs: Sequence[RunConfig], policy: Policy | None = None, pairs: LoadedPairs | None = None
+) -> list[RunResult]:
+    """`fit` of several runs that train adapters at once, on one base; each in its own folder.
+
+    Each folder holds the run as if it had been started alone, and can be continued alone. Runs that
+    have not done equally many steps, because one was cut off, are trained apart.
+
+    Args:
+      configs: The runs. Several must train adapters, and differ in `training.folder` and the
+        numbers of `together.NUMBERS` alone.
+      policy: As in `fit`.
+      pairs: As in `fit`.
+
+    Raises:
+      UserError: As `fit` does.
+      SystemExit: As `fit` does.
+    """
+    first = configs[0]
+    keep_compiled(first.data.cache_folder() / "compiled")
+    mesh = make_mesh(first.mesh)
     first_process = jax.process_index() == 0
     reporter = Reporter(quiet=not first_process)
-    with (
-        open_run_folder(config, writes=first_process) as folder,
-        jax.set_mesh(mesh),
-    ):
-        summary = folder.read_json("summary.json")
-        if summary is not None:
-            reporter.say(f"{folder.path}: this run is finished; set training.folder for a new one")
-            final = load_policy(
-                str(folder.path / "model"),
-                config.model.param_dtype,
-                mesh,
-                context=config.data.max_length,
-            )
-            return RunResult(folder.path, final, summary, read_metrics(folder.path))
-        run = prepare(config, policy, pairs, mesh, folder, reporter)
-        before = _complete(config, run, run.policy, folder, "before")
-        with stop_on_sigterm() as stop:
-            trained = _train(config, run, mesh, folder, reporter, stop)
-        final = _trained_policy(run, trained)
-        after = _complete(config, run, final, folder, "after")
-        reporter.say(f"exporting to {folder.path / 'model'}")
-        final = replace(final, card=run_card(config, folder.path))
-        final.save(folder.path / "model", lora=config.export.lora, dtype=config.export.dtype)
-        history = read_metrics(folder.path)
-        summary = _summarise(run, folder, history, list(zip(before, after, strict=True)))
-        if first_process:
-            plot_curves(history, folder.path / "curves.png")
-        folder.write_json("summary.json", summary)
-        show_summary(reporter, summary)
-        return RunResult(folder.path, final, summary, history)
+    results: dict[int, RunResult] = {}
+    by_step: defaultdict[int, dict[int, _Run]] = defaultdict(dict)
+    with ExitStack() as held:
+        folders = [held.enter_context(open_run_folder(c, writes=first_process)) for c in configs]
+        held.enter_context(jax.set_mesh(mesh))
+        for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
+            summary = folder.read_json("summary.json")
+            if summary is not None:
+                results[number] = _finished(config, folder, summary, mesh, reporter)
+                continue
+            # What is said of model and data is the same of all.
+            shown = Reporter(quiet=not first_process or bool(by_step))
+            prepared = prepare(config, policy, pairs, mesh, folder, shown)
+            run = _begin(config, prepared, folder, mesh, reporter)
+            by_step[run.first_step][number] = run
+        for runs in by_step.values():
+            with stop_on_sigterm() as stop:
+                trained = _train(list(runs.values()), mesh, reporter, stop)
+            for (number, run), trainable in zip(runs.items(), trained, strict=True):
+                results[number] = _finish(run, trainable, reporter)
+    return [results[number] for number in range(len(configs))]
 
 
-def _train(
-    config: RunConfig,
-    run: Prepared,
-    mesh: Mesh,
-    folder: RunFolder,
-    reporter: Reporter,
-    stop: StopRequest,
-) -> Params:
-    """The optimizer steps, with evaluations and checkpoints between them; returns the trained."""
-    num_steps = run.train.plan.num_steps
-    schedule = make_schedule(config.optimizer, num_steps, lora=config.lora is not None)
+@dataclass(frozen=True)
+class _Run:
+    """A run under way.
+
+    Attributes:
+      config: Its configuration.
+      prepared: What it works with.
+      folder: Its folder.
+      before: The answers to TEST prompts before training.
+      checkpoints: Where it is saved.
+      state: Its state after `first_step` steps; training donates it.
+      first_step: Steps done when it was started or continued.
+    """
+
+    config: RunConfig
+    prepared: Prepared
+    folder: RunFolder
+    before: list[str]
+    checkpoints: Checkpoints
+    state: TrainState
+    first_step: int
+
+
+def _begin(
+    config: RunConfig, prepared: Prepared, folder: RunFolder, mesh: Mesh, reporter: Reporter
+) -> _Run:
+    """A run before its first step, or as its newest checkpoint has it."""
+    before = _complete(config, prepared, prepared.policy, folder, "before")
+    # The schedule is no part of the state.
+    schedule = make_schedule(config.optimizer, 1, lora=config.lora is not None)
     optimizer = make_optimizer(config.optimizer, schedule)
     moving = config.reference_kind == "moving"
-    reference = jax.tree.map(jnp.copy, run.frozen) if moving else None
-    state = init_state(run.trainable, optimizer, mesh, reference)
+    reference = jax.tree.map(jnp.copy, prepared.frozen) if moving else None
+    state = init_state(prepared.trainable, optimizer, mesh, reference)
     checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep)
     state = checkpoints.restore(jax.tree.map(_abstract, state)) or state
     first_step = int(state.step)
     if first_step:
         reporter.say(f"continuing after step {first_step}")
-    objective = objective_of(config, run.policy.config, run.compute)
-    train_step = make_train_step(objective, optimizer, schedule, mesh, state)
+    return _Run(config, prepared, folder, before, checkpoints, state, first_step)
+
+
+@dataclass(frozen=True)
+class _Lanes:
+    """Runs whose steps are computed together: what is done for each of them.
+
+    Attributes:
+      runs: The runs.
+      recorders: Of their metrics.
+      take: Of a state or of metrics, one run's part.
+    """
+
+    runs: Sequence[_Run]
+    recorders: Sequence[Recorder]
+    take: Callable[[Any, int], Any]
+
+    def record(self, step: int, metrics: DeviceMetrics) -> None:
+        """Takes the metrics of a step under way."""
+        for k, recorder in enumerate(self.recorders):
+            recorder.step(step, self.take(metrics, k))
+
+    def flush(self) -> None:
+        """Waits for the last step's metrics."""
+        for recorder in self.recorders:
+            recorder.flush()
+
+    def evaluate(self, step: int, state: TrainState, stop: StopRequest) -> None:
+        """Scores the TEST pairs."""
+        for k, recorder in enumerate(self.recorders):
+            recorder.evaluate(step, self.take(state, k).trainable, stop)
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts to save the state."""
+        for k, run in enumerate(self.runs):
+            run.checkpoints.save(step, self.take(state, k))
+
+    def finish(self, state: TrainState) -> list[Params]:
+        """Closes files, waits for checkpoints and returns what was trained."""
+        for recorder, run in zip(self.recorders, self.runs, strict=True):
+            recorder.close()
+            run.checkpoints.wait()
+        return [self.take(state, k).trainable for k in range(len(self.runs))]
+
+
+def _train(runs: Sequence[_Run], mesh: Mesh, reporter: Reporter, stop: StopRequest) -> list[Params]:
+    """The optimizer steps, with evaluations and checkpoints between them; returns the trained."""
+    config, data, done = runs[0].config, runs[0].prepared.train, runs[0].first_step
+    num_steps = data.plan.num_steps
+    group = make_group(
+        [
+            objective_of(run.config, run.prepared.policy.config, run.prepared.compute)
+            for run in runs
+        ],
+        [run.config.optimizer for run in runs],
+        [run.state for run in runs],
+        num_steps,
+        mesh,
+    )
     evaluate_every = config.training.evaluate_every or -(-num_steps // 10)
-    with reporter.progress(num_steps, first_step) as bar:
-        recorder = Recorder(config, run, mesh, folder, reporter, bar, first_step)
-        if first_step % evaluate_every == 0 or first_step == num_steps:
-            recorder.evaluate(first_step, state.trainable, stop)
+    with reporter.progress(num_steps, done) as bar:
+        names = [run.folder.path.name if len(runs) > 1 else "" for run in runs]
+        recorders = [
+            Recorder(run.config, run.prepared, mesh, run.folder, reporter.named(name), bar, done)
+            for run, name in zip(runs, names, strict=True)
+        ]
+        lanes, state = _Lanes(runs, recorders, group.take), group.state
+        if done % evaluate_every == 0 or done == num_steps:
+            lanes.evaluate(done, state, stop)
         if stop.asked and jax.process_count() == 1:
-            _exit_stopped(checkpoints, reporter, first_step)
-        steps = run_steps(train_step, state, run.frozen, run.train, mesh, first_step)
+            _exit_stopped(runs, reporter, done)
+        steps = run_steps(group.step, state, runs[0].prepared.frozen, data, mesh, done)
         for step, state, metrics in steps:
-            recorder.step(step, metrics)
+            lanes.record(step, metrics)
             last = step == num_steps
             saving = last or step % config.checkpoint.every == 0
             evaluating = last or step % evaluate_every == 0
             # The first step's metrics are checked before there is a second; and nothing is saved
             # that has not been checked.
             if step == 1 or saving or evaluating:
-                recorder.flush()
+                lanes.flush()
             if saving:
-                checkpoints.save(step, state)
+                lanes.save(step, state)
             if evaluating:
-                recorder.evaluate(step, state.trainable, stop)
+                lanes.evaluate(step, state, stop)
             if _stop_asked(stop, step):
-                recorder.flush()
-                checkpoints.save(step, state)
-                _exit_stopped(checkpoints, reporter, step)
-        recorder.close()
-    checkpoints.wait()
-    return state.trainable
+                lanes.flush()
+                lanes.save(step, state)
+                _exit_stopped(runs, reporter, step)
+        return lanes.finish(state)
 
 
-def _exit_stopped(checkpoints: Checkpoints, reporter: Reporter, step: int) -> NoReturn:
-    checkpoints.wait()
+def _finished(
+    config: RunConfig, folder: RunFolder, summary: dict[str, Any], mesh: Mesh, reporter: Reporter
+) -> RunResult:
+    """A run that was finished before."""
+    reporter.say(f"{folder.path}: this run is finished; set training.folder for a new one")
+    final = load_policy(
+        str(folder.path / "model"), config.model.param_dtype, mesh, context=config.data.max_length
+    )
+    return RunResult(folder.path, final, summary, read_metrics(folder.path))
+
+
+def _finish(run: _Run, trained: Params, reporter: Reporter) -> RunResult:
+    """Exports what was trained, and sums the run up."""
+    config, folder = run.config, run.folder
+    final = _trained_policy(run.prepared, trained)
+    after = _complete(config, run.prepared, final, folder, "after")
+    reporter.say(f"exporting to {folder.path / 'model'}")
+    final = replace(final, card=run_card(config, folder.path))
+    final.save(folder.path / "model", lora=config.export.lora, dtype=config.export.dtype)
+    history = read_metrics(folder.path)
+    texts = list(zip(run.before, after, strict=True))
+    summary = _summarise(run.prepared, folder, history, texts)
+    if folder.writes:
+        plot_curves(history, folder.path / "curves.png")
+    folder.write_json("summary.json", summary)
+    show_summary(reporter, summary)
+    return RunResult(folder.path, final, summary, history)
+
+
+def _exit_stopped(runs: Sequence[_Run], reporter: Reporter, step: int) -> NoReturn:
+    for run in runs:
+        run.checkpoints.wait()
     done = f"saved after step {step}" if step else "stopped before the first step"
     reporter.say(f"SIGTERM: {done}; run it again to continue")
     sys.exit(_STOPPED)

@@ -1,8 +1,9 @@
 """A grid of runs on one load of model, data and reference: `--sweep loss.beta=0.05,0.1,0.3 …`.
 
-Each setting is a run of its own, in a folder of its own below `training.folder`, exactly as if it
-had been started alone; so a sweep that was cut off continues, and a setting that is finished is not
-run again. It ends with `sweep.json` and `sweep.png`, the TEST metrics by setting.
+Each setting is a run of its own, in a folder of its own below `training.folder`, as if it had been
+started alone; so a sweep that was cut off continues, and a setting that is finished is not run
+again. Settings that train adapters and differ in numbers alone are trained at once. It ends with
+`sweep.json` and `sweep.png`, the TEST metrics by setting.
 """
 
 import itertools
@@ -14,15 +15,16 @@ from typing import Any
 import jax
 import yaml
 
-from jaxdpo.config import RunConfig, load_config
+from jaxdpo.config import RunConfig, flat, load_config
 from jaxdpo.console import Reporter
 from jaxdpo.data.tokenizing import load_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.files import replacing
 from jaxdpo.hub.policy import load_policy
-from jaxdpo.run import fit
+from jaxdpo.run import RunResult, fit_together
 from jaxdpo.settings import split_arguments
 from jaxdpo.sharding import make_mesh
+from jaxdpo.training.together import NUMBERS
 
 # What all settings of a sweep share.
 _SHARED = ("model", "data", "mesh", "training.folder")
@@ -61,6 +63,24 @@ def parse_axes(arguments: Sequence[str]) -> dict[str, list[Any]]:
     return axes
 
 
+def parse_at_once(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
+    """Takes `at_once=N` out of a sweep's arguments.
+
+    Raises:
+      UserError: If N is no number above 0.
+    """
+    at_once, axes = None, []
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if name != "at_once":
+            axes.append(argument)
+        elif equals and text.isdecimal() and int(text) > 0:
+            at_once = int(text)
+        else:
+            raise UserError(f"{argument!r}: write at_once=N, how many adapters train at once")
+    return at_once, axes
+
+
 def settings_of(axes: dict[str, list[Any]]) -> list[Setting]:
     """Every combination of the axes' values, the last axis changing fastest."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
@@ -72,12 +92,49 @@ def name_of(setting: Setting) -> str:
     return ",".join(said).replace('"', "").replace("/", "_").replace(" ", "")
 
 
-def sweep(base: Sequence[str], axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
+def groups_of(configs: Sequence[RunConfig], at_once: int | None = None) -> list[list[int]]:
+    """Which runs are trained together: adapters whose configurations differ in numbers alone.
+
+    Args:
+      configs: The runs.
+      at_once: Most runs of a group; None for any number.
+
+    Returns:
+      Indices into `configs`, in order within a group.
+    """
+    groups: list[list[int]] = []
+    shared: list[dict[str, Any]] = []
+    for number, config in enumerate(configs):
+        one = {
+            field: value
+            for field, value in flat(config).items()
+            if field not in NUMBERS and field != "training.folder"
+        }
+        for group, common in zip(groups, shared, strict=True):
+            fits = at_once is None or len(group) < at_once
+            # A value that is not given is a default that other code resolves.
+            given = all(
+                (flat(config)[name] is None) == (flat(configs[group[0]])[name] is None)
+                for name in NUMBERS
+            )
+            if config.lora is not None and one == common and fits and given:
+                group.append(number)
+                break
+        else:
+            groups.append([number])
+            shared.append(one)
+    return groups
+
+
+def sweep(
+    base: Sequence[str], axes: dict[str, list[Any]], at_once: int | None = None
+) -> list[dict[str, Any]]:
     """Runs every setting.
 
     Args:
       base: The command line without the sweep: a configuration file, if any, and overrides.
       axes: Field ↦ values.
+      at_once: Most adapters trained at once; None for all that can be.
 
     Returns:
       For each setting `{"setting", "folder", "before", "after"}`, the latter two TEST metrics.
@@ -102,11 +159,15 @@ def sweep(base: Sequence[str], axes: dict[str, list[Any]]) -> list[dict[str, Any
     pairs = load_pairs(
         first.data, policy.chat, folder / "rejects.jsonl", supervised=first.loss.supervised
     )
+    results: dict[int, RunResult] = {}
+    for group in groups_of(configs, at_once):
+        for number in group:
+            reporter.say(f"setting {number + 1} of {len(settings)}: {name_of(settings[number])}")
+        trained = fit_together([configs[number] for number in group], policy, pairs)
+        results |= dict(zip(group, trained, strict=True))
     rows = []
-    for number, (setting, config) in enumerate(zip(settings, configs, strict=True), start=1):
-        reporter.say(f"setting {number} of {len(settings)}: {name_of(setting)}")
-        result = fit(config, policy, pairs)
-        tested = result.summary["test"] or {"before": None, "after": None}
+    for number, (setting, config) in enumerate(zip(settings, configs, strict=True)):
+        tested = results[number].summary["test"] or {"before": None, "after": None}
         rows.append({"setting": setting, "folder": config.training.folder, **tested})
     if jax.process_index() == 0:
         with replacing(folder / "sweep.json") as file:

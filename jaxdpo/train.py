@@ -7,13 +7,15 @@ from jaxdpo.config import help_text, load_config
 from jaxdpo.run import fit
 from jaxdpo.settings import split_arguments
 from jaxdpo.sharding import join_processes
-from jaxdpo.sweep import parse_axes, sweep
+from jaxdpo.sweep import parse_at_once, parse_axes, sweep
 
 USAGE = """usage: python -m jaxdpo.train [CONFIG.yaml] [section.field=value …]
 
 Aligns a model with preference pairs by DPO and exports it in Hugging Face format.
 The same command again continues a run that was cut off.
-At the end, --sweep section.field=value,value … runs every combination of the values.
+At the end, --sweep section.field=value,value … runs every combination of the values. With LoRA,
+those that differ in loss.beta, optimizer.learning_rate and the like train at once; at_once=N limits
+how many, where memory does.
 """
 
 
@@ -24,9 +26,10 @@ def main(arguments: list[str]) -> None:
         return
     if "--sweep" in arguments:
         at = arguments.index("--sweep")
-        axes = parse_axes(arguments[at + 1 :])
+        at_once, rest = parse_at_once(arguments[at + 1 :])
+        axes = parse_axes(rest)
         join_processes()
-        sweep(arguments[:at], axes)
+        sweep(arguments[:at], axes, at_once)
         return
     config = load_config(*split_arguments(arguments))
     join_processes()

@@ -21,6 +21,7 @@ _EXPLODED = 20.0
 # (log-ratio)² / 2n of n tokens is 1/8 n where the mean token's log-ratio is ½ nat: each token has
 # become or ceased to be 1.6 times as likely. Published DPO runs stay below a tenth of that.
 _KL_PER_TOKEN = 0.125
+_LENGTHS = ("lengths/chosen", "lengths/rejected")
 # A quarter of the variance of the rewards is length.
 _LENGTH_CORRELATION = 0.5
 # A norm that is nearly always over the limit is the limit at work, not the learning rate.
@@ -65,7 +66,7 @@ class Watch:
         now = {
             name: fmean(one[name] for one in self._recent)
             for name in ("rewards/accuracies", "rewards/margins")
-            if name in metrics
+            if all(name in one for one in self._recent)
         }
         found = [*self._saturated(step, now), *self._clipping()]
         return self._once(found, f"step {step}")
@@ -143,7 +144,7 @@ class Watch:
         if "rewards/margins" not in metrics:
             return []
         name = "logps/chosen_per_token"
-        fall = first[name] - metrics[name]
+        fall = first.get(name, 0.0) - metrics.get(name, 0.0)
         if fall < _DISPLACEMENT or metrics["rewards/margins"] <= first["rewards/margins"]:
             return []
         return [
@@ -158,7 +159,9 @@ class Watch:
     def _drifted(self, metrics: Metrics) -> list[tuple[str, str]]:
         if "kl" not in metrics:
             return []
-        tokens = (metrics["lengths/chosen"] + metrics["lengths/rejected"]) / 2
+        # Labelled answers may all have one label.
+        lengths = [metrics[name] for name in _LENGTHS if name in metrics]
+        tokens = fmean(lengths)
         per_token = metrics["kl"] / max(tokens, 1.0)
         if per_token < _KL_PER_TOKEN:
             return []

@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from torch.utils.data import SequentialSampler
@@ -42,6 +43,20 @@ TEMPLATE = CHATML.replace("<|im_end|>\\n", "<|im_end|>")
 COMPUTE = Compute(jnp.float32, "dense", "full")
 
 
+# What every trainer of TRL is given.
+TRL_ARGUMENTS = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "learning_rate": RATE,
+    "per_device_train_batch_size": BATCH,
+    "max_steps": STEPS,
+    "max_grad_norm": 1.0,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
 LOSSES = {
     "sigmoid": LossConfig(beta=BETA),
     "ipo": LossConfig(type="ipo", beta=BETA),
@@ -92,6 +107,11 @@ def pairs(folder, pairs_file, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(folder):
+    return weights(folder)
+
+
+def weights(folder):
+    """Architecture, parameters, and how they are called in the folder."""
     hf_config = json.loads((folder / "config.json").read_text())
     config = config_from_hf(hf_config)
     return config, load_params(folder, config, jnp.float32), family_of(hf_config).rows(config)
@@ -167,10 +187,19 @@ def test_one_step_equals_plain_torch(folder, pairs, ours):
         )
 
 
-def trl_curve(loss, folder, pairs_file, order, tmp_path) -> tuple[list[dict], list[dict]]:
-    """Logs of TRL's DPOTrainer over the pairs in the given order, and the rows it made of them."""
+def trl_curve(loss, folder, pairs_file, order, tmp_path):
+    """Logs of TRL's DPOTrainer over the pairs in the given order, the rows it made of them, and
+    the first step's gradients, clipped."""
     from datasets import Dataset
+    from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
+
+    gradients = {}
+
+    class FirstGradients(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **_):
+            for name, tensor in model.named_parameters():
+                gradients.setdefault(name, tensor.grad.numpy().copy())
 
     class InOrder(DPOTrainer):
         def _get_train_sampler(self, dataset=None):
@@ -192,20 +221,10 @@ def trl_curve(loss, folder, pairs_file, order, tmp_path) -> tuple[list[dict], li
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     arguments = DPOConfig(
         output_dir=str(tmp_path / "trl"),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
         beta=loss.beta,
         loss_type=list(loss.type),
         loss_weights=None if loss.weights is None else list(loss.weights),
-        learning_rate=RATE,
-        per_device_train_batch_size=BATCH,
-        max_steps=STEPS,
-        max_grad_norm=1.0,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **TRL_ARGUMENTS,
     )
     trainer = InOrder(
         model=model,
@@ -213,14 +232,17 @@ def trl_curve(loss, folder, pairs_file, order, tmp_path) -> tuple[list[dict], li
         args=arguments,
         train_dataset=dataset,
         processing_class=tokenizer,
+        callbacks=[FirstGradients()],
     )
     rows = list(trainer.train_dataset)
     trainer.train()
-    return [log for log in trainer.state.log_history if "rewards/margins" in log], rows
+    logs = [log for log in trainer.state.log_history if "rewards/margins" in log]
+    return logs, rows, gradients
 
 
-def our_curve(loss, pairs, ours) -> list[dict[str, float]]:
-    config, params, _ = ours
+def our_curve(loss, pairs, ours, labels=None):
+    """Our metrics by step, and the first step's gradients, clipped, by Hugging Face's names."""
+    config, params, rows = ours
     mesh = mesh_of(1, 1, 1)
     plan = plan_of(pairs)
     optimizer_config = OptimizerConfig(learning_rate=RATE)
@@ -236,12 +258,18 @@ def our_curve(loss, pairs, ours) -> list[dict[str, float]]:
         state = init_state(jax.tree.map(jnp.copy, params), optimizer, mesh)
         objective = Objective(config, COMPUTE, loss, BATCH, seed=0)
         step = make_train_step(objective, optimizer, schedule, mesh, state)
-        data = TrainData(pairs, plan, shape, reference)
-        lagged, ready = LaggedMetrics(), []
-        for number, _, metrics in run_steps(step, state, None, data, mesh, 0):
+        data = TrainData(pairs, plan, shape, reference, labels=labels)
+        lagged, ready, gradients = LaggedMetrics(), [], {}
+        for number, after, metrics in run_steps(step, state, None, data, mesh, 0):
+            if number == 1:
+                # Adam's first mean of gradients is its share of the first one.
+                means = optax.tree_utils.tree_get(after.optimizer, "mu")
+                first = jax.tree.map(lambda mean: mean / (1 - optimizer_config.beta1), means)
+                names = tensor_specs(rows, first)
+                gradients = dict(zip(names, tensor_arrays(rows, first), strict=True))
             ready.append(lagged.push(number, metrics))
         ready.append(lagged.flush())
-    return [metrics[1] for metrics in ready if metrics is not None]
+    return [metrics[1] for metrics in ready if metrics is not None], gradients
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -254,13 +282,19 @@ def test_twenty_steps_follow_trl(name, folder, pairs_file, pairs, ours, tmp_path
     order = np.concatenate([plan.pairs(step) for step in range(STEPS)])
     # The reader keeps the file's order, so pair i is line i.
     assert pairs.source(3).endswith(":4")
-    theirs, rows = trl_curve(loss, folder, pairs_file, order, tmp_path)
+    theirs, rows, their_gradients = trl_curve(loss, folder, pairs_file, order, tmp_path)
     for row, index in zip(rows, order, strict=True):
         for field in ("prompt_ids", "chosen_ids", "rejected_ids"):
             assert list(row[field]) == getattr(pairs[int(index)], field).tolist()
-    ours_by_step = our_curve(loss, pairs, ours)
+    ours_by_step, gradients = our_curve(loss, pairs, ours)
     assert len(theirs) == len(ours_by_step) == STEPS
     np.testing.assert_allclose(ours_by_step[0]["grad_norm"], theirs[0]["grad_norm"], rtol=1e-4)
+    assert gradients.keys() == their_gradients.keys()
+    for parameter, expected in their_gradients.items():
+        allowed = 1e-4 * np.abs(expected).max()
+        np.testing.assert_allclose(
+            gradients[parameter], expected, rtol=0, atol=allowed, err_msg=parameter
+        )
     close = partial(np.testing.assert_allclose, rtol=0, atol=1e-3)
     for step, (our, their) in enumerate(zip(ours_by_step, theirs, strict=True)):
         close(our["loss"], their["loss"], err_msg=f"loss at step {step}")

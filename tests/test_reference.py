@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from jaxdpo.config import load_config
+from jaxdpo.data.chat import load_chat
+from jaxdpo.data.config import DataConfig
+from jaxdpo.data.tokenizing import load_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import load_policy
 from jaxdpo.reference import ReferenceCache, cache_key, compute_and_store, load_cached
@@ -120,6 +123,24 @@ def test_one_bit_of_the_weights_changes_their_digest():
     assert weights_digest(params) != before
 
 
+def test_one_token_of_one_pair_changes_the_key(inputs, tmp_path):
+    chat, path = load_chat(str(inputs / "model")), tmp_path / "pairs.jsonl"
+    config = DataConfig(path=str(path), cache_dir=str(tmp_path), test_fraction=0)
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    records = [{name: [n + 3, n + 9, 4] for n, name in enumerate(names)} for _ in range(COUNT)]
+
+    def fingerprint():
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return load_pairs(config, chat).splits["TRAIN"].fingerprint
+
+    before = fingerprint()
+    stored(tmp_path, tokens_fingerprint=before)
+    records[7]["rejected_ids"][1] += 1
+    assert load_cached(cache_in(tmp_path, tokens_fingerprint=fingerprint())) is None
+    records[7]["rejected_ids"][1] -= 1
+    assert load_cached(cache_in(tmp_path, tokens_fingerprint=fingerprint())) is not None
+
+
 def test_a_scoring_that_is_cut_off_is_continued_and_not_used_before(tmp_path):
     cache = cache_in(tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -214,6 +235,17 @@ def test_modes_that_mean_the_same_train_the_same(inputs, tmp_path):
         np.testing.assert_allclose(history(result), expected, rtol=1e-4, atol=1e-4, err_msg=name)
     # One model, two splits: two caches serve all four runs.
     assert len(list((inputs / "cache" / "reference").glob("*.npy"))) == 2
+
+
+def test_the_base_model_under_adapters_is_the_reference(inputs, tmp_path):
+    runs = {
+        kind: fit(configured(inputs, tmp_path / kind, "lora.rank=4", f"reference.kind={kind}"))
+        for kind in ("precomputed", "adapter_off")
+    }
+    expected = history(runs["precomputed"])
+    np.testing.assert_allclose(expected[0, 0], np.log(2), rtol=1e-5)
+    assert expected[-1, 1] > 1e-3
+    np.testing.assert_allclose(history(runs["adapter_off"]), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_edited_in_memory_are_the_reference_as_they_are(inputs, tmp_path):

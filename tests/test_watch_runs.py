@@ -108,7 +108,7 @@ def test_a_run_that_learns_its_pairs_by_heart_or_displaces_says_so(run, capsys):
         "by heart",
         f"model.path={model}",
         f"data.path={noisy}",
-        "training.max_steps=80",
+        "training.max_steps=160",
         "optimizer.learning_rate=3e-3",
         "optimizer.schedule=constant",
         "optimizer.max_grad_norm=0.01",

@@ -31,6 +31,9 @@ class Pairs:
 
     pairs: Sequence[TokenizedPair]
 
+    def __len__(self) -> int:
+        return len(self.pairs)
+
     def __getitem__(self, index: int) -> TokenizedPair:
         return self.pairs[index]
 

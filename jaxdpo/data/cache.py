@@ -1,9 +1,11 @@
-"""Tokenised pairs on disk: written once, read by memory map, never used if damaged or another's."""
+"""Tokenised pairs on disk: written once, read as they are needed, never used if damaged."""
 
 import dataclasses
 import hashlib
 import json
 import math
+import mmap
+import os
 import shutil
 import tempfile
 import zlib
@@ -20,7 +22,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.files import file_digest, stamp_of, sync_folder, sync_tree
 
 # Part of every key: raise it when the files change their form.
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 ROWS_PER_CHUNK = 1024
 _PAIRS, _ABOUT = "pairs.arrow", "about.json"
 _IDS = TokenizedPair._fields
@@ -31,31 +33,43 @@ _SCHEMA = pa.schema(
         ("source", pa.string()),
         ("metadata", pa.string()),
         *((name, pa.float32()) for name in _SCORES),
+        ("label", pa.int8()),
         ("checksum", pa.uint32()),
     ]
 )
 
+_NONE = np.zeros(0, np.int32)
+
 Scores = tuple[float, float]
 UNKNOWN = (math.nan, math.nan)
+# What `labels` says of a pair, which has none.
+NO_LABEL = -1
 
 
 class TokenizedPairs(Sequence[TokenizedPair]):
-    """Tokenised pairs by index, in the order of the file; the ids are views of a memory map.
+    """Tokenised pairs by index, in the order of the file; the ids are read when they are asked for.
 
-    Each pair is compared with its checksum whenever it is read.
+    What stands beside the ids is a memory map. The ids are not: every page that random access
+    touches would count as this process's memory until the whole file did. Each pair is compared
+    with its checksum whenever it is read.
 
     Attributes:
       lengths: i32 `[N, 3]`, tokens of prompt, chosen and rejected.
       scores: f32 `[N, 2]`, what chosen and rejected were given; NaN where the data does not say.
-      fingerprint: SHA-256 of all token ids, lengths and scores: what training depends on.
+      labels: i8 `[N]`, 1 or 0 of an answer that was judged by itself, NO_LABEL of a pair.
+      fingerprint: SHA-256 of all token ids, lengths, scores and labels: what training depends on.
       report: What was cut, dropped and refused on the way.
     """
 
-    def __init__(self, table: pa.Table, fingerprint: str, report: TokenizeReport):
-        """Wraps a table of `ROWS_PER_CHUNK` rows a chunk, the last one aside."""
+    def __init__(self, path: Path, fingerprint: str, report: TokenizeReport):
+        """Opens a file of `ROWS_PER_CHUNK` rows a chunk, the last one aside."""
+        self._file = path.open("rb", buffering=0)
+        mapped = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+        table = pa.ipc.open_file(mapped).read_all()
         columns = [table.column(name).chunks for name in _IDS]
+        # Of each chunk's ids: where each row begins and ends, and where the first is in the file.
         self._chunks = [
-            [(c.offsets.to_numpy(), c.values.to_numpy(zero_copy_only=True)) for c in chunks]
+            [(c.offsets.to_numpy(), _address(c.values) - mapped.address) for c in chunks]
             for chunks in zip(*columns, strict=True)
         ]
         self._checksums = table.column("checksum").to_numpy()
@@ -66,6 +80,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
             + [np.stack([np.diff(offsets) for offsets, _ in c[:3]], -1) for c in self._chunks]
         )
         self.scores = np.stack([table.column(name).to_numpy() for name in _SCORES], -1)
+        self.labels = table.column("label").to_numpy()
         self.fingerprint = fingerprint
         self.report = report
 
@@ -77,7 +92,10 @@ class TokenizedPairs(Sequence[TokenizedPair]):
             raise IndexError(f"pair {index} of {len(self)}")
         chunk, row = divmod(index, ROWS_PER_CHUNK)
         pair = TokenizedPair(
-            *(values[offsets[row] : offsets[row + 1]] for offsets, values in self._chunks[chunk])
+            *(
+                self._read(start, int(offsets[row]), int(offsets[row + 1]))
+                for offsets, start in self._chunks[chunk]
+            )
         )
         if _checksum(pair) != self._checksums[index]:
             raise UserError(
@@ -85,6 +103,14 @@ class TokenizedPairs(Sequence[TokenizedPair]):
                 "of data.cache_dir and run again"
             )
         return pair
+
+    def _read(self, start: int, first: int, last: int) -> np.ndarray:
+        """The ids `first` to `last` of those that begin at a place in the file."""
+        if last == first:
+            return _NONE
+        data = os.pread(self._file.fileno(), 4 * (last - first), start + 4 * first)
+        # A file that was cut off gives fewer bytes, of which the checksum tells.
+        return np.frombuffer(data, np.int32, len(data) // 4)
 
     def source(self, index: int) -> str:
         """Where the pair came from, as `file:line`."""
@@ -132,8 +158,7 @@ def open_pairs(folder: Path, key: str) -> TokenizedPairs | None:
             return None
     except OSError:
         return None
-    table = pa.ipc.open_file(pa.memory_map(str(folder / _PAIRS))).read_all()
-    return TokenizedPairs(table, about.fingerprint, about.report)
+    return TokenizedPairs(folder / _PAIRS, about.fingerprint, about.report)
 
 
 def _read_about(path: Path) -> _About | None:
@@ -161,7 +186,7 @@ class PairWriter:
         self._file = pa.OSFile(str(self._temporary / _PAIRS), "wb")
         self._writer = pa.ipc.new_file(self._file, _SCHEMA)
         self._hash = hashlib.sha256()
-        self._waiting: list[tuple[TokenizedPair, str, str, Scores]] = []
+        self._waiting: list[tuple[TokenizedPair, str, str, Scores, int]] = []
 
     def __enter__(self) -> "PairWriter":
         return self
@@ -176,10 +201,12 @@ class PairWriter:
         source: str,
         metadata: dict[str, Any] | None = None,
         scores: Scores = UNKNOWN,
+        label: bool | None = None,
     ) -> None:
         """Adds one pair, where it came from, and what chosen and rejected were given."""
+        judged = NO_LABEL if label is None else int(label)
         own = json.dumps(metadata, ensure_ascii=False) if metadata else "{}"
-        self._waiting.append((pair, source, own, scores))
+        self._waiting.append((pair, source, own, scores, judged))
         if len(self._waiting) == ROWS_PER_CHUNK:
             self._write_chunk()
 
@@ -202,9 +229,10 @@ class PairWriter:
             sync_folder(self._folder.parent)
 
     def _write_chunk(self) -> None:
-        pairs, sources, metadata, scores = zip(*self._waiting, strict=True)
+        pairs, sources, metadata, scores, labels = zip(*self._waiting, strict=True)
         columns: list[Any] = [_ragged([getattr(pair, name) for pair in pairs]) for name in _IDS]
         numbers = [pa.array(given, pa.float32()) for given in zip(*scores, strict=True)]
+        numbers.append(pa.array(labels, pa.int8()))
         for column in columns:
             self._hash.update(np.diff(column.offsets.to_numpy()).tobytes())
             self._hash.update(column.values.to_numpy().tobytes())
@@ -214,6 +242,12 @@ class PairWriter:
         columns += [pa.array(sources), pa.array(metadata), *numbers, checksums]
         self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
         self._waiting = []
+
+
+def _address(values: pa.Array) -> int:
+    """Where an array's numbers begin in memory; 0 where it has none, and none is read."""
+    buffer = values.buffers()[1]
+    return 0 if buffer is None else buffer.address + 4 * values.offset
 
 
 def _checksum(pair: TokenizedPair) -> int:

@@ -57,6 +57,12 @@ class DataConfig(BaseModel):
         "last",
         description="what supervised fine-tuning learns of a conversation: its last answer, or all",
     )
+    weight_key: str | None = Field(
+        None, description="field of a pair's metadata: a factor on its loss"
+    )
+    margin_key: str | None = Field(
+        None, description="field of a pair's metadata: the reward margin it should have"
+    )
     cache_dir: str | None = Field(
         None,
         description="folder of tokenised data, reference log-probs and compiled programs, for "

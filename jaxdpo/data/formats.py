@@ -16,7 +16,15 @@ from jaxdpo.data.records import BadPair, kind, show
 from jaxdpo.errors import nearest
 
 Format = Literal[
-    "messages", "openai", "trl", "sharegpt", "transcript", "alpaca", "ranked", "token_ids"
+    "messages",
+    "openai",
+    "trl",
+    "sharegpt",
+    "transcript",
+    "alpaca",
+    "ranked",
+    "token_ids",
+    "labelled",
 ]
 FORMATS: tuple[Format, ...] = get_args(Format)
 KEYS_OF: dict[Format, str] = {
@@ -28,6 +36,7 @@ KEYS_OF: dict[Format, str] = {
     "alpaca": "instruction, input, chosen, rejected",
     "ranked": "prompt, completions with a score each (or responses and scores)",
     "token_ids": "prompt_ids, chosen_ids, rejected_ids",
+    "labelled": "messages (the answer last), or prompt and completion; label (true or false)",
 }
 _SCORES = (
     ("chosen_score", "rejected_score"),
@@ -52,6 +61,7 @@ class Draft:
       extra: Its other fields, which are kept as metadata.
       scores: Of chosen and rejected, as they stand there, or None.
       token_ids: Prompt, chosen and rejected where the record has ids in place of messages.
+      label: Where it has one answer alone, here as `chosen`: whether that was found good.
     """
 
     prompt: Sequence[Said]
@@ -61,6 +71,7 @@ class Draft:
     extra: dict[str, Any] = field(default_factory=dict)
     scores: tuple[Any, Any] | None = None
     token_ids: tuple[Any, Any, Any] | None = None
+    label: bool | None = None
 
 
 # Of each form: the keys that it reads itself, and what reads them.
@@ -74,6 +85,7 @@ _KNOWN: dict[Format, tuple[str, ...]] = {
     "token_ids": tuple(
         f"{part}_{ids}" for part in ("prompt", "chosen", "rejected") for ids in ("ids", "input_ids")
     ),
+    "labelled": ("messages", "prompt", "completion", "label"),
 }
 _READERS: dict[Format, Callable[[dict[str, Any]], Parts]] = {
     "openai": forms.openai,
@@ -81,6 +93,7 @@ _READERS: dict[Format, Callable[[dict[str, Any]], Parts]] = {
     "sharegpt": forms.sharegpt,
     "transcript": forms.transcript,
     "alpaca": forms.alpaca,
+    "labelled": forms.labelled,
 }
 
 
@@ -103,6 +116,8 @@ def format_of(record: dict[str, Any]) -> Format | None:
         told = (record.get("chosen"), record.get("rejected"))
         dialogues = "prompt" not in keys and all(map(forms.begins_transcript, told))
         return "transcript" if dialogues else "trl"
+    if "label" in keys and keys & {"messages", "completion"}:
+        return "labelled"
     return "messages" if "messages" in keys else None
 
 
@@ -131,7 +146,8 @@ def drafts_of(record: dict[str, Any], form: Format, margin: float | None) -> lis
         return [Draft((), (), (), common, rest, scores, forms.token_ids(record))]
     if form == "openai" and isinstance(record.get("input"), dict):
         common |= {k: v for k, v in record["input"].items() if k in ("tools", "functions")}
-    return [Draft(*_READERS[form](record), common, rest, scores)]
+    label = record.get("label") if form == "labelled" else None
+    return [Draft(*_READERS[form](record), common, rest, scores, label=label)]
 
 
 def ignored_keys(record: dict[str, Any], form: Format) -> set[str]:

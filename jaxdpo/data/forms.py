@@ -151,6 +151,21 @@ def _shared_words(chosen: str, rejected: str) -> Parts:
     )
 
 
+def labelled(record: dict[str, Any]) -> Parts:
+    """One answer, found good or not: our own messages, or TRL's prompt and completion."""
+    (label,) = need(record, "label")
+    if not isinstance(label, bool):
+        raise BadPair("label-type", f"label is {show(label)}; write true or false")
+    if record.get("messages") is None:
+        asked, answer = need(record, "prompt", "completion")
+        prompt = as_messages(asked, "prompt", "user")
+        return Parts(prompt, as_messages(answer, "completion", "assistant"), ())
+    if record.get("prompt") is not None or record.get("completion") is not None:
+        raise BadPair("answer-twice", "the record has messages and prompt or completion; keep one")
+    said = as_messages(record["messages"], "messages", "user")
+    return Parts(said[:-1], said[-1:], ())
+
+
 _ROLE_OF = {
     **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
     **{"system": "system", "observation": "tool", "tool": "tool", "function_response": "tool"},

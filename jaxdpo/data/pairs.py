@@ -12,12 +12,13 @@ NO_SPANS = np.zeros(0, np.int32)
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two answers to one prompt, the first preferred to the second.
+    """Two answers to one prompt, the first preferred to the second; or one, alone or labelled.
 
     Attributes:
       prompt: Messages before the answer, each `{"role": ..., "content": ..., ...}`.
       chosen: Messages of the preferred answer, usually one, by the assistant.
-      rejected: Messages of the other answer, to the same prompt; none in supervised examples.
+      rejected: Messages of the other answer, to the same prompt; none in supervised examples and
+        labelled answers.
       split: "TRAIN" or "TEST".
       tools: Function definitions handed to the chat template.
       metadata: The user's own fields, a loss may be told to read numbers from it.
@@ -25,6 +26,7 @@ class PreferencePair:
       scores: What chosen and rejected were given by whoever compared them, where that is known.
       template_kwargs: Further variables for the chat template (`enable_thinking`, …).
       token_ids: Prompt, chosen and rejected where the data came as ids; there are no messages then.
+      label: Of an answer that was judged by itself, which is `chosen`: whether it was found good.
     """
 
     prompt: tuple[Message, ...]
@@ -37,6 +39,7 @@ class PreferencePair:
     scores: tuple[float, float] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     token_ids: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None = None
+    label: bool | None = None
 
 
 class TokenizedPair(NamedTuple):
@@ -49,7 +52,7 @@ class TokenizedPair(NamedTuple):
     Attributes:
       prompt_ids: i32 `[p]`, p ≥ 1.
       chosen_ids: i32 `[c]`, c ≥ 1.
-      rejected_ids: i32 `[r]`, r ≥ 1; r = 0 in supervised examples.
+      rejected_ids: i32 `[r]`, r ≥ 1; r = 0 where there is one completion alone.
       chosen_unscored: i32 `[2 * k]`, begin and end of each of k spans of chosen tokens that are not
         scored; most pairs have none.
       rejected_unscored: The same of rejected tokens.

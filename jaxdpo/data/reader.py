@@ -96,6 +96,7 @@ class Reading:
         self._ignored: Counter[str] = Counter()
         self._kept: Counter[str] = Counter()
         self._formats: Counter[str] = Counter()
+        self._labels: Counter[str] = Counter()
         self._prompts = Prompts()
 
     def __iter__(self) -> Iterator[Met | BadLine]:
@@ -110,6 +111,8 @@ class Reading:
                         self._prompts.add(met.pair)
                     for _ in range(copies):
                         self._pairs[met.pair.split] += 1
+                        if met.pair.label is not None:
+                            self._labels[str(met.pair.label).lower()] += 1
                         yield met
         margin = self._config.ranked_margin
         if margin is not None and "ranked" not in self._formats:
@@ -189,6 +192,7 @@ class Reading:
             ignored_fields=dict(self._ignored),
             kept_fields=dict(self._kept),
             leaked=tuple(self._prompts.leaked()),
+            labels=dict(self._labels),
         )
 
 

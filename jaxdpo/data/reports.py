@@ -20,6 +20,7 @@ class ReadReport:
       ignored_fields: Lines by request field that was ignored (`temperature`, …).
       kept_fields: Lines by field that is none of the form's, and was kept as metadata.
       leaked: `file:line` of TEST pairs whose prompt stands in TRAIN too.
+      labels: Answers that were judged by themselves, by label; they count as pairs.
     """
 
     path: str
@@ -31,6 +32,7 @@ class ReadReport:
     ignored_fields: dict[str, int] = field(default_factory=dict)
     kept_fields: dict[str, int] = field(default_factory=dict)
     leaked: tuple[str, ...] = ()
+    labels: dict[str, int] = field(default_factory=dict)
 
     def summary(self) -> str:
         """The report in a few lines of text."""
@@ -40,6 +42,8 @@ class ReadReport:
         ]
         if self.formats and self.formats != {"messages": 1}:
             said.append(f"files by form: {tally(self.formats)}")
+        if self.labels:
+            said.append(f"labelled answers: {tally(self.labels)}")
         if self.blank:
             said.append(f"blank lines: {self.blank}")
         if self.rejected:

@@ -39,7 +39,11 @@ def parse_pair(draft: Draft, source: str, test_fraction: float) -> PreferencePai
         [(said.field, parse_message(said.message, said.field)) for said in part]
         for part in (draft.prompt, draft.chosen, draft.rejected)
     )
-    if draft.token_ids is None:
+    if draft.label is not None:
+        _check_prompt(prompt, chosen)
+        _check_tool_order([*prompt, *chosen])
+        _check_completion(chosen, "last-not-assistant")
+    elif draft.token_ids is None:
         _check_conversations(prompt, chosen, rejected)
     elif draft.token_ids[1] == draft.token_ids[2]:
         raise BadPair("identical-completions", "chosen and rejected are the same ids")
@@ -56,6 +60,7 @@ def parse_pair(draft: Draft, source: str, test_fraction: float) -> PreferencePai
         scores=_parse_scores(draft.scores),
         template_kwargs=_parse_kwargs(draft.common.get("chat_template_kwargs")),
         token_ids=draft.token_ids,
+        label=draft.label,
     )
 
 

@@ -185,7 +185,7 @@ def cache_key(pairs: Sequence[PreferencePair], chat: Chat, config: DataConfig) -
     state.update(f"{FORMAT_VERSION} {chat.fingerprint} {config.max_length}\n".encode())
     for pair in pairs:
         said = [pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.source]
-        said += [pair.metadata, pair.template_kwargs, pair.token_ids, pair.scores]
+        said += [pair.metadata, pair.template_kwargs, pair.token_ids, pair.scores, pair.label]
         state.update(json.dumps(said, ensure_ascii=False).encode() + b"\n")
     return state.hexdigest()
 
@@ -270,7 +270,8 @@ class _Writer:
         if encoded.spelled_control:
             self._outcomes["spelled_control"].append(pair.source)
         if fitted.tokens is not None:
-            self._out.add(fitted.tokens, pair.source, pair.metadata, pair.scores or UNKNOWN)
+            scores = pair.scores or UNKNOWN
+            self._out.add(fitted.tokens, pair.source, pair.metadata, scores, pair.label)
             self._count += 1
 
     def finish(self) -> None:

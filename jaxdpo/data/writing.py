@@ -13,7 +13,7 @@ def write_pairs(pairs: Sequence[PreferencePair], path: Path) -> None:
     """Writes pairs, all in one form: `messages` and `rejected_message` where that can hold them.
 
     A file with an answer of several messages has prompt, chosen and rejected instead, and pairs
-    that came as ids stay ids.
+    that came as ids stay ids. Answers judged one by one have a label in place of a second one.
     """
     single = all(len(pair.chosen) == len(pair.rejected) == 1 for pair in pairs)
     with replacing(path) as file:
@@ -26,6 +26,8 @@ def _record(pair: PreferencePair, single: bool) -> dict[str, Any]:
     record: dict[str, Any]
     if pair.token_ids is not None:
         record = dict(zip(names, pair.token_ids, strict=True))
+    elif pair.label is not None:
+        record = {"prompt": pair.prompt, "completion": pair.chosen, "label": pair.label}
     elif single:
         record = {"messages": pair.prompt + pair.chosen, "rejected_message": pair.rejected[0]}
     else:

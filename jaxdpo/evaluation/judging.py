@@ -6,7 +6,6 @@ judgements.settings.json    the criteria; others are refused
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.evaluation.agreement import Estimate, share
 from jaxdpo.evaluation.criteria import Judge, Spec, criterion_named, label_of
 from jaxdpo.evaluation.judgement import Criterion, Example, Judgement
-from jaxdpo.files import replacing
-from jaxdpo.sampling.to_file import check_settings, read_partial
+from jaxdpo.sampling.to_file import check_settings, partial_of, read_partial, write_whole
 
 # So many answers are judged before what was said of them is written.
 CHUNK = 64
@@ -64,7 +62,7 @@ def judge_to_file(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         check_settings(path.with_suffix(".settings.json"), {"criteria": _depends_on(criteria)})
-        partial = path.with_name(path.name + ".partial")
+        partial = partial_of(path)
         kept = load_lines(path, JudgedLine) if path.exists() else []
         kept += read_partial(partial, JudgedLine)
         done = {_key(each, each.criterion): each for each in kept}
@@ -79,11 +77,7 @@ def judge_to_file(
                     done[_key(line, label)] = line
                 spent[label] = criterion.spent()
         ordered = [done[_key(each, label_of(spec))] for spec in criteria for each in generations]
-        if ordered != kept or not path.exists():
-            with replacing(path) as file:
-                file.writelines(each.line() for each in ordered)
-        with suppress(FileNotFoundError):
-            partial.unlink()
+        write_whole(path, ordered, kept)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
     return ordered, spent

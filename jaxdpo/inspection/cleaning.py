@@ -6,6 +6,7 @@ from typing import Literal
 
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.splits import leaked_prompts, pair_digest
+from jaxdpo.errors import UserError
 from jaxdpo.inspection.findings import repeated
 from jaxdpo.inspection.texts import answers
 
@@ -19,6 +20,9 @@ def clean(
 
     Returns:
       The pairs that are left, and a line for each change.
+
+    Raises:
+      UserError: For `balance` of answers that were judged one by one.
     """
     left, changes = list(pairs), []
 
@@ -37,6 +41,11 @@ def clean(
             if pair.split == "TEST" and pair.source in leaked:
                 left[i] = dataclasses.replace(pair, split="TRAIN")
                 changes.append(f"{pair.source}: moved to TRAIN, where its prompt stands too")
+    if "balance" in remedies and any(pair.label is not None for pair in left):
+        raise UserError(
+            "remedies: balance evens out the lengths of pairs, and these answers were judged one "
+            "by one; leave it out"
+        )
     if "balance" in remedies:
         drop(_surplus(left), "more chosen answers are longer than shorter, or the other way")
     return left, changes

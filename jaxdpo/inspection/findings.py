@@ -105,6 +105,8 @@ def repeated(pairs: Sequence[PreferencePair]) -> tuple[list[int], list[int]]:
     at: defaultdict[tuple[bytes, str, str], list[int]] = defaultdict(list)
     for index, pair in enumerate(pairs):
         told = (pair.chosen, pair.rejected) if pair.token_ids is None else pair.token_ids[1:]
+        # The same answer with the other label is the pair turned round.
+        told = told[::-1] if pair.label is False else told
         at[pair_digest(pair), json_digest(told[0]), json_digest(told[1])].append(index)
     again = [index for same in at.values() for index in same[1:]]
     opposite = [i for (p, c, r), same in at.items() if (p, r, c) in at for i in same]

@@ -5,7 +5,7 @@ from html import escape
 
 from jaxdpo.inspection.findings import Finding
 from jaxdpo.inspection.shortcuts import Shortcut
-from jaxdpo.inspection.tokens import Seen, Tokenized, histogram, length_lines
+from jaxdpo.inspection.tokens import Seen, Tokenized, histogram, length_lines, part_names
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em;
@@ -61,7 +61,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _token_parts(tokenized: Tokenized) -> list[str]:
     parts = [table(("tokens", "median", "95 %", "longest"), length_lines(tokenized.lengths))]
-    for name, column in zip(("prompt", "chosen", "rejected"), tokenized.lengths.T, strict=True):
+    for name, column in zip(part_names(tokenized.lengths), tokenized.lengths.T, strict=True):
         parts.append(f"<h3>{name}</h3>{bars(histogram(column))}")
     parts.append("<h2>Packing and cost</h2>")
     parts += [f"<p>{escape(line)}</p>" for line in tokenized.forecast]

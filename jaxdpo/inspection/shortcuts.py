@@ -40,18 +40,37 @@ Features = Callable[[str], set[str]]
 
 
 def find_shortcuts(pairs: Sequence[PreferencePair]) -> list[Shortcut]:
-    """Fits each rule to four fifths of the prompts and tries it on the fifth, five times."""
-    told = [answers(pair) for pair in pairs]
+    """Fits each rule to four fifths of the prompts and tries it on the fifth, five times.
+
+    Of answers that were judged one by one, each found good is set against one found bad.
+    """
     # By prompt: a rule is not tried on a prompt that it has seen.
-    folds = [pair_digest(pair)[16] % _FOLDS for pair in pairs]
+    every = [(answers(pair), pair_digest(pair)[16] % _FOLDS) for pair in pairs]
+    alone = [one for one, pair in zip(every, pairs, strict=True) if pair.label is not None]
+    both = [one for one, pair in zip(every, pairs, strict=True) if pair.label is None]
+    both += _set_against_each_other(alone)
+    told, folds = [one for one, _ in both], [fold for _, fold in both]
     rules: list[tuple[str, Features]] = [
         ("first word", lambda text: set(words(text)[:1])),
         ("bag of words", lambda text: set(words(text))),
     ]
     found = [_length(told, folds)]
     for name, features in rules:
-        both = [(features(chosen), features(rejected)) for chosen, rejected in told]
-        found.append(_by_features(name, both, folds))
+        seen = [(features(chosen), features(rejected)) for chosen, rejected in told]
+        found.append(_by_features(name, seen, folds))
+    return found
+
+
+_Told = tuple[str, str]
+
+
+def _set_against_each_other(alone: Sequence[tuple[_Told, int]]) -> list[tuple[_Told, int]]:
+    """Within each fold as many (good, bad) as there are of the rarer label."""
+    found = []
+    for fold in range(_FOLDS):
+        good = [told[0] for told, of in alone if of == fold and told[0]]
+        bad = [told[1] for told, of in alone if of == fold and told[1]]
+        found += [(both, fold) for both in zip(good, bad, strict=False)]
     return found
 
 

@@ -17,9 +17,15 @@ def said(messages: Sequence[Message]) -> str:
 
 
 def answers(pair: PreferencePair) -> tuple[str, str]:
-    """Chosen and rejected text; of pairs that came as ids, the ids."""
+    """Chosen and rejected text; of pairs that came as ids, the ids.
+
+    An answer that was judged by itself stands in the first place if it was found good, in the
+    second if not; the other is empty.
+    """
     if pair.token_ids is not None:
         return tuple(" ".join(map(str, ids)) for ids in pair.token_ids[1:])  # pyright: ignore
+    if pair.label is False:
+        return "", said(pair.chosen)
     return said(pair.chosen), said(pair.rejected)
 
 

@@ -38,7 +38,8 @@ class Tokenized:
     """Pairs as tokens.
 
     Attributes:
-      lengths: i32 `[N, 3]` of the pairs that can be used, TRAIN first.
+      lengths: i32 `[N, 3]` of the pairs that can be used, TRAIN first; of labelled answers
+        `[N, 2]`.
       forecast: Lines on packing and cost.
       findings: What tokenising brought up.
       shown: The pairs to look at.
@@ -88,6 +89,10 @@ def tokenize(
                 shown.append(_seen(pair, encoded.tokens, fitted.tokens, fitted.outcome, chat))
     train = np.array(lengths["TRAIN"], np.int32).reshape(-1, 3)
     both = np.array(lengths["TRAIN"] + lengths["TEST"], np.int32).reshape(-1, 3)
+    if len(train) and all(pair.label is not None for pair in pairs):
+        # In training each stands beside an answer to another prompt.
+        train = np.concatenate([train[:, :2], np.roll(train[:, 1:2], 1, axis=0)], axis=1)
+        both = both[:, :2]
     forecast = _forecast(train, batch) if len(train) else ("no TRAIN pair can be used",)
     if kept < prompts:
         lost = prompts - kept
@@ -157,10 +162,13 @@ def _seen(
         for kind, ids in _prompt_parts(whole.prompt_ids, tokens.prompt_ids)
         for text in _texts(ids, chat)
     ]
+    chosen = "chosen" if pair.label is None else f"label {pair.label}".lower()
     for name, ids, unscored in (
-        ("chosen", tokens.chosen_ids, tokens.chosen_unscored),
+        (chosen, tokens.chosen_ids, tokens.chosen_unscored),
         ("rejected", tokens.rejected_ids, tokens.rejected_unscored),
     ):
+        if not len(ids):
+            continue
         scored = set(scored_tokens(len(ids), unscored).tolist())
         spans.append(("between", name))
         for i, (id, text) in enumerate(zip(ids, _texts(ids, chat), strict=True)):
@@ -204,8 +212,13 @@ def length_lines(lengths: np.ndarray) -> list[tuple[str, ...]]:
         return []
     return [
         (name, *(f"{value:.0f}" for value in np.percentile(column, [50, 95, 100])))
-        for name, column in zip(("prompt", "chosen", "rejected"), lengths.T, strict=True)
+        for name, column in zip(part_names(lengths), lengths.T, strict=True)
     ]
+
+
+def part_names(lengths: np.ndarray) -> tuple[str, ...]:
+    """What the columns of lengths are of."""
+    return ("prompt", "answer") if lengths.shape[1] == 2 else ("prompt", "chosen", "rejected")
 
 
 def histogram(values: np.ndarray, bins: int = 30) -> list[tuple[int, int]]:

@@ -234,6 +234,54 @@ def discopop_loss(
     return logistic + jnp.exp(-logits + log_sigmoid(logits / tau))
 
 
+def mismatched_kl(mismatched_logratios: jax.Array, is_pair: jax.Array) -> jax.Array:
+    """KTO's z: max(0, the mean log-ratio of answers to other prompts); no gradient goes through it.
+
+    Ethayarajh et al. 2024, section 4.1, over the optimizer step's answers (TRL: a micro-batch's).
+
+    Args:
+      mismatched_logratios: f32 `[...]`, log π − log ref, summed over tokens, in nats.
+      is_pair: bool `[...]`, false where there is padding.
+
+    Returns:
+      f32 scalar.
+    """
+    total = jnp.sum(jnp.where(is_pair, mismatched_logratios, 0.0))
+    mean = total / jnp.maximum(jnp.sum(is_pair), 1)
+    return jax.lax.stop_gradient(jnp.maximum(mean, 0.0))
+
+
+def kto_loss(
+    logratios: jax.Array,
+    labels: jax.Array,
+    kl: jax.Array,
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> jax.Array:
+    """KTO: λ_D (1 − σ(β(a − z))) of an answer found good, λ_U (1 − σ(β(z − a))) of a bad one.
+
+    Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", equation 8
+    without the constant λ_y. At the reference it is λ / 2.
+
+    >>> import numpy as np
+    >>> kto_loss(np.zeros(2, np.float32), np.float32([1, 0]), np.float32(0), beta=0.1)
+    Array([0.5, 0.5], dtype=float32)
+
+    Args:
+      logratios: f32 `[...]`, a = log π − log ref of the answers, in nats.
+      labels: f32 `[...]`, 1 of an answer found good, 0 of a bad one.
+      kl: f32 scalar, z, from `mismatched_kl`.
+      beta: How fast the value of a reward saturates.
+      desirable_weight: λ_D.
+      undesirable_weight: λ_U.
+    """
+    excess = beta * (logratios - kl)
+    good = desirable_weight * sigmoid(-excess)
+    return jnp.where(labels > 0, good, undesirable_weight * sigmoid(excess))
+
+
 def aot_loss(
     policy_margins: jax.Array,
     reference_margins: jax.Array,

@@ -24,29 +24,34 @@ LossName = Literal[
     "cpo",
     "alphapo",
     "sft",
+    "kto",
 ]
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 
-# Fields of LossConfig by what they do: the losses that read them. What no chosen loss reads must
-# stay at its default.
+# A pair's loss depends on its rank among the other pairs of its optimizer step.
+SORTED = frozenset({"aot", "aot_unpaired"})
+# Fields of LossConfig, and keys of the pairs' metadata, by what they do: the losses that read them.
+# What no chosen loss reads must stay at its default.
 _DIVERGING = {"sigmoid", "hinge", "ipo", "sigmoid_norm", "robust", "exo_pair", "discopop"}
 _READERS: dict[str, set[str]] = {
     "beta": set(get_args(LossName)) - {"sft"},
     "label_smoothing": {
         *("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired", "simpo", "cpo"),
     },
-    "margin_key": {"sigmoid", "hinge", "sigmoid_norm", "simpo"},
+    "data.margin_key": {"sigmoid", "hinge", "sigmoid_norm", "simpo"},
     "gamma": {"simpo", "alphapo"},
     "discopop_tau": {"discopop"},
     "f_divergence": _DIVERGING,
     "alpha": {"alphapo", *_DIVERGING},
-    "ld_alpha": set(get_args(LossName)) - {"sft"},
-    "use_weighting": set(get_args(LossName)) - {"aot", "aot_unpaired"},
-    "weight_key": set(get_args(LossName)) - {"aot", "aot_unpaired"},
+    "ld_alpha": set(get_args(LossName)) - {"sft", "kto"},
+    "use_weighting": set(get_args(LossName)) - {"kto", *SORTED},
+    "data.weight_key": set(get_args(LossName)) - SORTED,
+    "desirable_weight": {"kto"},
+    "undesirable_weight": {"kto"},
 }
 WITHOUT_REFERENCE = frozenset({"orpo", "simpo", "cpo", "alphapo", "sft"})
 # A pair's loss depends on the other pairs of its optimizer step.
-COUPLED = frozenset({"aot", "aot_unpaired"})
+COUPLED = SORTED | {"kto"}
 
 
 def _as_tuple(value: Any) -> Any:
@@ -93,11 +98,11 @@ class LossConfig(BaseModel):
     use_weighting: bool = Field(
         default=False, description="weigh pairs by how likely the policy finds them (WPO)"
     )
-    weight_key: str | None = Field(
-        default=None, description="field of a pair's metadata: a factor on its loss"
+    desirable_weight: float = Field(
+        default=1.0, gt=0, description="λ_D of kto: factor on answers labelled true"
     )
-    margin_key: str | None = Field(
-        default=None, description="field of a pair's metadata: the reward margin it should have"
+    undesirable_weight: float = Field(
+        default=1.0, gt=0, description="λ_U of kto: factor on answers labelled false"
     )
 
     @model_validator(mode="after")
@@ -108,18 +113,17 @@ class LossConfig(BaseModel):
             raise ValueError(
                 f"weights has {len(self.weights)} values for {len(self.type)} losses; give one each"
             )
-        for option, readers in _READERS.items():
-            value = getattr(self, option)
-            if value != type(self).model_fields[option].default and not readers & set(self.type):
-                raise ValueError(
-                    f"{option} is {value!r}, but {' and '.join(self.type)} would ignore it; "
-                    f"{', '.join(name for name in get_args(LossName) if name in readers)} read it"
-                )
+        if "kto" in self.type and len(self.type) > 1:
+            raise ValueError(
+                "kto learns from answers one by one and the others from pairs; leave it by itself"
+            )
+        for option, field in type(self).model_fields.items():
+            if option in _READERS:
+                self.check_read(option, getattr(self, option), field.default)
         if "exo_pair" in self.type and self.label_smoothing == 0:
             raise ValueError("exo_pair needs label_smoothing > 0, such as 0.001: it takes its log")
-        for option in ("use_weighting", "weight_key"):
-            if getattr(self, option) and COUPLED & set(self.type):
-                raise ValueError(f"{option} has no meaning for losses that sort the pairs (aot)")
+        if self.use_weighting and SORTED & set(self.type):
+            raise ValueError("use_weighting has no meaning for losses that sort the pairs (aot)")
         diverging = self.f_divergence != "reverse_kl"
         others = set(self.type) - _DIVERGING - {"sft"}
         if diverging and others:
@@ -135,6 +139,24 @@ class LossConfig(BaseModel):
             )
         return self
 
+    def check_read(self, option: str, value: Any, default: Any = None) -> None:
+        """Refuses an option that none of the losses reads.
+
+        Args:
+          option: Its name, among the readers above.
+          value: What it is set to.
+          default: What it is where nobody sets it.
+
+        Raises:
+          ValueError: Naming option, value, losses and those that would read it.
+        """
+        readers = _READERS[option]
+        if value != default and not readers & set(self.type):
+            raise ValueError(
+                f"{option} is {value!r}, but {' and '.join(self.type)} would ignore it; "
+                f"{', '.join(name for name in get_args(LossName) if name in readers)} read it"
+            )
+
     def weighted_types(self) -> list[tuple[LossName, float]]:
         """The losses and their weights."""
         return list(zip(self.type, self.weights or (1.0,) * len(self.type), strict=True))
@@ -148,6 +170,11 @@ class LossConfig(BaseModel):
     def reads_reference(self) -> bool:
         """Whether any of the losses is against a reference."""
         return bool(set(self.type) - WITHOUT_REFERENCE)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether answers are learnt one by one, each with its label."""
+        return self.type == ("kto",)
 
     @property
     def supervised(self) -> bool:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxdpo.completions import Completions
 from jaxdpo.losses import against_reference as ref
 from jaxdpo.losses import without_reference as free
-from jaxdpo.losses.config import LossConfig, LossName
+from jaxdpo.losses.config import SORTED, LossConfig, LossName
 
 _DEFAULT_GAMMA, _DEFAULT_TAU, _DEFAULT_ALPHA = 0.5, 0.05, 0.5
 
@@ -20,6 +20,7 @@ def pair_losses(
     is_pair: jax.Array,
     mean_chosen_tokens: jax.Array,
     margins: jax.Array | None = None,
+    labels: jax.Array | None = None,
 ) -> dict[LossName, jax.Array]:
     """Each configured loss of every pair, unweighted.
 
@@ -30,10 +31,11 @@ def pair_losses(
       is_pair: bool `[...]`, false where there is padding; the losses there mean nothing.
       mean_chosen_tokens: f32 scalar, tokens of a chosen completion, averaged over the step's pairs.
       margins: f32 `[...]`, target margins from the data, or None.
+      labels: f32 `[...]`, of kto's answers 1 where they were found good, 0 where not, or None.
 
     Returns:
-      Loss ↦ f32 `[...]`. The losses of `config.coupled` are by rank, not by pair: only their sum
-      has a meaning.
+      Loss ↦ f32 `[...]`. Losses that sort the pairs are by rank, not by pair: only their sum has a
+      meaning.
     """
     # Padding has no tokens; any positive number keeps its unused losses finite.
     tokens = jnp.maximum(policy.tokens, 1.0)
@@ -44,8 +46,23 @@ def pair_losses(
     formulas = {
         **_against_reference(config, scored, reference, is_pair, offsets),
         **_without_reference(config, scored, sft, offsets),
+        "kto": lambda: _kto(config, policy.logps - reference, is_pair, labels),
     }
     return {name: formulas[name]() for name in config.type}
+
+
+def _kto(
+    config: LossConfig, ratios: jax.Array, is_pair: jax.Array, labels: jax.Array | None
+) -> jax.Array:
+    assert labels is not None
+    return ref.kto_loss(
+        ratios[..., 0],
+        labels,
+        ref.mismatched_kl(ratios[..., 1], is_pair),
+        beta=config.beta,
+        desirable_weight=config.desirable_weight,
+        undesirable_weight=config.undesirable_weight,
+    )
 
 
 def _against_reference(
@@ -126,8 +143,12 @@ def loss_sums(
     mean_chosen_tokens: jax.Array,
     margins: jax.Array | None = None,
     weights: jax.Array | None = None,
+    labels: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Sums over pairs: `loss`, and of a mixture each `loss/<name>`, unweighted.
+
+    Of kto also `kl`, its z, and `rewards/accuracies`, the answers whose log-ratio lies on that side
+    of z which their label asks for (ties count one half).
 
     Args:
       config: Which losses, and how they are weighted.
@@ -137,24 +158,41 @@ def loss_sums(
       mean_chosen_tokens: See above.
       margins: See above.
       weights: f32 `[...]`, factors on the pairs' losses from the data, or None.
+      labels: As in `pair_losses`.
     """
-    losses = pair_losses(config, policy, reference_logps, is_pair, mean_chosen_tokens, margins)
+    losses = pair_losses(
+        config, policy, reference_logps, is_pair, mean_chosen_tokens, margins, labels
+    )
     factors = jnp.where(is_pair, 1.0, 0.0) if weights is None else jnp.where(is_pair, weights, 0.0)
     if config.use_weighting:
         assert policy.log_weights is not None
         # Zhou et al. 2024, "WPO: Enhancing RLHF with Weighted Preference Optimization", equation 2.
         log_weights = jax.lax.stop_gradient(policy.log_weights.sum(-1))
         factors = factors * jnp.exp(log_weights)
-    # Coupled losses are by rank, with 0 where there is no pair, and take no factors.
+    # Sorted losses are by rank, with 0 where there is no pair, and take no factors.
     sums = {
         name: jnp.sum(losses[name])
-        if name in ("aot", "aot_unpaired")
+        if name in SORTED
         else jnp.sum(jnp.where(is_pair, losses[name] * factors, 0.0))
         for name in config.type
     }
     total = sum((weight * sums[name] for name, weight in config.weighted_types()), jnp.zeros(()))
     parts = {f"loss/{name}": value for name, value in sums.items()} if len(sums) > 1 else {}
+    if labels is not None:
+        parts = _kto_sums(policy, reference_logps, is_pair, labels)
     return {"loss": total, **parts}
+
+
+def _kto_sums(
+    policy: Completions, reference_logps: jax.Array | None, is_pair: jax.Array, labels: jax.Array
+) -> dict[str, jax.Array]:
+    ratios = policy.logps if reference_logps is None else policy.logps - reference_logps
+    kl = ref.mismatched_kl(ratios[..., 1], is_pair)
+    right = 0.5 * (1 + jnp.sign(ratios[..., 0] - kl) * jnp.where(labels > 0, 1.0, -1.0))
+    return {
+        "kl": kl * jnp.sum(is_pair),
+        "rewards/accuracies": jnp.sum(jnp.where(is_pair, right, 0.0)),
+    }
 
 
 def implicit_rewards(

@@ -105,8 +105,9 @@ def _abstract_inputs(config: RunConfig, resolved: Resolved, mesh: Mesh) -> tuple
     logps = jax.ShapeDtypeStruct((shape.rows, shape.pairs, 2), jnp.float32)
     given = PairInputs(
         logps if config.reference_kind == "precomputed" else None,
-        None if config.loss.weight_key is None else of_pairs,
-        None if config.loss.margin_key is None else of_pairs,
+        None if config.data.weight_key is None else of_pairs,
+        None if config.data.margin_key is None else of_pairs,
+        of_pairs if config.loss.labelled else None,
     )
     return jax.tree.map(stacked, abstract_rows(shape)), jax.tree.map(stacked, given)
 

@@ -45,7 +45,7 @@ def measure(
         _born(state.reference, _SPREAD),
     )
     frozen = _born(frozen, _SPREAD)
-    plan, loss = resolved.plan, config.loss
+    plan = resolved.plan
     pairs = RandomPairs(plan.packer.lengths, model.vocab_size)
     reference = None
     if config.reference_kind == "precomputed":
@@ -56,8 +56,9 @@ def measure(
         plan,
         resolved.shape,
         reference,
-        None if loss.weight_key is None else ones,
-        None if loss.margin_key is None else ones,
+        None if config.data.weight_key is None else ones,
+        None if config.data.margin_key is None else ones,
+        ones if config.loss.labelled else None,
     )
     lagged, seconds = LaggedMetrics(), []
     for step, _, metrics in run_steps(compiled.program, state, frozen, data, mesh, 0):

@@ -62,7 +62,7 @@ def sample_to_file(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         check_settings(path.with_suffix(".settings.json"), source.settings | {"samples": samples})
-        partial = path.with_name(path.name + ".partial")
+        partial = partial_of(path)
         kept = [
             *(read_generations(path) if path.exists() else ()),
             *read_partial(partial, Generation),
@@ -80,14 +80,30 @@ def sample_to_file(
                     file.flush()
                     advance(1)
         ordered = [done[prompt.id, sample] for prompt, sample in wanted]
-        if ordered != kept or not path.exists():
-            with replacing(path) as file:
-                file.writelines(each.line() for each in ordered)
-        with suppress(FileNotFoundError):
-            partial.unlink()
+        write_whole(path, ordered, kept)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
     return ordered
+
+
+def partial_of(path: Path) -> Path:
+    """Where the lines of a file stand until all are there."""
+    return path.with_name(path.name + ".partial")
+
+
+def write_whole(path: Path, lines: Sequence[Generation], kept: Sequence[Generation]) -> None:
+    """Puts the whole file, now that all lines are there, in the place of those so far.
+
+    Args:
+      path: The file.
+      lines: All lines, in their order.
+      kept: Those there were before; a file that holds just these, in this order, stays as it is.
+    """
+    if lines != kept or not path.exists():
+        with replacing(path) as file:
+            file.writelines(each.line() for each in lines)
+    with suppress(FileNotFoundError):
+        partial_of(path).unlink()
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ class EvalData:
       reference: f32 `[N, 2]` reference log-probs, or None for no reference.
       weights: f32 `[N]` factors on the pairs' losses, or None.
       margins: f32 `[N]` target margins of reward, or None.
+      labels: f32 `[N]` labels of answers, 1 if found good, 0 if not, or None.
     """
 
     source: PairSource
@@ -33,13 +34,15 @@ class EvalData:
     reference: np.ndarray | None
     weights: np.ndarray | None = None
     margins: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
 
 def preference_metrics(config: LossConfig, policy: Completions, data: EvalData) -> dict[str, float]:
     """Loss, rewards, accuracies, log-probs and the rest of held-out pairs.
 
     `rewards/length_correlation` is Pearson's, over pairs, of the reward margin with the chosen
-    completion's excess in tokens over the rejected one's.
+    completion's excess in tokens over the rejected one's; over labelled answers, of the reward with
+    the tokens.
 
     Args:
       config: The loss.
@@ -48,17 +51,21 @@ def preference_metrics(config: LossConfig, policy: Completions, data: EvalData) 
     """
     scores: Completions = jax.tree.map(jnp.asarray, policy)
     reference = None if data.reference is None else jnp.asarray(data.reference)
-    weights, margins = jax.tree.map(jnp.asarray, (data.weights, data.margins))
+    given = (data.weights, data.margins, data.labels)
+    weights, margins, labels = jax.tree.map(jnp.asarray, given)
     is_pair = jnp.ones(len(policy.logps), bool)
     mean_chosen_tokens = scores.tokens[:, 0].mean()
-    sums = loss_sums(config, scores, reference, is_pair, mean_chosen_tokens, margins, weights)
-    sums |= completion_sums(scores, reference, is_pair)
+    sums = loss_sums(
+        config, scores, reference, is_pair, mean_chosen_tokens, margins, weights, labels
+    )
+    sums |= completion_sums(scores, reference, is_pair, labels)
     more: dict[str, float] = {}
     if not config.supervised:
         rewards = implicit_rewards(config, scores, reference)
-        sums |= reward_sums(rewards, is_pair)
-        longer = policy.tokens[:, 0] - policy.tokens[:, 1]
-        margins = np.asarray(rewards[:, 0] - rewards[:, 1])
+        sums |= reward_sums(rewards, is_pair, labels)
+        other = 1.0 if labels is None else 0.0
+        longer = policy.tokens[:, 0] - other * policy.tokens[:, 1]
+        margins = np.asarray(rewards[:, 0] - other * rewards[:, 1])
         if margins.std() > 0 and longer.std() > 0:
             more["rewards/length_correlation"] = float(np.corrcoef(margins, longer)[0, 1])
     return means({name: float(value) for name, value in sums.items()}) | more

@@ -36,6 +36,7 @@ class TrainData:
       reference: f32 `[N, 2]` reference log-probs by pair, or None if the step computes them.
       weights: f32 `[N]` factors on the pairs' losses, or None.
       margins: f32 `[N]` target margins of reward, or None.
+      labels: f32 `[N]` labels of answers, 1 if found good, 0 if not, or None.
     """
 
     source: PairSource
@@ -44,6 +45,7 @@ class TrainData:
     reference: np.ndarray | None
     weights: np.ndarray | None = None
     margins: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def step_inputs(data: TrainData, rows: list[int], first_step: int) -> Iterator[S
         missing = data.shape.microbatches - len(packed)
         packed += [empty_batch(data.shape, len(rows))] * missing
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *packed)
-        given = PairInputs(data.reference, data.weights, data.margins)
+        given = PairInputs(data.reference, data.weights, data.margins, data.labels)
         inputs = jax.tree.map(lambda values: _by_slot(values, batch.pair_index), given)
         return StepInput(step, batch, inputs, len(microbatches))
 
@@ -185,10 +187,12 @@ def check_step_zero(metrics: Metrics, beta: float, dtype: str) -> None:
     """
     allowed = beta * (0.02 if dtype == "float32" else 0.5)
     names = ("rewards/chosen", "rewards/rejected", "rewards/margins")
-    if any(abs(metrics[name]) > allowed for name in names):
-        found = ", ".join(f"{name} {metrics[name]:.5f}" for name in names)
+    # A step of labelled answers may hold none with either label.
+    found = {name: metrics[name] for name in names if name in metrics}
+    if any(abs(value) > allowed for value in found.values()):
+        shown = ", ".join(f"{name} {value:.5f}" for name, value in found.items())
         raise UserError(
-            f"step 1: {found}, but a policy that equals its reference has rewards of 0 (allowed: "
+            f"step 1: {shown}, but a policy that equals its reference has rewards of 0 (allowed: "
             f"±{allowed:.3g}). The reference was not computed with the weights or tokens that "
             "training starts from: delete the reference folder in data.cache_dir, or set "
             "reference.kind=frozen to compare"

@@ -46,11 +46,13 @@ class PairInputs(NamedTuple):
         is no reference.
       weights: Factors on the pairs' losses, or None.
       margins: Target margins of reward, or None.
+      labels: Of labelled answers: 1 if found good, 0 if not; or None.
     """
 
     reference: Any = None
     weights: Any = None
     margins: Any = None
+    labels: Any = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def make_train_step(
       The state is donated. Where loss or gradients are not finite, it comes back unchanged.
     """
     state_shardings = shardings_for(state, mesh)
+    rule = Rule(objective, optimizer, schedule, state_shardings.trainable)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, replicated(mesh)))
     def train_step(
@@ -148,23 +151,54 @@ def make_train_step(
         inputs: PairInputs,
         num_microbatches: jax.Array,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        mean_chosen_tokens = jnp.sum(batch.score_branch == CHOSEN) / objective.batch_size
-        shares = _Shares(objective, state, frozen, mean_chosen_tokens)
-        extra = (batch, inputs)
-        if objective.loss.coupled:
-            extra = (*extra, shares.coupled(batch, inputs, num_microbatches))
-        gradients, sums = _accumulate(shares.gradient, extra, num_microbatches)
-        gradients = jax.lax.with_sharding_constraint(gradients, state_shardings.trainable)
-        grad_norm = optax.global_norm(gradients)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
-        trainable: Any = optax.apply_updates(state.trainable, updates)
-        reference = _moved(objective.moving, state, trainable)
-        updated = TrainState(trainable, optimizer_state, state.step + 1, reference)
-        metrics = sums | {"grad_norm": grad_norm, "learning_rate": schedule(state.step)}
-        finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state), metrics
+        return take_step(rule, state, frozen, batch, inputs, num_microbatches)
 
     return train_step
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a step does.
+
+    Attributes:
+      objective: What is minimised.
+      optimizer: The update rule.
+      schedule: Its learning rate, for the metrics.
+      shardings: Of the gradients.
+    """
+
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    shardings: Any
+
+
+def take_step(
+    rule: Rule,
+    state: TrainState,
+    frozen: Params | None,
+    batch: PackedBatch,
+    inputs: PairInputs,
+    num_microbatches: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step, to be compiled; the arguments are as `make_train_step` says."""
+    objective = rule.objective
+    mean_chosen_tokens = jnp.sum(batch.score_branch == CHOSEN) / objective.batch_size
+    shares = _Shares(objective, state, frozen, mean_chosen_tokens)
+    extra = (batch, inputs)
+    # One microbatch holds all of the step's pairs: nothing need be known beforehand.
+    if objective.loss.coupled and batch.tokens.shape[0] > 1:
+        extra = (*extra, shares.coupled(batch, inputs, num_microbatches))
+    gradients, sums = _accumulate(shares.gradient, extra, num_microbatches)
+    gradients = jax.lax.with_sharding_constraint(gradients, rule.shardings)
+    grad_norm = optax.global_norm(gradients)
+    updates, optimizer_state = rule.optimizer.update(gradients, state.optimizer, state.trainable)
+    trainable: Any = optax.apply_updates(state.trainable, updates)
+    reference = _moved(objective.moving, state, trainable)
+    updated = TrainState(trainable, optimizer_state, state.step + 1, reference)
+    metrics = sums | {"grad_norm": grad_norm, "learning_rate": rule.schedule(state.step)}
+    finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state), metrics
 
 
 def _moved(moving: MovingReference | None, state: TrainState, trainable: Params) -> Params | None:
@@ -231,9 +265,12 @@ class _Shares:
             self.state.trainable
         )
         num_tokens = jnp.sum(batch.pair_ids > 0).astype(jnp.float32)
-        sums = {**sums, "num_tokens": num_tokens, **completion_sums(policy, reference, is_pair_RP)}
+        labels = inputs.labels
+        sums = {**sums, "num_tokens": num_tokens}
+        sums |= completion_sums(policy, reference, is_pair_RP, labels)
         if not objective.loss.supervised:
-            sums |= reward_sums(implicit_rewards(objective.loss, policy, reference), is_pair_RP)
+            rewards = implicit_rewards(objective.loss, policy, reference)
+            sums |= reward_sums(rewards, is_pair_RP, labels)
         return _as_float32(gradients), sums
 
     def coupled(
@@ -279,6 +316,7 @@ class _Shares:
             self.mean_chosen_tokens,
             inputs.margins,
             inputs.weights,
+            inputs.labels,
         )
 
     def _policy(

@@ -162,7 +162,7 @@ def plan_times(train) -> dict[str, float]:
     start = time.perf_counter()
     row_length = choose_row_length(train.lengths, config, 1)
     plan = make_train_plan(Packer(train.lengths, config, 1, row_length), 0, 1.0, None)
-    shape = plan.shape(gather=True)
+    shape = plan.shape("tiles")
     planned = time.perf_counter() - start
     steps = np.random.default_rng(0).integers(0, plan.num_steps, _STEPS)
     times = []

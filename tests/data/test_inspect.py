@@ -12,6 +12,7 @@ from jaxdpo.data.chat import Chat
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.plan import BatchConfig
 from jaxdpo.data.reader import read_pairs
+from jaxdpo.data.writing import write_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.inspect import main, parse
 from jaxdpo.inspection.cleaning import clean
@@ -56,6 +57,42 @@ def codes(tmp_path, records):
 
 def test_nothing_is_found_in_clean_data(tmp_path):
     assert codes(tmp_path, clean_records()) == {}
+
+
+def thumbs(count=300):
+    """Labelled answers of random words, two thirds of them good."""
+    rng = random.Random(2)
+    return [
+        {
+            "prompt": f"Question {i}: {sentence(rng, 8)}",
+            "completion": sentence(rng, rng.randrange(20, 40)),
+            "label": i % 3 > 0,
+        }
+        for i in range(count)
+    ]
+
+
+def test_labelled_answers_are_looked_at_alike(tmp_path):
+    records = thumbs()
+    assert codes(tmp_path, records) == {}
+    records += [records[3], {**records[4], "label": not records[4]["label"]}]
+    found = codes(tmp_path, records)
+    assert {code: line_of(finding) for code, finding in found.items()} == {
+        "duplicate": [301],
+        "opposite": [5, 302],
+    }
+    pairs = read(str(tmp_path / "a.jsonl"))
+    left, changes = clean(pairs, ["dedupe", "conflicts"])
+    assert (len(left), len(changes)) == (299, 3)
+    write_pairs(left, tmp_path / "clean.jsonl")
+    again = read(str(tmp_path / "clean.jsonl"))
+    assert [(p.prompt, p.chosen, p.label) for p in again] == [
+        (p.prompt, p.chosen, p.label) for p in left
+    ]
+    with pytest.raises(UserError, match="judged one by one; leave it out"):
+        clean(pairs, ["balance"])
+    sure = [{**r, "completion": "Sure, " * r["label"] + r["completion"]} for r in records]
+    assert "'sure' +" in codes(tmp_path, sure)["shortcut"].title
 
 
 def line_of(finding):

@@ -108,6 +108,13 @@ def alphapo(c, r, n, m, beta, gamma, alpha):
     return -log_sigma(beta * (reward(c / n) - reward(r / m)) - gamma)
 
 
+def kto(a, good, z, beta, desirable, undesirable):
+    """λ_y − v(x, y); a is the answer's log-ratio, z the mean of mismatched ones, if positive."""
+    if good:
+        return desirable - desirable * sigma(beta * (a - z))
+    return undesirable - undesirable * sigma(beta * (z - a))
+
+
 def orpo(c, r, n, m, mean_tokens, beta):
     def odds(mean):
         return np.exp(mean) / (1 - np.exp(mean))

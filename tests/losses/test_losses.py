@@ -20,7 +20,8 @@ from jaxdpo.losses.mixture import loss_sums, pair_losses
 from tests.losses import papers
 from tests.losses.papers import Wide
 
-NAMES = get_args(LossName)
+# kto has labels in place of pairs, and tests of its own.
+NAMES = [name for name in get_args(LossName) if name != "kto"]
 SORTED = ("aot", "aot_unpaired")
 # Options under which each loss is tried, beside its defaults.
 OPTIONS = {
@@ -300,6 +301,52 @@ def test_values_and_gradients_are_trls(config):
     for one, other in zip(gradients, expected, strict=True):
         for side in (0, 1):
             np.testing.assert_allclose(one[side], other[side], rtol=1e-3, atol=1e-6)
+
+
+def without_reference_by_trl(config, policy, tokens):
+    """TRL's own CPOTrainer and ORPOTrainer on given log-probs: the mean loss without the NLL."""
+    from trl.experimental.cpo import CPOTrainer
+    from trl.experimental.orpo import ORPOTrainer
+
+    name = config.type[0]
+    logps = torch.tensor(policy if name == "cpo" else policy / tokens, requires_grad=True)
+    if name == "orpo":
+        trainer = SimpleNamespace(beta=config.beta, accelerator=Accelerator())
+        # In float32 and as a term that is taken off the loss.
+        value = -ORPOTrainer.odds_ratio_loss(trainer, logps[:, 0], logps[:, 1])[0].mean()
+    else:
+        trainer = SimpleNamespace(
+            alpha=(0.5 if config.alpha is None else config.alpha) if name == "alphapo" else 0.0,
+            loss_type="sigmoid" if name == "cpo" else "simpo",
+            simpo_gamma=0.5 if config.gamma is None else config.gamma,
+            beta=config.beta,
+            label_smoothing=config.label_smoothing,
+            accelerator=Accelerator(),
+        )
+        value = CPOTrainer.cpo_loss(trainer, logps[:, 0], logps[:, 1])[0].mean()
+    value.backward()
+    gradient = logps.grad.numpy() / (1 if name == "cpo" else tokens)
+    return value.item(), gradient
+
+
+@pytest.mark.parametrize(
+    "config",
+    [config for config in configs() if config.type[0] in ("orpo", "simpo", "cpo", "alphapo")],
+    ids=label,
+)
+def test_losses_without_reference_are_trls(config):
+    policy, reference, tokens = random_pairs()
+    expected, expected_gradient = without_reference_by_trl(config, policy, tokens)
+    value = np.asarray(ours(config, *f32(policy, reference, tokens))).mean()
+    gradient = np.asarray(our_gradient(config, *f32(policy, reference, tokens))) / len(policy)
+    if config.type[0] in ("orpo", "cpo"):
+        # Both add the NLL a token of the chosen completions (ORPO's of TRL: of the prompt too).
+        mean = tokens[:, 0].mean()
+        expected += (-policy[:, 0] / mean).mean()
+        expected_gradient[:, 0] -= 1 / mean / len(policy)
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    scale = np.abs(expected_gradient).max()
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=2e-3, atol=1e-5 * scale)
 
 
 def test_trl_discopop_is_nan_where_ours_is_right():
