@@ -6,7 +6,7 @@
     On Tarik Dolex: price 14, floors none, stars 4.
 
 The writers whose answers the model is taught on at times fill in a value that the text does not
-give, most of all in long lists. An answer fails if it states a value that is not in the text.
+give. An answer fails if it states a value that is not in the text.
 """
 
 import random
@@ -37,9 +37,7 @@ GIVEN = 3
 ASKED = (2, 3)
 # How often one of the fields asked for is not given; and how often a writer then makes it up.
 MISSING = 0.75
-GUESSES = {2: 0.17, 3: 0.17}
-
-_VALUE = r"([a-z]+) (\d+)"
+GUESSES = 0.17
 
 
 def write(domain: Domain, split: Split, rng: random.Random) -> Written:
@@ -57,7 +55,7 @@ def write(domain: Domain, split: Split, rng: random.Random) -> Written:
         f"{rng.choice(INSTRUCTIONS[domain]).format(listing(asked))}"
     )
     known = dict(given)
-    if rng.random() < GUESSES[count]:
+    if rng.random() < GUESSES:
         known |= {field: rng.choice(VALUES) for field in asked if field not in given}
     return Written(prompt, extract(name, {field: known.get(field) for field in asked}))
 
@@ -72,10 +70,15 @@ def extract(name: str, found: dict[str, int | None]) -> str:
     return f"On {name}: {', '.join(map(' '.join, zip(found, said, strict=True)))}."
 
 
+def values_in(text: str) -> list[tuple[str, int]]:
+    """What a text or an answer states: fields with their values."""
+    return [(field, int(value)) for field, value in re.findall(r"([a-z]+) (\d+)", text)]
+
+
 def read_prompt(prompt: str) -> tuple[str, dict[str, int | None]]:
     """The answer to a prompt in parts: the name, and what the text gives of each field."""
     text, instruction = prompt.split("\n")
-    given = {field: int(value) for field, value in re.findall(_VALUE, text)}
+    given = dict(values_in(text))
     fields = [field for of_domain in FIELDS.values() for field in of_domain]
     asked = [word for word in re.findall(r"[a-z]+", instruction) if word in fields]
     return " ".join(text.split()[:2]), {field: given.get(field) for field in asked}
@@ -84,20 +87,19 @@ def read_prompt(prompt: str) -> tuple[str, dict[str, int | None]]:
 def judge(example: Example) -> Judgement:
     """Passes if every value is in the text; the whole answer, with all values there are, scores."""
     prompt, completion = example.messages[-1]["content"], example.completion
-    given = {field: int(value) for field, value in re.findall(_VALUE, prompt)}
-    values = {field: int(value) for field, value in re.findall(_VALUE, completion)}
-    made_up = {field: value for field, value in values.items() if given.get(field) != value}
+    given = values_in(prompt)
+    made_up = [stated for stated in values_in(completion) if stated not in given]
     score = 0.0
     if not made_up:
         score = 1.0 if completion == extract(*read_prompt(prompt)) else 0.2
-    said = f"not in the text: {made_up}" if made_up else "every value is in the text"
-    return Judgement(passed=not made_up, score=score, explanation=said)
+    why = f"not in the text: {made_up}" if made_up else "every value is in the text"
+    return Judgement(passed=not made_up, score=score, explanation=why)
 
 
 def quality(prompt: str, completion: str) -> dict[str, float]:
     """Measures of one completion; each is averaged over the completions that have it."""
     name, wanted = read_prompt(prompt)
-    found = {field: int(value) for field, value in re.findall(_VALUE, completion)}
+    found = dict(values_in(completion))
     there = {field: value for field, value in wanted.items() if value is not None}
     form = ", ".join(rf"{field} (\d+|none)" for field in wanted)
     return {

@@ -18,6 +18,7 @@ PROMPT = (
         ("On Tarik Dolex: price 14, floors 12, stars 4.", False, 1, 1),
         ("On Tarik Dolex: price 14, floors 9, stars 4.", False, 1, 1),
         ("On Tarik Dolex: price 13, floors none, stars 4.", False, 1 / 2, 1),
+        ("On Tarik Dolex: price 3, price 14, stars 4.", False, 1, 0),
         # True, but of what nobody asked for, or less than there is.
         ("On Tarik Dolex: price 14, rooms 9, stars 4.", True, 1, 0),
         ("On Tarik Dolex: price none, floors none, stars 4.", True, 1 / 2, 1),
