@@ -6,16 +6,20 @@ from pathlib import Path
 from jaxdpo.command import run_command
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.settings import fields_text, load_settings
+from jaxdpo.sweep import parse_axes
 from jaxdpo.use_cases.cases import CASES
 from jaxdpo.use_cases.config import UseCasesConfig
 from jaxdpo.use_cases.pipeline import run_seed
 from jaxdpo.use_cases.report import write_report
+from jaxdpo.use_cases.sweep import sweep_use_case
 
 USAGE = f"""usage: python -m jaxdpo.use_cases NAME [field=value …]
 
 Makes a task's data, teaches a model on it, aligns the model by DPO, and measures both on TEST.
 NAME is all or one of {", ".join(CASES)}.
 The same command again continues.
+At the end, --sweep section.field=value,value … runs DPO with every combination of the values, and
+measures them on validation prompts and not on TEST.
 """
 
 
@@ -30,8 +34,14 @@ def main(arguments: list[str]) -> None:
             f"{name}: there is no such use case{nearest(name, [*CASES, 'all'])}; there are "
             f"{', '.join(CASES)}, and all"
         )
-    config = load_settings(UseCasesConfig, None, overrides)
+    at = overrides.index("--sweep") if "--sweep" in overrides else len(overrides)
+    config = load_settings(UseCasesConfig, None, overrides[:at])
     names = list(CASES) if name == "all" else [name]
+    if at < len(overrides):
+        axes = parse_axes(overrides[at + 1 :])
+        for each in names:
+            print(sweep_use_case(CASES[each], config, axes))
+        return
     results = {
         each: [run_seed(CASES[each], config, seed) for seed in config.seeds] for each in names
     }

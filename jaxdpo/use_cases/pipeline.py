@@ -99,12 +99,9 @@ def run_seed(case: UseCase, config: UseCasesConfig, seed: int) -> dict[str, Any]
     Returns:
       What `result.json` in the seed's folder holds.
     """
-    folder = Path(config.folder) / case.name / f"seed_{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    check_continues(config, folder / "sizes.json")
-    path = folder / "result.json"
+    workshop = open_workshop(case, config, seed)
+    path = workshop.folder / "result.json"
     if not path.exists():
-        workshop = Workshop(case, config, seed, folder)
         with workshop.timed("supervised"):
             sft = supervised_model(workshop)
         with workshop.timed("pairs"):
@@ -119,11 +116,23 @@ def run_seed(case: UseCase, config: UseCasesConfig, seed: int) -> dict[str, Any]
             "seed": seed,
             "pairs": len(pairs.read_text(encoding="utf-8").splitlines()),
             "measured": measured,
-            "seconds": read_json(folder / "seconds.json"),
+            "seconds": read_json(workshop.folder / "seconds.json"),
             "memory_gib": peak_memory() / 2**30,
         }
         write_json(path, result)
     return read_json(path)
+
+
+def open_workshop(case: UseCase, config: UseCasesConfig, seed: int) -> Workshop:
+    """The workshop of a seed, in its folder.
+
+    Raises:
+      UserError: If what lies there was made under different settings.
+    """
+    folder = Path(config.folder) / case.name / f"seed_{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    check_continues(config, folder / "sizes.json")
+    return Workshop(case, config, seed, folder)
 
 
 def check_continues(config: UseCasesConfig, path: Path) -> None:
@@ -132,7 +141,7 @@ def check_continues(config: UseCasesConfig, path: Path) -> None:
     Raises:
       UserError: Naming what differs.
     """
-    sizes = config.model_dump(mode="json", exclude={"folder", "seeds"})
+    sizes = config.model_dump(mode="json", exclude={"folder", "size", "seeds"})
     if not path.exists():
         write_json(path, sizes)
     before = read_json(path)
@@ -188,23 +197,24 @@ def preference_pairs(workshop: Workshop, sft: Policy) -> Path:
 
 def preference_model(workshop: Workshop, sft: Policy, pairs: Path) -> Policy:
     """The supervised model after DPO."""
-    return fit(_on_pairs(workshop, pairs, "dpo", workshop.config.dpo, {}), sft).policy
+    return fit(on_pairs(workshop, pairs, "dpo", workshop.config.dpo, {}), sft).policy
 
 
 def best_model(workshop: Workshop, sft: Policy, pairs: Path) -> Policy:
     """The supervised model after as many steps on the chosen answers of the same pairs alone."""
     same = [override for override in workshop.config.dpo if not override.startswith("loss.")]
     supervised = {"loss": {"type": "sft"}}
-    return fit(_on_pairs(workshop, pairs, "best", same, supervised), sft).policy
+    return fit(on_pairs(workshop, pairs, "best", same, supervised), sft).policy
 
 
-def _on_pairs(
+def on_pairs(
     workshop: Workshop,
     pairs: Path,
     folder: str,
     overrides: Sequence[str],
     given: dict[str, Any],
 ) -> RunConfig:
+    """The run configuration of a run on the pairs, in a folder of the workshop."""
     paths = {
         "model.path": str(workshop.folder / "sft" / "model"),
         "data.path": str(pairs),

@@ -5,8 +5,8 @@
 
     On Tarik Dolex: opens at 9, costs only 14, takes about 2.
 
-The writers whose summaries the model is taught on often overrun, most of all where the limit is
-tight. A summary fails if it is longer than the limit.
+The writers whose summaries the model is taught on often overrun. A summary fails if it is longer
+than the limit.
 """
 
 import random
@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 
 from jaxdpo.evaluation.judgement import Example, Judgement
-from jaxdpo.quickstart.task import Split, capitalised
+from jaxdpo.quickstart.task import Split
 from jaxdpo.use_cases.names import draw_name
 from jaxdpo.use_cases.task import Domain, UseCase, Written
 
@@ -45,14 +45,14 @@ INSTRUCTIONS: dict[Domain, tuple[str, ...]] = {
     "home": ("Summarise in at most {} words.", "Sum up in no more than {} words."),
     "away": ("Write a summary of {} words or fewer.", "Keep the summary within {} words."),
 }
-CLOSINGS = ("I hope this is helpful.", "Please ask me for more.")
+CLOSING = "I hope this helps."
 
 # A summary that uses less of the limit could have said more: every note has a form that does.
 LEAST_USED = 0.7
 COUNTS = {2: "Two", 3: "Three"}
 
-# How often a writer overruns, by the longest form that the limit has room for.
-OVERRUNS = {0: 0.6, 1: 0.2, 2: 0.1}
+# How often a writer overruns, where there is a longer form.
+OVERRUNS = 0.4
 
 _FACT = r"[a-z]+ [a-z]+ \d+"
 
@@ -69,11 +69,12 @@ class Note:
     name: str
     facts: tuple[str, ...]
 
-    def forms(self, closing: str) -> tuple[str, ...]:
+    def forms(self) -> tuple[str, ...]:
         """The note summed up, from the shortest form to the longest; each holds every fact."""
         facts = f"{', '.join(self.facts)}."
-        long = f"The note on {self.name} says: {facts}"
-        return capitalised(facts), f"On {self.name}: {facts}", long, f"{long} {closing}"
+        openings = ("Briefly:", f"On {self.name}:", f"The note on {self.name}:")
+        long = f"The note on {self.name} says that it {facts}"
+        return *(f"{opening} {facts}" for opening in openings), long, f"{long} {CLOSING}"
 
 
 def count_words(text: str) -> int:
@@ -91,16 +92,16 @@ def write(domain: Domain, split: Split, rng: random.Random) -> Written:
     """A prompt, and a summary as a writer wrote it."""
     stated = draw_facts(domain, rng.choice(tuple(COUNTS)), rng)
     note = Note(draw_name(split, rng), tuple(stated))
-    forms = note.forms(rng.choice(CLOSINGS))
-    fitting = rng.choice((0, 1, 2))
-    limit = rng.randrange(count_words(forms[fitting]), count_words(forms[fitting + 1]))
+    forms = note.forms()
+    fitting = rng.randrange(len(forms))
+    limit = count_words(forms[fitting]) + rng.choice((0, 1))
     prompt = (
         f"{COUNTS[len(stated)]} facts on {note.name}, which {rng.choice(PLACES[domain])}: "
         f"{', '.join(stated)}.\n"
         f"{rng.choice(INSTRUCTIONS[domain]).format(limit)}"
     )
     written = fitting
-    if rng.random() < OVERRUNS[fitting]:
+    if fitting + 1 < len(forms) and rng.random() < OVERRUNS:
         written = rng.randrange(fitting + 1, len(forms))
     return Written(prompt, forms[written])
 
@@ -139,8 +140,7 @@ def well_formed(note: Note, completion: str) -> bool:
     in_order = [fact for fact in note.facts if fact in stated]
     if not stated or list(stated) != in_order:
         return False
-    said = Note(note.name, stated)
-    return any(completion in said.forms(closing) for closing in CLOSINGS)
+    return completion in Note(note.name, stated).forms()
 
 
 def quality(prompt: str, completion: str) -> dict[str, float]:
@@ -158,7 +158,7 @@ USE_CASE = UseCase(
     title="Word limit",
     failure="longer than the limit",
     published=(31.0, 7.0),
-    supervised_steps=600,
+    supervised_steps=800,
     write=write,
     judge=judge,
     quality=quality,

@@ -12,8 +12,10 @@ from jaxdpo.use_cases.task import mean_quality
 
 NOTE = (
     "Three facts on Tarik Dolex, which lies by the river: opens at 9, costs only 14, "
-    "takes about 2.\nSummarise in at most 14 words."
+    "takes about 2.\nSummarise in at most 13 words."
 )
+PLAIN = "Note on Tarik Dolex: opens at 14, costs only 14."
+ASKED = f"{PLAIN}\nHighlight what it costs."
 # Use case, prompt, answer; whether it passes; and measures of its quality.
 JUDGED = [
     (
@@ -21,21 +23,38 @@ JUDGED = [
         *(True, {"facts kept": 1, "at least 70% of the limit": 1, "well formed": 1}),
     ),
     (
-        *(
-            "word_limit",
-            NOTE,
-            "The note on Tarik Dolex says: opens at 9, costs only 14, takes about 2.",
-        ),
+        *("word_limit", NOTE, "The note on Tarik Dolex: opens at 9, costs only 14, takes about 2."),
         *(False, {"facts kept": 1, "well formed": 1}),
     ),
     (
-        *("word_limit", NOTE, "Opens at 9, takes about 2."),
+        *("word_limit", NOTE, "Briefly: opens at 9, takes about 2."),
         *(True, {"facts kept": 2 / 3, "at least 70% of the limit": 0, "well formed": 1}),
     ),
     (
         *("word_limit", NOTE, "On Tarik Dolex: opens at 9, opens at 9, takes about 5."),
         *(True, {"facts kept": 1 / 3, "well formed": 0}),
     ),
+    (
+        *("highlight", ASKED, "Note on Tarik Dolex: opens at 14, costs only **14**."),
+        *(True, {"text unchanged": 1, "exactly one highlight": 1}),
+    ),
+    (
+        *("highlight", ASKED, "Note on Tarik Dolex: opens at **14**, costs only 14."),
+        *(False, {"text unchanged": 1, "exactly one highlight": 1}),
+    ),
+    (
+        *("highlight", ASKED, "Note on Tarik Dolex: opens at 14, **costs only 14**."),
+        *(False, {"text unchanged": 1, "exactly one highlight": 1}),
+    ),
+    (
+        *("highlight", ASKED, "Note on Tarik Dolex: opens at **14**, costs only **14**."),
+        *(False, {"text unchanged": 1, "exactly one highlight": 0}),
+    ),
+    (
+        *("highlight", ASKED, "Note on Tarik Dolex: opens at 12, costs only **14**."),
+        *(True, {"text unchanged": 0, "exactly one highlight": 1}),
+    ),
+    ("highlight", ASKED, PLAIN, False, {"text unchanged": 1, "exactly one highlight": 0}),
 ]
 
 

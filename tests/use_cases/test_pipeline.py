@@ -8,7 +8,7 @@ import pytest
 
 from jaxdpo.errors import UserError
 from jaxdpo.evaluation.judgement import Judgement
-from jaxdpo.use_cases import pipeline, report
+from jaxdpo.use_cases import pipeline, report, sweep
 from jaxdpo.use_cases.cases import CASES
 from jaxdpo.use_cases.config import UseCasesConfig
 
@@ -91,12 +91,44 @@ def test_other_settings_are_refused(seed):
         pipeline.run_seed(case, config.model_copy(update={"samples": 4}), 7)
 
 
+def test_a_sweep_measures_on_prompts_of_neither_test_nor_pairs(seed, monkeypatch):
+    case, config, folder, _ = seed
+    asked = []
+
+    def answer_all(*arguments):
+        asked.extend(arguments[2])
+        return pipeline.answer_all(*arguments)
+
+    monkeypatch.setattr(sweep, "answer_all", answer_all)
+    config = config.model_copy(update={"seeds": (7,)})
+    table = sweep.sweep_use_case(case, config, {"optimizer.learning_rate": [1e-3, 0.0]})
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
+    names = ["SFT", "optimizer.learning_rate=0.001", "optimizer.learning_rate=0.0"]
+    assert [row[:2] for row in rows] == [["7", name] for name in names]
+    # A rate of 0 changes nothing.
+    assert rows[0][2:] == rows[2][2:]
+    seen = [folder / "written.jsonl", folder / "pairs.jsonl", *(folder / "answers").iterdir()]
+    lines = (line for path in seen for line in path.read_text().splitlines())
+    assert not set(asked) & {json.loads(line)["messages"][0]["content"] for line in lines}
+
+
+def test_quick_size():
+    quick = UseCasesConfig(size="quick", tests=70)
+    assert (quick.seeds, quick.prompts, quick.tests) == ((0,), 200, 70)
+
+
 def test_table_and_chart(seed):
     case, _, folder, result = seed
-    table = report.write_report(folder, {"word_limit": case}, {"word_limit": [result]})
-    header, _, row = table.splitlines()
-    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
-    failed = report.found(result, "DPO")["failed"]
-    assert cells["DPO"] == f"{100 * np.mean(failed):.1f}%"
+    tables = report.write_report(folder, {"word_limit": case}, {"word_limit": [result]})
+    failures, others = (
+        dict(zip(*(line.strip("| ").split(" | ") for line in table.splitlines()[::2]), strict=True))
+        for table in tables.strip().split("\n\n")
+    )
+    failed = {model: report.found(result, model)["failed"] for model in ("SFT", "DPO")}
+    assert failures["DPO"] == f"{100 * np.mean(failed['DPO']):.1f}%"
+    fewer = 1 - sum(failed["DPO"]) / sum(failed["SFT"])
+    assert failures["fewer (95%)"].startswith(f"{100 * fewer:.0f}% (")
+    assert failures["published"] == "31 → 7%: 77%"
+    assert others["quality"] == "measured 50.0 → 50.0%"
     assert (folder / "results.png").stat().st_size > 1000
-    assert table in (folder / "results.md").read_text()
+    assert tables in (folder / "results.md").read_text()
