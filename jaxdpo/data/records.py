@@ -165,7 +165,7 @@ def _explain(text: str, error: json.JSONDecodeError) -> BadPair:
     if text.startswith("\ufeff"):
         return BadPair(
             "bad-json",
-            "a BOM (U+FEFF) stands before the object, but only a file may begin with one; remove it",
+            "a BOM (U+FEFF) stands before the object; only a file may begin with one: remove it",
         )
     if text.lstrip().startswith("[") or text.strip() in ("{", "}", "},", "]"):
         return BadPair(

@@ -29,7 +29,7 @@ _SPLITS: tuple[Split, ...] = ("TRAIN", "TEST")
 _REJECTS, _ABOUT = "rejects.jsonl", "about.json"
 # Pairs that are encoded together, and how many such batches are worked on at a time: one is
 # rendered while the tokenizer's own threads encode another.
-_BATCH = 512
+_BATCH = 128
 _THREADS = 2
 
 

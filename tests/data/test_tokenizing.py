@@ -556,4 +556,4 @@ def test_few_pairs_are_held_however_many_there_are(chat, config, tmp_path, monke
     monkeypatch.setattr("jaxdpo.data.tokenizing.fit", fit_and_count)
     load_pairs(config.model_copy(update={"path": str(file)}), chat)
     assert len(held) == 4000
-    assert 0 < max(held) <= 4 * 512
+    assert 0 < max(held) <= 5 * 128
