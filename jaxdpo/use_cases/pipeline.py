@@ -233,7 +233,8 @@ def evaluate(workshop: Workshop, models: dict[str, Policy]) -> list[dict[str, An
     """
     case, seed = workshop.case, workshop.seed
     measured = []
-    for domain, temperature in (("home", 1.0), ("home", 0.0), ("away", 1.0)):
+    asked: tuple[tuple[Domain, float], ...] = (("home", 1.0), ("home", 0.0), ("away", 1.0))
+    for domain, temperature in asked:
         prompts = take(case, domain, "TEST", f"{seed} test", workshop.config.tests)
         for name, policy in models.items():
             choosing = name == "SFT" and (domain, temperature) == ("home", 1.0)
