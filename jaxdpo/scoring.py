@@ -226,7 +226,7 @@ def _leaf_digests(params: Params) -> Any:
         return bits ^ (bits >> 16)
 
     def digest(leaf: jax.Array) -> jax.Array:
-        width = {2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
         bits = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
         index = jnp.zeros(leaf.shape, jnp.uint32)
         for axis, size in enumerate(leaf.shape):

@@ -28,15 +28,17 @@ AXES = ("data", "fsdp", "tensor", "expert")
 # Rows of a batch are cut along all of these.
 BATCH_AXES = ("data", "fsdp", "expert")
 
+# A quantised kernel's codes and scales have fewer rows than it, and are cut as it is.
+KERNEL = "kernel(/codes|/scales)?$"
 # The first pattern found in an array's path decides. Specs name the trailing axes of the array;
 # leading ones (stacked layers) are not cut.
 SPECS: tuple[tuple[str, P], ...] = (
     (r"embed/weight$", P("tensor", "fsdp")),
     (r"head/kernel$", P("fsdp", "tensor")),
-    (r"experts/(gate|up)/kernel$", P("expert", "fsdp", "tensor")),
-    (r"experts/down/kernel$", P("expert", "tensor", "fsdp")),
-    (r"(q|k|v|gate|up)/kernel$", P("fsdp", "tensor")),
-    (r"(o|down)/kernel$", P("tensor", "fsdp")),
+    (rf"experts/(gate|up)/{KERNEL}", P("expert", "fsdp", "tensor")),
+    (rf"experts/down/{KERNEL}", P("expert", "tensor", "fsdp")),
+    (rf"(q|k|v|gate|up)/{KERNEL}", P("fsdp", "tensor")),
+    (rf"(o|down)/{KERNEL}", P("tensor", "fsdp")),
     (r"(q|k|v|gate|up)/bias$", P("tensor")),
     (r"(q|k|v|gate|up)/a$", P("fsdp", None)),
     (r"(q|k|v|gate|up)/b$", P(None, "tensor")),

@@ -25,6 +25,7 @@ from jaxdpo.model.cudnn import cudnn_attention
 from jaxdpo.model.experts import RouterLoad, router_loss
 from jaxdpo.model.layers import Decoder
 from jaxdpo.model.lora import LoraConfig, LoraParams, layer_adapters
+from jaxdpo.model.quantized import is_quantized
 from jaxdpo.model.rope import rotation
 from jaxdpo.model.splash import splash_attention
 from jaxdpo.model.tiles import tile_attention
@@ -230,7 +231,7 @@ def unstacked(
     """The same model for decoding: a tuple of layers, matrices in the dtype they are used in.
 
     One token costs hardly more than reading the weights, so slicing layers out of the stack, or
-    casting them, at each token would double it.
+    casting them, at each token would double it. Quantised kernels stay as they are.
     """
 
     def layers_of(tree: Any) -> tuple[Any, ...]:
@@ -238,7 +239,10 @@ def unstacked(
         return tuple(jax.tree.map(itemgetter(number), tree) for number in range(count))
 
     def cast(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, tree)
+        def one(leaf: Any) -> Any:
+            return leaf if is_quantized(leaf) or leaf.ndim < 2 else leaf.astype(dtype)
+
+        return jax.tree.map(one, tree, is_leaf=is_quantized)
 
     apart = cast({**params, "layers": layers_of(params["layers"])})
     return apart, lora and cast({"layers": layers_of(lora["layers"])})

@@ -13,6 +13,7 @@ from flax import nnx
 
 from jaxdpo.model.config import ModelConfig, NormConfig
 from jaxdpo.model.experts import ACTIVATIONS, SparseMLP
+from jaxdpo.model.quantized import product
 from jaxdpo.model.rope import rotate
 from jaxdpo.sharding import uncut_embedding
 
@@ -33,7 +34,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: jax.Array, adapter: Adapter | None = None) -> jax.Array:
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = product(x, self.kernel[...])
         if self.bias is not None:
             y += jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
         if adapter is not None:

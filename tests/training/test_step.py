@@ -18,6 +18,7 @@ from jaxdpo.model.attention import LAYOUTS
 from jaxdpo.model.config import ExpertsConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import Compute, abstract_params
 from jaxdpo.model.lora import LoraConfig, init_lora
+from jaxdpo.model.quantized import quantize_layers
 from jaxdpo.sharding import batch_shards, shardings_for
 from jaxdpo.training.loop import LaggedMetrics, TrainData, run_steps
 from jaxdpo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -65,7 +66,9 @@ def run(setting: Setting) -> tuple[list[dict[str, float]], Any, int]:
         frozen = None
         trainable = params
         if setting.lora is not None:
-            frozen = params
+            quantize = jax.jit(lambda tree: quantize_layers(tree, setting.lora.base))
+            expected = jax.eval_shape(quantize, params)
+            frozen = jax.device_put(quantize(params), shardings_for(expected, mesh))
             trainable = init_lora(setting.model, setting.lora, jax.random.key(1))
             trainable = jax.device_put(trainable, shardings_for(trainable, mesh))
         elif setting.online:
@@ -259,6 +262,17 @@ def test_lora_starts_at_its_reference(mesh):
     assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(adapters))
     if mesh != (1, 1, 1):
         assert_same(setting, Setting(lora=LoraConfig(rank=4), online=True))
+
+
+def test_adapters_on_a_base_in_codes_on_eight_devices_equal_one():
+    lora = LoraConfig(rank=4, base="nf4")
+    setting = Setting(lora=lora, mesh=(2, 2, 2), remat="full", online=True)
+    metrics, _, compiles = run(setting)
+    assert compiles == 1
+    # Without adapters the base in codes is the reference.
+    np.testing.assert_allclose(metrics[0]["loss"], np.log(2), rtol=1e-6)
+    assert metrics[2]["loss"] != metrics[0]["loss"]
+    assert_same(setting, Setting(lora=lora, online=True))
 
 
 def test_frozen_copy_starts_at_log_two():
