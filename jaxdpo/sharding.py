@@ -192,17 +192,22 @@ def on_every_device(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, P()), tree)
 
 
-def uncut_embedding(weight_VD: jax.Array) -> jax.Array:
-    """The embedding with its pieces along `fsdp` gathered; its vocabulary stays cut.
+def uncut(weight: jax.Array, vocabulary: int) -> jax.Array:
+    """An embedding or head with its pieces along `fsdp` gathered; its vocabulary stays cut.
 
     A lookup of rows that are cut along `fsdp` in a table cut along it too would have the compiler
-    copy both to every device.
+    copy both to every device; and a head that is used chunk by chunk, gather something each time.
+
+    Args:
+      weight: A matrix.
+      vocabulary: Which of its axes counts tokens.
     """
-    if jax.sharding.get_abstract_mesh().empty:
-        return weight_VD
-    tensor = jax.sharding.get_abstract_mesh().shape["tensor"]
-    vocabulary = "tensor" if weight_VD.shape[0] % tensor == 0 else None
-    return jax.lax.with_sharding_constraint(weight_VD, P(vocabulary, None))
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return weight
+    axes: list[str | None] = [None, None]
+    axes[vocabulary] = "tensor" if weight.shape[vocabulary] % mesh.shape["tensor"] == 0 else None
+    return jax.lax.with_sharding_constraint(weight, P(*axes))
 
 
 def row_sharding(mesh: Mesh, row_axis: int = 0) -> NamedSharding:

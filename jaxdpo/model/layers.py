@@ -15,7 +15,7 @@ from jaxdpo.model.config import ModelConfig, NormConfig
 from jaxdpo.model.experts import ACTIVATIONS, SparseMLP
 from jaxdpo.model.quantized import product
 from jaxdpo.model.rope import rotate
-from jaxdpo.sharding import uncut_embedding
+from jaxdpo.sharding import uncut
 
 # What a low-rank adapter adds to a linear layer's output: [..., in] → [..., out].
 Adapter = Callable[[jax.Array], jax.Array]
@@ -49,7 +49,7 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(_normal(rngs.params(), (rows, config.hidden_size)))
 
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        return uncut_embedding(self.weight[...])[tokens].astype(dtype)
+        return uncut(self.weight[...], vocabulary=0)[tokens].astype(dtype)
 
 
 class Norm(nnx.Module):
