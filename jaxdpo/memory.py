@@ -23,7 +23,7 @@ from jaxdpo.model.decoder import Compute, abstract_params
 from jaxdpo.model.lora import LoraConfig, init_lora
 from jaxdpo.model.quantized import is_quantized, quantize_layers
 from jaxdpo.scoring import score_completions
-from jaxdpo.sharding import BATCH_AXES, shardings_for
+from jaxdpo.sharding import BATCH_AXES, HOST, on_host, shardings_for
 from jaxdpo.training.optimizer import make_optimizer, make_schedule
 from jaxdpo.training.step import TrainState, init_state
 
@@ -71,6 +71,9 @@ def abstract_run(config: RunConfig, model: ModelConfig, mesh: Mesh) -> tuple[Tra
         frozen = params
     elif config.reference_kind == "frozen":
         frozen = params
+    if config.reference.offload:
+        where = on_host(shardings_for(params, mesh))
+        frozen = jax.tree.map(lambda leaf, at: leaf.update(sharding=at), params, where)
     reference = params if config.reference_kind == "moving" else None
     schedule = make_schedule(config.optimizer, 1, lora is not None)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -93,6 +96,7 @@ def device_bytes(tree: Any) -> int:
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != HOST
     )
 
 

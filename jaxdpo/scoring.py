@@ -78,6 +78,8 @@ def score_completions_and_router_loss(
     dropout_key: jax.Array | None = None,
 ) -> tuple[Completions, jax.Array | None]:
     """`score_completions`, and the experts' load-balancing loss; None without experts."""
+    # The layers' parameters follow one by one.
+    params = {**compute.fetched({**params, "layers": ()}), "layers": params["layers"]}
     hidden, router_loss = hidden_states_and_router_loss(
         config, params, lora, batch, compute, dropout_key=dropout_key
     )

@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jaxdpo.errors import UserError
 
+# JAX's name of a host's memory that its devices read by themselves.
+HOST = "pinned_host"
 AXES = ("data", "fsdp", "tensor", "expert")
 # Rows of a batch are cut along all of these.
 BATCH_AXES = ("data", "fsdp", "expert")
@@ -156,6 +158,20 @@ def shardings_for(tree: Any, mesh: Mesh) -> Any:
         ),
         tree,
     )
+
+
+def on_host(shardings: Any) -> Any:
+    """The same shardings, in the memory of the hosts that the devices are attached to."""
+    return jax.tree.map(lambda one: one.with_memory_kind(HOST), shardings)
+
+
+def check_host_memory(device: Any) -> None:
+    """Raises a UserError unless a device can compute with what lies in its host's memory."""
+    if HOST not in {memory.kind for memory in device.addressable_memories()}:
+        raise UserError(
+            f"reference.offload: a {device.device_kind} reaches no memory of its host; leave it "
+            "out, or set reference.kind=precomputed, which needs no reference in memory"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

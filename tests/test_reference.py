@@ -1,6 +1,7 @@
 """References: the same where they mean the same, and never a stale, partial or foreign cache."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxdpo.hub.policy import load_policy
 from jaxdpo.reference import ReferenceCache, cache_key, compute_and_store, load_cached
 from jaxdpo.run import fit
 from jaxdpo.scoring import weights_digest
+from jaxdpo.sharding import check_host_memory
 from tests.folders import write_model, write_pairs
 from tests.tiny import mesh_of, random_params
 
@@ -221,6 +223,7 @@ def test_modes_that_mean_the_same_train_the_same(inputs, tmp_path):
     modes = {
         "precomputed": [],
         "frozen": ["reference.kind=frozen"],
+        "offloaded": ["reference.kind=frozen", "reference.offload=true"],
         "moving": ["reference.kind=moving", "reference.every=1000"],
         "path": [f"reference.path={inputs / 'again'}"],
     }
@@ -233,8 +236,16 @@ def test_modes_that_mean_the_same_train_the_same(inputs, tmp_path):
     assert expected[-1, 1] > 1e-3
     for name, result in runs.items():
         np.testing.assert_allclose(history(result), expected, rtol=1e-4, atol=1e-4, err_msg=name)
-    # One model, two splits: two caches serve all four runs.
+    # One model, two splits: two caches serve all of the runs.
     assert len(list((inputs / "cache" / "reference").glob("*.npy"))) == 2
+
+
+def test_a_device_that_reaches_no_memory_of_its_host_is_refused():
+    memory = SimpleNamespace(kind="device")
+    device = SimpleNamespace(device_kind="toy", addressable_memories=lambda: [memory])
+    with pytest.raises(UserError, match=r"reference.offload: a toy reaches no memory of its host"):
+        check_host_memory(device)
+    check_host_memory(jax.devices()[0])
 
 
 def test_the_base_model_under_adapters_is_the_reference(inputs, tmp_path):

@@ -49,12 +49,18 @@ class Compute:
       remat: What the backward pass computes again: "none"; "dots", all but the products with
         parameters; "full", all but each layer's input.
       lora: Scale and dropout of the adapters; needed where adapters are passed.
+      offloaded: Whether the parameters lie in the host's memory.
     """
 
     dtype: Any
     attention: AttentionKind
     remat: Literal["none", "dots", "full"]
     lora: LoraConfig | None = None
+    offloaded: bool = False
+
+    def fetched(self, tree: Any) -> Any:
+        """Parameters in the device's memory."""
+        return jax.device_put(tree, jax.memory.Space.Device) if self.offloaded else tree
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype: Any) -> Params:
@@ -190,7 +196,7 @@ def run_layers(
     def run_layer(hidden_BTD: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
         block, layer_lora, layer = inputs
         # Rows stay where they are; parameters come to them.
-        hidden_BTD = cut_rows(hidden_BTD)
+        hidden_BTD, block = cut_rows(hidden_BTD), compute.fetched(block)
         adapters = {}
         if layer_lora is not None:
             assert compute.lora is not None, "adapters need compute.lora for their scale"
