@@ -23,24 +23,28 @@ class Task:
       side: "jaxdpo" or "trl".
       model: Hugging Face folder.
       pairs: File of token ids.
-      folder: Where it may write.
       batch: Pairs of an optimizer step.
       steps: Optimizer steps; the first compiles.
+      device: "cpu", in fp32, or "gpu", in bf16.
       adapter: PEFT folder that both start from, for LoRA; None trains all parameters.
-      options: Of jaxdpo, `section.field=value`; of TRL, fields of DPOConfig.
+      folder: Where it may write.
+      options: Of jaxdpo, `section.field=value`, and `WHOLE_HEAD`; of TRL, fields of DPOConfig.
     """
 
     side: str
     model: str
     pairs: str
-    folder: str
     batch: int
     steps: int
+    device: str
     adapter: str | None = None
+    folder: str = ""
     options: dict = field(default_factory=dict)
 
 
 RATE, BETA, RANK, ALPHA = 1e-4, 0.1, 16, 32.0
+# An option that no user has: the vocabulary head takes a microbatch at once.
+WHOLE_HEAD = "whole head"
 
 
 def jaxdpo(task: Task) -> dict:
@@ -49,13 +53,14 @@ def jaxdpo(task: Task) -> dict:
     import jax.numpy as jnp
     import numpy as np
 
+    from jaxdpo import logprobs
     from jaxdpo.config import load_config
     from jaxdpo.console import Reporter
     from jaxdpo.hub.policy import load_policy
     from jaxdpo.prepare import prepare
     from jaxdpo.run_folder import open_run_folder
     from jaxdpo.sharding import make_mesh
-    from jaxdpo.training.loop import LaggedMetrics, run_steps
+    from jaxdpo.training.loop import LaggedMetrics, peak_memory, run_steps
     from jaxdpo.training.optimizer import make_optimizer, make_schedule
     from jaxdpo.training.step import Objective, init_state, make_train_step
 
@@ -80,7 +85,9 @@ def jaxdpo(task: Task) -> dict:
     }
     if task.adapter is not None:
         settings |= {"lora.rank": RANK, "lora.alpha": ALPHA}
-    settings |= task.options
+    settings |= {name: value for name, value in task.options.items() if name != WHOLE_HEAD}
+    if WHOLE_HEAD in task.options:
+        logprobs.CHUNK_LOGITS = 2**62
     config = load_config(None, [f"{name}={value}" for name, value in settings.items()])
     mesh = make_mesh(config.mesh)
     with open_run_folder(config, writes=True) as folder, jax.set_mesh(mesh):
@@ -117,6 +124,7 @@ def jaxdpo(task: Task) -> dict:
         "grad_norm": [record["grad_norm"] for record in records],
         "efficiency": float(np.mean([record["packing_efficiency"] for record in records])),
         "shape": str(shape),
+        "memory_gib": peak_memory() / 2**30,
     }
 
 
@@ -155,8 +163,8 @@ def trl(task: Task) -> dict:
         model = PeftModel.from_pretrained(model, task.adapter, is_trainable=True)
     settings = {
         "output_dir": f"{task.folder}/trl",
-        "use_cpu": True,
-        "bf16": False,
+        "use_cpu": task.device == "cpu",
+        "bf16": task.device == "gpu",
         "gradient_checkpointing": False,
         "precompute_ref_log_probs": True,
         "max_length": None,
@@ -180,6 +188,9 @@ def trl(task: Task) -> dict:
     )
     prepared = time.perf_counter() - before
     trainer.train()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if task.device == "gpu":
+        peak = torch.cuda.max_memory_allocated()
     logs = [log for log in trainer.state.log_history if "rewards/margins" in log]
     return {
         "prepared": prepared,
@@ -188,6 +199,7 @@ def trl(task: Task) -> dict:
         "compiles": 0,
         "loss": [log["loss"] for log in logs],
         "grad_norm": [log["grad_norm"] for log in logs],
+        "memory_gib": peak / 2**30,
     }
 
 
@@ -205,7 +217,6 @@ def _order(task: Task, count: int) -> list[int]:
 def main() -> None:
     task = Task(**json.loads(sys.argv[1]))
     result = {"jaxdpo": jaxdpo, "trl": trl}[task.side](task)
-    result["memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print("RESULT " + json.dumps({"task": asdict(task), **result}))
 
 

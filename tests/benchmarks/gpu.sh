@@ -24,5 +24,8 @@ one_gpu="mesh.fsdp=1 mesh.data=-1 batch.size=64"
 # shellcheck disable=SC2086
 "$python" -m tests.benchmarks.kernels config=configs/llama-70b-lora.yaml $one_gpu \
   model.path=configs/shapes/llama-3.1-8b batch.rows_per_device=2
-# Beside TRL, where that benchmark is there.
-[ ! -f tests/benchmarks/step.py ] || "$python" -m tests.benchmarks.step
+# Beside TRL.
+"$python" -m tests.benchmarks.step device=gpu tuning=full batch=32 layers=16 width=2048 \
+  vocabulary=128256
+"$python" -m tests.benchmarks.step device=gpu tuning=lora batch=32 layers=32 width=4096 \
+  vocabulary=128256 workloads=chat

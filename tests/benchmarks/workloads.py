@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-VOCABULARY = 16384
 _FIRST_WORD = 300  # Below are the tokenizer's own and control tokens.
 
 # Name → mean tokens of prompt and completion, and the deviation of their logarithms.
@@ -22,7 +21,7 @@ LENGTHS = {
 LONGEST = 900  # Tokens of a prompt or of a completion.
 
 
-def write_workload(path: Path, name: str, pairs: int, seed: int = 0) -> Path:
+def write_workload(path: Path, name: str, pairs: int, vocabulary: int, seed: int = 0) -> Path:
     """Random tokens in the lengths of a named workload."""
     prompt, completion, deviation = LENGTHS[name]
     rng = np.random.default_rng(seed)
@@ -33,7 +32,7 @@ def write_workload(path: Path, name: str, pairs: int, seed: int = 0) -> Path:
         return int(np.clip(round(drawn), 4, LONGEST))
 
     def ids(mean: int) -> list[int]:
-        return rng.integers(_FIRST_WORD, VOCABULARY, length(mean)).tolist()
+        return rng.integers(_FIRST_WORD, vocabulary, length(mean)).tolist()
 
     with path.open("w") as file:
         for _ in range(pairs):
@@ -43,14 +42,14 @@ def write_workload(path: Path, name: str, pairs: int, seed: int = 0) -> Path:
     return path
 
 
-def write_tokenised(path: Path, source: Path, pairs: int) -> Path:
+def write_tokenised(path: Path, source: Path, pairs: int, vocabulary: int) -> Path:
     """The first pairs of a preference file, through a tokenizer trained on it."""
     from jaxdpo.data.chat import Chat
     from jaxdpo.data.config import DataConfig
     from jaxdpo.data.tokenizing import load_pairs
     from tests.folders import CHATML, tokenizer
 
-    words = tokenizer(source.read_text().splitlines(), VOCABULARY)
+    words = tokenizer(source.read_text().splitlines(), vocabulary)
     config = DataConfig(
         path=str(source), test_fraction=0.0, max_length=2048, cache_dir=str(path.parent / "cache")
     )
@@ -67,8 +66,8 @@ def write_tokenised(path: Path, source: Path, pairs: int) -> Path:
     return path
 
 
-def write_llama(folder: Path, layers: int = 8, width: int = 512) -> Path:
-    """A random Llama; at 8 × 512 with 16,384 words its head has 27% of the matrices' weights.
+def write_llama(folder: Path, layers: int = 8, width: int = 384, vocabulary: int = 8192) -> Path:
+    """A random Llama; at 8 × 384 with 8,192 words its head has 20% of the matrices' weights.
 
     Llama-3.2-1B's has 21%: a larger share would flatter whoever computes fewer logits.
     """
@@ -80,12 +79,12 @@ def write_llama(folder: Path, layers: int = 8, width: int = 512) -> Path:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=width * 11 // 4,
         num_hidden_layers=layers,
         num_attention_heads=width // 64,
-        num_key_value_heads=max(1, width // 256),
+        num_key_value_heads=max(1, width // 192),
         max_position_embeddings=4096,
         tie_word_embeddings=False,
         bos_token_id=None,
@@ -93,7 +92,7 @@ def write_llama(folder: Path, layers: int = 8, width: int = 512) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     special = {"pad_token": "word0", "unk_token": "word1", "eos_token": "word2"}
-    words = {f"word{number}": number for number in range(VOCABULARY)}
+    words = {f"word{number}": number for number in range(vocabulary)}
     PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, special["unk_token"])),
         chat_template=CHATML,
