@@ -267,7 +267,7 @@ def _trainable(config: RunConfig, policy: Policy, mesh: Mesh, keep: bool) -> tup
         # A moving reference starts as the frozen one does; the run keeps it in its state.
         frozen = policy.params if config.reference_kind in ("frozen", "moving") else None
         if config.reference.offload:
-            check_host_memory(mesh.devices.flat[0])
+            check_host_memory(jax.local_devices()[0])
             frozen = jax.device_put(policy.params, on_host(shardings_for(policy.params, mesh)))
         donated = not keep and frozen is not policy.params
         return frozen, policy.params if donated else jax.tree.map(jnp.copy, policy.params)

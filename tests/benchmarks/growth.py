@@ -8,7 +8,7 @@ time to tokenise the data and to score it with the reference.
 
   pairs=64              pairs of the smallest data set; the others have 4 and 16 times as many
   row_lengths=512,1024,2048,4096,8192
-  steps=5 batch=64 layers=8 width=512 rounds=3
+  steps=4 batch=64 layers=8 width=384 vocabulary=8192 rounds=3
   output=FILE.json      everything measured
 """
 
@@ -29,10 +29,11 @@ from tests.benchmarks.workloads import write_llama, write_workload
 DEFAULTS: dict[str, Any] = {
     "pairs": 64,
     "row_lengths": "512,1024,2048,4096,8192",
-    "steps": 5,
+    "steps": 4,
     "batch": 64,
     "layers": 8,
-    "width": 512,
+    "width": 384,
+    "vocabulary": 8192,
     "rounds": 3,
     "output": None,
 }
@@ -79,20 +80,22 @@ def main(arguments: list[str]) -> None:
         if name not in DEFAULTS:
             raise SystemExit(__doc__)
         options[name] = type(DEFAULTS[name])(value) if DEFAULTS[name] is not None else value
-    batch, rounds, console = options["batch"], options["rounds"], Console(width=170)
+    batch, steps, rounds = options["batch"], options["steps"], options["rounds"]
+    lengths = [int(length) for length in options["row_lengths"].split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        model = str(write_llama(root / "model", options["layers"], options["width"]))
-        lengths = [int(length) for length in options["row_lengths"].split(",")]
+        root, vocabulary = Path(folder), options["vocabulary"]
+        model = str(write_llama(root / "model", options["layers"], options["width"], vocabulary))
         data = {
-            times: str(write_pairs(root / f"{times}.jsonl", times * options["pairs"], min(lengths)))
+            times: str(
+                write_pairs(root / str(times), times * options["pairs"], vocabulary, min(lengths))
+            )
             for times in TIMES
         }
 
         def task(pairs: str, row_length: int) -> Task:
             # Rows of one length whatever the data: the same program.
             shape = {"batch.row_length": row_length}
-            return Task("jaxdpo", model, pairs, "", batch, options["steps"], options=shape)
+            return Task("jaxdpo", model, pairs, batch, steps, "cpu", options=shape)
 
         by_size = {
             f"{times} × {options['pairs']}": task(pairs, lengths[len(lengths) // 2])
@@ -100,20 +103,23 @@ def main(arguments: list[str]) -> None:
         }
         by_length = {str(length): task(data[1], length) for length in lengths}
         sizes, rows = measured(by_size, rounds), measured(by_length, rounds)
+    console = Console(width=170)
     console.print(shown("More data, one shape of step", "pairs", sizes, batch))
     console.print(shown("Longer rows, the same pairs", "row length", rows, batch))
     if options["output"]:
         Path(options["output"]).write_text(json.dumps({"data": sizes, "rows": rows}, indent=1))
 
 
-def write_pairs(path: Path, count: int, longest: int) -> Path:
+def write_pairs(path: Path, count: int, vocabulary: int, longest: int) -> Path:
     """Pairs of chat lengths that have room in the shortest row."""
-    drawn = write_workload(path.with_suffix(".all"), "chat", count * 20).read_text().splitlines()
+    everything = write_workload(path.with_suffix(".all"), "chat", count * 20, vocabulary)
+    drawn = everything.read_text().splitlines()
     fitting = [line for line in drawn if sum(map(len, json.loads(line).values())) <= longest]
     if len(fitting) < count:
         raise SystemExit(f"too few chat pairs fit into rows of {longest}")
-    path.write_text("".join(line + "\n" for line in fitting[:count]))
-    return path
+    chosen = path.with_suffix(".jsonl")
+    chosen.write_text("".join(line + "\n" for line in fitting[:count]))
+    return chosen
 
 
 if __name__ == "__main__":

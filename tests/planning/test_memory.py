@@ -98,7 +98,7 @@ def test_a_base_in_codes_is_counted_in_its_bits():
         _, frozen = abstract_run(load_config(None, settings), MODEL, mesh_of(1, 1, 1))
         assert device_bytes(frozen) == kernels * bits / 8 + rest
     _, frozen = abstract_run(load_config(None, settings), MODEL, mesh_of(1, 1, 2))
-    assert device_bytes(frozen["layers"]["mlp"]) == 4 * 3 * 64 * 192 * 4.5 / 8 / 2
+    assert device_bytes(frozen["layers"]["mlp"]["up"]) == 4 * 64 * 192 * 4.5 / 8 / 2
 
 
 def test_what_a_base_in_codes_keeps_for_the_backward_pass_is_what_a_plain_one_does():

@@ -95,23 +95,23 @@ model = ModelConfig(
     mlp=MLPConfig(intermediate_size=2048),
 )
 lengths, none = np.full((8, 3), 300, np.int32), np.zeros((0, 3), np.int32)
-peaks = []
+taken = []
 for offload in ("false", "true"):
     config = load_config(None, [*settings, f"reference.offload={offload}"])
     mesh = make_mesh(config.mesh, other.devices)
     with jax.set_mesh(mesh):
         resolved = resolve(config, model, lengths, none, mesh, other.machine)
-        peaks.append(compile_step(config, model, resolved, mesh, "tpu").peak)
+        taken.append(compile_step(config, model, resolved, mesh, "tpu").together)
         if offload == "false":
             held = device_bytes(abstract_run(config, model, mesh)[1])
-print((peaks[0] - peaks[1]) / held)
+print((taken[0] - taken[1]) / held)
 """
 
 
 @needs_libtpu
 def test_a_reference_in_the_hosts_memory_takes_none_of_a_tpus():
-    # A layer of it is on the device at a time, of sixteen.
-    assert 0.85 < float(run_planner(REFERENCE)) <= 1.01
+    # Of arguments and temporaries together: no copy takes its place.
+    assert float(run_planner(REFERENCE)) > 0.95
 
 
 @needs_libtpu
