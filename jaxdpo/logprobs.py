@@ -106,20 +106,6 @@ def token_scores(
     )
 
 
-def token_logps(
-    hidden_RTD: jax.Array,
-    head_DV: jax.Array,
-    score_index_RS: jax.Array,
-    score_target_RS: jax.Array,
-    head: Head,
-    chunk: int | None = None,
-) -> jax.Array:
-    """Log-probability of each scored token, f32 `[R, S]`; the arguments are `token_scores`'."""
-    return token_scores(
-        hidden_RTD, head_DV, score_index_RS, score_target_RS, head, chunk=chunk
-    ).logps
-
-
 def tail_discounts(
     score_pair_RS: jax.Array, score_branch_RS: jax.Array, tokens_RP2: jax.Array, alpha: float
 ) -> jax.Array:
