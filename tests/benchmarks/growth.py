@@ -8,7 +8,7 @@ time to tokenise the data and to score it with the reference.
 
   pairs=64              pairs of the smallest data set; the others have 4 and 16 times as many
   row_lengths=512,1024,2048,4096,8192
-  steps=4 batch=64 layers=8 width=384 vocabulary=8192 rounds=3
+  steps=4 batch=64 layers=8 width=384 vocabulary=8192 rounds=2
   output=FILE.json      everything measured
 """
 
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.contestants import Task
-from tests.benchmarks.step import run, seconds
+from tests.benchmarks.step import read_options, run, seconds
 from tests.benchmarks.workloads import write_llama, write_workload
 
 DEFAULTS: dict[str, Any] = {
@@ -34,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "layers": 8,
     "width": 384,
     "vocabulary": 8192,
-    "rounds": 3,
+    "rounds": 2,
     "output": None,
 }
 TIMES = (1, 4, 16)
@@ -51,9 +51,8 @@ def measured(tasks: dict[str, Task], rounds: int) -> dict[str, list[dict[str, An
 
 def shown(title: str, what: str, found: dict[str, list[dict[str, Any]]], batch: int) -> Table:
     """A row for each task: speed in the median of its rounds, beside the first task's."""
-    table = Table(
-        what, "pairs/s", "of the first", "packing", "peak GiB", "prepared s", "shape", title=title
-    )
+    columns = ("pairs/s", "of the first", "packing", "peak GiB", "prepared s")
+    table = Table(what, *columns, title=title)
     speeds = {
         name: statistics.median(batch * (len(r["steps"]) - 1) / seconds(r) for r in results)
         for name, results in found.items()
@@ -68,18 +67,12 @@ def shown(title: str, what: str, found: dict[str, list[dict[str, Any]]], batch: 
             f"{last['efficiency']:.3f}",
             f"{last['memory_gib']:.2f}",
             f"{statistics.median(r['prepared'] for r in results):.1f}",
-            last["shape"],
         )
     return table
 
 
 def main(arguments: list[str]) -> None:
-    options = dict(DEFAULTS)
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name not in DEFAULTS:
-            raise SystemExit(__doc__)
-        options[name] = type(DEFAULTS[name])(value) if DEFAULTS[name] is not None else value
+    options = read_options(arguments, DEFAULTS, __doc__)
     batch, steps, rounds = options["batch"], options["steps"], options["rounds"]
     lengths = [int(length) for length in options["row_lengths"].split(",")]
     with tempfile.TemporaryDirectory() as folder:
