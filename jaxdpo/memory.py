@@ -72,7 +72,7 @@ def abstract_run(config: RunConfig, model: ModelConfig, mesh: Mesh) -> tuple[Tra
     elif config.reference_kind == "frozen":
         frozen = params
     if config.reference.offload:
-        where = on_host(shardings_for(params, mesh))
+        where = on_host(params, mesh)
         frozen = jax.tree.map(lambda leaf, at: leaf.update(sharding=at), params, where)
     reference = params if config.reference_kind == "moving" else None
     schedule = make_schedule(config.optimizer, 1, lora is not None)

@@ -25,7 +25,7 @@ from jaxdpo.reference import ReferenceCache, Scores, cache_key, compute_and_stor
 from jaxdpo.resolve import resolve
 from jaxdpo.run_folder import DATA_FILE, RunFolder
 from jaxdpo.scoring import make_score_step, score_pairs, weights_digest
-from jaxdpo.sharding import agreed, check_host_memory, on_host, shardings_for
+from jaxdpo.sharding import agreed, on_host, shardings_for
 from jaxdpo.training.evaluate import EvalData
 from jaxdpo.training.loop import TrainData
 
@@ -267,8 +267,7 @@ def _trainable(config: RunConfig, policy: Policy, mesh: Mesh, keep: bool) -> tup
         # A moving reference starts as the frozen one does; the run keeps it in its state.
         frozen = policy.params if config.reference_kind in ("frozen", "moving") else None
         if config.reference.offload:
-            check_host_memory(jax.local_devices()[0])
-            frozen = jax.device_put(policy.params, on_host(shardings_for(policy.params, mesh)))
+            frozen = jax.device_put(policy.params, on_host(policy.params, mesh))
         donated = not keep and frozen is not policy.params
         return frozen, policy.params if donated else jax.tree.map(jnp.copy, policy.params)
     lora_config, model = config.lora, policy.config

@@ -160,18 +160,19 @@ def shardings_for(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def on_host(shardings: Any) -> Any:
-    """The same shardings, in the memory of the hosts that the devices are attached to."""
-    return jax.tree.map(lambda one: one.with_memory_kind(HOST), shardings)
+def on_host(tree: Any, mesh: Mesh) -> Any:
+    """As `shardings_for`, in the memory of the hosts that the devices are attached to.
 
-
-def check_host_memory(device: Any) -> None:
-    """Raises a UserError unless a device can compute with what lies in its host's memory."""
-    if HOST not in {memory.kind for memory in device.addressable_memories()}:
+    Raises:
+      UserError: If JAX knows no such memory; a sharding that names it would silently not do so.
+    """
+    here = [one for one in mesh.devices.flat if one.process_index == jax.process_index()]
+    if HOST not in {memory.kind for memory in here[0].addressable_memories()}:
         raise UserError(
-            f"reference.offload: a {device.device_kind} reaches no memory of its host; leave it "
-            "out, or set reference.kind=precomputed, which needs no reference in memory"
+            f"reference.offload: to JAX a {here[0].device_kind} here has no memory of its host; "
+            "leave it out, or set reference.kind=precomputed, which needs no reference in memory"
         )
+    return jax.tree.map(lambda one: one.with_memory_kind(HOST), shardings_for(tree, mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

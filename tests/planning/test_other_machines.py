@@ -114,6 +114,22 @@ def test_a_reference_in_the_hosts_memory_takes_none_of_a_tpus():
     assert float(run_planner(REFERENCE)) > 0.95
 
 
+@needs_cuda_compiler
+def test_a_machine_without_a_known_memory_of_its_host_is_said_to_have_none():
+    # Of GPUs that are not there JAX names no memories; of those that are, it does.
+    arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=h100:1"]
+    arguments += ["reference.kind=frozen", "reference.offload=true"]
+    script = f"""
+from jaxdpo import plan
+from jaxdpo.errors import UserError
+try:
+    plan.main({arguments})
+except UserError as error:
+    print(error)
+"""
+    assert "reference.offload: to JAX a NVIDIA H100" in run_planner(script)
+
+
 @needs_libtpu
 def test_an_8b_with_adapters_fits_a_small_device_on_a_base_in_four_bits():
     arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=v5e:1x1", "batch.size=4"]

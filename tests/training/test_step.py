@@ -75,7 +75,7 @@ def run(setting: Setting) -> tuple[list[dict[str, float]], Any, int]:
         elif setting.online:
             frozen = jax.tree.map(jnp.copy, params)
             if setting.offloaded:
-                frozen = jax.device_put(frozen, on_host(shardings_for(frozen, mesh)))
+                frozen = jax.device_put(frozen, on_host(frozen, mesh))
         schedule = make_schedule(OPTIMIZER, plan.num_steps, lora=False)
         optimizer = make_optimizer(OPTIMIZER, schedule)
         state = init_state(trainable, optimizer, mesh)
