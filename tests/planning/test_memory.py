@@ -112,16 +112,16 @@ def test_what_a_base_in_codes_keeps_for_the_backward_pass_is_what_a_plain_one_do
 
 
 def test_remat_is_as_little_as_the_memory_allows():
-    config, mesh = load_config(None, [*SETTINGS, "model.remat=auto"]), mesh_of(1, 1, 1)
+    config, mesh = load_config(None, SETTINGS), mesh_of(1, 1, 1)
     none = np.zeros((0, 3), np.int32)
 
-    def chosen(memory: float) -> str:
+    def chosen(memory: float, platform: str = "gpu") -> str:
         with jax.set_mesh(mesh):
-            machine = Machine("cpu", memory)
+            machine = Machine(platform, memory)
             return resolve(config, MODEL, LENGTHS, none, mesh, machine).compute.remat
 
     with jax.set_mesh(mesh):
-        resolved = resolve(config, MODEL, LENGTHS, none, mesh, Machine("cpu", 1e12))
+        resolved = resolve(config, MODEL, LENGTHS, none, mesh, Machine("gpu", 1e12))
 
     def needed(remat: str) -> int:
         compute = replace(resolved.compute, remat=remat)
@@ -129,6 +129,7 @@ def test_remat_is_as_little_as_the_memory_allows():
 
     assert needed("full") < needed("dots") < needed("none")
     assert chosen(1e12) == "none"
+    assert chosen(1e12, "cpu") == "full"
     assert chosen(needed("none") / 0.85 + 1) == "none"
     assert chosen(needed("none") / 0.85 - 1) == "dots"
     assert chosen(needed("dots") / 0.85 - 1) == "full"

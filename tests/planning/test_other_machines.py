@@ -86,7 +86,7 @@ from jaxdpo.sharding import make_mesh
 keep_to_cpu()
 other = target("v5e:2x2")
 settings = ["data.path=x", "training.folder=x", "mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"]
-settings += ["model.path=x", "batch.size=8", "reference.kind=frozen"]
+settings += ["model.path=x", "batch.size=8", "model.remat=full", "reference.kind=frozen"]
 model = ModelConfig(
     vocab_size=4096,
     hidden_size=512,
