@@ -151,4 +151,5 @@ def objective_of(config: RunConfig, model: ModelConfig, compute: Compute) -> Obj
         config.training.seed,
         has_reference=config.reference_kind != "none",
         moving=MovingReference(*config.reference.moves) if moving else None,
+        offloaded=config.reference.offload,
     )
