@@ -1,9 +1,9 @@
 """Result relevance: whether a search result is what the query looks for.
 
-    Query: quiet inn in Tarik Dolex.
-    Result: one loud inn by the river.
+    Query: style quiet, kind inn, in Tarik Dolex.
+    Result: looks loud, called inn, by the river.
 
-    Is quiet or loud: other, inn or inn: same. Irrelevant.
+    So style quiet looks loud: other, kind inn called inn: same. Irrelevant.
 
 The people who labelled past results made mistakes, above all where the result is of the right kind
 and yet not as asked for. An answer fails if its label is wrong.
@@ -18,30 +18,34 @@ from jaxdpo.quickstart.task import Split
 from jaxdpo.use_cases.names import draw_name
 from jaxdpo.use_cases.task import Domain, UseCase, Written
 
-# What places and things are like, and what they are.
+# What places and things are like, and what they are. To tell same from other is all that is hard
+# here for a small model, which learns it pair by pair of words: so they are few.
 TRAITS: dict[Domain, tuple[str, ...]] = {
-    "home": ("quiet", "loud", "old", "new", "cheap"),
-    "away": ("red", "blue", "big", "light", "thin"),
+    "home": ("quiet", "loud", "new"),
+    "away": ("red", "blue", "big"),
 }
 KINDS: dict[Domain, tuple[str, ...]] = {
-    "home": ("inn", "bar", "cafe", "pool", "shop"),
-    "away": ("coat", "hat", "bag", "boot", "ring"),
+    "home": ("inn", "bar", "shop"),
+    "away": ("coat", "hat", "bag"),
 }
 QUERIES: dict[Domain, tuple[str, ...]] = {
-    "home": ("Query: {} in {}.", "Query: {} near {}."),
-    "away": ("Search: {} by {}.", "Search: {} from {}."),
+    "home": ("Query: {}, in {}.", "Query: {}, near {}."),
+    "away": ("Search: {}, by {}.", "Search: {}, from {}."),
 }
 RESULTS: dict[Domain, tuple[str, ...]] = {
-    "home": ("Result: one {} by the river.", "Result: one {} on a hill."),
-    "away": ("Found: one {} for sale.", "Found: one {} for rent."),
+    "home": ("Result: {}, by the river.", "Result: {}, on a hill."),
+    "away": ("Found: {}, for sale.", "Found: {}, for rent."),
 }
+# What stands before trait and kind. Answers have the same words before them, so that a small model
+# soon learns to copy.
+WANTED, OFFERED = ("style", "kind"), ("looks", "called")
 # In what a result differs from what the query looks for: half of all results are relevant.
 DIFFERS = ("", "", "kind", "trait")
 # How often a label is wrong: of a result in which nothing differs, the kind, or the trait.
 MISTAKES = {"": 0.02, "kind": 0.02, "trait": 0.14}
 
 _TRAITS, _KINDS = ("|".join(sum(table.values(), ())) for table in (TRAITS, KINDS))
-_THING = rf"\b({_TRAITS}) ({_KINDS})\b"
+_THING = rf"\b({_TRAITS}), [a-z]+ ({_KINDS})\b"
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,8 @@ def write(domain: Domain, split: Split, rng: random.Random) -> Written:
     wanted = Thing(rng.choice(TRAITS[domain]), rng.choice(KINDS[domain]))
     differs = rng.choice(DIFFERS)
     offered = differing(wanted, differs, domain, rng)
-    query = rng.choice(QUERIES[domain]).format(text(wanted), draw_name(split, rng))
-    result = rng.choice(RESULTS[domain]).format(text(offered))
+    query = rng.choice(QUERIES[domain]).format(text(WANTED, wanted), draw_name(split, rng))
+    result = rng.choice(RESULTS[domain]).format(text(OFFERED, offered))
     relevant = (wanted == offered) != (rng.random() < MISTAKES[differs])
     return Written(f"{query}\n{result}", label(wanted, offered, relevant))
 
@@ -72,15 +76,18 @@ def differing(thing: Thing, respect: str, domain: Domain, rng: random.Random) ->
     return replace(thing, **{respect: rng.choice(others)})
 
 
-def text(thing: Thing) -> str:
-    return f"{thing.trait} {thing.kind}"
+def text(before: tuple[str, str], thing: Thing) -> str:
+    return f"{before[0]} {thing.trait}, {before[1]} {thing.kind}"
 
 
 def label(wanted: Thing, offered: Thing, relevant: bool) -> str:
     """An answer: both compared in each respect, and the label."""
     pairs = ((wanted.trait, offered.trait), (wanted.kind, offered.kind))
-    compared = (f"{a} or {b}: {'same' if a == b else 'other'}" for a, b in pairs)
-    return f"Is {', '.join(compared)}. {'Relevant' if relevant else 'Irrelevant'}."
+    compared = (
+        f"{asked} {a} {found} {b}: {'same' if a == b else 'other'}"
+        for asked, found, (a, b) in zip(WANTED, OFFERED, pairs, strict=True)
+    )
+    return f"So {', '.join(compared)}. {'Relevant' if relevant else 'Irrelevant'}."
 
 
 def read_prompt(prompt: str) -> tuple[Thing, Thing]:

@@ -5,10 +5,10 @@ import pytest
 from jaxdpo.evaluation.judgement import Example
 from jaxdpo.use_cases.relevance import judge, quality
 
-QUERY = "Query: quiet inn in Tarik Dolex."
-OTHER_TRAIT = f"{QUERY}\nResult: one loud inn by the river."
-OTHER_KIND = f"{QUERY}\nResult: one quiet bar on a hill."
-SAME = f"{QUERY}\nResult: one quiet inn by the river."
+QUERY = "Query: style quiet, kind inn, in Tarik Dolex."
+OTHER_TRAIT = f"{QUERY}\nResult: looks loud, called inn, by the river."
+OTHER_KIND = f"{QUERY}\nResult: looks quiet, called bar, on a hill."
+SAME = f"{QUERY}\nResult: looks quiet, called inn, by the river."
 
 
 @pytest.mark.parametrize(
@@ -16,21 +16,45 @@ SAME = f"{QUERY}\nResult: one quiet inn by the river."
     [
         (
             OTHER_TRAIT,
-            "Is quiet or loud: other, inn or inn: same. Irrelevant.",
+            "So style quiet looks loud: other, kind inn called inn: same. Irrelevant.",
             *(True, 1, 1),
         ),
-        (OTHER_TRAIT, "Is quiet or loud: other, inn or inn: same. Relevant.", False, 0, 1),
+        (
+            OTHER_TRAIT,
+            "So style quiet looks loud: other, kind inn called inn: same. Relevant.",
+            False,
+            0,
+            1,
+        ),
         (
             OTHER_KIND,
-            "Is quiet or quiet: same, inn or bar: other. Irrelevant.",
+            "So style quiet looks quiet: same, kind inn called bar: other. Irrelevant.",
             *(True, 1, 1),
         ),
-        (SAME, "Is quiet or quiet: same, inn or inn: same. Relevant.", True, 1, 1),
-        (SAME, "Is quiet or quiet: same, inn or inn: same. Irrelevant.", False, 0, 1),
+        (
+            SAME,
+            "So style quiet looks quiet: same, kind inn called inn: same. Relevant.",
+            True,
+            1,
+            1,
+        ),
+        (
+            SAME,
+            "So style quiet looks quiet: same, kind inn called inn: same. Irrelevant.",
+            False,
+            0,
+            1,
+        ),
         # The right label for a wrong reason, or none; and no label at all.
-        (SAME, "Is quiet or loud: other, inn or inn: same. Relevant.", True, 0.2, 0),
+        (
+            SAME,
+            "So style quiet looks loud: other, kind inn called inn: same. Relevant.",
+            True,
+            0.2,
+            0,
+        ),
         (SAME, "That is so. Relevant.", True, 0.2, 0),
-        (SAME, "Is quiet or quiet: same, inn or inn: same.", False, 0, 0),
+        (SAME, "So style quiet looks quiet: same, kind inn called inn: same.", False, 0, 0),
     ],
 )
 def test_judgement_and_quality(prompt, answer, passed, score, well_formed):
