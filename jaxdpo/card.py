@@ -55,6 +55,8 @@ def run_card(config: RunConfig, folder: Path, step: int | None = None) -> str:
     }
     versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
     kind = "a LoRA" if config.lora else "all parameters"
+    if config.lora and config.lora.base != "full":
+        kind = f"a LoRA on layers in {config.lora.base}"
     return f"""---
 {header.to_yaml()}
 ---

@@ -45,9 +45,9 @@ class PolicyConfig(BaseModel):
         "splash, cudnn: a kernel, on TPUs and on GPUs; auto: splash on TPUs, elsewhere tiles",
     )
     remat: Literal["auto", "none", "dots", "full"] = Field(
-        default="full",
+        default="auto",
         description="what the backward pass computes again: nothing, all but matrix products, all; "
-        "auto: as little as the devices' memory allows",
+        "auto: as little as the devices' memory allows, on a CPU all, which costs no time there",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdpo.sharding import batch_shards, cut_rows
+from jaxdpo.sharding import batch_shards, cut_rows, uncut
 
 # Logits of one chunk on one device: 2**24 fp32 numbers, 64 MiB. Larger chunks make no faster
 # matmuls; smaller ones do (64 tokens x 32k vocabulary cost 1.5 times as much).
@@ -106,20 +106,6 @@ def token_scores(
     )
 
 
-def token_logps(
-    hidden_RTD: jax.Array,
-    head_DV: jax.Array,
-    score_index_RS: jax.Array,
-    score_target_RS: jax.Array,
-    head: Head,
-    chunk: int | None = None,
-) -> jax.Array:
-    """Log-probability of each scored token, f32 `[R, S]`; the arguments are `token_scores`'."""
-    return token_scores(
-        hidden_RTD, head_DV, score_index_RS, score_target_RS, head, chunk=chunk
-    ).logps
-
-
 def tail_discounts(
     score_pair_RS: jax.Array, score_branch_RS: jax.Array, tokens_RP2: jax.Array, alpha: float
 ) -> jax.Array:
@@ -202,13 +188,16 @@ def _chunked_scores_fwd(
             correct = (target >= jnp.max(logits, axis=-1)).astype(jnp.float32)
         return None, (TokenScores(target - lse, log_weights, entropy, correct), lse)
 
+    # Of a head that is cut along "fsdp" no more than its piece is kept for the backward pass.
+    kept, head_DV = head_DV, uncut(head_DV, vocabulary=1)
     _, (scores, lse) = jax.lax.scan(one_chunk, None, (hidden, targets))
-    return scores, (hidden, head_DV, targets, lse)
+    return scores, (hidden, kept, targets, lse)
 
 
 def _chunked_scores_bwd(head: Head, wanted: Wanted, residuals, cotangents: TokenScores):
     del wanted  # without gradients
-    hidden, head_DV, targets, lse = residuals
+    hidden, kept, targets, lse = residuals
+    head_DV = uncut(kept, vocabulary=1)
 
     def one_chunk(gradient_GDV, inputs):
         hidden_chunk, targets_chunk, lse_chunk, cotangent_chunk = inputs

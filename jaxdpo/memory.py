@@ -20,9 +20,10 @@ from jaxdpo.data.plan import BatchShape
 from jaxdpo.logprobs import CHUNK_LOGITS
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, abstract_params
-from jaxdpo.model.lora import init_lora
+from jaxdpo.model.lora import LoraConfig, init_lora
+from jaxdpo.model.quantized import is_quantized, quantize_layers
 from jaxdpo.scoring import score_completions
-from jaxdpo.sharding import BATCH_AXES, shardings_for
+from jaxdpo.sharding import BATCH_AXES, HOST, on_host, shardings_for
 from jaxdpo.training.optimizer import make_optimizer, make_schedule
 from jaxdpo.training.step import TrainState, init_state
 
@@ -63,13 +64,16 @@ def abstract_run(config: RunConfig, model: ModelConfig, mesh: Mesh) -> tuple[Tra
             shardings_for(tree, mesh),
         )
 
-    params = placed(abstract_params(model, jnp.dtype(config.model.param_dtype)))
+    params = placed(_abstract_base(model, jnp.dtype(config.model.param_dtype), config.lora))
     trainable, frozen, lora = params, None, config.lora
     if lora is not None:
         trainable = jax.eval_shape(lambda: init_lora(model, lora, jax.random.key(0)))
         frozen = params
     elif config.reference_kind == "frozen":
         frozen = params
+    if config.reference.offload:
+        where = on_host(params, mesh)
+        frozen = jax.tree.map(lambda leaf, at: leaf.update(sharding=at), params, where)
     reference = params if config.reference_kind == "moving" else None
     schedule = make_schedule(config.optimizer, 1, lora is not None)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -79,11 +83,20 @@ def abstract_run(config: RunConfig, model: ModelConfig, mesh: Mesh) -> tuple[Tra
     return placed(state), frozen
 
 
+def _abstract_base(model: ModelConfig, dtype: Any, lora: LoraConfig | None) -> Any:
+    """Shapes of the parameters, the layers' in codes where the adapters' base is."""
+    params = abstract_params(model, dtype)
+    if lora is None:
+        return params
+    return jax.eval_shape(lambda tree: quantize_layers(tree, lora.base), params)
+
+
 def device_bytes(tree: Any) -> int:
     """Bytes that one device holds of a tree of arrays with shardings, or of their shapes."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != HOST
     )
 
 
@@ -107,7 +120,8 @@ def kept_bytes(
     whole = jax.tree.leaves(params)
     # (Pyright does not know that frozen pydantic models are hashable.)
     architecture: Any = model
-    kept = _kept_shapes(architecture, whole[0].dtype, compute, replace(shape, rows=rows))
+    dtype = params["embed"]["weight"].dtype
+    kept = _kept_shapes(architecture, dtype, compute, replace(shape, rows=rows))
     shards = {leaf.shape: leaf.sharding.shard_shape(leaf.shape) for leaf in whole}
 
     def size(kept_shape: tuple[int, ...], width: int) -> int:
@@ -123,7 +137,7 @@ def _kept_shapes(
     model: ModelConfig, param_dtype: Any, compute: Compute, shape: BatchShape
 ) -> tuple[tuple[tuple[int, ...], int], ...]:
     """Shapes and bytes an element of what one device's rows keep, with whole parameters."""
-    params = abstract_params(model, param_dtype)
+    params = _abstract_base(model, param_dtype, compute.lora)
     adapters, lora = None, compute.lora
     if lora is not None:
         adapters = jax.eval_shape(lambda: init_lora(model, lora, jax.random.key(0)))
@@ -177,6 +191,7 @@ def step_memory(
     if compute.remat != "none":
         everything = kept_bytes(model, params, replace(compute, remat="none"), shape, mesh)
         workspace += (everything - kept) // model.num_layers
+    workspace += _numbers_bytes(params, compute) // mesh.shape["tensor"]
     return StepMemory(
         parameters=device_bytes(state.trainable),
         frozen=device_bytes(frozen) + device_bytes(state.reference),
@@ -186,6 +201,13 @@ def step_memory(
         activations=kept,
         workspace=workspace,
     )
+
+
+def _numbers_bytes(params: Any, compute: Compute) -> int:
+    """Of a quantised base, the largest of a layer's kernels as the numbers it is multiplied as."""
+    leaves = jax.tree.leaves(params["layers"], is_leaf=is_quantized)
+    kernels = [leaf.size // leaf.shape[0] for leaf in leaves if is_quantized(leaf)]
+    return max(kernels, default=0) * compute.dtype.itemsize
 
 
 def _head_bytes(model: ModelConfig, compute: Compute, scores: int, tensor: int) -> int:

@@ -73,6 +73,7 @@ def _open_run(folder: Path, checkpoint: Path, chat_template: str | None) -> Poli
         step, params = stored_trainable(checkpoint, expected)
         policy = replace(policy, params=params)
     else:
+        policy = policy.quantized(lora_config.base)
         expected = jax.eval_shape(lambda: init_lora(base.config, lora_config, jax.random.key(0)))
         step, lora = stored_trainable(checkpoint, expected)
         policy = replace(policy, lora=lora, lora_config=lora_config, source=run.model.path)

@@ -17,7 +17,7 @@ from jaxdpo.data.labelled import Examples, LabelledPairs, examples_of
 from jaxdpo.data.plan import BatchShape, Packer
 from jaxdpo.data.tokenizing import LoadedPairs, load_pairs
 from jaxdpo.errors import UserError
-from jaxdpo.hub.policy import Policy, load_policy
+from jaxdpo.hub.policy import Policy, load_policy, on_mesh, open_policy
 from jaxdpo.machine import local_machine
 from jaxdpo.model.decoder import Compute
 from jaxdpo.model.lora import init_lora
@@ -25,7 +25,7 @@ from jaxdpo.reference import ReferenceCache, Scores, cache_key, compute_and_stor
 from jaxdpo.resolve import resolve
 from jaxdpo.run_folder import DATA_FILE, RunFolder
 from jaxdpo.scoring import make_score_step, score_pairs, weights_digest
-from jaxdpo.sharding import agreed, shardings_for
+from jaxdpo.sharding import agreed, on_host, shardings_for
 from jaxdpo.training.evaluate import EvalData
 from jaxdpo.training.loop import TrainData
 
@@ -71,7 +71,7 @@ def prepare(
       folder: The run folder.
       reporter: Where progress is shown.
     """
-    policy = _load(config, given_policy, mesh)
+    policy = load_start(config, given_policy, mesh)
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
     pairs = given_pairs or load_pairs(
         config.data, policy.chat, folder.path / "rejects.jsonl", config.loss.supervised
@@ -126,27 +126,24 @@ def prepare(
     return Prepared(policy, compute, data, held_out, frozen, trainable, score_step)
 
 
-def _load(config: RunConfig, given_policy: Policy | None, mesh: Mesh) -> Policy:
-    """The model that training starts from, on the mesh."""
-    loaded = given_policy or load_policy(
+def load_start(config: RunConfig, given_policy: Policy | None, mesh: Mesh) -> Policy:
+    """The model that training starts from, on the mesh; of one in memory nothing is changed."""
+    opened = given_policy or open_policy(
         config.model.path,
         config.model.param_dtype,
-        mesh,
         config.data.chat_template,
         config.data.max_length,
     )
-    if loaded.lora is not None and config.lora is not None and config.export.lora == "adapter":
+    if opened.lora is not None and config.lora is not None and config.export.lora == "adapter":
         raise UserError(
             f"{config.model.path} is an adapter itself, so a new adapter would belong to a model "
             "that is nowhere on disk; set export.lora=merged"
         )
     # Where training starts is the reference: the model with its adapters.
-    policy = loaded.merged()
-    if given_policy is not None:
-        # It may have been loaded for one device; where it lies right already, nothing is copied.
-        placed = jax.device_put(policy.params, shardings_for(policy.params, mesh))
-        policy = replace(policy, params=placed)
-    return policy
+    base = "full" if config.lora is None else config.lora.base
+    if base == "full" and given_policy is None:
+        return on_mesh(opened, mesh).merged()
+    return on_mesh(opened.merged().quantized(base), mesh)
 
 
 @dataclass(frozen=True)
@@ -267,10 +264,11 @@ def _report_data(pairs: LoadedPairs, config: RunConfig, reporter: Reporter) -> N
 def _trainable(config: RunConfig, policy: Policy, mesh: Mesh, keep: bool) -> tuple[Any, Any]:
     """(what is frozen, what is trained); training donates the latter."""
     if config.lora is None:
-        copied = config.reference_kind in ("frozen", "moving")
         # A moving reference starts as the frozen one does; the run keeps it in its state.
-        frozen = policy.params if copied else None
-        donated = not keep and frozen is None
+        frozen = policy.params if config.reference_kind in ("frozen", "moving") else None
+        if config.reference.offload:
+            frozen = jax.device_put(policy.params, on_host(policy.params, mesh))
+        donated = not keep and frozen is not policy.params
         return frozen, policy.params if donated else jax.tree.map(jnp.copy, policy.params)
     lora_config, model = config.lora, policy.config
 

@@ -66,6 +66,12 @@ class ReferenceConfig(BaseModel):
         description="optimizer steps between a moving reference's moves; default: 512",
     )
 
+    offload: bool = Field(
+        default=False,
+        description="keep a frozen reference in the host's memory, from which a layer at a time "
+        "comes to the device in every step",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.path is not None and self.kind not in (None, "precomputed"):
@@ -76,6 +82,8 @@ class ReferenceConfig(BaseModel):
         for name in ("mixup", "every"):
             if getattr(self, name) is not None and self.kind != "moving":
                 raise ValueError(f"{name} is read by kind=moving alone, not by {self.kind}")
+        if self.offload and self.kind != "frozen":
+            raise ValueError(f"offload is read by kind=frozen alone, not by {self.kind}")
         return self
 
     @property

@@ -127,7 +127,12 @@ def _least_remat(
     mesh: Mesh,
     machine: Machine,
 ) -> Remat:
-    """The policy that computes least again, of those that the devices have memory for."""
+    """The policy that computes least again, of those that the devices have memory for.
+
+    On a CPU everything is computed again: reading from memory what was kept takes as long.
+    """
+    if machine.platform == "cpu":
+        return "full"
     for remat in _REMATS[:-1]:
         memory = step_memory(config, model, replace(compute, remat=remat), shape, mesh)
         if memory.total <= _FULL * machine.memory:
@@ -146,4 +151,5 @@ def objective_of(config: RunConfig, model: ModelConfig, compute: Compute) -> Obj
         config.training.seed,
         has_reference=config.reference_kind != "none",
         moving=MovingReference(*config.reference.moves) if moving else None,
+        offloaded=config.reference.offload,
     )

@@ -78,6 +78,8 @@ def score_completions_and_router_loss(
     dropout_key: jax.Array | None = None,
 ) -> tuple[Completions, jax.Array | None]:
     """`score_completions`, and the experts' load-balancing loss; None without experts."""
+    # The layers' parameters follow one by one.
+    params = {**compute.fetched({**params, "layers": ()}), "layers": params["layers"]}
     hidden, router_loss = hidden_states_and_router_loss(
         config, params, lora, batch, compute, dropout_key=dropout_key
     )
@@ -226,7 +228,7 @@ def _leaf_digests(params: Params) -> Any:
         return bits ^ (bits >> 16)
 
     def digest(leaf: jax.Array) -> jax.Array:
-        width = {2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
         bits = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
         index = jnp.zeros(leaf.shape, jnp.uint32)
         for axis, size in enumerate(leaf.shape):

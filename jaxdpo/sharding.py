@@ -24,19 +24,23 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jaxdpo.errors import UserError
 
+# JAX's name of a host's memory that its devices read by themselves.
+HOST = "pinned_host"
 AXES = ("data", "fsdp", "tensor", "expert")
 # Rows of a batch are cut along all of these.
 BATCH_AXES = ("data", "fsdp", "expert")
 
+# A quantised kernel's codes and scales have fewer rows than it, and are cut as it is.
+KERNEL = "kernel(/codes|/scales)?$"
 # The first pattern found in an array's path decides. Specs name the trailing axes of the array;
 # leading ones (stacked layers) are not cut.
 SPECS: tuple[tuple[str, P], ...] = (
     (r"embed/weight$", P("tensor", "fsdp")),
     (r"head/kernel$", P("fsdp", "tensor")),
-    (r"experts/(gate|up)/kernel$", P("expert", "fsdp", "tensor")),
-    (r"experts/down/kernel$", P("expert", "tensor", "fsdp")),
-    (r"(q|k|v|gate|up)/kernel$", P("fsdp", "tensor")),
-    (r"(o|down)/kernel$", P("tensor", "fsdp")),
+    (rf"experts/(gate|up)/{KERNEL}", P("expert", "fsdp", "tensor")),
+    (rf"experts/down/{KERNEL}", P("expert", "tensor", "fsdp")),
+    (rf"(q|k|v|gate|up)/{KERNEL}", P("fsdp", "tensor")),
+    (rf"(o|down)/{KERNEL}", P("tensor", "fsdp")),
     (r"(q|k|v|gate|up)/bias$", P("tensor")),
     (r"(q|k|v|gate|up)/a$", P("fsdp", None)),
     (r"(q|k|v|gate|up)/b$", P(None, "tensor")),
@@ -156,6 +160,21 @@ def shardings_for(tree: Any, mesh: Mesh) -> Any:
     )
 
 
+def on_host(tree: Any, mesh: Mesh) -> Any:
+    """As `shardings_for`, in the memory of the hosts that the devices are attached to.
+
+    Raises:
+      UserError: If JAX knows no such memory; a sharding that names it would silently not do so.
+    """
+    here = [one for one in mesh.devices.flat if one.process_index == jax.process_index()]
+    if HOST not in {memory.kind for memory in here[0].addressable_memories()}:
+        raise UserError(
+            f"reference.offload: to JAX a {here[0].device_kind} here has no memory of its host; "
+            "leave it out, or set reference.kind=precomputed, which needs no reference in memory"
+        )
+    return jax.tree.map(lambda one: one.with_memory_kind(HOST), shardings_for(tree, mesh))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
@@ -190,17 +209,22 @@ def on_every_device(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, P()), tree)
 
 
-def uncut_embedding(weight_VD: jax.Array) -> jax.Array:
-    """The embedding with its pieces along `fsdp` gathered; its vocabulary stays cut.
+def uncut(weight: jax.Array, vocabulary: int) -> jax.Array:
+    """An embedding or head with its pieces along `fsdp` gathered; its vocabulary stays cut.
 
     A lookup of rows that are cut along `fsdp` in a table cut along it too would have the compiler
-    copy both to every device.
+    copy both to every device; and a head that is used chunk by chunk, gather something each time.
+
+    Args:
+      weight: A matrix.
+      vocabulary: Which of its axes counts tokens.
     """
-    if jax.sharding.get_abstract_mesh().empty:
-        return weight_VD
-    tensor = jax.sharding.get_abstract_mesh().shape["tensor"]
-    vocabulary = "tensor" if weight_VD.shape[0] % tensor == 0 else None
-    return jax.lax.with_sharding_constraint(weight_VD, P(vocabulary, None))
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return weight
+    axes: list[str | None] = [None, None]
+    axes[vocabulary] = "tensor" if weight.shape[vocabulary] % mesh.shape["tensor"] == 0 else None
+    return jax.lax.with_sharding_constraint(weight, P(*axes))
 
 
 def row_sharding(mesh: Mesh, row_axis: int = 0) -> NamedSharding:

@@ -20,7 +20,7 @@ from jaxdpo.console import Reporter
 from jaxdpo.data.tokenizing import load_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.files import replacing
-from jaxdpo.hub.policy import load_policy
+from jaxdpo.prepare import load_start
 from jaxdpo.run import RunResult, fit_together
 from jaxdpo.settings import split_arguments
 from jaxdpo.sharding import make_mesh
@@ -152,9 +152,10 @@ def sweep(
     folder = Path(load_config(*split_arguments(base)).training.folder)
     reporter = Reporter(quiet=jax.process_index() != 0)
     first = configs[0]
-    policy = load_policy(
-        first.model.path, first.model.param_dtype, make_mesh(first.mesh), first.data.chat_template
-    )
+    bases = {"full" if config.lora is None else config.lora.base for config in configs}
+    # Runs on different bases make theirs of one in full.
+    shared = first if len(bases) == 1 else first.model_copy(update={"lora": None})
+    policy = load_start(shared, None, make_mesh(first.mesh))
     folder.mkdir(parents=True, exist_ok=True)
     pairs = load_pairs(
         first.data, policy.chat, folder / "rejects.jsonl", supervised=first.loss.supervised

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdpo.logprobs import Head, sum_by_completion, token_logps
+from jaxdpo.logprobs import Head, sum_by_completion, token_scores
 from jaxdpo.sharding import MeshConfig, make_mesh
 
 R, T, S, D, V = 4, 20, 13, 8, 51
@@ -43,7 +43,7 @@ def test_values_and_gradients(head, chunk):
     logps, gradient_hidden, gradient_weight = reference(HIDDEN, WEIGHT, head)
 
     def total(hidden, weight):
-        values = token_logps(hidden, weight, INDEX, TARGET, head, chunk)
+        values = token_scores(hidden, weight, INDEX, TARGET, head, chunk=chunk).logps
         return jnp.sum(values * COTANGENT), values
 
     gradients, values = jax.grad(total, (0, 1), has_aux=True)(HIDDEN, WEIGHT)
@@ -60,9 +60,8 @@ def test_same_on_eight_devices():
         @jax.jit
         def gradients(hidden, weight):
             def total(hidden, weight):
-                values = token_logps(
-                    hidden, weight, jnp.asarray(INDEX), jnp.asarray(TARGET), head, chunk=5
-                )
+                scored = (jnp.asarray(INDEX), jnp.asarray(TARGET))
+                values = token_scores(hidden, weight, *scored, head, chunk=5).logps
                 return jnp.sum(values * COTANGENT), values
 
             return jax.grad(total, (0, 1), has_aux=True)(hidden, weight)
@@ -76,7 +75,7 @@ def test_same_on_eight_devices():
 def test_temporary_memory_does_not_grow_with_tokens_times_vocabulary():
     def temporaries(tokens: int, vocabulary: int) -> int:
         def total(hidden, weight, index, target):
-            return token_logps(hidden, weight, index, target, Head(), chunk=64).sum()
+            return token_scores(hidden, weight, index, target, Head(), chunk=64).logps.sum()
 
         shapes = (
             jax.ShapeDtypeStruct((1, tokens, 16), jnp.float32),

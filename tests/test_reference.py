@@ -221,6 +221,7 @@ def test_modes_that_mean_the_same_train_the_same(inputs, tmp_path):
     modes = {
         "precomputed": [],
         "frozen": ["reference.kind=frozen"],
+        "offloaded": ["reference.kind=frozen", "reference.offload=true"],
         "moving": ["reference.kind=moving", "reference.every=1000"],
         "path": [f"reference.path={inputs / 'again'}"],
     }
@@ -233,7 +234,7 @@ def test_modes_that_mean_the_same_train_the_same(inputs, tmp_path):
     assert expected[-1, 1] > 1e-3
     for name, result in runs.items():
         np.testing.assert_allclose(history(result), expected, rtol=1e-4, atol=1e-4, err_msg=name)
-    # One model, two splits: two caches serve all four runs.
+    # One model, two splits: two caches serve all of the runs.
     assert len(list((inputs / "cache" / "reference").glob("*.npy"))) == 2
 
 

@@ -132,10 +132,12 @@ class Chat:
         try:
             if pair.token_ids is not None:
                 return self._given_ids(pair.token_ids)
-            prompt = self._render(pair, (), True)
             # A supervised example has no rejected completion.
             answers = [answer for answer in (pair.chosen, pair.rejected) if answer]
-            whole = [self._render(pair, answer, False) for answer in answers]
+            said = [*pair.prompt, *itertools.chain(*answers)]
+            harmless = self._template.harmless(said, pair.tools, pair.template_kwargs)
+            prompt = self._render(pair, (), True, harmless)
+            whole = [self._render(pair, answer, False, harmless) for answer in answers]
             turns = [
                 self._render_turns(pair, answer, conversation.text)
                 for answer, conversation in zip(answers, whole, strict=True)
@@ -145,14 +147,20 @@ class Chat:
         conversations = [prompt, *whole]
         return _RenderedPair(
             texts=[each.text for each in conversations] + list(itertools.chain(*turns)),
-            ended=[self._template.ended(each.text) for each in conversations],
+            ended=[self._template.ended(each.text) for each in whole],
             spelled_control=any(each.spelled_control for each in conversations),
             chosen_turns=len(turns[0]),
         )
 
-    def _render(self, pair: PreferencePair, answer: Sequence[Message], prompt: bool) -> Rendered:
+    def _render(
+        self,
+        pair: PreferencePair,
+        answer: Sequence[Message],
+        prompt: bool,
+        harmless: bool | None = None,
+    ) -> Rendered:
         messages = [*pair.prompt, *answer]
-        return self._template.render(messages, pair.tools, prompt, pair.template_kwargs)
+        return self._template.render(messages, pair.tools, prompt, pair.template_kwargs, harmless)
 
     def _render_turns(
         self, pair: PreferencePair, answer: Sequence[Message], whole: str
@@ -191,7 +199,7 @@ class Chat:
     ) -> EncodedPair | BadPair:
         try:
             prompt, *rest = [_or_raise(ids) for ids in encoded]
-            count = len(item.ended) - 1
+            count = len(item.ended)
             whole, turns = rest[:count], rest[count:]
             start = min(_common_prefix(prompt, conversation) for conversation in whole)
             if start == 0:
@@ -202,7 +210,7 @@ class Chat:
                 )
             completions = [
                 self._ended(conversation[start:], ended)
-                for conversation, ended in zip(whole, item.ended[1:], strict=True)
+                for conversation, ended in zip(whole, item.ended, strict=True)
             ]
             missing = [np.zeros(0, np.int32)] * (2 - count)
             pair = TokenizedPair(
@@ -236,7 +244,7 @@ class Chat:
 
     def _ended(self, completion: np.ndarray, ended: bool) -> np.ndarray:
         """The completion up to its last end token if the template ended it, else with one."""
-        at = np.flatnonzero(completion == self.end_token_id)
+        (at,) = (completion == self.end_token_id).nonzero()
         if ended and len(at):
             return completion[: at[-1] + 1]
         return np.append(completion, np.int32(self.end_token_id))
@@ -269,7 +277,7 @@ class _RenderedPair:
 
     Attributes:
       texts: Spelled; after those three come the turns within completions of several messages.
-      ended: Whether the template ended each of them, turns aside, with the end token.
+      ended: Whether the template ended each completion with the end token.
       spelled_control: Whether any text in them spelled a control token.
       chosen_turns: How many texts after those three are of turns of the chosen completion; further
         ones are of the rejected.
@@ -345,5 +353,5 @@ def _shared_start(a: str, b: str) -> str:
 
 def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
     length = min(len(a), len(b))
-    different = np.flatnonzero(a[:length] != b[:length])
+    (different,) = (a[:length] != b[:length]).nonzero()
     return int(different[0]) if len(different) else length

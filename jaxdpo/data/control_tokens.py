@@ -133,9 +133,9 @@ class ControlTokens:
         """Whether it is plain at once that no control token has to do with the text.
 
         It holds no character that one begins with, and what could be the end of one, at its start,
-        holds none that one ends in. Most text is like that.
+        holds none that one ends in; and no noncharacter. Most text is like that.
         """
-        if not text.isascii():
+        if not text.isascii() and _NONCHARACTER.search(text):
             return False
         for first in self._firsts:
             if first in text:

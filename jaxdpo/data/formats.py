@@ -47,6 +47,7 @@ _SCORES = (
 # Read alike in every form; what a form does not know otherwise is the user's own.
 _COMMON = ("split", "metadata", "tools", "functions", "chat_template_kwargs")
 _SCORE_KEYS = tuple(itertools.chain(*_SCORES))
+_NATIVE_KEYS = ("messages", "rejected_message", *_COMMON, *_SCORE_KEYS)
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,8 @@ def ignored_keys(record: dict[str, Any], form: Format) -> set[str]:
 
 def _scores(rest: dict[str, Any]) -> tuple[Any, Any] | None:
     """Takes the scores out of a record's other fields."""
+    if not rest:
+        return None
     for names in _SCORES:
         if any(name in rest for name in names):
             chosen, rejected = (rest.pop(name, None) for name in names)
@@ -173,11 +176,9 @@ def native_messages(record: dict[str, Any], *needed: str) -> list[Said]:
     Raises:
       BadPair: For an unknown key, or one of `needed` that is missing.
     """
-    ours = ("messages", "rejected_message")
-    known = (*ours, *_COMMON, *_SCORE_KEYS)
     for key in record:
-        if key not in known and key not in IGNORED_KEYS:
-            hint = nearest(key, (*known, *IGNORED_KEYS)) or (
+        if key not in _NATIVE_KEYS and key not in IGNORED_KEYS:
+            hint = nearest(key, (*_NATIVE_KEYS, *IGNORED_KEYS)) or (
                 "; the user's own fields go under 'metadata'"
             )
             raise BadPair("unknown-key", f"unknown key {show(key)}{hint}")
@@ -194,7 +195,7 @@ def native_messages(record: dict[str, Any], *needed: str) -> list[Said]:
 
 def _native(record: dict[str, Any]) -> Draft:
     said = native_messages(record, "rejected_message")
-    common = {key: record[key] for key in _COMMON if key in record}
-    scores = _scores({key: record[key] for key in _SCORE_KEYS if key in record})
+    common = {key: value for key, value in record.items() if key in _COMMON}
+    scores = _scores({key: value for key, value in record.items() if key in _SCORE_KEYS})
     other = [Said("rejected_message", record["rejected_message"])]
     return Draft(said[:-1], said[-1:], other, common, {}, scores)

@@ -16,6 +16,7 @@ _MESSAGE_KEYS = {
     "assistant": ("role", "content", "name", "tool_calls", *REASONING_KEYS),
     "tool": ("role", "content", "name", "tool_call_id"),
 }
+_TEXT_KEYS = ("name", "tool_call_id", *REASONING_KEYS)
 _OTHER_ROLES = {
     "developer": "write 'system'",
     "human": "write 'user'",
@@ -52,14 +53,11 @@ def parse_message(value: Any, field: str) -> Message:
     if role == "assistant" and "function_call" in message:
         message = _without_function_call(message, field)
     known = _MESSAGE_KEYS[role]
-    for key in message:
+    for key, item in message.items():
         if key not in known:
             raise BadPair("unknown-message-key", _unknown_key(key, known, role, field))
-    for key in ("name", "tool_call_id", *REASONING_KEYS):
-        if not isinstance(message.get(key, ""), str):
-            raise BadPair(
-                "message-field-type", f"{field}.{key} is {kind(message[key])}; write a string"
-            )
+        if key in _TEXT_KEYS and not isinstance(item, str):
+            raise BadPair("message-field-type", f"{field}.{key} is {kind(item)}; write a string")
     if "tool_calls" in message:
         message["tool_calls"] = _parse_tool_calls(message["tool_calls"], f"{field}.tool_calls")
     if isinstance(message.get("content"), list):

@@ -7,7 +7,8 @@ import numpy as np
 
 from jaxdpo.data.batch import CHOSEN, PROMPT, REJECTED, TILE, PackedBatch, SequenceGather
 from jaxdpo.data.pairs import TokenizedPair, scored_tokens
-from jaxdpo.data.plan import BatchShape, Microbatch, Row, best_fit_decreasing, visible_tiles
+from jaxdpo.data.plan import BatchShape, Microbatch, Row, best_fit_decreasing
+from jaxdpo.data.visible import visible_tiles
 
 
 class PairSource(Protocol):

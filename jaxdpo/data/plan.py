@@ -6,14 +6,15 @@ step number alone says what data comes next, in any process and after any restar
 
 import bisect
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxdpo.data.batch import TILE
+from jaxdpo.data.visible import count_tiles
 from jaxdpo.errors import UserError
 
 # Pairs of one row, rows of one microbatch: indices into the data set.
@@ -28,6 +29,8 @@ Layout = Literal["plain", "tiles", "sequences", "apart"]
 _SCORING_WINDOW = 1024
 # Optimizer steps that the row length is chosen on.
 _SAMPLED_STEPS = 8
+# Steps, or windows, whose shape is computed together.
+_TOGETHER = 256
 
 
 class BatchConfig(BaseModel):
@@ -121,11 +124,11 @@ def choose_row_length(lengths_N3: np.ndarray, config: BatchConfig, rows: int) ->
     shortest = -(-longest // 128) * 128
     if not config.pack:
         return shortest
-    sample = _epoch_order(0, 0, len(laid_out))[: _SAMPLED_STEPS * config.size]
-    steps = np.split(sample, range(config.size, len(sample), config.size))
+    sample = lengths_N3[_epoch_order(0, 0, len(laid_out))[: _SAMPLED_STEPS * config.size]]
+    steps = np.split(np.arange(len(sample)), range(config.size, len(sample), config.size))
 
     def padded_tokens(row_length: int) -> int:
-        packer = Packer(lengths_N3, config, rows, row_length)
+        packer = Packer(sample, config, rows, row_length)
         return sum(len(packer.microbatches(step)) * rows * row_length for step in steps)
 
     cost = {length: padded_tokens(length) for length in range(shortest, 3 * shortest + 1, 128)}
@@ -139,16 +142,18 @@ def best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     [[1, 2], [3, 0]]
     """
     bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free space, bin), sorted
-    for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        place = bisect.bisect_left(room, (sizes[item], -1))
+    count = len(sizes)
+    room: list[int] = []  # free space * count + bin, sorted
+    for item in sorted(range(count), key=sizes.__getitem__, reverse=True):
+        taken = sizes[item] * count
+        place = bisect.bisect_left(room, taken)
         if place < len(room):
-            free, chosen = room.pop(place)
+            best = room.pop(place)
+            bins[best % count].append(item)
         else:
-            free, chosen = capacity, len(bins)
-            bins.append([])
-        bins[chosen].append(item)
-        bisect.insort(room, (free - sizes[item], chosen))
+            best = capacity * count + len(bins)
+            bins.append([item])
+        bisect.insort(room, best - taken)
     return bins
 
 
@@ -176,80 +181,67 @@ class Packer:
 
     def microbatches(self, pairs: Sequence[int] | np.ndarray) -> list[Microbatch]:
         """The pairs in as few microbatches of `rows` rows as hold them; later ones may be short."""
+        known = np.asarray(pairs, np.int64)
+        indices = known.tolist()
         if self.config.pack:
-            sizes = self._laid_out[np.asarray(pairs, np.int64)].tolist()
-            rows = [
-                [int(pairs[i]) for i in row] for row in best_fit_decreasing(sizes, self.row_length)
-            ]
+            packed = best_fit_decreasing(self._laid_out[known].tolist(), self.row_length)
+            rows = [[indices[i] for i in row] for row in packed]
         else:
-            rows = [[int(pair)] for pair in pairs]
+            rows = [[pair] for pair in indices]
         return [rows[i : i + self.rows] for i in range(0, len(rows), self.rows)]
 
     def shape_of(self, microbatches: Sequence[Microbatch], layout: Layout) -> BatchShape:
         """The smallest shape that holds these microbatches."""
-        rows = [np.asarray(row) for microbatch in microbatches for row in microbatch]
-        scores = max(int(self.lengths[row, 1:].sum()) for row in rows)
+        return _covering(self.shapes_of([microbatches], layout))
+
+    def shapes_of(
+        self, steps: Iterable[Sequence[Microbatch]], layout: Layout
+    ) -> Iterator[BatchShape]:
+        """Shapes that together hold the microbatches of each step; many steps have one."""
+        steps = iter(steps)
+        while together := list(itertools.islice(steps, _TOGETHER)):
+            rows = [row for step in together for microbatch in step for row in microbatch]
+            most = max(map(len, together))
+            yield replace(self._shape_of_rows(rows, layout), microbatches=most)
+
+    def _shape_of_rows(self, rows: Sequence[Row], layout: Layout) -> BatchShape:
+        pairs_R = np.fromiter(map(len, rows), np.int64, len(rows))
+        first_R = np.cumsum(pairs_R) - pairs_R
+        members = np.fromiter(itertools.chain.from_iterable(rows), np.int64)
+        lengths_N3 = self.lengths[members].astype(np.int64)
+
+        def most(values_N: np.ndarray) -> int:
+            """The largest sum over a row."""
+            return int(np.add.reduceat(values_N, first_R).max())
+
         shape = BatchShape(
             rows=self.rows,
             row_length=self.row_length,
-            pairs=max(len(row) for row in rows),
-            scores=scores,
-            microbatches=len(microbatches),
+            pairs=int(pairs_R.max()),
+            scores=most(lengths_N3[:, 1:].sum(1)),
         )
         if layout == "plain":
             return shape
         if layout == "tiles":
-            share = self.config.share_prefix
-            counts = [len(visible_tiles(self.lengths[row], share, self.row_length)) for row in rows]
-            return replace(shape, tiles=max(counts))
-        width, lengths = self.sequence_width, map(self._sequence_lengths, rows)
-        apart = layout == "apart"
-        sequences = max(len(one if apart else best_fit_decreasing(one, width)) for one in lengths)
-        return replace(shape, sequence_width=width, sequences=sequences, apart=apart)
+            ends_N = np.cumsum(self._laid_out[members])
+            begin_N = ends_N - self._laid_out[members]
+            start_N = begin_N - np.repeat(begin_N[first_R], pairs_R)
+            tiles_N = count_tiles(lengths_N3, start_N, self.config.share_prefix)
+            return replace(shape, tiles=most(tiles_N))
+        width = self.sequence_width
+        if layout == "apart":
+            sequences = most((lengths_N3[:, 1:] > 0).sum(1))
+            return replace(shape, sequence_width=width, sequences=sequences, apart=True)
+        sizes_N2 = np.where(lengths_N3[:, 1:] > 0, lengths_N3[:, :1] + lengths_N3[:, 1:], 0)
+        sizes = np.split(sizes_N2.ravel(), 2 * first_R[1:])
+        bins = [len(best_fit_decreasing(row[row > 0].tolist(), width)) for row in sizes]
+        return replace(shape, sequence_width=width, sequences=max(bins))
 
     @functools.cached_property
     def sequence_width(self) -> int:
         """Tokens of an attention row: the longest sequence's, rounded up to a multiple of 64."""
         longest = longest_sequence(self.lengths) if self.longest is None else self.longest
         return -(-longest // 64) * 64
-
-    def _sequence_lengths(self, row: np.ndarray) -> list[int]:
-        completions = self.lengths[row, 1:]
-        return (self.lengths[row, :1] + completions)[completions > 0].tolist()
-
-
-def visible_tiles(
-    lengths_P3: np.ndarray | Sequence[Sequence[int]], share_prefix: bool, row_length: int
-) -> np.ndarray:
-    """Which blocks of `TILE` tokens of a row see something of which.
-
-    Args:
-      lengths_P3: Tokens of prompt, chosen and rejected of the row's pairs, in order.
-      share_prefix: Whether a prompt is laid out once for its two completions.
-      row_length: Tokens of the row.
-
-    Returns:
-      i32 `[n, 2]`: blocks of queries and of keys, by the queries'.
-    """
-    blocks = -(-row_length // TILE)
-    seen = np.zeros((blocks, blocks), bool)
-    start = 0
-
-    def see(query: int, key: int, last_key: int, last: int) -> None:
-        if last > query and last_key > key:
-            keys = slice(key // TILE, (last_key - 1) // TILE + 1)
-            seen[query // TILE : (last - 1) // TILE + 1, keys] = True
-
-    for prompt, chosen, rejected in np.asarray(lengths_P3).tolist():
-        once = share_prefix or not rejected
-        for first, second in [(chosen, rejected)] if once else [(chosen, 0), (rejected, 0)]:
-            own = start + prompt
-            end = own + first + second
-            see(start, start, own, end)
-            see(own, own, own + first, own + first)
-            see(own + first, own + first, end, end)
-            start = end
-    return np.argwhere(np.tril(seen)).astype(np.int32)
 
 
 def longest_sequence(lengths_N3: np.ndarray) -> int:
@@ -292,9 +284,8 @@ class TrainPlan:
 
     def shape(self, layout: Layout) -> BatchShape:
         """The shape that holds every step of the run."""
-        return _covering(
-            self.packer.shape_of(self.microbatches(step), layout) for step in range(self.num_steps)
-        )
+        steps = map(self.microbatches, range(self.num_steps))
+        return _covering(self.packer.shapes_of(steps, layout))
 
 
 def scoring_microbatches(packer: Packer) -> Iterator[Microbatch]:
@@ -311,9 +302,9 @@ def scoring_shape(packers: Sequence[Packer], layout: Layout) -> BatchShape:
     The packers must agree on rows, row length and longest sequence.
     """
     return _covering(
-        packer.shape_of([microbatch], layout)
+        shape
         for packer in packers
-        for microbatch in scoring_microbatches(packer)
+        for shape in packer.shapes_of(([each] for each in scoring_microbatches(packer)), layout)
     )
 
 
@@ -335,5 +326,5 @@ def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
 
 
-def _covering(shapes: Iterator[BatchShape]) -> BatchShape:
+def _covering(shapes: Iterable[BatchShape]) -> BatchShape:
     return functools.reduce(BatchShape.cover, shapes)

@@ -136,13 +136,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
         raise BadPair("nul", "the line holds a NUL byte; the file is damaged or is not text")
     _check_depth(line)
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_constant=_not_finite,
-            parse_float=_finite,
-            parse_int=_integer,
-        )
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise _explain(text, error) from None
     if not isinstance(value, dict):
@@ -167,6 +161,11 @@ def _explain(text: str, error: json.JSONDecodeError) -> BadPair:
             )
         return BadPair(
             "extra-data", f"text after the object at column {column}: {show(rest)}; remove it"
+        )
+    if text.startswith("\ufeff"):
+        return BadPair(
+            "bad-json",
+            "a BOM (U+FEFF) stands before the object; only a file may begin with one: remove it",
         )
     if text.lstrip().startswith("[") or text.strip() in ("{", "}", "},", "]"):
         return BadPair(
@@ -206,6 +205,14 @@ def _integer(digits: str) -> int:
     if len(digits) > 1000:
         raise BadPair("not-finite", f"an integer of {len(digits)} digits is out of range")
     return int(digits)
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique,
+    parse_constant=_not_finite,
+    parse_float=_finite,
+    parse_int=_integer,
+)
 
 
 def _check_depth(line: bytes) -> None:

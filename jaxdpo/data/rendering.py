@@ -80,6 +80,8 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise UserError(f"the chat template cannot be used: {error}") from error
         self.end_token = self._find_end()
+        self._spelled_end = controls.spell(self.end_token)
+        self._lost_reasoning = [key for key in REASONING_KEYS if key not in self.source]
 
     def render(
         self,
@@ -87,6 +89,7 @@ class ChatTemplate:
         tools: Sequence[dict[str, Any]],
         prompt: bool,
         kwargs: Mapping[str, Any] = NO_KWARGS,
+        harmless: bool | None = None,
     ) -> Rendered:
         """Renders a conversation, as `control_tokens` describes.
 
@@ -95,6 +98,7 @@ class ChatTemplate:
           tools: Function definitions.
           prompt: Whether to open the assistant's next message.
           kwargs: Further variables for the template.
+          harmless: What `harmless` says of messages, tools and kwargs, where that is known.
 
         Raises:
           BadPair: If the template refuses the messages, leaves out a function, a call or the
@@ -110,9 +114,7 @@ class ChatTemplate:
                     f"the chat template leaves out the function {show(name)}; use one that writes "
                     "tools and tool calls, or remove them",
                 )
-        # The roles are those that this project allows, not the user's words.
-        words = [{k: v for k, v in message.items() if k != "role"} for message in messages]
-        if all(map(self._harmless, (words, said[1], said[2]))):
+        if self.harmless(*said) if harmless is None else harmless:
             return Rendered(self._controls.spell(rendered), False)
         walled = (
             [{**self._wall(message), "role": message["role"]} for message in messages],
@@ -137,8 +139,19 @@ class ChatTemplate:
 
     def ended(self, spelled: str) -> bool:
         """Whether a rendering ends in the end token, white space and control tokens aside."""
-        _, end, after = spelled.rpartition(self._controls.spell(self.end_token))
+        _, end, after = spelled.rpartition(self._spelled_end)
         return end != "" and not without_spellings(after).strip()
+
+    def harmless(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        kwargs: Mapping[str, Any],
+    ) -> bool:
+        """Whether it is plain at once that nothing in a conversation spells a control token."""
+        # The roles are those that this project allows, not the user's words.
+        words = [{k: v for k, v in message.items() if k != "role"} for message in messages]
+        return all(map(self._harmless, (words, list(tools), dict(kwargs))))
 
     def _harmless(self, value: Any) -> bool:
         """Whether it is plain at once that no text in here needs walls."""
@@ -164,9 +177,9 @@ class ChatTemplate:
         return value
 
     def _check_reasoning(self, messages: Sequence[Message]) -> None:
-        for message in messages:
-            for key in REASONING_KEYS:
-                if message.get(key) and key not in self.source:
+        for key in self._lost_reasoning:
+            for message in messages:
+                if message.get(key):
                     raise BadPair(
                         "reasoning-not-rendered",
                         f"the chat template does not know the field {key}, which would be left "
@@ -213,9 +226,9 @@ class ChatTemplate:
 
 def _with_reasoning(message: Message) -> Message:
     """A message whose reasoning goes by every name that templates look for, as in transformers."""
-    reasoning = next((message[key] for key in REASONING_KEYS if key in message), None)
-    if reasoning is None:
+    if message.keys().isdisjoint(REASONING_KEYS):
         return message
+    reasoning = next(message[key] for key in REASONING_KEYS if key in message)
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 

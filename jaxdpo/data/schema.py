@@ -48,9 +48,10 @@ def parse_pair(draft: Draft, source: str, test_fraction: float) -> PreferencePai
     elif draft.token_ids[1] == draft.token_ids[2]:
         raise BadPair("identical-completions", "chosen and rejected are the same ids")
     tools = parse_tools(draft.common.get("tools"), draft.common.get("functions"))
-    asked = _messages(prompt) or ids_as_prompt(draft.token_ids)
+    messages = _messages(prompt)
+    asked = messages or ids_as_prompt(draft.token_ids)
     return PreferencePair(
-        prompt=_messages(prompt),
+        prompt=messages,
         chosen=_messages(chosen),
         rejected=_messages(rejected),
         split=_parse_split(draft.common.get("split")) or hashed_split(asked, tools, test_fraction),

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import json
 from collections import Counter, defaultdict, deque
@@ -18,7 +17,7 @@ from jaxdpo.data.config import DataConfig
 from jaxdpo.data.fitting import fit
 from jaxdpo.data.pairs import PreferencePair, Split
 from jaxdpo.data.reader import Met, Reading
-from jaxdpo.data.records import BadLine, BadPair, Record, bad_line
+from jaxdpo.data.records import BadLine, BadPair, bad_line
 from jaxdpo.data.reports import ReadReport, TokenizeReport
 from jaxdpo.data.sources import digest_of, find_sources, raw_of
 from jaxdpo.errors import UserError
@@ -30,9 +29,8 @@ _SPLITS: tuple[Split, ...] = ("TRAIN", "TEST")
 _REJECTS, _ABOUT = "rejects.jsonl", "about.json"
 # Pairs that are encoded together, and how many such batches are worked on at a time: one is
 # rendered while the tokenizer's own threads encode another.
-_BATCH = 512
+_BATCH = 128
 _THREADS = 2
-_NO_RECORD = Record(0, None, b"")
 
 
 @dataclass(frozen=True)
@@ -129,41 +127,6 @@ def _store(config: DataConfig, chat: Chat, supervised: bool, folder: Path, key: 
         json.dump({"key": key, "report": dataclasses.asdict(report)}, file)
 
 
-def tokenize_pairs(
-    pairs: Sequence[PreferencePair], chat: Chat, config: DataConfig
-) -> TokenizedPairs:
-    """Tokenises pairs, or opens what an earlier call with the same pairs and tokenizer stored.
-
-    A pair longer than `max_length` (prompt and its longer completion) loses prompt from the left:
-    its oldest turns, keeping the system message and the last user turn, and if that is not enough,
-    tokens. A completion is never cut; a pair whose completions leave a prompt less than 16 tokens
-    is dropped. The report counts each.
-
-    Args:
-      pairs: Preference pairs; those of one split.
-      chat: The model's tokenizer and template.
-      config: `max_length`, `cache_dir` and `on_error` are used.
-
-    Raises:
-      UserError: With `on_error="stop"`, for pairs that cannot be rendered or encoded.
-    """
-    key = cache_key(pairs, chat, config)
-    folder = config.cache_folder() / "pairs" / key
-    stored = open_pairs(folder, key)
-    if stored is not None:
-        return stored
-    with _writing(folder), PairWriter(folder, key) as out:
-        writer = _Writer(out, chat, config)
-        bad_lines = BadLines()
-        items = (Met(pair, _NO_RECORD) for pair in pairs)
-        _encode(items, chat, dict.fromkeys(_SPLITS, writer), bad_lines, config.on_error == "stop")
-        bad_lines.stop(config)
-        writer.finish()
-    stored = open_pairs(folder, key)
-    assert stored is not None, f"{folder} was just written"
-    return stored
-
-
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """Leaves no empty folder behind, and says what to do where none can be written."""
@@ -177,17 +140,6 @@ def _writing(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()
-
-
-def cache_key(pairs: Sequence[PreferencePair], chat: Chat, config: DataConfig) -> str:
-    """SHA-256 of everything that the stored tokens depend on."""
-    state = hashlib.sha256()
-    state.update(f"{FORMAT_VERSION} {chat.fingerprint} {config.max_length}\n".encode())
-    for pair in pairs:
-        said = [pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.source]
-        said += [pair.metadata, pair.template_kwargs, pair.token_ids, pair.scores, pair.label]
-        state.update(json.dumps(said, ensure_ascii=False).encode() + b"\n")
-    return state.hexdigest()
 
 
 def _encode(
@@ -281,8 +233,5 @@ class _Writer:
 
 
 def _bad_line(met: Met, bad: BadPair) -> BadLine:
-    file, _, line = met.pair.source.rpartition(":")
-    # Pairs that were made in Python may come from no line.
-    known = file and line.isdecimal()
-    raw = b"" if met.record.value is None else raw_of(met.record)
-    return bad_line(file if known else met.pair.source, int(line) if known else 0, bad, raw)
+    file = met.pair.source.removesuffix(f":{met.record.line}")
+    return bad_line(file, met.record.line, bad, raw_of(met.record))

@@ -15,11 +15,13 @@ from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import ADAPTER_CONFIG, base_of, save_adapter, stored_adapter
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import check_files, find_folder, member, read_config, read_json
+from jaxdpo.hub.quantized import in_codes, in_numbers, kind_of, read_part
 from jaxdpo.hub.read import on_devices, stored_params
 from jaxdpo.hub.write import MAX_SHARD_BYTES, json_text, save_pretrained
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
 from jaxdpo.model.lora import LoraConfig, LoraParams, merge_lora, merged_kernel
+from jaxdpo.model.quantized import BaseKind, is_quantized
 from jaxdpo.sharding import shardings_for
 from jaxdpo.stored import Spans, Stored
 
@@ -52,19 +54,41 @@ class Policy:
 
     def describe(self) -> str:
         """`models/tiny: llama, 1.2M parameters, float32`."""
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        leaves = jax.tree.leaves(self.params, is_leaf=is_quantized)
+        count = sum(leaf.size for leaf in leaves)
         size = f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
-        dtype = jax.tree.leaves(self.params)[0].dtype.name
-        return f"{self.source}: {self.hf_config['model_type']}, {size} parameters, {dtype}"
+        dtype = self.params["embed"]["weight"].dtype.name
+        kind = "" if self.base == "full" else f", layers in {self.base}"
+        return f"{self.source}: {self.hf_config['model_type']}, {size} parameters, {dtype}{kind}"
+
+    @property
+    def base(self) -> BaseKind:
+        """What the layers' matrices are in."""
+        return kind_of(self.params)
+
+    def quantized(self, kind: BaseKind) -> "Policy":
+        """The same model with its layers' matrices in fewer bits, beneath adapters to come.
+
+        Raises:
+          UserError: If they are in other codes already, or cannot be in these.
+        """
+        if self.base == kind:
+            return self
+        if self.base != "full":
+            raise UserError(f"the policy's layers are in {self.base}; set lora.base={self.base}")
+        return replace(self, params=in_codes(self.params, kind))
 
     def merged(self) -> "Policy":
-        """The same model without adapters, theirs added into the weights."""
+        """The same model without adapters, theirs added into the weights.
+
+        Of a quantised base these are the numbers that its codes stand for, as it was trained with.
+        They are not all formed at once: such a policy can be saved, and put on devices.
+        """
         if self.lora is None:
             return self
         assert self.lora_config is not None
-        stored = isinstance(jax.tree.leaves(self.params)[0], Stored)
-        merge = _merged_on_reading if stored else merged_kernel
-        params = merge_lora(self.params, self.lora, self.lora_config.scale, merge)
+        numbers = in_numbers(self.params)
+        params = merge_lora(numbers, self.lora, self.lora_config.scale, _merged)
         return replace(self, params=params, lora=None, lora_config=None)
 
     def save(
@@ -103,7 +127,7 @@ class Policy:
         save_pretrained(
             folder,
             self.config,
-            self.merged().params,
+            in_numbers(self.merged().params),
             tokenizer,
             self.hf_config,
             files,
@@ -134,7 +158,11 @@ def load_policy(
     Raises:
       UserError: If it is missing, damaged or not supported.
     """
-    policy = open_policy(path, dtype, chat_template, context)
+    return on_mesh(open_policy(path, dtype, chat_template, context), mesh)
+
+
+def on_mesh(policy: Policy, mesh: Mesh | None) -> Policy:
+    """The policy with its arrays on devices; None as mesh: on the first one."""
 
     def load(arrays: Params) -> Params:
         return on_devices(arrays, None if mesh is None else shardings_for(arrays, mesh))
@@ -186,13 +214,16 @@ def _open_model(
     return Policy(config, params, chat, source, hf_config, generation)
 
 
-def _merged_on_reading(kernel: Stored, pair: dict[str, Stored], scale: float) -> Stored:
-    """A kernel to which each part's share of the adapter is added when it is read."""
+def _merged(kernel: Any, pair: dict[str, Any], scale: float) -> Any:
+    """A kernel with its adapter; one that is read by parts has each part's share added then."""
+    if not isinstance(kernel, Stored):
+        return merged_kernel(kernel, pair, scale)
     ranks = slice(0, pair["a"].shape[-1])
 
     def read(spans: Spans) -> np.ndarray:
         *leading, rows, columns = spans
-        a, b = pair["a"].read((*leading, rows, ranks)), pair["b"].read((*leading, ranks, columns))
+        a = read_part(pair["a"], (*leading, rows, ranks))
+        b = read_part(pair["b"], (*leading, ranks, columns))
         terms = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
         return np.asarray(merged_kernel(jnp.asarray(kernel.read(spans)), terms, scale))
 

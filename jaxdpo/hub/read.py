@@ -239,13 +239,16 @@ def _stored(row: Row, tensors: Mapping[str, Tensor], leaf: jax.ShapeDtypeStruct)
 
 
 def on_devices(arrays: Params, shardings: Params | None) -> Params:
-    """Reads a tree of `Stored` as arrays of jax; None as shardings: on the first device."""
+    """Puts a tree on devices, where `Stored` ones are read; None as shardings: on the first one."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     where = shardings or jax.tree.map(lambda _: device, arrays)
     return jax.tree.map(_on_devices, arrays, where)
 
 
-def _on_devices(stored: Stored, sharding: Any) -> jax.Array:
+def _on_devices(stored: Any, sharding: Any) -> jax.Array:
+    if not isinstance(stored, Stored):
+        # Where it lies right already, nothing is copied.
+        return jax.device_put(stored, sharding)
     parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:

@@ -25,6 +25,7 @@ from jaxdpo.model.cudnn import cudnn_attention
 from jaxdpo.model.experts import RouterLoad, router_loss
 from jaxdpo.model.layers import Decoder
 from jaxdpo.model.lora import LoraConfig, LoraParams, layer_adapters
+from jaxdpo.model.quantized import is_quantized
 from jaxdpo.model.rope import rotation
 from jaxdpo.model.splash import splash_attention
 from jaxdpo.model.tiles import tile_attention
@@ -48,12 +49,18 @@ class Compute:
       remat: What the backward pass computes again: "none"; "dots", all but the products with
         parameters; "full", all but each layer's input.
       lora: Scale and dropout of the adapters; needed where adapters are passed.
+      offloaded: Whether the parameters lie in the host's memory.
     """
 
     dtype: Any
     attention: AttentionKind
     remat: Literal["none", "dots", "full"]
     lora: LoraConfig | None = None
+    offloaded: bool = False
+
+    def fetched(self, tree: Any) -> Any:
+        """Parameters in the device's memory."""
+        return jax.device_put(tree, jax.memory.Space.Device) if self.offloaded else tree
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype: Any) -> Params:
@@ -189,7 +196,7 @@ def run_layers(
     def run_layer(hidden_BTD: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
         block, layer_lora, layer = inputs
         # Rows stay where they are; parameters come to them.
-        hidden_BTD = cut_rows(hidden_BTD)
+        hidden_BTD, block = cut_rows(hidden_BTD), compute.fetched(block)
         adapters = {}
         if layer_lora is not None:
             assert compute.lora is not None, "adapters need compute.lora for their scale"
@@ -230,7 +237,7 @@ def unstacked(
     """The same model for decoding: a tuple of layers, matrices in the dtype they are used in.
 
     One token costs hardly more than reading the weights, so slicing layers out of the stack, or
-    casting them, at each token would double it.
+    casting them, at each token would double it. Quantised kernels stay as they are.
     """
 
     def layers_of(tree: Any) -> tuple[Any, ...]:
@@ -238,7 +245,10 @@ def unstacked(
         return tuple(jax.tree.map(itemgetter(number), tree) for number in range(count))
 
     def cast(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, tree)
+        def one(leaf: Any) -> Any:
+            return leaf if is_quantized(leaf) or leaf.ndim < 2 else leaf.astype(dtype)
+
+        return jax.tree.map(one, tree, is_leaf=is_quantized)
 
     apart = cast({**params, "layers": layers_of(params["layers"])})
     return apart, lora and cast({"layers": layers_of(lora["layers"])})

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.quantized import product
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -52,7 +53,7 @@ class ExpertLinear(nnx.Module):
 
     def __call__(self, x_ND: jax.Array, sizes_E: jax.Array) -> jax.Array:
         """N tokens sorted by expert, of which expert e has `sizes_E[e]`."""
-        return jax.lax.ragged_dot(x_ND, self.kernel[...].astype(x_ND.dtype), sizes_E)
+        return product(x_ND, self.kernel[...], sizes_E)
 
 
 class Experts(nnx.Module):

@@ -13,8 +13,9 @@ from flax import nnx
 
 from jaxdpo.model.config import ModelConfig, NormConfig
 from jaxdpo.model.experts import ACTIVATIONS, SparseMLP
+from jaxdpo.model.quantized import product
 from jaxdpo.model.rope import rotate
-from jaxdpo.sharding import uncut_embedding
+from jaxdpo.sharding import uncut
 
 # What a low-rank adapter adds to a linear layer's output: [..., in] → [..., out].
 Adapter = Callable[[jax.Array], jax.Array]
@@ -33,7 +34,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: jax.Array, adapter: Adapter | None = None) -> jax.Array:
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = product(x, self.kernel[...])
         if self.bias is not None:
             y += jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
         if adapter is not None:
@@ -48,7 +49,7 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(_normal(rngs.params(), (rows, config.hidden_size)))
 
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        return uncut_embedding(self.weight[...])[tokens].astype(dtype)
+        return uncut(self.weight[...], vocabulary=0)[tokens].astype(dtype)
 
 
 class Norm(nnx.Module):

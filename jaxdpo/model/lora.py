@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.layers import Adapter, Block
+from jaxdpo.model.quantized import BaseKind
 
 LoraParams = dict[str, Any]
 
@@ -37,6 +38,11 @@ class LoraConfig(BaseModel):
     )
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Of the adapters' inputs, in training."
+    )
+    base: BaseKind = Field(
+        default="full",
+        description="The layers' matrices beneath the adapters: as loaded, or in 8.5 (int8) or 4.5 "
+        "(nf4) bits a weight.",
     )
 
     @property

@@ -116,7 +116,7 @@ class Traffic:
 
     Attributes:
       gathered: Parameters that are cut along "fsdp": of layers for the passes forwards and
-        backwards, of the vocabulary head too, of the embedding once.
+        backwards, of the embedding and the vocabulary head once each.
       gradients: Gradients, summed over the batch axes that their parameters are not cut along.
       hidden: Along "tensor", the outputs of embedding, attention and MLP, attention's once more
         where it is computed again, and the gradients of what q, k, v, gate, up and the head read.
@@ -138,7 +138,8 @@ def traffic(config: RunConfig, model: ModelConfig, resolved: Resolved, mesh: Mes
         axes = _axes(spec_for(name, shape, sizes))
         held = math.prod(shape) / math.prod(sizes[axis] for axis in axes - {"fsdp"})
         if "fsdp" in axes and sizes["fsdp"] > 1:
-            times = 1 + 2 * model.tied_head if name.startswith("embed") else 2
+            times = 2 if name.startswith("layers/") else 1
+            times += model.tied_head and name.startswith("embed")
             gathered += times * held * compute.dtype.itemsize
         if config.lora is None:
             pieces = sizes["fsdp"] if "fsdp" in axes else 1

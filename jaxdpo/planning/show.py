@@ -101,7 +101,10 @@ def show_suggestion(
 ) -> None:
     """Shows the fastest way to run that should fit, where it is another one."""
     if not choices:
-        reporter.say("no mesh, microbatch or remat was found that fits; take more devices, or LoRA")
+        reporter.say(
+            "no mesh, microbatch or remat was found that fits; take more devices, or LoRA, with "
+            "lora.base=nf4 if need be"
+        )
         return
     best = choices[0]
     if plan.verdict == "fits" and plan.seconds and best.seconds[1] > 0.95 * plan.seconds[1]:

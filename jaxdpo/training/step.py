@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -80,6 +80,7 @@ class Objective:
       seed: Seed of the adapters' dropout.
       has_reference: Whether rewards are against a reference.
       moving: How the reference moves, or None if it stands still.
+      offloaded: Whether the frozen reference lies in the host's memory.
     """
 
     model: ModelConfig
@@ -89,6 +90,7 @@ class Objective:
     seed: int
     has_reference: bool = True
     moving: MovingReference | None = None
+    offloaded: bool = False
 
 
 def init_state(
@@ -351,7 +353,7 @@ class _Shares:
             params,
             None,
             batch,
-            objective.compute,
+            replace(objective.compute, offloaded=objective.offloaded),
             ld_alpha=objective.loss.ld_alpha,
         )
         return jax.lax.stop_gradient(scores.logps)

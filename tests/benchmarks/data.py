@@ -3,10 +3,10 @@
     python -m tests.benchmarks.data pairs=1000000 folder=/tmp/jaxdpo-data
 
 makes that many pairs of realistic length (log-normal, prompt about 120 tokens, completions about
-290), and prints: how fast they are tokenised next to the bare `tokenizers` library on the same
-text and cores, the resident memory of that process, how long the second start takes, what the
-plan takes, and what a batch at a random step takes next to one of 1,000 pairs. On a machine that
-others use too, compare the processor time: of the same work it is the same.
+290), and prints: how fast they are tokenised next to the bare `tokenizers` library, which takes
+turns with us on part of the same text and on the same cores; the resident memory of that process,
+how long the second start takes, what the plan takes, and what a batch at a random step takes next
+to one of 1,000 pairs. On a machine that others use too, compare the processor time.
 
     python -m tests.benchmarks.data stored=1000000
 
@@ -14,13 +14,17 @@ writes that many pairs of made-up ids of those lengths straight to the disk, in 
 and prints what does not depend on how they got there.
 """
 
+import itertools
 import json
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -38,6 +42,14 @@ _SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 _PROMPT, _ANSWER = 120, 290
 _BATCH = 1024
 _STEPS = 200
+
+
+class Bare(NamedTuple):
+    """What the bare library took for some pairs, in seconds and processor seconds."""
+
+    seconds: float
+    cpu: float
+    pairs: int
 
 
 def made_text(rng: np.random.Generator, count: int) -> str:
@@ -105,39 +117,66 @@ def _line(prompt: str, chosen: str, rejected: str) -> dict[str, object]:
     }
 
 
-def time_bare(pairs: Path, model: Path, most: int) -> tuple[float, float, int]:
-    """Seconds and processor seconds of the bare library for up to `most` pairs; their number.
+def time_bare(lines: Iterable[str], tokenizer: Tokenizer) -> Bare:
+    """What the bare library takes for some lines.
 
     Each prompt once and each answer once, many at a time on all cores, to lists of ids.
     """
-    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     seconds, cpu, count = 0.0, 0.0, 0
-    texts: list[str] = []
-    with open(pairs, encoding="utf-8") as file:
-        for line in file:
-            if count == most:
-                break
-            record = json.loads(line)
-            said = [*record["messages"], record["rejected_message"]]
-            texts += [message["content"] for message in said]
-            count += 1
-            if count % _BATCH == 0 or count == most:
-                start, used = time.perf_counter(), time.process_time()
-                for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-                    encoding.ids  # noqa: B018
-                seconds += time.perf_counter() - start
-                cpu += time.process_time() - used
-                texts = []
-    return seconds, cpu, count
+    lines = iter(lines)
+    while batch := [json.loads(line) for line in itertools.islice(lines, _BATCH)]:
+        said = [[*record["messages"], record["rejected_message"]] for record in batch]
+        texts = [message["content"] for messages in said for message in messages]
+        start, used = time.perf_counter(), time.process_time()
+        for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+            encoding.ids  # noqa: B018
+        seconds += time.perf_counter() - start
+        cpu += time.process_time() - used
+        count += len(batch)
+    return Bare(seconds, cpu, count)
 
 
-def measure(pairs: str, model: str, cache: str) -> None:
-    """Prints, as JSON, what one process that loads the pairs sees."""
+def side_by_side(pairs: Path, model: Path, cache: Path, every: float) -> tuple[dict, Bare]:
+    """`measure` of a first start, held still every so many seconds for the bare library to run.
+
+    So both meet the same machine, whatever else it does; the library takes 2,000 lines at a time.
+    """
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    bare = []
+    with open(pairs, encoding="utf-8") as lines:
+        process = subprocess.Popen(
+            measuring(str(pairs), str(model), str(cache)), stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        held = 0.0
+        while process.poll() is None:
+            try:
+                process.wait(every)
+            except subprocess.TimeoutExpired:
+                start = time.perf_counter()
+                process.send_signal(signal.SIGSTOP)
+                bare.append(time_bare(itertools.islice(lines, 2000), tokenizer))
+                process.send_signal(signal.SIGCONT)
+                held += time.perf_counter() - start
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
+        found = json.loads(process.stdout.read())
+        bare.append(time_bare(itertools.islice(lines, 2000), tokenizer))
+    return {**found, "seconds": found["seconds"] - held}, Bare(*map(sum, zip(*bare, strict=True)))
+
+
+def measure(pairs: str, model: str, cache: str, plans: str = "") -> None:
+    """Prints a line when it begins, and as JSON what one process that loads the pairs sees.
+
+    With `plans`, also what planning and batches take.
+    """
     from jaxdpo.data.chat import load_chat
     from jaxdpo.data.config import DataConfig
     from jaxdpo.data.tokenizing import load_pairs
 
     chat = load_chat(model)
+    print("begins", flush=True)
     before = resource.getrusage(resource.RUSAGE_SELF)
     start = time.perf_counter()
     loaded = load_pairs(DataConfig(path=pairs, cache_dir=cache, max_length=2048), chat)
@@ -151,7 +190,7 @@ def measure(pairs: str, model: str, cache: str) -> None:
         "pairs": sum(map(len, loaded.splits.values())),
         "tokens": int(sum(split.lengths.sum() for split in loaded.splits.values())),
     }
-    print(json.dumps({**found, **plan_times(train)}))
+    print(json.dumps({**found, **(plan_times(train) if plans else {})}))
 
 
 def plan_times(train) -> dict[str, float]:
@@ -174,10 +213,16 @@ def plan_times(train) -> dict[str, float]:
     return {"plan": planned, "batch_ms": 1000 * float(np.median(times))}
 
 
+def measuring(*arguments: str) -> list[str]:
+    """The command that runs `measure` in a process of its own."""
+    return [sys.executable, "-m", "tests.benchmarks.data", "--measure", *arguments]
+
+
 def in_process(*arguments: str) -> dict[str, float]:
-    """`measure` in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.data", "--measure", *arguments]
-    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    """What `measure` finds in a process of its own, plans included."""
+    command = measuring(*arguments, "plans")
+    found = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    return json.loads(found.splitlines()[-1])
 
 
 def stored(count: int, folder: Path) -> dict[str, float]:
@@ -230,24 +275,25 @@ def main(arguments: list[str]) -> None:
     small, model = make_files(folder, 1000)
     pairs, _ = make_files(folder, count)
     cache = folder / f"cache-{count}-{time.time_ns()}"
-    bares = [time_bare(pairs, model, min(count, 100_000))]
-    first = in_process(str(pairs), str(model), str(cache))
-    bares.append(time_bare(pairs, model, min(count, 100_000)))
+    first, bare = side_by_side(pairs, model, cache, every=4 + count / 20_000)
     second = in_process(str(pairs), str(model), str(cache))
     few = in_process(str(small), str(model), str(cache))
-    seconds, cpu, of = (sum(column) for column in zip(*bares, strict=True))
+    cpu, own_cpu = bare.cpu / bare.pairs, first["cpu"] / count
+    speed, own_speed = bare.pairs / bare.seconds, count / first["seconds"]
     rows = [
         ("pairs", f"{first['pairs']:,.0f}"),
         ("tokens (prompt, chosen, rejected)", f"{first['tokens']:,.0f}"),
-        ("bare tokenizers library", f"{of / seconds:,.0f} pairs/s, {1e6 * cpu / of:.0f} µs cpu"),
+        (
+            f"bare tokenizers library, {bare.pairs:,} of them",
+            f"{speed:,.0f} pairs/s, {1e6 * cpu:.0f} µs cpu",
+        ),
         (
             "read, checked, tokenised and stored",
-            f"{count / first['seconds']:,.0f} pairs/s, {1e6 * first['cpu'] / count:.0f} µs cpu",
+            f"{own_speed:,.0f} pairs/s, {1e6 * own_cpu:.0f} µs cpu",
         ),
         (
             "share of the bare speed",
-            f"{count / first['seconds'] * seconds / of:.0%} by the clock, "
-            f"{cpu / of / first['cpu'] * count:.0%} by processor time",
+            f"{own_speed / speed:.0%} by the clock, {cpu / own_cpu:.0%} by processor time",
         ),
         ("peak resident memory", f"{first['peak_mib']:,.0f} MiB"),
         ("second start", f"{second['seconds']:.2f} s, {second['peak_mib']:,.0f} MiB"),

@@ -65,6 +65,19 @@ WITHOUT: dict[str, dict[str, Any]] = {
 ENVIRONMENT = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
 
 
+def read_options(
+    arguments: list[str], defaults: dict[str, Any], usage: str | None
+) -> dict[str, Any]:
+    """The options of a benchmark, `key=value` each; for any other argument its usage is shown."""
+    options = dict(defaults)
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name not in defaults:
+            raise SystemExit(usage)
+        options[name] = type(defaults[name])(value) if defaults[name] is not None else value
+    return options
+
+
 def run(task: Task) -> dict[str, Any]:
     """A contestant's result, from a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -160,12 +173,7 @@ def summary(workload: str, tuning: str, measured: dict[str, Any], batch: int) ->
 
 
 def main(arguments: list[str]) -> None:
-    options = dict(DEFAULTS)
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name not in DEFAULTS:
-            raise SystemExit(__doc__)
-        options[name] = type(DEFAULTS[name])(value) if DEFAULTS[name] is not None else value
+    options = read_options(arguments, DEFAULTS, __doc__)
     console = Console(width=150)
     columns = ("workload", "tuning", "jaxdpo pairs/s", "TRL pairs/s", "ratio (range)")
     columns += ("1 / 3 epochs", "peak GiB", "first step s", "compiles", "packing")

@@ -105,8 +105,9 @@ def test_scoring_visits_every_pair_once():
     assert sorted(pairs) == list(range(2500))
 
 
-def test_default_row_length_wastes_little_on_chat_lengths():
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("seed", range(3))
+def test_default_row_length_wastes_little_on_chat_lengths(seed):
+    rng = np.random.default_rng(seed)
     draws = rng.lognormal(np.log([120, 290, 290]) - 0.18, 0.6, (4000, 3))
     lengths = np.clip(draws, 2, 900).astype(np.int32)
     config = BatchConfig(size=64)
@@ -116,7 +117,7 @@ def test_default_row_length_wastes_little_on_chat_lengths():
     steps = range(plan.num_steps)
     tokens = sum(used[plan.pairs(step)].sum() for step in steps)
     slots = sum(len(plan.microbatches(step)) * row_length for step in steps)
-    assert tokens / slots > 0.95
+    assert tokens / slots >= 0.95
 
 
 def test_a_pair_longer_than_the_row_is_refused():

@@ -2,6 +2,7 @@ import dataclasses
 import gc
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from jaxdpo.data.config import DataConfig
 from jaxdpo.data.fitting import fit
 from jaxdpo.data.pairs import PreferencePair, TokenizedPair
 from jaxdpo.data.reports import TokenizeReport
-from jaxdpo.data.tokenizing import cache_key, load_pairs, tokenize_pairs
+from jaxdpo.data.tokenizing import load_pairs
 from jaxdpo.errors import UserError
 
 
@@ -20,13 +21,13 @@ def message(role, content):
     return {"role": role, "content": content}
 
 
-def pair(*prompt, chosen="Hobart", rejected="Paris", source="f:1"):
+def pair(*prompt, chosen="Hobart", rejected="Paris"):
     answers = ((message("assistant", text),) for text in (chosen, rejected))
-    return PreferencePair(tuple(prompt), *answers, "TRAIN", source=source)
+    return PreferencePair(tuple(prompt), *answers, "TRAIN")
 
 
 def questions(count):
-    return [pair(message("user", f"Question {i}?"), source=f"f:{i + 1}") for i in range(count)]
+    return [pair(message("user", f"Question {i}?")) for i in range(count)]
 
 
 SYSTEM = message("system", "Be brief.")
@@ -44,7 +45,28 @@ def chat(make_tokenizer):
 
 @pytest.fixture
 def config(tmp_path):
-    return DataConfig(path="unused", cache_dir=str(tmp_path / "cache"))
+    return DataConfig(path=str(tmp_path / "f.jsonl"), cache_dir=str(tmp_path / "cache"))
+
+
+def write(pairs, config):
+    """Writes pairs to the configured file, one a line, all of them TRAIN."""
+    lines = [
+        {
+            "messages": [*each.prompt, *each.chosen],
+            "rejected_message": each.rejected[0],
+            "metadata": each.metadata,
+            "split": "TRAIN",
+        }
+        for each in pairs
+    ]
+    with open(config.path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def stored_pairs(pairs, chat, config):
+    """The pairs as they are stored, from a file that holds them."""
+    write(pairs, config)
+    return load_pairs(config, chat).splits["TRAIN"]
 
 
 def ids_of(chat, messages):
@@ -131,14 +153,14 @@ def test_a_completion_is_never_cut_and_a_pair_without_room_for_a_prompt_is_dropp
 
 def test_stored_pairs_are_what_the_chat_encodes(chat, config):
     pairs = questions(2 * ROWS_PER_CHUNK + 3)
-    stored = tokenize_pairs(pairs, chat, config)
+    stored = stored_pairs(pairs, chat, config)
     assert len(stored) == len(pairs) == stored.report.pairs
     expected = [encoded.tokens for encoded in chat.encode_pairs(pairs)]
     for i in [0, 1, ROWS_PER_CHUNK - 1, ROWS_PER_CHUNK, 2 * ROWS_PER_CHUNK, len(pairs) - 1]:
         for ours, theirs in zip(stored[i], expected[i], strict=True):
             assert ours.dtype == np.int32
             assert ours.tolist() == theirs.tolist()
-        assert stored.source(i) == f"f:{i + 1}"
+        assert stored.source(i) == f"{config.path}:{i + 1}"
     assert stored.lengths.dtype == np.int32
     assert stored.lengths.tolist() == [[len(ids) for ids in tokens[:3]] for tokens in expected]
     assert stored[np.int64(3)].prompt_ids.tolist() == expected[3].prompt_ids.tolist()
@@ -148,7 +170,8 @@ def test_stored_pairs_are_what_the_chat_encodes(chat, config):
 
 
 def test_no_pairs_are_stored_as_none(chat, config):
-    stored = tokenize_pairs([], chat, config)
+    write(questions(2), config)
+    stored = load_pairs(config, chat).splits["TEST"]
     assert (len(stored), stored.lengths.shape) == (0, (0, 3))
 
 
@@ -162,124 +185,145 @@ def without_encoding(monkeypatch):
 
 
 def test_the_second_time_nothing_is_encoded(chat, config, monkeypatch):
-    pairs = [*questions(4), pair(*TALK, source="f:9")]
+    write([*questions(4), pair(*TALK)], config)
     config = config.model_copy(update={"max_length": 64})
-    first = tokenize_pairs(pairs, chat, config)
+    first = load_pairs(config, chat).splits["TRAIN"]
     without_encoding(monkeypatch)
-    second = tokenize_pairs(pairs, chat, config)
+    second = load_pairs(config, chat).splits["TRAIN"]
     assert second.fingerprint == first.fingerprint
     assert second.report == first.report
-    assert second.report.cut_by_message == ("f:9",)
+    assert second.report.cut_by_message == (f"{config.path}:5",)
     assert [ids.tolist() for ids in second[4]] == [ids.tolist() for ids in first[4]]
 
 
-def damage_nothing(folder):
-    pass
-
-
 def flip(folder):
-    content = bytearray((folder / "pairs.arrow").read_bytes())
+    content = bytearray((folder / "TRAIN" / "pairs.arrow").read_bytes())
     content[len(content) // 2] ^= 1
-    (folder / "pairs.arrow").write_bytes(content)
+    (folder / "TRAIN" / "pairs.arrow").write_bytes(content)
 
 
 def truncate(folder):
-    content = (folder / "pairs.arrow").read_bytes()
-    (folder / "pairs.arrow").write_bytes(content[:-100])
+    content = (folder / "TRAIN" / "pairs.arrow").read_bytes()
+    (folder / "TRAIN" / "pairs.arrow").write_bytes(content[:-100])
 
 
 def no_about(folder):
-    (folder / "about.json").unlink()
+    (folder / "TRAIN" / "about.json").unlink()
 
 
 def half_about(folder):
+    text = (folder / "TRAIN" / "about.json").read_text()
+    (folder / "TRAIN" / "about.json").write_text(text[: len(text) // 2])
+
+
+def other_key(folder):
+    about = json.loads((folder / "TRAIN" / "about.json").read_text())
+    (folder / "TRAIN" / "about.json").write_text(json.dumps({**about, "key": "0" * 64}))
+
+
+def other_shape(folder):
+    (folder / "TRAIN" / "about.json").write_text("[]")
+
+
+def no_pairs(folder):
+    (folder / "TRAIN" / "pairs.arrow").unlink()
+
+
+def no_report(folder):
+    (folder / "about.json").unlink()
+
+
+def half_report(folder):
     text = (folder / "about.json").read_text()
     (folder / "about.json").write_text(text[: len(text) // 2])
 
 
-def other_key(folder):
-    about = json.loads((folder / "about.json").read_text())
-    (folder / "about.json").write_text(json.dumps({**about, "key": "0" * 64}))
-
-
-def other_shape(folder):
-    (folder / "about.json").write_text("[]")
-
-
-def no_pairs(folder):
-    (folder / "pairs.arrow").unlink()
+def no_rejects(folder):
+    (folder / "rejects.jsonl").unlink()
 
 
 @pytest.mark.parametrize(
-    "damage", [flip, truncate, no_about, half_about, other_key, other_shape, no_pairs]
+    "damage",
+    [
+        *(flip, truncate, no_about, half_about, other_key, other_shape, no_pairs),
+        *(no_report, half_report, no_rejects),
+    ],
 )
 def test_damaged_or_foreign_pairs_are_made_anew(chat, config, damage, monkeypatch):
     pairs = questions(20)
-    first = tokenize_pairs(pairs, chat, config)
+    first = stored_pairs(pairs, chat, config)
     damage(stored_folder(config))
-    again = tokenize_pairs(pairs, chat, config)
+    again = load_pairs(config, chat).splits["TRAIN"]
     assert again.fingerprint == first.fingerprint
     assert [t.prompt_ids.tolist() for t in again] == [
         e.tokens.prompt_ids.tolist() for e in chat.encode_pairs(pairs)
     ]
     # Mended for good, and nothing else is left there.
-    assert sorted(file.name for file in stored_folder(config).iterdir()) == [
-        "about.json",
-        "pairs.arrow",
+    left = stored_folder(config)
+    assert sorted(str(file.relative_to(left)) for file in left.rglob("*") if file.is_file()) == [
+        *(
+            f"{split}/{name}"
+            for split in ("TEST", "TRAIN")
+            for name in ("about.json", "pairs.arrow")
+        ),
+        *("about.json", "rejects.jsonl"),
     ]
     without_encoding(monkeypatch)
-    tokenize_pairs(pairs, chat, config)
+    load_pairs(config, chat)
 
 
 def test_other_pairs_in_the_folder_are_not_taken_for_these(chat, config):
-    tokenize_pairs(questions(5), chat, config)
-    key = cache_key(questions(3), chat, config)
-    stored_folder(config).rename(config.cache_folder() / "pairs" / key)
-    assert len(tokenize_pairs(questions(3), chat, config)) == 3
+    write(questions(3), config)
+    load_pairs(config, chat)
+    asked = stored_folder(config)
+    elsewhere = config.model_copy(update={"cache_dir": f"{config.cache_dir}-2"})
+    write(questions(5), config)
+    load_pairs(elsewhere, chat)
+    shutil.rmtree(asked)
+    stored_folder(elsewhere).rename(asked)
+    write(questions(3), config)
+    assert len(load_pairs(config, chat).splits["TRAIN"]) == 3
 
 
 def test_what_is_cut_off_in_the_middle_leaves_nothing(chat, config, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
+    write(questions(2), config)
     monkeypatch.setattr("jaxdpo.data.tokenizing.fit", stopped)
     with pytest.raises(KeyboardInterrupt):
-        tokenize_pairs(questions(2), chat, config)
+        load_pairs(config, chat)
     assert list((config.cache_folder() / "pairs").iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(chat, config, tmp_path):
+    write(questions(2), config)
     (tmp_path / "file").write_text("")
     broken = config.model_copy(update={"cache_dir": str(tmp_path / "file")})
     with pytest.raises(UserError, match=r"file/pairs.*set data\.cache_dir"):
-        tokenize_pairs(questions(2), chat, broken)
+        load_pairs(broken, chat)
 
 
 def test_the_key_covers_all_that_tokens_depend_on(chat, config, make_tokenizer):
-    base = questions(2)
-    tools = ({"type": "function", "function": {"name": "x"}},)
-    changed = [
-        base[:1],
-        base[::-1],
-        [base[0], dataclasses.replace(base[1], prompt=(message("user", "?"),))],
-        [base[0], dataclasses.replace(base[1], chosen=(message("assistant", "?"),))],
-        [base[0], dataclasses.replace(base[1], rejected=(message("assistant", "?"),))],
-        [base[0], dataclasses.replace(base[1], tools=tools)],
-        [base[0], dataclasses.replace(base[1], source="f:7")],
-    ]
-    keys = [cache_key(pairs, chat, config) for pairs in (base, *changed)]
-    keys.append(cache_key(base, chat, config.model_copy(update={"max_length": 512})))
-    keys.append(cache_key(base, Chat(make_tokenizer("bytes", "phi3")), config))
-    assert len(set(keys)) == len(keys)
-    other = config.model_copy(update={"on_error": "skip", "cache_dir": None, "path": "x"})
-    assert cache_key(questions(2), chat, other) == keys[0]
+    write(questions(2), config)
+    other = Chat(make_tokenizer("bytes", "phi3"))
+    changes = [{}, {"max_length": 512}, {"test_fraction": 0.5}, {"format": "messages"}]
+    for change in changes:
+        load_pairs(config.model_copy(update=change), chat)
+    load_pairs(config, other)
+    load_pairs(config, chat, supervised=True)
+    load_pairs(config.model_copy(update={"turns": "all"}), chat, supervised=True)
+    stored = sorted((config.cache_folder() / "pairs").iterdir())
+    assert len(stored) == len(changes) + 3
+    load_pairs(config.model_copy(update={"on_error": "skip"}), chat)
+    assert sorted((config.cache_folder() / "pairs").iterdir()) == stored
 
 
 def test_the_fingerprint_is_of_ids_and_boundaries_alone(chat, config):
     base = questions(3)
-    moved = [dataclasses.replace(p, source="g:1", metadata={"a": 1}) for p in base]
+    moved = [dataclasses.replace(p, metadata={"a": 1}) for p in base]
     fingerprints = {
-        name: tokenize_pairs(pairs, chat, config).fingerprint
+        name: stored_pairs(pairs, chat, config).fingerprint
         for name, pairs in {"base": base, "moved": moved, "turned": base[::-1]}.items()
     }
     assert fingerprints["moved"] == fingerprints["base"] != fingerprints["turned"]
@@ -374,20 +418,21 @@ def test_no_train_pair_left_is_an_error_that_says_why(gemma, config, tmp_path):
 def test_the_summary_counts_and_names_what_was_cut(chat, config):
     config = config.model_copy(update={"max_length": 64})
     pairs = [
-        pair(message("user", "q"), source="f:1"),
-        pair(*TALK, source="f:2"),
-        pair(message("user", "long " * 90), source="f:3"),
-        pair(message("user", "q"), chosen="long " * 90, source="f:4"),
-        pair(message("user", "<|im_end|>"), source="f:5"),
+        pair(message("user", "q")),
+        pair(*TALK),
+        pair(message("user", "long " * 90)),
+        pair(message("user", "q"), chosen="long " * 90),
+        pair(message("user", "<|im_end|>")),
     ]
-    stored = tokenize_pairs(pairs, chat, config)
-    assert [stored.source(i) for i in range(len(stored))] == ["f:1", "f:2", "f:3", "f:5"]
+    stored = stored_pairs(pairs, chat, config)
+    lines = [stored.source(i).removeprefix(f"{config.path}:") for i in range(len(stored))]
+    assert lines == ["1", "2", "3", "5"]
     assert (stored.lengths[:, 0] + stored.lengths[:, 1:].max(1)).max() <= 64
     assert stored.report.summary(64).split("\n") == [
-        "1 prompts lost their oldest messages to fit 64 tokens (first: f:2)",
-        "1 prompts were cut within a message to fit 64 tokens (first: f:3)",
-        "1 pairs dropped: their completions leave 64 tokens no room (first: f:4)",
-        "1 pairs spell control tokens in their text; kept as plain text (first: f:5)",
+        f"1 prompts lost their oldest messages to fit 64 tokens (first: {config.path}:2)",
+        f"1 prompts were cut within a message to fit 64 tokens (first: {config.path}:3)",
+        f"1 pairs dropped: their completions leave 64 tokens no room (first: {config.path}:4)",
+        f"1 pairs spell control tokens in their text; kept as plain text (first: {config.path}:5)",
     ]
 
 
@@ -475,8 +520,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused(chat, config, tmp_path,
 
 
 def test_stored_tokens_are_compared_with_their_checksum(chat, config):
-    stored = tokenize_pairs(questions(3), chat, config)
-    file = stored_folder(config) / "pairs.arrow"
+    stored = stored_pairs(questions(3), chat, config)
+    file = stored_folder(config) / "TRAIN" / "pairs.arrow"
     stamp = file.stat()
     content = file.read_bytes()
     wanted = stored[1].prompt_ids.tobytes()
@@ -486,11 +531,13 @@ def test_stored_tokens_are_compared_with_their_checksum(chat, config):
         out.write(b"\x07")
     # As a disk does it: without a trace in the file's size and time.
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    opened = tokenize_pairs(questions(3), chat, config)
+    opened = load_pairs(config, chat).splits["TRAIN"]
     assert [len(opened[i].prompt_ids) for i in (0, 2)] == [
         len(stored[i].prompt_ids) for i in (0, 2)
     ]
-    with pytest.raises(UserError, match=r"f:2: its stored tokens are damaged on disk; remove"):
+    with pytest.raises(
+        UserError, match=r"f.jsonl:2: its stored tokens are damaged on disk; remove"
+    ):
         opened[1]
 
 
@@ -509,4 +556,4 @@ def test_few_pairs_are_held_however_many_there_are(chat, config, tmp_path, monke
     monkeypatch.setattr("jaxdpo.data.tokenizing.fit", fit_and_count)
     load_pairs(config.model_copy(update={"path": str(file)}), chat)
     assert len(held) == 4000
-    assert 0 < max(held) <= 4 * 512
+    assert 0 < max(held) <= 5 * 128

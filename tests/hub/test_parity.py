@@ -15,7 +15,7 @@ from jaxdpo.hub.families import config_from_hf, family_of
 from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.hub.write import tensor_arrays, tensor_specs
-from jaxdpo.logprobs import Head, token_logps
+from jaxdpo.logprobs import Head, token_scores
 from jaxdpo.losses.against_reference import sigmoid_loss
 from jaxdpo.model.decoder import Compute, head_weight, hidden_states, logits
 from jaxdpo.sampling import SamplingConfig, generate
@@ -178,8 +178,8 @@ def test_packed_prefix_shared_rows_equal_torch_on_separate_sequences(each_family
     for attention in ("dense", "tiles"):
         hidden = run(config, params, None, batch, Compute(jnp.float32, attention, "none"))
         weight, head = head_weight(config, params), Head(config.logit_scale, config.logit_softcap)
-        ours = np.asarray(token_logps(hidden, weight, batch.score_index, batch.score_target, head))
-        np.testing.assert_allclose(ours[scored], expected[scored], rtol=1e-5, atol=2e-5)
+        ours = token_scores(hidden, weight, batch.score_index, batch.score_target, head).logps
+        np.testing.assert_allclose(np.asarray(ours)[scored], expected[scored], rtol=1e-5, atol=2e-5)
 
 
 def test_greedy_generation_equals_torch(each_family):

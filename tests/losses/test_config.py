@@ -38,6 +38,8 @@ REQUIRED = ["model.path=m", "data.path=d.jsonl", "training.folder=runs/x"]
         (["reference.kind=adapter_off"], r"there is no adapter to switch off"),
         (["reference.kind=frozen", "reference.path=m"], r"path would be ignored by kind=frozen"),
         (["reference.every=5"], r"every is read by kind=moving alone"),
+        (["reference.offload=true"], r"offload is read by kind=frozen alone"),
+        (["lora.base=int4"], r"lora.base: Input should be 'full', 'int8' or 'nf4'"),
     ],
 )
 def test_what_would_be_ignored_is_refused(overrides, message):

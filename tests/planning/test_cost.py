@@ -1,11 +1,13 @@
 """What a step sends and computes: the formulas against the compiled program."""
 
 import functools
+import re
 
 import jax
 import numpy as np
 import pytest
 
+from jaxdpo import logprobs
 from jaxdpo.config import load_config
 from jaxdpo.data.plan import BatchShape
 from jaxdpo.machine import Machine
@@ -59,6 +61,25 @@ def test_no_logits_are_gathered(mesh_shape):
     for kind, brought, _ in operations(program.program.as_text()):
         for tokens in (shape.scores, shape.row_length):
             assert f"{tokens},{MODEL.vocab_size}]" not in brought, (kind, brought)
+
+
+@pytest.mark.parametrize(("mesh_shape", "piece"), [((1, 8, 1), 1024), ((2, 2, 2), 512)])
+def test_the_head_is_gathered_once_whatever_its_chunks(mesh_shape, piece, monkeypatch):
+    for chunk_logits in (2**24, 8 * MODEL.vocab_size):
+        monkeypatch.setattr(logprobs, "CHUNK_LOGITS", chunk_logits)
+        program = compiled.__wrapped__(mesh_shape)[3].program
+        found = operations(program.as_text())
+        of_head = [(kind, times) for kind, shape, times in found if f"[64,{piece}]" in shape]
+        # Its gradient is summed over the devices once, after the last chunk.
+        assert sorted(of_head) == [("all-gather", 1), ("all-reduce", 1)]
+        # Nothing else of the vocabulary's width is gathered, but the embedding.
+        gathered = [shape for kind, shape, _ in found if kind in ("all-gather", "all-to-all")]
+        wide = [shape for shape in gathered if re.search(rf"\b{piece}\b", shape)]
+        assert len(wide) == 2 and any(f"[{piece},64]" in shape for shape in wide)
+    loops = [
+        int(count) for count in re.findall(r'known_trip_count":{"n":"(\d+)"', program.as_text())
+    ]
+    assert max(loops) >= 10
 
 
 def test_work_is_what_the_compiler_counts():

@@ -79,17 +79,49 @@ def test_adapters_train_and_their_base_is_frozen():
     assert device_bytes(state.trainable) == 4 * 4 * 2 * (4 * (64 + 64) + 3 * (64 + 192))
 
 
+def test_a_reference_in_the_hosts_memory_is_none_on_the_device():
+    mesh, kind = mesh_of(1, 2, 1), "reference.kind=frozen"
+    held, offloaded = (
+        abstract_run(load_config(None, [*SETTINGS, kind, *more]), MODEL, mesh)[1]
+        for more in ([], ["reference.offload=true"])
+    )
+    assert device_bytes(held) > 0 and device_bytes(offloaded) == 0
+    assert jax.tree.map(jnp.shape, held) == jax.tree.map(jnp.shape, offloaded)
+
+
+def test_a_base_in_codes_is_counted_in_its_bits():
+    """8.5 or 4.5 bits a weight of the layers, which are cut as the kernels are."""
+    kernels = 4 * (4 * 64 * 64 + 3 * 64 * 192)
+    rest = 4 * (2 * 1024 * 64 + 64 * 9)
+    for base, bits in (("int8", 8.5), ("nf4", 4.5)):
+        settings = [*SETTINGS, "lora.rank=2", f"lora.base={base}"]
+        _, frozen = abstract_run(load_config(None, settings), MODEL, mesh_of(1, 1, 1))
+        assert device_bytes(frozen) == kernels * bits / 8 + rest
+    _, frozen = abstract_run(load_config(None, settings), MODEL, mesh_of(1, 1, 2))
+    assert device_bytes(frozen["layers"]["mlp"]["up"]) == 4 * 64 * 192 * 4.5 / 8 / 2
+
+
+def test_what_a_base_in_codes_keeps_for_the_backward_pass_is_what_a_plain_one_does():
+    mesh, compute = mesh_of(1, 1, 1), Compute(jnp.dtype("float32"), "dense", "none")
+    kept = []
+    for base in ("full", "nf4"):
+        config = load_config(None, [*SETTINGS, "lora.rank=2", f"lora.base={base}"])
+        with_adapters = replace(compute, lora=config.lora)
+        kept.append(step_memory(config, MODEL, with_adapters, SHAPE, mesh).activations)
+    assert kept[0] == kept[1]
+
+
 def test_remat_is_as_little_as_the_memory_allows():
-    config, mesh = load_config(None, [*SETTINGS, "model.remat=auto"]), mesh_of(1, 1, 1)
+    config, mesh = load_config(None, SETTINGS), mesh_of(1, 1, 1)
     none = np.zeros((0, 3), np.int32)
 
-    def chosen(memory: float) -> str:
+    def chosen(memory: float, platform: str = "gpu") -> str:
         with jax.set_mesh(mesh):
-            machine = Machine("cpu", memory)
+            machine = Machine(platform, memory)
             return resolve(config, MODEL, LENGTHS, none, mesh, machine).compute.remat
 
     with jax.set_mesh(mesh):
-        resolved = resolve(config, MODEL, LENGTHS, none, mesh, Machine("cpu", 1e12))
+        resolved = resolve(config, MODEL, LENGTHS, none, mesh, Machine("gpu", 1e12))
 
     def needed(remat: str) -> int:
         compute = replace(resolved.compute, remat=remat)
@@ -97,6 +129,7 @@ def test_remat_is_as_little_as_the_memory_allows():
 
     assert needed("full") < needed("dots") < needed("none")
     assert chosen(1e12) == "none"
+    assert chosen(1e12, "cpu") == "full"
     assert chosen(needed("none") / 0.85 + 1) == "none"
     assert chosen(needed("none") / 0.85 - 1) == "dots"
     assert chosen(needed("dots") / 0.85 - 1) == "full"

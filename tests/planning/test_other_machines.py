@@ -72,6 +72,73 @@ def test_a_step_for_tpus_attends_by_kernels_and_never_by_scores():
         assert f"{side},{side}]" not in text
 
 
+REFERENCE = """
+import jax
+import numpy as np
+from jaxdpo.config import load_config
+from jaxdpo.memory import abstract_run, device_bytes
+from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
+from jaxdpo.planning.aot import compile_step
+from jaxdpo.planning.chips import keep_to_cpu, target
+from jaxdpo.resolve import resolve
+from jaxdpo.sharding import make_mesh
+
+keep_to_cpu()
+other = target("v5e:2x2")
+settings = ["data.path=x", "training.folder=x", "mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"]
+settings += ["model.path=x", "batch.size=8", "model.remat=full", "reference.kind=frozen"]
+model = ModelConfig(
+    vocab_size=4096,
+    hidden_size=512,
+    num_layers=16,
+    attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=128),
+    mlp=MLPConfig(intermediate_size=2048),
+)
+lengths, none = np.full((8, 3), 300, np.int32), np.zeros((0, 3), np.int32)
+taken = []
+for offload in ("false", "true"):
+    config = load_config(None, [*settings, f"reference.offload={offload}"])
+    mesh = make_mesh(config.mesh, other.devices)
+    with jax.set_mesh(mesh):
+        resolved = resolve(config, model, lengths, none, mesh, other.machine)
+        taken.append(compile_step(config, model, resolved, mesh, "tpu").together)
+        if offload == "false":
+            held = device_bytes(abstract_run(config, model, mesh)[1])
+print((taken[0] - taken[1]) / held)
+"""
+
+
+@needs_libtpu
+def test_a_reference_in_the_hosts_memory_takes_none_of_a_tpus():
+    # Of arguments and temporaries together: no copy takes its place.
+    assert float(run_planner(REFERENCE)) > 0.95
+
+
+@needs_cuda_compiler
+def test_a_machine_without_a_known_memory_of_its_host_is_said_to_have_none():
+    # Of GPUs that are not there JAX names no memories; of those that are, it does.
+    arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=h100:1"]
+    arguments += ["reference.kind=frozen", "reference.offload=true"]
+    script = f"""
+from jaxdpo import plan
+from jaxdpo.errors import UserError
+try:
+    plan.main({arguments})
+except UserError as error:
+    print(error)
+"""
+    assert "reference.offload: to JAX a NVIDIA H100" in run_planner(script)
+
+
+@needs_libtpu
+def test_an_8b_with_adapters_fits_a_small_device_on_a_base_in_four_bits():
+    arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=v5e:1x1", "batch.size=4"]
+    arguments += ["model.param_dtype=bfloat16", "lora.rank=16"]
+    for base, verdict in (("full", "does not fit: a step needs"), ("nf4", "fits: a step holds")):
+        given = [*arguments, f"lora.base={base}"]
+        assert verdict in run_planner(f"from jaxdpo import plan\nplan.main({given})")
+
+
 @needs_libtpu
 def test_what_does_not_fit_a_tpu_is_said_so():
     arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=v5e:2x2", "mesh.fsdp=4"]

@@ -18,7 +18,8 @@ from jaxdpo.model.attention import LAYOUTS
 from jaxdpo.model.config import ExpertsConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import Compute, abstract_params
 from jaxdpo.model.lora import LoraConfig, init_lora
-from jaxdpo.sharding import batch_shards, shardings_for
+from jaxdpo.model.quantized import quantize_layers
+from jaxdpo.sharding import batch_shards, on_host, shardings_for
 from jaxdpo.training.loop import LaggedMetrics, TrainData, run_steps
 from jaxdpo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxdpo.training.step import (
@@ -48,6 +49,7 @@ class Setting:
     remat: str = "none"
     lora: LoraConfig | None = None
     online: bool = False
+    offloaded: bool = False
     model: ModelConfig = MODEL
     loss: LossConfig = LossConfig(beta=0.1)  # noqa: RUF009 - frozen
 
@@ -65,15 +67,21 @@ def run(setting: Setting) -> tuple[list[dict[str, float]], Any, int]:
         frozen = None
         trainable = params
         if setting.lora is not None:
-            frozen = params
+            quantize = jax.jit(lambda tree: quantize_layers(tree, setting.lora.base))
+            expected = jax.eval_shape(quantize, params)
+            frozen = jax.device_put(quantize(params), shardings_for(expected, mesh))
             trainable = init_lora(setting.model, setting.lora, jax.random.key(1))
             trainable = jax.device_put(trainable, shardings_for(trainable, mesh))
         elif setting.online:
             frozen = jax.tree.map(jnp.copy, params)
+            if setting.offloaded:
+                frozen = jax.device_put(frozen, on_host(frozen, mesh))
         schedule = make_schedule(OPTIMIZER, plan.num_steps, lora=False)
         optimizer = make_optimizer(OPTIMIZER, schedule)
         state = init_state(trainable, optimizer, mesh)
-        objective = Objective(setting.model, compute, setting.loss, batch.size, seed=0)
+        objective = Objective(
+            setting.model, compute, setting.loss, batch.size, 0, offloaded=setting.offloaded
+        )
         step = make_train_step(objective, optimizer, schedule, mesh, state)
         reference = None if setting.online else REFERENCE
         data = TrainData(PAIRS, plan, plan.shape(LAYOUTS[setting.attention]), reference)
@@ -261,10 +269,29 @@ def test_lora_starts_at_its_reference(mesh):
         assert_same(setting, Setting(lora=LoraConfig(rank=4), online=True))
 
 
+def test_adapters_on_a_base_in_codes_on_eight_devices_equal_one():
+    lora = LoraConfig(rank=4, base="nf4")
+    setting = Setting(lora=lora, mesh=(2, 2, 2), remat="full", online=True)
+    metrics, _, compiles = run(setting)
+    assert compiles == 1
+    # Without adapters the base in codes is the reference.
+    np.testing.assert_allclose(metrics[0]["loss"], np.log(2), rtol=1e-6)
+    assert metrics[2]["loss"] != metrics[0]["loss"]
+    assert_same(setting, Setting(lora=lora, online=True))
+
+
 def test_frozen_copy_starts_at_log_two():
     metrics, _, _ = run(Setting(online=True))
     np.testing.assert_allclose(metrics[0]["loss"], np.log(2), rtol=1e-6)
     np.testing.assert_allclose(metrics[0]["rewards/margins"], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+def test_a_reference_in_the_hosts_memory_changes_nothing(mesh):
+    setting = Setting(mesh=mesh, online=True, offloaded=True)
+    metrics, _, _ = run(setting)
+    np.testing.assert_allclose(metrics[0]["loss"], np.log(2), rtol=1e-6)
+    assert_same(setting, Setting(online=True))
 
 
 def test_adapters_dropout_changes_with_the_step_and_repeats_with_the_seed():
