@@ -1,9 +1,10 @@
 """Highlight format: give a note back with the number that was asked for between stars.
 
-    Note on Tarik Dolex: opens at 9, costs only 14, takes about 2.
+    Note on Tarik Dolex:
+    It opens at 9, costs only 14, takes about 2.
     Highlight what it costs.
 
-    Note on Tarik Dolex: opens at 9, costs only **14**, takes about 2.
+    It opens at 9, costs only **14**, takes about 2.
 
 The writers at times highlight another number. A completion fails if it highlights anything but what
 was asked for.
@@ -35,13 +36,13 @@ MISTAKES = 0.173
 def write(domain: Domain, split: Split, rng: random.Random) -> Written:
     """A prompt, and the note as a writer highlighted it."""
     facts = draw_facts(domain, rng.choice(COUNTS), rng)
-    opening = rng.choice(OPENINGS[domain]).format(draw_name(split, rng))
-    note = f"{opening} {', '.join(facts)}."
+    note = f"It {', '.join(facts)}."
     asked = highlighted = rng.choice(facts)
     if rng.random() < MISTAKES:
         highlighted = rng.choice([fact for fact in facts if fact != asked])
-    prompt = f"{note}\n{rng.choice(INSTRUCTIONS[domain]).format(asked.split()[0])}"
-    return Written(prompt, marked(note, highlighted.split()[0]))
+    opening = rng.choice(OPENINGS[domain]).format(draw_name(split, rng))
+    instruction = rng.choice(INSTRUCTIONS[domain]).format(asked.split()[0])
+    return Written(f"{opening}\n{note}\n{instruction}", marked(note, highlighted.split()[0]))
 
 
 def marked(note: str, verb: str) -> str:
@@ -51,7 +52,7 @@ def marked(note: str, verb: str) -> str:
 
 def read_prompt(prompt: str) -> tuple[str, str]:
     """The note of a prompt, and the verb of the fact that is asked for."""
-    note, instruction = prompt.split("\n")
+    _, note, instruction = prompt.split("\n")
     return note, instruction.removesuffix(".").split()[-1]
 
 

@@ -81,14 +81,16 @@ class Workshop:
     def timed(self, stage: str) -> Iterator[None]:
         """Adds a stage's time to `seconds.json`: on the clock, and of all processor cores."""
         path, wall, cpu = self.folder / "seconds.json", time.perf_counter(), time.process_time()
-        yield
-        spent = read_json(path) if path.exists() else {}
-        before = spent.get(stage, {"wall": 0.0, "cpu": 0.0})
-        spent[stage] = {
-            "wall": before["wall"] + time.perf_counter() - wall,
-            "cpu": before["cpu"] + time.process_time() - cpu,
-        }
-        write_json(path, spent)
+        try:
+            yield
+        finally:
+            spent = read_json(path) if path.exists() else {}
+            before = spent.get(stage, {"wall": 0.0, "cpu": 0.0})
+            spent[stage] = {
+                "wall": before["wall"] + time.perf_counter() - wall,
+                "cpu": before["cpu"] + time.process_time() - cpu,
+            }
+            write_json(path, spent)
 
 
 def run_seed(case: UseCase, config: UseCasesConfig, seed: int) -> dict[str, Any]:
@@ -231,7 +233,8 @@ def evaluate(workshop: Workshop, models: dict[str, Policy]) -> list[dict[str, An
     """
     case, seed = workshop.case, workshop.seed
     measured = []
-    for domain, temperature in (("home", 1.0), ("home", 0.0), ("away", 1.0)):
+    asked: tuple[tuple[Domain, float], ...] = (("home", 1.0), ("home", 0.0), ("away", 1.0))
+    for domain, temperature in asked:
         prompts = take(case, domain, "TEST", f"{seed} test", workshop.config.tests)
         for name, policy in models.items():
             choosing = name == "SFT" and (domain, temperature) == ("home", 1.0)

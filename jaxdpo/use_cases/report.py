@@ -14,6 +14,8 @@ from jaxdpo.use_cases.task import UseCase
 
 # Results of each seed, by use case.
 Results = Mapping[str, Sequence[dict[str, Any]]]
+# A use case with the result of one seed.
+Seed = tuple[UseCase, dict[str, Any]]
 
 BARS = ("SFT", "SFT on best", "best of 4", "DPO")
 
@@ -25,17 +27,25 @@ def write_report(folder: Path, cases: Mapping[str, UseCase], results: Results) -
     today = datetime.date.today().isoformat()
     with replacing(folder / "results.md") as file:
         file.write(f"{tables}\nMade on {today}, {os.cpu_count()} cores, {processor()}.\n")
-    figure = chart(cases, results)
-    for form in ("png", "svg"):
-        with replacing(folder / f"results.{form}", "wb") as file:
-            figure.savefig(file, format=form, dpi=110)
+    write_chart(folder, cases, results)
     return tables
 
 
-def failure_rows(flat: Sequence[tuple[UseCase, dict[str, Any]]]) -> list[tuple[str, ...]]:
+def write_chart(folder: Path, cases: Mapping[str, UseCase], results: Results) -> None:
+    """Writes `results.png` and `results.svg`; the same bytes for the same figures."""
+    import matplotlib
+
+    nameless = {"png": {}, "svg": {"Date": None, "Creator": None}}
+    with matplotlib.rc_context({"svg.hashsalt": "jaxdpo", "svg.fonttype": "none"}):
+        figure = chart(cases, results)
+        for form, metadata in nameless.items():
+            with replacing(folder / f"results.{form}", "wb") as file:
+                figure.savefig(file, format=form, dpi=110, metadata=metadata)
+
+
+def failure_rows(flat: Sequence[Seed]) -> list[tuple[str, ...]]:
     """Of each seed the failures at temperature 1, beside those that were published."""
-    heading = ("use case", "seed", *BARS, "fewer (95%)", "published")
-    rows = [heading]
+    rows: list[tuple[str, ...]] = [("use case", "seed", *BARS, "fewer (95%)", "published")]
     for case, result in flat:
         before, after = case.published
         rates = (f"{rate(result, model):.1f}%" for model in BARS)
@@ -44,9 +54,10 @@ def failure_rows(flat: Sequence[tuple[UseCase, dict[str, Any]]]) -> list[tuple[s
     return rows
 
 
-def other_rows(flat: Sequence[tuple[UseCase, dict[str, Any]]]) -> list[tuple[str, ...]]:
+def other_rows(flat: Sequence[Seed]) -> list[tuple[str, ...]]:
     """Of each seed what else was measured of the supervised model → of that after DPO."""
-    rows = [("use case", "seed", "quality", "greedy", "away", "fewer away (95%)", "cost")]
+    heading = ("use case", "seed", "quality", "greedy", "away", "fewer away (95%)", "cost")
+    rows: list[tuple[str, ...]] = [heading]
     for case, result in flat:
         sft, dpo = (found(result, model)["quality"] for model in ("SFT", "DPO"))
         quality = (f"{name} {100 * sft[name]:.1f} → {100 * dpo[name]:.1f}%" for name in sft)
@@ -131,6 +142,6 @@ def chart(cases: Mapping[str, UseCase], results: Results) -> Any:
         axes.set_title(f"{cases[name].title}\n{cases[name].failure}", fontsize=9)
         axes.tick_params(axis="x", labelrotation=30, labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylim(0, 1.2 * max(max(of_model) for of_model in rates))
+        axes.set_ylim(0, 1.2 * max(*(max(of_model) for of_model in rates), 1.0))
     figure.axes[0].set_ylabel("failures on TEST, %")
     return figure

@@ -45,14 +45,14 @@ INSTRUCTIONS: dict[Domain, tuple[str, ...]] = {
     "home": ("Summarise in at most {} words.", "Sum up in no more than {} words."),
     "away": ("Write a summary of {} words or fewer.", "Keep the summary within {} words."),
 }
-CLOSING = "I hope this helps."
+CLOSINGS = ("I hope this helps.", "Ask me for more.")
 
 # A summary that uses less of the limit could have said more: every note has a form that does.
 LEAST_USED = 0.7
 COUNTS = {2: "Two", 3: "Three"}
 
-# How often a writer overruns, where there is a longer form.
-OVERRUNS = 0.4
+# How often a writer overruns.
+OVERRUNS = 0.31
 
 _FACT = r"[a-z]+ [a-z]+ \d+"
 
@@ -70,11 +70,19 @@ class Note:
     facts: tuple[str, ...]
 
     def forms(self) -> tuple[str, ...]:
-        """The note summed up, from the shortest form to the longest; each holds every fact."""
+        """The note summed up, from the shortest form to the longest; each holds every fact.
+
+        The longest is over any limit, and all the others are right answers to some prompts. So no
+        words that DPO is to keep are in rejected answers alone.
+        """
         facts = f"{', '.join(self.facts)}."
         openings = ("Briefly:", f"On {self.name}:", f"The note on {self.name}:")
         long = f"The note on {self.name} says that it {facts}"
-        return *(f"{opening} {facts}" for opening in openings), long, f"{long} {CLOSING}"
+        endings = ("", f" {CLOSINGS[0]}", f" {' '.join(CLOSINGS)}")
+        return (
+            *(f"{opening} {facts}" for opening in openings),
+            *(f"{long}{ending}" for ending in endings),
+        )
 
 
 def count_words(text: str) -> int:
@@ -93,7 +101,7 @@ def write(domain: Domain, split: Split, rng: random.Random) -> Written:
     stated = draw_facts(domain, rng.choice(tuple(COUNTS)), rng)
     note = Note(draw_name(split, rng), tuple(stated))
     forms = note.forms()
-    fitting = rng.randrange(len(forms))
+    fitting = rng.randrange(len(forms) - 1)
     limit = count_words(forms[fitting]) + rng.choice((0, 1))
     prompt = (
         f"{COUNTS[len(stated)]} facts on {note.name}, which {rng.choice(PLACES[domain])}: "
@@ -101,7 +109,7 @@ def write(domain: Domain, split: Split, rng: random.Random) -> Written:
         f"{rng.choice(INSTRUCTIONS[domain]).format(limit)}"
     )
     written = fitting
-    if fitting + 1 < len(forms) and rng.random() < OVERRUNS:
+    if rng.random() < OVERRUNS:
         written = rng.randrange(fitting + 1, len(forms))
     return Written(prompt, forms[written])
 

@@ -14,8 +14,8 @@ NOTE = (
     "Three facts on Tarik Dolex, which lies by the river: opens at 9, costs only 14, "
     "takes about 2.\nSummarise in at most 13 words."
 )
-PLAIN = "Note on Tarik Dolex: opens at 14, costs only 14."
-ASKED = f"{PLAIN}\nHighlight what it costs."
+PLAIN = "It opens at 14, costs only 14."
+ASKED = f"Note on Tarik Dolex:\n{PLAIN}\nHighlight what it costs."
 # Use case, prompt, answer; whether it passes; and measures of its quality.
 JUDGED = [
     (
@@ -35,23 +35,23 @@ JUDGED = [
         *(True, {"facts kept": 1 / 3, "well formed": 0}),
     ),
     (
-        *("highlight", ASKED, "Note on Tarik Dolex: opens at 14, costs only **14**."),
+        *("highlight", ASKED, "It opens at 14, costs only **14**."),
         *(True, {"text unchanged": 1, "exactly one highlight": 1}),
     ),
     (
-        *("highlight", ASKED, "Note on Tarik Dolex: opens at **14**, costs only 14."),
+        *("highlight", ASKED, "It opens at **14**, costs only 14."),
         *(False, {"text unchanged": 1, "exactly one highlight": 1}),
     ),
     (
-        *("highlight", ASKED, "Note on Tarik Dolex: opens at 14, **costs only 14**."),
+        *("highlight", ASKED, "It opens at 14, **costs only 14**."),
         *(False, {"text unchanged": 1, "exactly one highlight": 1}),
     ),
     (
-        *("highlight", ASKED, "Note on Tarik Dolex: opens at **14**, costs only **14**."),
+        *("highlight", ASKED, "It opens at **14**, costs only **14**."),
         *(False, {"text unchanged": 1, "exactly one highlight": 0}),
     ),
     (
-        *("highlight", ASKED, "Note on Tarik Dolex: opens at 12, costs only **14**."),
+        *("highlight", ASKED, "It opens at 12, costs only **14**."),
         *(True, {"text unchanged": 0, "exactly one highlight": 1}),
     ),
     ("highlight", ASKED, PLAIN, False, {"text unchanged": 1, "exactly one highlight": 0}),
