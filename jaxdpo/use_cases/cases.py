@@ -1,6 +1,6 @@
 """The use cases by name."""
 
-from jaxdpo.use_cases import hallucination, highlight, relevance, word_limit
+from jaxdpo.use_cases import hallucination, highlight, word_limit
 
-_MODULES = (word_limit, highlight, hallucination, relevance)
+_MODULES = (word_limit, highlight, hallucination)
 CASES = {module.USE_CASE.name: module.USE_CASE for module in _MODULES}
