@@ -1,0 +1,38 @@
+"""Result relevance: what its criterion and its measures say of answers."""
+
+import pytest
+
+from jaxdpo.evaluation.judgement import Example
+from jaxdpo.use_cases.relevance import judge, quality
+
+QUERY = "Query: inn with pools and bars near Tarik Dolex."
+LACKING = f"{QUERY}\nResult: inn by the river: pools 3, desks 14, beds 2."
+WHOLE = f"{QUERY}\nResult: inn on a hill: pools 3, bars 14, beds 2."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "passed", "score", "right", "well_formed"),
+    [
+        (LACKING, "It has pools 3, bars none. Irrelevant.", True, 1, 1, 1),
+        (LACKING, "It has pools 3, bars none. Relevant.", False, 0, 1, 1),
+        (WHOLE, "It has pools 3, bars 14. Relevant.", True, 1, 1, 1),
+        (WHOLE, "It has pools 3, bars 14. Irrelevant.", False, 0, 1, 1),
+        # The right label for a wrong reason.
+        (LACKING, "It has pools none, bars none. Irrelevant.", True, 0.2, 0, 1),
+        (WHOLE, "It has pools 3, bars 2. Relevant.", True, 0.2, 0, 1),
+        # Of another feature, or of too few; no reason at all; no label, two, or more than a label.
+        (WHOLE, "It has pools 3, beds 2. Relevant.", True, 0.2, 0, 0),
+        (WHOLE, "It has pools 3. Relevant.", True, 0.2, 0, 0),
+        (WHOLE, "Relevant.", False, 0, 0, 0),
+        (WHOLE, "It has pools 3, bars 14.", False, 0, 0, 0),
+        (WHOLE, "It has pools 3, bars 14. Relevant. Irrelevant.", False, 0, 0, 0),
+        (WHOLE, "It has pools 3, bars 14. Relevant. It has", False, 0, 0, 0),
+        (LACKING, "", False, 0, 0, 0),
+    ],
+)
+def test_judgement_and_quality(prompt, answer, passed, score, right, well_formed):
+    judgement = judge(Example([{"role": "user", "content": prompt}], answer))
+    assert (judgement.passed, judgement.score) == (passed, pytest.approx(score))
+    recall = "recall of relevant" if prompt == WHOLE else "recall of irrelevant"
+    measured = {recall: passed, "counts right": right, "well formed": well_formed}
+    assert quality(prompt, answer) == measured
