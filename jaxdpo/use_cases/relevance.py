@@ -1,9 +1,9 @@
 """Result relevance: whether a search result is what the query looks for.
 
-    Query: inn with pools and bars near Tarik Dolex.
-    Result: inn by the river: pools 3, desks 14, beds 2.
+    Tarik Dolex, inn by the river: pools 3, desks 4, beds 2.
+    Query: inn with pools and bars.
 
-    It has pools 3, bars none. Irrelevant.
+    On Tarik Dolex: pools 3, bars none. Irrelevant.
 
 The people who labelled past results made mistakes, above all where a result has some of what was
 asked for and yet not all. An answer fails if its label is wrong.
@@ -11,6 +11,7 @@ asked for and yet not all. An answer fails if its label is wrong.
 
 import random
 import re
+from typing import NamedTuple
 
 from jaxdpo.evaluation.judgement import Example, Judgement
 from jaxdpo.quickstart.task import Split, listing
@@ -26,24 +27,38 @@ FEATURES: dict[Domain, tuple[str, ...]] = {
     "home": ("pools", "desks", "bars", "beds", "seats", "doors"),
     "away": ("belts", "hooks", "pens", "zips", "straps", "lids"),
 }
-COUNTS = range(2, 26)
+COUNTS = range(2, 10)
 QUERIES: dict[Domain, tuple[str, ...]] = {
-    "home": ("Query: {} with {} near {}.", "Query: {} with {} in {}."),
-    "away": ("Search: {} having {} by {}.", "Search: {} having {} from {}."),
+    "home": ("Query: {} with {}.", "Asked for: {} with {}."),
+    "away": ("Search: {} having {}.", "Wanted: {} having {}."),
 }
 RESULTS: dict[Domain, tuple[str, ...]] = {
-    "home": ("Result: {} by the river: {}.", "Result: {} on a hill: {}."),
-    "away": ("Found: {} for sale: {}.", "Found: {} for rent: {}."),
+    "home": ("{}, {} by the river: {}.", "{}, {} on a hill: {}."),
+    "away": ("{}, {} for sale: {}.", "{}, {} for rent: {}."),
 }
 
-# How many features a result has, and a query asks for; half of all results lack one of these.
-GIVEN, ASKED = 3, 2
+# How many features a result has, and a query asks for; every second result lacks one of those.
+GIVEN, ASKED = 3, (2, 3)
 # How often a label is wrong: of a relevant result, and of one that lacks something.
 MISTAKES = {True: 0.018, False: 0.095}
 
 
-# What was found of the features asked for: how many, None where there is none.
-Found = dict[str, str | None]
+class Found(NamedTuple):
+    """A result's name, and how many it has of the features asked for; None where it has none."""
+
+    name: str
+    counts: dict[str, str | None]
+
+    @property
+    def relevant(self) -> bool:
+        return None not in self.counts.values()
+
+    def label(self, relevant: bool) -> str:
+        """An answer: what was found, and a label."""
+        counted = ", ".join(
+            f"{feature} {count or 'none'}" for feature, count in self.counts.items()
+        )
+        return f"On {self.name}: {counted}. {'Relevant' if relevant else 'Irrelevant'}."
 
 
 def write(domain: Domain, split: Split, rng: random.Random) -> Written:
@@ -52,14 +67,15 @@ def write(domain: Domain, split: Split, rng: random.Random) -> Written:
     given = rng.sample(features, GIVEN)
     others = [feature for feature in features if feature not in given]
     lacking = rng.random() < 0.5
-    asked = rng.sample(given, ASKED - lacking) + rng.sample(others, int(lacking))
+    asked = rng.sample(given, rng.choice(ASKED) - lacking) + rng.sample(others, int(lacking))
     has = ", ".join(f"{feature} {rng.choice(COUNTS)}" for feature in in_order(domain, given))
     kind = rng.choice(KINDS[domain])
     wanted = listing(in_order(domain, asked))
-    query = rng.choice(QUERIES[domain]).format(kind, wanted, draw_name(split, rng))
-    prompt = f"{query}\n{rng.choice(RESULTS[domain]).format(kind, has)}"
-    mistaken = rng.random() < MISTAKES[not lacking]
-    return Written(prompt, label(look(prompt), mistaken == lacking))
+    query = rng.choice(QUERIES[domain]).format(kind, wanted)
+    result = rng.choice(RESULTS[domain]).format(draw_name(split, rng), kind, has)
+    found = look(f"{result}\n{query}")
+    mistaken = rng.random() < MISTAKES[found.relevant]
+    return Written(f"{result}\n{query}", found.label(found.relevant != mistaken))
 
 
 def in_order(domain: Domain, features: list[str]) -> list[str]:
@@ -68,21 +84,11 @@ def in_order(domain: Domain, features: list[str]) -> list[str]:
 
 def look(prompt: str) -> Found:
     """Looks up in a prompt's result what its query asks for."""
-    query, result = prompt.split("\n")
+    result, query = prompt.split("\n")
     has = dict(re.findall(r"([a-z]+) (\d+)", result))
     known = [feature for of_domain in FEATURES.values() for feature in of_domain]
     asked = [word for word in re.findall(r"[a-z]+", query) if word in known]
-    return {feature: has.get(feature) for feature in asked}
-
-
-def is_relevant(found: Found) -> bool:
-    return None not in found.values()
-
-
-def label(found: Found, relevant: bool) -> str:
-    """An answer: what was found, and the label."""
-    counted = ", ".join(f"{feature} {count or 'none'}" for feature, count in found.items())
-    return f"It has {counted}. {'Relevant' if relevant else 'Irrelevant'}."
+    return Found(result.partition(",")[0], {feature: has.get(feature) for feature in asked})
 
 
 def label_of(completion: str) -> bool | None:
@@ -94,24 +100,22 @@ def label_of(completion: str) -> bool | None:
 def judge(example: Example) -> Judgement:
     """Passes if the answer's label is right; then the right count of everything scores."""
     found = look(example.messages[-1]["content"])
-    relevant = is_relevant(found)
-    passed = label_of(example.completion) == relevant
-    score = 1.0 if example.completion == label(found, relevant) else 0.2
-    why = f"the result is {'relevant' if relevant else 'irrelevant'}"
+    passed = label_of(example.completion) == found.relevant
+    score = 1.0 if example.completion == found.label(found.relevant) else 0.2
+    why = f"the result is {'relevant' if found.relevant else 'irrelevant'}"
     return Judgement(passed=passed, score=passed * score, explanation=why)
 
 
 def quality(prompt: str, completion: str) -> dict[str, float]:
     """Measures of one completion; the recall of a class is measured on its members."""
     found = look(prompt)
-    relevant = is_relevant(found)
-    recall = f"recall of {'relevant' if relevant else 'irrelevant'}"
-    form = ", ".join(rf"{feature} (\d+|none)" for feature in found)
-    well_formed = re.fullmatch(rf"It has {form}\. (Relevant|Irrelevant)\.", completion)
+    recall = f"recall of {'relevant' if found.relevant else 'irrelevant'}"
+    form = ", ".join(rf"{feature} (\d+|none)" for feature in found.counts)
+    form = rf"On {found.name}: {form}\. (Relevant|Irrelevant)\."
     return {
-        recall: float(label_of(completion) == relevant),
-        "counts right": float(completion in (label(found, said) for said in (True, False))),
-        "well formed": float(well_formed is not None),
+        recall: float(label_of(completion) == found.relevant),
+        "counts right": float(completion in (found.label(said) for said in (True, False))),
+        "well formed": float(re.fullmatch(form, completion) is not None),
     }
 
 
@@ -120,7 +124,7 @@ USE_CASE = UseCase(
     title="Result relevance",
     failure="misclassified",
     published=(4.7, 1.3),
-    supervised_steps=1000,
+    supervised_steps=800,
     write=write,
     judge=judge,
     quality=quality,

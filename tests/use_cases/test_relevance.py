@@ -5,28 +5,30 @@ import pytest
 from jaxdpo.evaluation.judgement import Example
 from jaxdpo.use_cases.relevance import judge, quality
 
-QUERY = "Query: inn with pools and bars near Tarik Dolex."
-LACKING = f"{QUERY}\nResult: inn by the river: pools 3, desks 14, beds 2."
-WHOLE = f"{QUERY}\nResult: inn on a hill: pools 3, bars 14, beds 2."
+QUERY = "Query: inn with pools and bars."
+LACKING = f"Tarik Dolex, inn by the river: pools 3, desks 4, beds 2.\n{QUERY}"
+WHOLE = f"Tarik Dolex, inn on a hill: pools 3, bars 4, beds 2.\n{QUERY}"
 
 
 @pytest.mark.parametrize(
     ("prompt", "answer", "passed", "score", "right", "well_formed"),
     [
-        (LACKING, "It has pools 3, bars none. Irrelevant.", True, 1, 1, 1),
-        (LACKING, "It has pools 3, bars none. Relevant.", False, 0, 1, 1),
-        (WHOLE, "It has pools 3, bars 14. Relevant.", True, 1, 1, 1),
-        (WHOLE, "It has pools 3, bars 14. Irrelevant.", False, 0, 1, 1),
+        (LACKING, "On Tarik Dolex: pools 3, bars none. Irrelevant.", True, 1, 1, 1),
+        (LACKING, "On Tarik Dolex: pools 3, bars none. Relevant.", False, 0, 1, 1),
+        (WHOLE, "On Tarik Dolex: pools 3, bars 4. Relevant.", True, 1, 1, 1),
+        (WHOLE, "On Tarik Dolex: pools 3, bars 4. Irrelevant.", False, 0, 1, 1),
         # The right label for a wrong reason.
-        (LACKING, "It has pools none, bars none. Irrelevant.", True, 0.2, 0, 1),
-        (WHOLE, "It has pools 3, bars 2. Relevant.", True, 0.2, 0, 1),
-        # Of another feature, or of too few; no reason at all; no label, two, or more than a label.
-        (WHOLE, "It has pools 3, beds 2. Relevant.", True, 0.2, 0, 0),
-        (WHOLE, "It has pools 3. Relevant.", True, 0.2, 0, 0),
+        (LACKING, "On Tarik Dolex: pools none, bars none. Irrelevant.", True, 0.2, 0, 1),
+        (WHOLE, "On Tarik Dolex: pools 3, bars 2. Relevant.", True, 0.2, 0, 1),
+        # Of another feature, of too few, or of another result; no reason at all; no label, two, or
+        # more than a label.
+        (WHOLE, "On Tarik Dolex: pools 3, beds 2. Relevant.", True, 0.2, 0, 0),
+        (WHOLE, "On Tarik Dolex: pools 3. Relevant.", True, 0.2, 0, 0),
+        (WHOLE, "On Tarik Dolem: pools 3, bars 4. Relevant.", True, 0.2, 0, 0),
         (WHOLE, "Relevant.", False, 0, 0, 0),
-        (WHOLE, "It has pools 3, bars 14.", False, 0, 0, 0),
-        (WHOLE, "It has pools 3, bars 14. Relevant. Irrelevant.", False, 0, 0, 0),
-        (WHOLE, "It has pools 3, bars 14. Relevant. It has", False, 0, 0, 0),
+        (WHOLE, "On Tarik Dolex: pools 3, bars 4.", False, 0, 0, 0),
+        (WHOLE, "On Tarik Dolex: pools 3, bars 4. Relevant. Irrelevant.", False, 0, 0, 0),
+        (WHOLE, "On Tarik Dolex: pools 3, bars 4. Relevant. On", False, 0, 0, 0),
         (LACKING, "", False, 0, 0, 0),
     ],
 )
