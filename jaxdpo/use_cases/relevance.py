@@ -3,7 +3,7 @@
     Tarik Dolex, inn by the river: pools 3, desks 4, beds 2.
     Query: inn with pools and bars.
 
-    On Tarik Dolex: pools 3, bars none. Irrelevant.
+    Has pools yes, bars none. Irrelevant.
 
 The people who labelled past results made mistakes, above all where a result has some of what was
 asked for and yet not all. An answer fails if its label is wrong.
@@ -11,7 +11,6 @@ asked for and yet not all. An answer fails if its label is wrong.
 
 import random
 import re
-from typing import NamedTuple
 
 from jaxdpo.evaluation.judgement import Example, Judgement
 from jaxdpo.quickstart.task import Split, listing
@@ -40,25 +39,11 @@ RESULTS: dict[Domain, tuple[str, ...]] = {
 # How many features a result has, and a query asks for; every second result lacks one of those.
 GIVEN, ASKED = 3, (2, 3)
 # How often a label is wrong: of a relevant result, and of one that lacks something.
-MISTAKES = {True: 0.018, False: 0.095}
+MISTAKES = {True: 0.015, False: 0.085}
 
 
-class Found(NamedTuple):
-    """A result's name, and how many it has of the features asked for; None where it has none."""
-
-    name: str
-    counts: dict[str, str | None]
-
-    @property
-    def relevant(self) -> bool:
-        return None not in self.counts.values()
-
-    def label(self, relevant: bool) -> str:
-        """An answer: what was found, and a label."""
-        counted = ", ".join(
-            f"{feature} {count or 'none'}" for feature, count in self.counts.items()
-        )
-        return f"On {self.name}: {counted}. {'Relevant' if relevant else 'Irrelevant'}."
+# Whether a result has each of the features asked for.
+Found = dict[str, bool]
 
 
 def write(domain: Domain, split: Split, rng: random.Random) -> Written:
@@ -74,8 +59,8 @@ def write(domain: Domain, split: Split, rng: random.Random) -> Written:
     query = rng.choice(QUERIES[domain]).format(kind, wanted)
     result = rng.choice(RESULTS[domain]).format(draw_name(split, rng), kind, has)
     found = look(f"{result}\n{query}")
-    mistaken = rng.random() < MISTAKES[found.relevant]
-    return Written(f"{result}\n{query}", found.label(found.relevant != mistaken))
+    mistaken = rng.random() < MISTAKES[is_relevant(found)]
+    return Written(f"{result}\n{query}", label(found, is_relevant(found) != mistaken))
 
 
 def in_order(domain: Domain, features: list[str]) -> list[str]:
@@ -85,10 +70,20 @@ def in_order(domain: Domain, features: list[str]) -> list[str]:
 def look(prompt: str) -> Found:
     """Looks up in a prompt's result what its query asks for."""
     result, query = prompt.split("\n")
-    has = dict(re.findall(r"([a-z]+) (\d+)", result))
+    has = re.findall(r"([a-z]+) \d+", result)
     known = [feature for of_domain in FEATURES.values() for feature in of_domain]
     asked = [word for word in re.findall(r"[a-z]+", query) if word in known]
-    return Found(result.partition(",")[0], {feature: has.get(feature) for feature in asked})
+    return {feature: feature in has for feature in asked}
+
+
+def is_relevant(found: Found) -> bool:
+    return all(found.values())
+
+
+def label(found: Found, relevant: bool) -> str:
+    """An answer: what was found, and the label."""
+    said = ", ".join(f"{feature} {'yes' if has else 'none'}" for feature, has in found.items())
+    return f"Has {said}. {'Relevant' if relevant else 'Irrelevant'}."
 
 
 def label_of(completion: str) -> bool | None:
@@ -98,24 +93,27 @@ def label_of(completion: str) -> bool | None:
 
 
 def judge(example: Example) -> Judgement:
-    """Passes if the answer's label is right; then the right count of everything scores."""
+    """Passes if the answer's label is right; then the right reason scores."""
     found = look(example.messages[-1]["content"])
-    passed = label_of(example.completion) == found.relevant
-    score = 1.0 if example.completion == found.label(found.relevant) else 0.2
-    why = f"the result is {'relevant' if found.relevant else 'irrelevant'}"
+    relevant = is_relevant(found)
+    passed = label_of(example.completion) == relevant
+    score = 1.0 if example.completion == label(found, relevant) else 0.2
+    why = f"the result is {'relevant' if relevant else 'irrelevant'}"
     return Judgement(passed=passed, score=passed * score, explanation=why)
 
 
 def quality(prompt: str, completion: str) -> dict[str, float]:
     """Measures of one completion; the recall of a class is measured on its members."""
     found = look(prompt)
-    recall = f"recall of {'relevant' if found.relevant else 'irrelevant'}"
-    form = ", ".join(rf"{feature} (\d+|none)" for feature in found.counts)
-    form = rf"On {found.name}: {form}\. (Relevant|Irrelevant)\."
+    relevant = is_relevant(found)
+    form = ", ".join(rf"{feature} (yes|none)" for feature in found)
+    well_formed = re.fullmatch(rf"Has {form}\. (Relevant|Irrelevant)\.", completion)
     return {
-        recall: float(label_of(completion) == found.relevant),
-        "counts right": float(completion in (found.label(said) for said in (True, False))),
-        "well formed": float(re.fullmatch(form, completion) is not None),
+        f"recall of {'relevant' if relevant else 'irrelevant'}": float(
+            label_of(completion) == relevant
+        ),
+        "right reason": float(completion in (label(found, said) for said in (True, False))),
+        "well formed": float(well_formed is not None),
     }
 
 
@@ -124,7 +122,7 @@ USE_CASE = UseCase(
     title="Result relevance",
     failure="misclassified",
     published=(4.7, 1.3),
-    supervised_steps=800,
+    supervised_steps=1000,
     write=write,
     judge=judge,
     quality=quality,
