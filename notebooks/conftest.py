@@ -5,7 +5,7 @@ import os
 import pytest
 
 # Each teaches a model from random weights, in minutes.
-LONG = ("02_word_limit", "03_highlight", "04_hallucination")
+LONG = ("02_word_limit", "03_highlight", "04_hallucination", "05_relevance")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

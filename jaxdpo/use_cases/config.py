@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Enough to see what DPO does.
-QUICK = {"seeds": (0,), "prompts": 400, "tests": 300}
+QUICK = {"seeds": (0,), "prompts": 1000, "tests": 300}
 
 
 class UseCasesConfig(BaseModel):
@@ -15,12 +15,12 @@ class UseCasesConfig(BaseModel):
 
     folder: str = Field(default="runs/use_cases", description="where everything is written")
     size: Literal["full", "quick"] = Field(
-        default="full", description="quick: one seed, 400 prompts and 300 tests, if not said below"
+        default="full", description="quick: one seed, 1000 prompts and 300 tests, if not said below"
     )
     seeds: tuple[int, ...] = Field(
         default=(0, 1, 2), min_length=1, description="each draws data, weights and answers anew"
     )
-    prompts: int = Field(default=1200, ge=50, description="prompts whose answers become pairs")
+    prompts: int = Field(default=4000, ge=50, description="prompts whose answers become pairs")
     samples: int = Field(default=6, ge=2, description="answers to each of them")
     tests: int = Field(default=1000, ge=50, description="TEST prompts, and as many away")
     sft: tuple[str, ...] = Field(

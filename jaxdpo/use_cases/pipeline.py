@@ -203,9 +203,11 @@ def preference_model(workshop: Workshop, sft: Policy, pairs: Path) -> Policy:
 
 
 def best_model(workshop: Workshop, sft: Policy, pairs: Path) -> Policy:
-    """The supervised model after as many steps on the chosen answers of the same pairs alone."""
+    """The supervised model after the same run on the chosen answers alone: all but the DPO loss."""
+    dpo = on_pairs(workshop, pairs, "dpo", workshop.config.dpo, {}).loss
     same = [override for override in workshop.config.dpo if not override.startswith("loss.")]
-    supervised = {"loss": {"type": "sft"}}
+    weight = dict(dpo.weighted_types()).get("sft", 1.0)
+    supervised = {"loss": {"type": "sft", "weights": [weight]}}
     return fit(on_pairs(workshop, pairs, "best", same, supervised), sft).policy
 
 
