@@ -26,7 +26,7 @@ from jaxdpo.hub.write import save_pretrained
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.quickstart.pairs import message, sample_pairs
 from jaxdpo.quickstart.sft import COMPUTE, train_supervised
-from jaxdpo.quickstart.task import Split, make_request, write_answer
+from jaxdpo.quickstart.task import SYLLABLES, Split, make_request, sample_texts, write_answer
 from jaxdpo.quickstart.tokenizer import CONTROL_TOKENS, END, MAX_LENGTH, PAD, write_tokenizer
 from jaxdpo.sampling import SamplingConfig, generate
 
@@ -101,7 +101,7 @@ def answer(policy: Policy, prompts: Sequence[str], seed: int) -> list[str | None
 def write_model(folder: Path, rng: random.Random) -> None:
     """Trains tokenizer and supervised model and writes them as a Hugging Face folder, in bf16."""
     with tempfile.TemporaryDirectory() as tokenizer_folder:
-        write_tokenizer(Path(tokenizer_folder), MODEL.vocab_size, rng)
+        write_tokenizer(Path(tokenizer_folder), sample_texts(rng), SYLLABLES, MODEL.vocab_size)
         chat = load_chat(tokenizer_folder)
     params = train_supervised(
         MODEL, supervised_batches(chat, rng), SUPERVISED_STEPS, LEARNING_RATE, SEED

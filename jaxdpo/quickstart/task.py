@@ -24,6 +24,7 @@ Split = Literal["TRAIN", "TEST"]
 # A museum's word is a start and an end: Balex, Dorik, Tazum.
 STARTS = tuple(consonant + vowel for consonant in "BDGKLMPRTV" for vowel in "ao")
 ENDS = tuple(consonant + rhyme for consonant in "lmrvz" for rhyme in ("ex", "ik", "um", "os"))
+SYLLABLES = (*STARTS, *(f" {start}" for start in STARTS), *ENDS)
 
 
 @dataclass(frozen=True)
@@ -157,3 +158,12 @@ def padded(request: Request, rng: random.Random) -> str:
     hedge = rng.choice(("", "I believe that ", "As far as I know, "))
     closing = rng.choice(("", " I hope this helps.", " Please ask if you need anything else."))
     return f"{opening} {request.name}. {hedge}{request.long_answer()}{closing}"
+
+
+def sample_texts(rng: random.Random) -> list[str]:
+    """Requests and past answers without names, for a tokenizer to be trained on."""
+    texts = []
+    for request in (make_request("TRAIN", rng) for _ in range(500)):
+        nameless = replace(request, name="")
+        texts += [nameless.prompt().strip(), write_answer(nameless, rng).strip()]
+    return texts

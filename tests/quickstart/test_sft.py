@@ -14,6 +14,7 @@ from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import hidden_states, init_params, logits
 from jaxdpo.quickstart.make import supervised_batches
 from jaxdpo.quickstart.sft import COMPUTE, supervised_loss, train_supervised
+from jaxdpo.quickstart.task import SYLLABLES, sample_texts
 from jaxdpo.quickstart.tokenizer import write_tokenizer
 
 CONFIG = ModelConfig(
@@ -29,7 +30,7 @@ CONFIG = ModelConfig(
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder, CONFIG.vocab_size, random.Random(0))
+    write_tokenizer(folder, sample_texts(random.Random(0)), SYLLABLES, CONFIG.vocab_size)
     return next(supervised_batches(load_chat(str(folder)), random.Random(1)))
 
 

@@ -5,14 +5,14 @@ import random
 import pytest
 from tokenizers import Tokenizer
 
-from jaxdpo.quickstart.task import ENDS, KINDS, STARTS
+from jaxdpo.quickstart.task import ENDS, KINDS, STARTS, SYLLABLES, sample_texts
 from jaxdpo.quickstart.tokenizer import CONTROL_TOKENS, write_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder, 576, random.Random(0))
+    write_tokenizer(folder, sample_texts(random.Random(0)), SYLLABLES, 576)
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 

@@ -1,0 +1,1 @@
+"""Worked use cases: data generator and criterion each, and their proof."""

@@ -1,0 +1,64 @@
+"""What a use case consists of: a generator of examples, a criterion, and measures of quality."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from jaxdpo.evaluation.judgement import Example, Judgement
+from jaxdpo.quickstart.task import Split
+
+# Pairs are made of prompts at home alone. Away are other topics and other wordings: there it is
+# seen whether what the pairs taught holds beyond them.
+Domain = Literal["home", "away"]
+
+
+class Written(NamedTuple):
+    """A prompt, and an answer to it as an imperfect writer wrote it."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class UseCase:
+    """A task.
+
+    Attributes:
+      name: Of the module, and of the files with its settings.
+      title: For people.
+      failure: What is counted.
+      published: Failures of 100 before and after DPO that were published for such a task.
+      supervised_steps: Optimizer steps in which a small model learns the task from nothing.
+      write: Draws a prompt and an imperfect answer.
+      judge: The criterion; its score orders the answers that pass.
+      quality: Measures of an answer, 0 to 1, beside the criterion; each is averaged over the
+        answers that have it.
+    """
+
+    name: str
+    title: str
+    failure: str
+    published: tuple[float, float]
+    supervised_steps: int
+    write: Callable[[Domain, Split, random.Random], Written]
+    judge: Callable[[Example], Judgement]
+    quality: Callable[[str, str], dict[str, float]]
+
+    def written(self, domain: Domain | None, split: Split, seed: str) -> Iterator[Written]:
+        """Examples without end, no prompt twice; without a domain, of both in turn."""
+        rng, seen = random.Random(f"{self.name} {seed}"), set()
+        while True:
+            example = self.write(domain or rng.choice(("home", "away")), split, rng)
+            if example.prompt not in seen:
+                seen.add(example.prompt)
+                yield example
+
+
+def mean_quality(measures: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The mean of each measure over the answers that have it."""
+    found: dict[str, list[float]] = {}
+    for of_answer in measures:
+        for name, value in of_answer.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in sorted(found.items())}
