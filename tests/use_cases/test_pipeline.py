@@ -122,7 +122,7 @@ def test_a_sweep_measures_on_prompts_of_neither_test_nor_pairs(seed, monkeypatch
 
 def test_quick_size():
     quick = UseCasesConfig(size="quick", tests=70)
-    assert (quick.seeds, quick.prompts, quick.tests) == ((0,), 400, 70)
+    assert (quick.seeds, quick.prompts, quick.tests) == ((0,), 1000, 70)
 
 
 def test_table_and_chart(seed):
