@@ -15,7 +15,7 @@ import re
 from jaxdpo.evaluation.judgement import Example, Judgement
 from jaxdpo.quickstart.task import Split, listing
 from jaxdpo.use_cases.names import draw_name
-from jaxdpo.use_cases.task import Domain, UseCase, Written
+from jaxdpo.use_cases.task import Domain, UseCase, Written, named_in
 
 # What texts give. Any value is plausible for any field.
 FIELDS: dict[Domain, tuple[str, ...]] = {
@@ -79,9 +79,8 @@ def read_prompt(prompt: str) -> tuple[str, dict[str, int | None]]:
     """The answer to a prompt in parts: the name, and what the text gives of each field."""
     text, instruction = prompt.split("\n")
     given = dict(values_in(text))
-    fields = [field for of_domain in FIELDS.values() for field in of_domain]
-    asked = [word for word in re.findall(r"[a-z]+", instruction) if word in fields]
-    return " ".join(text.split()[:2]), {field: given.get(field) for field in asked}
+    wanted = {field: given.get(field) for field in named_in(instruction, FIELDS)}
+    return " ".join(text.split()[:2]), wanted
 
 
 def judge(example: Example) -> Judgement:

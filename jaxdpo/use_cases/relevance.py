@@ -15,7 +15,7 @@ import re
 from jaxdpo.evaluation.judgement import Example, Judgement
 from jaxdpo.quickstart.task import Split, listing
 from jaxdpo.use_cases.names import draw_name
-from jaxdpo.use_cases.task import Domain, UseCase, Written
+from jaxdpo.use_cases.task import Domain, UseCase, Written, named_in
 
 KINDS: dict[Domain, tuple[str, ...]] = {
     "home": ("inn", "hall", "camp"),
@@ -57,9 +57,11 @@ def write(domain: Domain, split: Split, rng: random.Random) -> Written:
     wanted = listing(in_order(domain, asked))
     query = rng.choice(QUERIES[domain]).format(kind, wanted)
     result = rng.choice(RESULTS[domain]).format(draw_name(split, rng), kind, has)
-    found = look(f"{result}\n{query}")
-    mistaken = rng.random() < MISTAKES[is_relevant(found)]
-    return Written(f"{result}\n{query}", label(found, is_relevant(found) != mistaken))
+    prompt = f"{result}\n{query}"
+    found = look(prompt)
+    relevant = is_relevant(found)
+    mistaken = rng.random() < MISTAKES[relevant]
+    return Written(prompt, label(found, relevant != mistaken))
 
 
 def in_order(domain: Domain, features: list[str]) -> list[str]:
@@ -70,9 +72,7 @@ def look(prompt: str) -> Found:
     """Looks up in a prompt's result what its query asks for."""
     result, query = prompt.split("\n")
     has = re.findall(r"([a-z]+) \d+", result)
-    known = [feature for of_domain in FEATURES.values() for feature in of_domain]
-    asked = [word for word in re.findall(r"[a-z]+", query) if word in known]
-    return {feature: feature in has for feature in asked}
+    return {feature: feature in has for feature in named_in(query, FEATURES)}
 
 
 def is_relevant(found: Found) -> bool:

@@ -1,7 +1,8 @@
 """What a use case consists of: a generator of examples, a criterion, and measures of quality."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -53,6 +54,12 @@ class UseCase:
             if example.prompt not in seen:
                 seen.add(example.prompt)
                 yield example
+
+
+def named_in(text: str, table: Mapping[Domain, Sequence[str]]) -> list[str]:
+    """The words of a table that a text names, in the text's order."""
+    known = {word for of_domain in table.values() for word in of_domain}
+    return [word for word in re.findall(r"[a-z]+", text) if word in known]
 
 
 def mean_quality(measures: Iterable[dict[str, float]]) -> dict[str, float]:
