@@ -13,29 +13,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxdpo.comparing import EvaluateConfig, compare
     from jaxdpo.config import RunConfig, load_config
-    from jaxdpo.data.reader import read_pairs
-    from jaxdpo.data.tokenizing import load_pairs
+    from jaxdpo.data.reading.reader import read_pairs
+    from jaxdpo.data.tokenization.load_pairs import load_pairs
     from jaxdpo.errors import UserError
     from jaxdpo.hub.policy import Policy, load_policy
-    from jaxdpo.run import RunResult, fit
+    from jaxdpo.rounds.compare import EvaluateConfig, compare
+    from jaxdpo.runs.fit import RunResult, fit
     from jaxdpo.sampling import SamplingConfig, answer
 
 _HOMES = {
-    "EvaluateConfig": "jaxdpo.comparing",
+    "EvaluateConfig": "jaxdpo.rounds.compare",
     "Policy": "jaxdpo.hub.policy",
     "RunConfig": "jaxdpo.config",
-    "RunResult": "jaxdpo.run",
+    "RunResult": "jaxdpo.runs.fit",
     "SamplingConfig": "jaxdpo.sampling",
     "UserError": "jaxdpo.errors",
     "answer": "jaxdpo.sampling",
-    "compare": "jaxdpo.comparing",
-    "fit": "jaxdpo.run",
+    "compare": "jaxdpo.rounds.compare",
+    "fit": "jaxdpo.runs.fit",
     "load_config": "jaxdpo.config",
-    "load_pairs": "jaxdpo.data.tokenizing",
+    "load_pairs": "jaxdpo.data.tokenization.load_pairs",
     "load_policy": "jaxdpo.hub.policy",
-    "read_pairs": "jaxdpo.data.reader",
+    "read_pairs": "jaxdpo.data.reading.reader",
 }
 
 __all__ = [

@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
-from jaxdpo.command import run_command
+from jaxdpo.cli.command import run_command
+from jaxdpo.cli.settings import fields_text, load_settings
 from jaxdpo.data.writing import write_pairs
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.feedback.collecting import FEEDBACK, Feedback, collect
 from jaxdpo.feedback.preferences import FeedbackConfig
-from jaxdpo.settings import fields_text, load_settings
 
 USAGE = """usage: python -m jaxdpo.collect SOURCE IN.jsonl -o PAIRS.jsonl [field=value …]
 

@@ -10,16 +10,16 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from jaxdpo.cli.settings import fields_text, load_settings, read_yaml, section_type
 from jaxdpo.data.config import DataConfig
-from jaxdpo.data.plan import BatchConfig
+from jaxdpo.data.packing.plan import BatchConfig
+from jaxdpo.devices.sharding import MeshConfig
 from jaxdpo.errors import UserError
-from jaxdpo.files import shipped
 from jaxdpo.losses.config import SORTED, LossConfig
 from jaxdpo.model.lora import LoraConfig
-from jaxdpo.reference import ReferenceConfig, ReferenceKind
 from jaxdpo.sampling import SamplingConfig
-from jaxdpo.settings import fields_text, load_settings, read_yaml, section_type
-from jaxdpo.sharding import MeshConfig
+from jaxdpo.scoring.reference import ReferenceConfig, ReferenceKind
+from jaxdpo.storage.files import shipped
 from jaxdpo.training.checkpoint import CheckpointConfig
 from jaxdpo.training.optimizer import OptimizerConfig
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jaxdpo.command import run_command
-from jaxdpo.console import Reporter
+from jaxdpo.cli.command import run_command
+from jaxdpo.cli.console import Reporter
+from jaxdpo.devices.sharding import path_name
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.hub.adapter import ADAPTER_CONFIG, stored_adapter
 from jaxdpo.hub.export import exporting
@@ -21,10 +22,9 @@ from jaxdpo.hub.policy import Policy
 from jaxdpo.hub.read import stored_params
 from jaxdpo.hub.write import write_json, write_texts
 from jaxdpo.model.decoder import Params
-from jaxdpo.models import CARD, ORBAX, open_source
-from jaxdpo.sharding import path_name
-from jaxdpo.stored import matrices
-from jaxdpo.training.array_files import write_arrays
+from jaxdpo.runs.load import CARD, ORBAX, open_source
+from jaxdpo.storage.lazy_array import matrices
+from jaxdpo.storage.orbax import write_arrays
 
 USAGE = """usage: python -m jaxdpo.convert source=PATH target=FOLDER [field=value …] [--check]
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxdpo.command import run_command
-from jaxdpo.comparing import EvaluateConfig, compare
-from jaxdpo.console import Reporter
-from jaxdpo.data.prompts import with_path
+from jaxdpo.cli.command import run_command
+from jaxdpo.cli.console import Reporter
+from jaxdpo.cli.settings import load_settings, sections_text, split_arguments
+from jaxdpo.data.reading.prompts import with_path
 from jaxdpo.errors import UserError, nearest
-from jaxdpo.evaluation.alignment import align, read_alignment, write_alignment
-from jaxdpo.evaluation.comparison import unjudged
-from jaxdpo.evaluation.criteria import Criteria, criterion_named
-from jaxdpo.evaluation.tables import tables
-from jaxdpo.settings import load_settings, sections_text, split_arguments
+from jaxdpo.evaluation.criteria.spec import Criteria, criterion_named
+from jaxdpo.evaluation.human_agreement import align, read_alignment, write_alignment
+from jaxdpo.evaluation.report.tables import tables
+from jaxdpo.evaluation.results import unjudged
+from jaxdpo.rounds.compare import EvaluateConfig, compare
 
 USAGE = """usage: python -m jaxdpo.evaluate [CONFIG.yaml] NAME=MODEL … data=… criteria=… out=FOLDER
        python -m jaxdpo.evaluate alignment=JUDGED.jsonl criteria=… [out=FOLDER]

@@ -8,14 +8,13 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jaxdpo.command import run_command
-from jaxdpo.data.chat import load_chat
+from jaxdpo.cli.command import run_command
 from jaxdpo.data.config import DataConfig
-from jaxdpo.data.plan import BatchConfig
-from jaxdpo.data.reader import ReadResult, read_pairs
+from jaxdpo.data.packing.plan import BatchConfig
+from jaxdpo.data.reading.reader import ReadResult, read_pairs
+from jaxdpo.data.tokenization.chat import load_chat
 from jaxdpo.data.writing import write_pairs
 from jaxdpo.errors import UserError, nearest
-from jaxdpo.files import replacing
 from jaxdpo.inspection import cleaning
 from jaxdpo.inspection.findings import find, turns
 from jaxdpo.inspection.languages import language
@@ -23,6 +22,7 @@ from jaxdpo.inspection.page import page
 from jaxdpo.inspection.shortcuts import find_shortcuts
 from jaxdpo.inspection.texts import said
 from jaxdpo.inspection.tokens import Tokenized, length_lines, tokenize
+from jaxdpo.storage.files import replacing
 
 USAGE = """usage: python -m jaxdpo.inspect DATA [field=value …]
 

@@ -2,11 +2,11 @@
 
 import sys
 
-from jaxdpo.command import run_command
-from jaxdpo.console import Reporter
-from jaxdpo.data.prompts import with_path
-from jaxdpo.rounds import RoundsConfig, iterate
-from jaxdpo.settings import load_settings, sections_text, split_arguments
+from jaxdpo.cli.command import run_command
+from jaxdpo.cli.console import Reporter
+from jaxdpo.cli.settings import load_settings, sections_text, split_arguments
+from jaxdpo.data.reading.prompts import with_path
+from jaxdpo.rounds.iterate import RoundsConfig, iterate
 
 USAGE = """usage: python -m jaxdpo.iterate [CONFIG.yaml] model=… data=PROMPTS criteria=… folder=…
 

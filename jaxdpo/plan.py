@@ -7,24 +7,24 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jaxdpo.command import run_command
+from jaxdpo.cli.command import run_command
+from jaxdpo.cli.console import Reporter
+from jaxdpo.cli.settings import split_arguments
 from jaxdpo.config import RunConfig, load_config
-from jaxdpo.console import Reporter
-from jaxdpo.data.chat import load_chat
-from jaxdpo.data.labelled import examples_of
-from jaxdpo.data.tokenizing import load_pairs
+from jaxdpo.data.tokenization.chat import load_chat
+from jaxdpo.data.tokenization.kto_pairs import examples_of
+from jaxdpo.data.tokenization.load_pairs import load_pairs
+from jaxdpo.devices.machine import local_machine
+from jaxdpo.devices.sharding import make_mesh
 from jaxdpo.errors import UserError
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import find_folder, read_config
-from jaxdpo.machine import local_machine
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.planning.chips import keep_to_cpu, target
 from jaxdpo.planning.lengths import assumed_lengths
 from jaxdpo.planning.plan import Lengths, make_plan
 from jaxdpo.planning.show import show_plan, show_suggestion
 from jaxdpo.planning.suggest import suggest
-from jaxdpo.settings import split_arguments
-from jaxdpo.sharding import make_mesh
 
 USAGE = """usage: python -m jaxdpo.plan [CONFIG.yaml] [field=value …] [section.field=value …]
 

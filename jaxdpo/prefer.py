@@ -2,12 +2,12 @@
 
 import sys
 
-from jaxdpo.command import run_command
-from jaxdpo.console import Reporter
-from jaxdpo.data.prompts import with_path
+from jaxdpo.cli.command import run_command
+from jaxdpo.cli.console import Reporter
+from jaxdpo.cli.settings import load_settings, sections_text, split_arguments
+from jaxdpo.data.reading.prompts import with_path
 from jaxdpo.errors import UserError
-from jaxdpo.pairing import PairingConfig, make_pairs, rate_rows
-from jaxdpo.settings import load_settings, sections_text, split_arguments
+from jaxdpo.rounds.make_pairs import PairingConfig, make_pairs, rate_rows
 
 USAGE = """usage: python -m jaxdpo.prefer [CONFIG.yaml] model=… data=PROMPTS criteria=… folder=…
 

@@ -6,20 +6,20 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from jaxdpo.answering import Dtype, source_of
-from jaxdpo.command import run_command
-from jaxdpo.console import Reporter
+from jaxdpo.cli.command import run_command
+from jaxdpo.cli.console import Reporter
+from jaxdpo.cli.settings import load_settings, sections_text
 from jaxdpo.data.generations import Generation
-from jaxdpo.data.prompts import PromptsConfig, read_prompts, with_path
+from jaxdpo.data.reading.prompts import PromptsConfig, read_prompts, with_path
 from jaxdpo.errors import UserError
 from jaxdpo.evaluation.best import best_of
 from jaxdpo.evaluation.comparison import judge_answers, judgement_line
-from jaxdpo.evaluation.criteria import Criteria, criterion_named
-from jaxdpo.files import replacing
+from jaxdpo.evaluation.criteria.spec import Criteria, criterion_named
+from jaxdpo.generation.generators import Dtype, source_of
+from jaxdpo.generation.server import ServerConfig, is_server
+from jaxdpo.generation.to_file import sample_to_file
 from jaxdpo.sampling.config import SamplingConfig
-from jaxdpo.sampling.server import ServerConfig, is_server
-from jaxdpo.sampling.to_file import sample_to_file
-from jaxdpo.settings import load_settings, sections_text
+from jaxdpo.storage.files import replacing
 
 USAGE = """usage: python -m jaxdpo.sample model=… data=PROMPTS out=ANSWERS.jsonl [field=value …]
 

@@ -2,12 +2,12 @@
 
 import sys
 
-from jaxdpo.command import run_command
+from jaxdpo.cli.command import run_command
+from jaxdpo.cli.settings import split_arguments
 from jaxdpo.config import help_text, load_config
-from jaxdpo.run import fit
-from jaxdpo.settings import split_arguments
-from jaxdpo.sharding import join_processes
-from jaxdpo.sweep import parse_at_once, parse_axes, sweep
+from jaxdpo.devices.sharding import join_processes
+from jaxdpo.runs.fit import fit
+from jaxdpo.runs.sweep import parse_at_once, parse_axes, sweep
 
 USAGE = """usage: python -m jaxdpo.train [CONFIG.yaml] [section.field=value …]
 

@@ -7,6 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 import jaxdpo
+from jaxdpo.cli.settings import section_type, split_arguments
 from jaxdpo.config import (
     RunConfig,
     check_continues,
@@ -15,7 +16,6 @@ from jaxdpo.config import (
     to_yaml,
 )
 from jaxdpo.errors import UserError
-from jaxdpo.settings import section_type, split_arguments
 
 REQUIRED = ["model.path=m", "data.path=d.jsonl", "training.folder=runs/x"]
 PACKAGE = Path(jaxdpo.__file__).parent

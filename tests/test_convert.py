@@ -16,7 +16,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import load_policy
 from jaxdpo.model.decoder import abstract_params
 from jaxdpo.model.lora import init_lora
-from jaxdpo.stored import Stored
+from jaxdpo.storage.lazy_array import Stored
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.optimizer import make_optimizer, make_schedule
 from jaxdpo.training.step import init_state

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from jaxdpo import evaluate, sample
-from jaxdpo.comparing import EvaluateConfig, compare
 from jaxdpo.data.generations import read_generations
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import load_policy
+from jaxdpo.rounds.compare import EvaluateConfig, compare
 from jaxdpo.sampling import SamplingConfig, answer
 from tests.folders import write_model, write_pairs
 
@@ -109,7 +109,7 @@ def test_models_are_evaluated(folder, capsys, monkeypatch):
         assert (folder / "evaluation" / name).stat().st_size > 500
 
     before = (folder / "evaluation/report.html").read_text()
-    monkeypatch.setattr("jaxdpo.answering.complete", None)  # Nothing is sampled again.
+    monkeypatch.setattr("jaxdpo.generation.generators.complete", None)  # Nothing is sampled again.
     evaluate.main(arguments)
     assert (folder / "evaluation/report.html").read_text() == before
 

@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from jaxdpo.data.pairs import TokenizedPair
+from jaxdpo.devices.sharding import AXES, shardings_for
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import Params, abstract_params, init_params
-from jaxdpo.sharding import AXES, shardings_for
 
 VOCABULARY = 97
 MODEL = ModelConfig(

@@ -1,13 +1,26 @@
 """What a user may set about preference data."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from jaxdpo.data.formats import Format
-from jaxdpo.files import cache_folder, shipped
+from jaxdpo.storage.files import cache_folder, shipped
 
+Format = Literal[
+    "messages",
+    "openai",
+    "trl",
+    "sharegpt",
+    "transcript",
+    "alpaca",
+    "ranked",
+    "token_ids",
+    "labelled",
+]
+
+
+FORMATS: tuple[Format, ...] = get_args(Format)
 Turns = Literal["last", "all"]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

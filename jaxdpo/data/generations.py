@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jaxdpo.data.pairs import Message, Split
-from jaxdpo.data.prompts import Prompt
+from jaxdpo.data.reading.prompts import Prompt
 from jaxdpo.errors import UserError
 
 Line = TypeVar("Line", bound=BaseModel)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdpo.data.pairs import PreferencePair
-from jaxdpo.files import replacing
+from jaxdpo.storage.files import replacing
 
 
 def write_pairs(pairs: Sequence[PreferencePair], path: Path) -> None:

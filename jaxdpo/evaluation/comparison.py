@@ -3,130 +3,21 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from jaxdpo.data.generations import Generation
-from jaxdpo.data.prompts import Prompt
 from jaxdpo.evaluation import statistics
-from jaxdpo.evaluation.agreement import UNDEFINED, Estimate, share
-from jaxdpo.evaluation.head_to_head import Preference
+from jaxdpo.evaluation.agreement import UNDEFINED, share
 from jaxdpo.evaluation.judgement import Criterion, Example, Judgement
-
-# The name of what no single criterion is: an answer passes it if it passes all of them.
-ALL = "all criteria"
-SIGNIFICANT = 0.05
+from jaxdpo.evaluation.report.html import notebook_html
+from jaxdpo.evaluation.results import ALL, HeadToHead, Rate, Results, Row, Versus, judgement_of
 
 
-@dataclass(frozen=True)
-class Row:
-    """One prompt, what each model answered, and what was said of it.
-
-    Attributes:
-      prompt: What was asked.
-      answers: Model ↦ its answer.
-      judgements: Model ↦ criterion ↦ what it says.
-      preferences: Two models ↦ which answer the judge prefers.
-    """
-
-    prompt: Prompt
-    answers: dict[str, Generation]
-    judgements: dict[str, dict[str, Judgement]]
-    preferences: dict[tuple[str, str], Preference] = field(default_factory=dict)
-
-
-class Rate(NamedTuple):
-    """How one model does by one criterion.
-
-    Attributes:
-      model: The model.
-      criterion: The criterion.
-      pass_rate: Share of its answers that pass; undefined where the criterion only scores.
-      mean_score: Mean of their scores; undefined where it only passes or fails.
-      judged: How many answers were judged.
-      unjudged: How many could not be.
-    """
-
-    model: str
-    criterion: str
-    pass_rate: Estimate
-    mean_score: Estimate
-    judged: int
-    unjudged: int
-
-
-class Versus(NamedTuple):
-    """Two models by one criterion, on the prompts on which both were judged.
-
-    Attributes:
-      first: One model.
-      second: The other.
-      criterion: The criterion.
-      counts: On how many prompts which of them passed; None where the criterion only scores.
-      difference: Of pass rates, or of mean scores: the second's less the first's.
-      fewer_failures: By which share the second fails less often; undefined where not known.
-      p_value: Of their being equal: McNemar's exact test, or the paired t-test of scores.
-      adjusted: The same, raised by Holm's method for all comparisons of the evaluation.
-    """
-
-    first: str
-    second: str
-    criterion: str
-    counts: statistics.Paired | None
-    difference: Estimate
-    fewer_failures: Estimate
-    p_value: float
-    adjusted: float
-
-
-class HeadToHead(NamedTuple):
-    """Two models before a judge: how often the second one's answer is preferred."""
-
-    first: str
-    second: str
-    wins: int
-    losses: int
-    ties: int
-    failed: int
-    win_rate: Estimate
-    p_value: float
-    adjusted: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What an evaluation found.
-
-    Attributes:
-      models: Name ↦ where it lies.
-      criteria: Their names, with `ALL` last if there are several that pass and fail.
-      rows: Every prompt.
-      rates: Each model by each criterion.
-      versus: Each two models by each criterion.
-      head_to_head: Each two models before the judge.
-      words: Model ↦ mean words of its answers.
-      cut_off: Model ↦ answers that ended at the most tokens.
-      spent: What judging cost, by name.
-    """
-
-    models: dict[str, str]
-    criteria: tuple[str, ...]
-    rows: tuple[Row, ...]
-    rates: tuple[Rate, ...]
-    versus: tuple[Versus, ...]
-    head_to_head: tuple[HeadToHead, ...]
-    words: dict[str, Estimate]
-    cut_off: dict[str, int]
-    spent: dict[str, float]
-
-    def rate(self, model: str, criterion: str) -> Rate:
-        """How a model does by a criterion."""
-        return next(r for r in self.rates if (r.model, r.criterion) == (model, criterion))
+class Comparison(Results):
+    """The results of an evaluation, shown in a notebook as its chart and tables."""
 
     def _repr_html_(self) -> str:
-        from jaxdpo.evaluation.report import notebook_html
-
         return notebook_html(self)
 
 
@@ -195,31 +86,6 @@ def compare_rows(
         cut_off={model: sum(not r.answers[model].finished for r in rows) for model in models},
         spent=spent,
     )
-
-
-def judgement_of(row: Row, model: str, criterion: str) -> Judgement:
-    """What is said of a model's answer, by one criterion or by all that pass and fail."""
-    said = row.judgements[model]
-    if criterion != ALL:
-        return said[criterion]
-    passing = [each for each in said.values() if each.passed is not None or each.score is None]
-    if any(each.passed is None for each in passing):
-        return Judgement(explanation="not judged by every criterion")
-    failed = [name for name, judgement in said.items() if judgement.passed is False]
-    return Judgement(passed=not failed, explanation=", ".join(failed))
-
-
-def unjudged(comparison: Comparison) -> Iterator[tuple[str, str, str, str]]:
-    """What could not be judged: prompt, model or models, criterion, why."""
-    for row in comparison.rows:
-        where = row.prompt.source or row.prompt.id
-        for model, said in row.judgements.items():
-            for name, judgement in said.items():
-                if not judgement.judged:
-                    yield where, model, name, judgement.explanation
-        for (first, second), preference in row.preferences.items():
-            if preference.verdict is None:
-                yield where, f"{first} and {second}", "head to head", preference.explanation
 
 
 def to_json(value: Any) -> Any:

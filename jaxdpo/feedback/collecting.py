@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
-from jaxdpo.data.bad_lines import SHOWN_BAD_LINES
+from jaxdpo.data.bad_pair import BadLine, BadPair, bad_line
 from jaxdpo.data.pairs import PreferencePair
-from jaxdpo.data.records import BadLine, BadPair, Record, bad_line
-from jaxdpo.data.reports import tally
-from jaxdpo.data.sources import Source, raw_of, read_source
+from jaxdpo.data.reading.bad_lines import SHOWN_BAD_LINES
+from jaxdpo.data.reading.jsonl import Record
+from jaxdpo.data.reading.reports import tally
+from jaxdpo.data.reading.sources import Source, raw_of, read_source
 from jaxdpo.errors import UserError
 from jaxdpo.feedback.conflicts import (
     Agreement,

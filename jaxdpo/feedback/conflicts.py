@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxdpo.data.bad_pair import show
 from jaxdpo.data.pairs import PreferencePair
-from jaxdpo.data.records import show
-from jaxdpo.data.splits import pair_digest
+from jaxdpo.data.reading.splits import pair_digest
 from jaxdpo.evaluation.agreement import UNDEFINED, Estimate, cohen_kappa, share
 from jaxdpo.feedback.judged import Judged
 from jaxdpo.inspection.texts import answers

@@ -28,8 +28,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from jaxdpo.data.forms import need
-from jaxdpo.data.records import BadPair, show
+from jaxdpo.data.bad_pair import BadPair, show
+from jaxdpo.data.reading.format_parsers import need
 from jaxdpo.errors import nearest
 from jaxdpo.feedback.preferences import NoPair
 from jaxdpo.feedback.sources import SourceName

@@ -6,12 +6,12 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxdpo.data.formats import Draft
-from jaxdpo.data.forms import Said, as_messages, listed, need
-from jaxdpo.data.messages import parse_message
+from jaxdpo.data.bad_pair import BadPair, kind, show
 from jaxdpo.data.pairs import PreferencePair
-from jaxdpo.data.records import BadPair, kind, show
-from jaxdpo.data.schema import parse_pair
+from jaxdpo.data.reading.format_parsers import Said, as_messages, listed, need
+from jaxdpo.data.reading.formats import Draft
+from jaxdpo.data.reading.messages import parse_message
+from jaxdpo.data.reading.schema import parse_pair
 from jaxdpo.errors import nearest
 
 # What a pair takes from a record of any source as it is; and all that such a record may have.

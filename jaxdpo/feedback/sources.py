@@ -8,8 +8,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from jaxdpo.data.forms import Said
-from jaxdpo.data.records import BadPair, show
+from jaxdpo.data.bad_pair import BadPair, show
+from jaxdpo.data.reading.format_parsers import Said
 from jaxdpo.feedback.preferences import (
     FeedbackConfig,
     NoPair,

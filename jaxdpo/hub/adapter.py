@@ -16,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 from pydantic import ValidationError
 
+from jaxdpo.devices.sharding import shardings_for
 from jaxdpo.errors import UserError
 from jaxdpo.hub.export import exporting, write_tensors
 from jaxdpo.hub.families import Row, family_of
@@ -24,7 +25,6 @@ from jaxdpo.hub.read import on_devices, open_tensors, stored_tree
 from jaxdpo.hub.write import tensor_arrays, tensor_specs, write_json, write_texts
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.lora import LoraConfig, LoraParams, init_lora
-from jaxdpo.sharding import shardings_for
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import safe_open
 
 from jaxdpo.errors import UserError
-from jaxdpo.files import sync_folder, sync_tree
+from jaxdpo.storage.files import sync_folder, sync_tree
 
 # Lists the files of an export, so that a later one replaces nothing else.
 MANIFEST = "jaxdpo_export.json"

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdpo.data.chat import Chat, load_chat
+from jaxdpo.data.tokenization.chat import Chat, load_chat
+from jaxdpo.devices.sharding import shardings_for
 from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import ADAPTER_CONFIG, base_of, save_adapter, stored_adapter
 from jaxdpo.hub.families import config_from_hf
@@ -22,8 +23,7 @@ from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
 from jaxdpo.model.lora import LoraConfig, LoraParams, merge_lora, merged_kernel
 from jaxdpo.model.quantized import BaseKind, is_quantized
-from jaxdpo.sharding import shardings_for
-from jaxdpo.stored import Spans, Stored
+from jaxdpo.storage.lazy_array import Spans, Stored
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxdpo.devices.sharding import shardings_for
 from jaxdpo.model.decoder import Params
 from jaxdpo.model.quantized import (
     BaseKind,
@@ -19,8 +20,7 @@ from jaxdpo.model.quantized import (
     quantize,
     quantize_layers,
 )
-from jaxdpo.sharding import shardings_for
-from jaxdpo.stored import Spans, Stored
+from jaxdpo.storage.lazy_array import Spans, Stored
 
 
 def kind_of(params: Params) -> BaseKind:

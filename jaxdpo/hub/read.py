@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jaxdpo.devices.sharding import path_name
 from jaxdpo.errors import UserError
 from jaxdpo.hub.families import Row, family_of
 from jaxdpo.hub.folder import member, read_config, read_json
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params, abstract_params
-from jaxdpo.sharding import path_name
-from jaxdpo.stored import Spans, Stored
+from jaxdpo.storage.lazy_array import Spans, Stored
 
 WEIGHTS = "model.safetensors"
 

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxdpo.devices.sharding import path_name
 from jaxdpo.hub.export import TensorSpec, exporting, write_tensors
 from jaxdpo.hub.families import Row, config_to_hf, family_of
 from jaxdpo.hub.read import WEIGHTS
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
-from jaxdpo.sharding import path_name
-from jaxdpo.stored import Stored
+from jaxdpo.storage.lazy_array import Stored
 
 # As transformers has it: small enough for any file system, few enough files.
 MAX_SHARD_BYTES = 5 * 10**9

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from jaxdpo.data.pairs import PreferencePair
-from jaxdpo.data.splits import leaked_prompts, pair_digest
+from jaxdpo.data.reading.splits import leaked_prompts, pair_digest
 from jaxdpo.errors import UserError
 from jaxdpo.inspection.findings import repeated
 from jaxdpo.inspection.texts import answers

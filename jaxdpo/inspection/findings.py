@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxdpo.data.pairs import PreferencePair
-from jaxdpo.data.splits import leaked_prompts, pair_digest
-from jaxdpo.files import json_digest
+from jaxdpo.data.reading.splits import leaked_prompts, pair_digest
 from jaxdpo.inspection.shortcuts import Shortcut
 from jaxdpo.inspection.texts import answers, said, words
+from jaxdpo.storage.files import json_digest
 
 _EXAMPLES = 5
 _HASHES, _BANDS, _ALIKE = 64, 16, 0.8

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jaxdpo.data.pairs import PreferencePair
-from jaxdpo.data.splits import pair_digest
+from jaxdpo.data.reading.splits import pair_digest
 from jaxdpo.inspection.texts import answers, words
 
 _FOLDS = 5

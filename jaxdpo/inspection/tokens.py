@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxdpo.data.chat import Chat
-from jaxdpo.data.fitting import fit
+from jaxdpo.data.bad_pair import BadPair
+from jaxdpo.data.packing.plan import BatchConfig, Packer, choose_row_length, make_train_plan
 from jaxdpo.data.pairs import PreferencePair, TokenizedPair, scored_tokens
-from jaxdpo.data.plan import BatchConfig, Packer, choose_row_length, make_train_plan
-from jaxdpo.data.records import BadPair
+from jaxdpo.data.tokenization.chat import Chat
+from jaxdpo.data.tokenization.truncation import fit
 from jaxdpo.inspection.findings import Finding
 
 _EXAMPLES = 5

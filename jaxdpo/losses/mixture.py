@@ -5,10 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxdpo.completions import Completions
 from jaxdpo.losses import against_reference as ref
 from jaxdpo.losses import without_reference as free
 from jaxdpo.losses.config import SORTED, LossConfig, LossName
+from jaxdpo.scoring.scores import Completions
 
 _DEFAULT_GAMMA, _DEFAULT_TAU, _DEFAULT_ALPHA = 0.5, 0.05, 0.5
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdpo.model.attention import masked_attention, within_window
+from jaxdpo.model.attention.dense import masked_attention, within_window
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, Params, attention_scale, layer_windows, run_layers
 from jaxdpo.model.lora import LoraParams

@@ -18,18 +18,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdpo.data.batch import CHOSEN, PROMPT, REJECTED, PackedBatch
-from jaxdpo.model.attention import AttentionKind, dense_attention
+from jaxdpo.data.packing.batch import CHOSEN, PROMPT, REJECTED, PackedBatch
+from jaxdpo.devices.sharding import cut_rows
+from jaxdpo.model.attention.cudnn import cudnn_attention
+from jaxdpo.model.attention.dense import AttentionKind, dense_attention
+from jaxdpo.model.attention.splash import splash_attention
+from jaxdpo.model.attention.tiles import tile_attention
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.cudnn import cudnn_attention
 from jaxdpo.model.experts import RouterLoad, router_loss
 from jaxdpo.model.layers import Decoder
 from jaxdpo.model.lora import LoraConfig, LoraParams, layer_adapters
 from jaxdpo.model.quantized import is_quantized
 from jaxdpo.model.rope import rotation
-from jaxdpo.model.splash import splash_attention
-from jaxdpo.model.tiles import tile_attention
-from jaxdpo.sharding import cut_rows
 
 # A nested dict of arrays, such as {"embed": {"weight": ...}, "layers": {"attention": ...}, ...}.
 Params = dict[str, Any]

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdpo.devices.sharding import uncut
 from jaxdpo.model.config import ModelConfig, NormConfig
 from jaxdpo.model.experts import ACTIVATIONS, SparseMLP
 from jaxdpo.model.quantized import product
 from jaxdpo.model.rope import rotate
-from jaxdpo.sharding import uncut
 
 # What a low-rank adapter adds to a linear layer's output: [..., in] → [..., out].
 Adapter = Callable[[jax.Array], jax.Array]

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtri
 
+from jaxdpo.devices.sharding import path_name
 from jaxdpo.errors import UserError
-from jaxdpo.sharding import path_name
 
 BaseKind = Literal["full", "int8", "nf4"]
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxdpo.config import RunConfig
+from jaxdpo.devices.sharding import replicated, row_sharding
 from jaxdpo.errors import UserError
-from jaxdpo.memory import abstract_rows, abstract_run
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.resolve import Resolved, objective_of
-from jaxdpo.sharding import replicated, row_sharding
+from jaxdpo.runs.execution import Resolved, objective_of
+from jaxdpo.runs.memory import abstract_rows, abstract_run
 from jaxdpo.training.optimizer import make_optimizer, make_schedule
 from jaxdpo.training.step import PairInputs, make_train_step
 

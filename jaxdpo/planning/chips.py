@@ -14,8 +14,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from jaxdpo.devices.machine import Machine
 from jaxdpo.errors import UserError, nearest
-from jaxdpo.machine import Machine
 
 # Share of the maker's FLOP/s that well-made training steps reach: what is published for dense
 # models of 1B to 70B on H100, v5p and v6e lies between 0.32 and 0.65.

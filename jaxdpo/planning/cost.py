@@ -11,11 +11,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdpo.config import RunConfig
-from jaxdpo.data.batch import TILE
+from jaxdpo.data.packing.batch import TILE
+from jaxdpo.devices.sharding import BATCH_AXES, path_name, spec_for
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import abstract_params
-from jaxdpo.resolve import Resolved
-from jaxdpo.sharding import BATCH_AXES, path_name, spec_for
+from jaxdpo.runs.execution import Resolved
 
 # Optimizer steps whose packing is looked at.
 _SAMPLED_STEPS = 8

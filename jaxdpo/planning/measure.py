@@ -7,11 +7,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdpo.config import RunConfig
-from jaxdpo.memory import abstract_run
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.planning.aot import Compiled
 from jaxdpo.planning.lengths import RandomPairs
-from jaxdpo.resolve import Resolved
+from jaxdpo.runs.execution import Resolved
+from jaxdpo.runs.memory import abstract_run
 from jaxdpo.training.loop import LaggedMetrics, TrainData, run_steps
 from jaxdpo.training.step import TrainState
 

@@ -8,14 +8,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdpo.config import RunConfig
-from jaxdpo.machine import Machine
-from jaxdpo.memory import StepMemory, step_memory
+from jaxdpo.devices.machine import Machine
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.planning.aot import Compiled, compile_step
 from jaxdpo.planning.chips import Target
 from jaxdpo.planning.cost import StepCost, step_cost
 from jaxdpo.planning.measure import measure
-from jaxdpo.resolve import Resolved, resolve
+from jaxdpo.runs.execution import Resolved, resolve
+from jaxdpo.runs.memory import StepMemory, step_memory
 
 Verdict = Literal["fits", "tight", "does not fit"]
 # The quick compile for TPUs finds peaks up to 7% below the thorough one's, which training does.

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from jaxdpo.console import Reporter
+from jaxdpo.cli.console import Reporter
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.planning.chips import Target
 from jaxdpo.planning.plan import Plan

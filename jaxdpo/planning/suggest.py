@@ -9,13 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdpo.config import RunConfig
-from jaxdpo.data.plan import choose_row_length
-from jaxdpo.memory import step_memory
+from jaxdpo.data.packing.plan import choose_row_length
+from jaxdpo.devices.sharding import MeshConfig, make_mesh
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.planning.chips import Target
 from jaxdpo.planning.cost import step_cost
-from jaxdpo.resolve import Remat, Resolved, resolve
-from jaxdpo.sharding import MeshConfig, make_mesh
+from jaxdpo.runs.execution import Remat, Resolved, resolve
+from jaxdpo.runs.memory import step_memory
 
 # How full a device may be by estimate: the compiler's own buffers come on top.
 _FULL = 0.85

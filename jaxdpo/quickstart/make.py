@@ -15,12 +15,11 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from jaxdpo.data.batch import PackedBatch
-from jaxdpo.data.chat import Chat, load_chat
-from jaxdpo.data.packing import pack_batch
+from jaxdpo.data.packing.batch import PackedBatch
+from jaxdpo.data.packing.layout import pack_batch
+from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.data.pairs import PreferencePair, TokenizedPair
-from jaxdpo.data.plan import BatchShape
-from jaxdpo.files import replacing
+from jaxdpo.data.tokenization.chat import Chat, load_chat
 from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.hub.write import save_pretrained
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
@@ -29,6 +28,7 @@ from jaxdpo.quickstart.sft import COMPUTE, train_supervised
 from jaxdpo.quickstart.task import SYLLABLES, Split, make_request, sample_texts, write_answer
 from jaxdpo.quickstart.tokenizer import CONTROL_TOKENS, END, MAX_LENGTH, PAD, write_tokenizer
 from jaxdpo.sampling import SamplingConfig, generate
+from jaxdpo.storage.files import replacing
 
 SEED = 0
 PAIRS: dict[Split, int] = {"TRAIN": 1500, "TEST": 200}

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdpo.data.batch import PackedBatch
+from jaxdpo.data.packing.batch import PackedBatch
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, Params, init_params
-from jaxdpo.scoring import score_completions
+from jaxdpo.scoring.score import score_completions
 
 COMPUTE = Compute(jnp.float32, attention="dense", remat="none")
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdpo.devices.sharding import on_every_device
 from jaxdpo.errors import UserError
 from jaxdpo.model.cache import KVCache, PackedPrompts, decode, empty_cache, place, prefill
 from jaxdpo.model.config import ModelConfig
@@ -17,7 +18,6 @@ from jaxdpo.model.decoder import Compute, Params, logits, unstacked
 from jaxdpo.model.lora import LoraParams
 from jaxdpo.sampling.config import SamplingConfig
 from jaxdpo.sampling.draw import next_tokens
-from jaxdpo.sharding import on_every_device
 
 # The cache and the row of prompts are multiples of this, so that few lengths are ever compiled.
 LENGTH_STEP = 64

@@ -22,8 +22,8 @@ from orbax.checkpoint import v1 as ocp
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxdpo.errors import UserError
-from jaxdpo.files import file_digest, replacing, sync_tree
-from jaxdpo.training.array_files import saved_by_matrix, stored_arrays
+from jaxdpo.storage.files import file_digest, replacing, sync_tree
+from jaxdpo.storage.orbax import saved_by_matrix, stored_arrays
 from jaxdpo.training.step import TrainState
 
 _MANIFEST = "manifest.json"

@@ -1,7 +1,5 @@
 """The training loop: batches in, metrics and checkpoints out, the device never waiting."""
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,13 +10,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdpo.data.batch import PackedBatch
-from jaxdpo.data.packing import PairSource, empty_batch, pack_batch
-from jaxdpo.data.plan import BatchShape, TrainPlan
+from jaxdpo.data.packing.batch import PackedBatch
+from jaxdpo.data.packing.layout import PairSource, empty_batch, pack_batch
+from jaxdpo.data.packing.plan import BatchShape, TrainPlan
+from jaxdpo.devices.machine import peak_memory
+from jaxdpo.devices.sharding import local_rows, put_rows, replicated
 from jaxdpo.errors import UserError
-from jaxdpo.metrics import means
-from jaxdpo.scoring import READ_OPTIONS, put_batch
-from jaxdpo.sharding import local_rows, put_rows, replicated
+from jaxdpo.scoring.score import READ_OPTIONS, put_batch
+from jaxdpo.training.metrics import means
 from jaxdpo.training.step import PairInputs, TrainState
 
 Metrics = dict[str, float]
@@ -197,12 +196,3 @@ def check_step_zero(metrics: Metrics, beta: float, dtype: str) -> None:
             "training starts from: delete the reference folder in data.cache_dir, or set "
             "reference.kind=frozen to compare"
         )
-
-
-def peak_memory() -> float:
-    """Most memory used so far, in bytes: of the fullest local device, or of this process on CPU."""
-    stats = [device.memory_stats() for device in jax.local_devices()]
-    if all(stats):
-        return max(stat["peak_bytes_in_use"] for stat in stats if stat)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes * (1 if sys.platform == "darwin" else 1024)

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxdpo.completions import Completions
-from jaxdpo.data.batch import CHOSEN, PackedBatch
-from jaxdpo.logprobs import Wanted
+from jaxdpo.data.packing.batch import CHOSEN, PackedBatch
+from jaxdpo.devices.sharding import replicated, shardings_for
 from jaxdpo.losses import LossConfig
 from jaxdpo.losses.mixture import implicit_rewards, loss_sums
-from jaxdpo.metrics import completion_sums, reward_sums
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, Params
-from jaxdpo.scoring import score_completions, score_completions_and_router_loss
-from jaxdpo.sharding import replicated, shardings_for
+from jaxdpo.scoring.logprobs import Wanted
+from jaxdpo.scoring.score import score_completions, score_completions_and_router_loss
+from jaxdpo.scoring.scores import Completions
+from jaxdpo.training.metrics import completion_sums, reward_sums
 
 
 class TrainState(NamedTuple):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxdpo.files import replacing
+from jaxdpo.storage.files import replacing
 
 METRICS_FILE = "metrics.jsonl"
 _CURVES = (

@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from jaxdpo.command import run_command
+from jaxdpo.cli.command import run_command
+from jaxdpo.cli.settings import fields_text, load_settings
 from jaxdpo.errors import UserError, nearest
-from jaxdpo.settings import fields_text, load_settings
-from jaxdpo.sweep import parse_axes
+from jaxdpo.runs.sweep import parse_axes
 from jaxdpo.use_cases.cases import CASES
 from jaxdpo.use_cases.config import UseCasesConfig
 from jaxdpo.use_cases.pipeline import run_seed

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxdpo.data.chat import load_chat
+from jaxdpo.data.tokenization.chat import load_chat
 from jaxdpo.hub.write import save_pretrained
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import init_params

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 from jaxdpo.config import RunConfig, load_config
 from jaxdpo.data.pairs import Message
 from jaxdpo.data.writing import write_pairs
+from jaxdpo.devices.machine import peak_memory
 from jaxdpo.errors import UserError
 from jaxdpo.evaluation.judgement import Example, Judgement
 from jaxdpo.feedback.collecting import collect
 from jaxdpo.feedback.preferences import FeedbackConfig
-from jaxdpo.files import replacing
 from jaxdpo.hub.policy import Policy
-from jaxdpo.run import fit
+from jaxdpo.runs.fit import fit
 from jaxdpo.sampling import SamplingConfig, answer
-from jaxdpo.training.loop import peak_memory
+from jaxdpo.storage.files import replacing
 from jaxdpo.use_cases.config import UseCasesConfig
 from jaxdpo.use_cases.model import write_new_model
 from jaxdpo.use_cases.task import Domain, UseCase, mean_quality

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxdpo.evaluation.agreement import Estimate
 from jaxdpo.evaluation.statistics import fewer_failures, pair_up
-from jaxdpo.files import replacing
+from jaxdpo.storage.files import replacing
 from jaxdpo.use_cases.task import UseCase
 
 # Results of each seed, by use case.

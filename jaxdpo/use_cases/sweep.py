@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxdpo.files import replacing
 from jaxdpo.hub.policy import Policy
-from jaxdpo.run import fit
-from jaxdpo.sweep import name_of, settings_of
+from jaxdpo.runs.fit import fit
+from jaxdpo.runs.sweep import name_of, settings_of
+from jaxdpo.storage.files import replacing
 from jaxdpo.use_cases.config import UseCasesConfig
 from jaxdpo.use_cases.pipeline import (
     Workshop,

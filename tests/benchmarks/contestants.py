@@ -54,13 +54,14 @@ def jaxdpo(task: Task) -> dict:
     import numpy as np
 
     from jaxdpo import logprobs
+    from jaxdpo.cli.console import Reporter
     from jaxdpo.config import load_config
-    from jaxdpo.console import Reporter
+    from jaxdpo.devices.machine import peak_memory
+    from jaxdpo.devices.sharding import make_mesh
     from jaxdpo.hub.policy import load_policy
-    from jaxdpo.prepare import prepare
-    from jaxdpo.run_folder import open_run_folder
-    from jaxdpo.sharding import make_mesh
-    from jaxdpo.training.loop import LaggedMetrics, peak_memory, run_steps
+    from jaxdpo.runs.folder import open_run_folder
+    from jaxdpo.runs.setup import prepare
+    from jaxdpo.training.loop import LaggedMetrics, run_steps
     from jaxdpo.training.optimizer import make_optimizer, make_schedule
     from jaxdpo.training.step import Objective, init_state, make_train_step
 
@@ -207,7 +208,7 @@ def _order(task: Task, count: int) -> list[int]:
     """The pairs in the order of our plan: a permutation an epoch, one after another."""
     import numpy as np
 
-    from jaxdpo.data.plan import BatchConfig, Packer, make_train_plan
+    from jaxdpo.data.packing.plan import BatchConfig, Packer, make_train_plan
 
     packer = Packer(np.ones((count, 3), np.int32), BatchConfig(size=task.batch), 1, 8)
     plan = make_train_plan(packer, 0, 1000.0, task.steps)

@@ -26,7 +26,7 @@ from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.write import save_pretrained
 from jaxdpo.model.decoder import abstract_params
 from jaxdpo.model.lora import LoraConfig, init_lora
-from jaxdpo.stored import Stored
+from jaxdpo.storage.lazy_array import Stored
 from tests.folders import sentence, tokenizer
 
 LAYER_BYTES = 4 * (4 * 2048**2 + 3 * 2048 * 5632)

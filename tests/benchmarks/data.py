@@ -171,9 +171,9 @@ def measure(pairs: str, model: str, cache: str, plans: str = "") -> None:
 
     With `plans`, also what planning and batches take.
     """
-    from jaxdpo.data.chat import load_chat
     from jaxdpo.data.config import DataConfig
-    from jaxdpo.data.tokenizing import load_pairs
+    from jaxdpo.data.tokenization.chat import load_chat
+    from jaxdpo.data.tokenization.load_pairs import load_pairs
 
     chat = load_chat(model)
     print("begins", flush=True)
@@ -194,8 +194,8 @@ def measure(pairs: str, model: str, cache: str, plans: str = "") -> None:
 
 
 def plan_times(train) -> dict[str, float]:
-    from jaxdpo.data.packing import pack_batch
-    from jaxdpo.data.plan import BatchConfig, Packer, choose_row_length, make_train_plan
+    from jaxdpo.data.packing.layout import pack_batch
+    from jaxdpo.data.packing.plan import BatchConfig, Packer, choose_row_length, make_train_plan
 
     config = BatchConfig(size=64)
     start = time.perf_counter()
@@ -227,9 +227,9 @@ def in_process(*arguments: str) -> dict[str, float]:
 
 def stored(count: int, folder: Path) -> dict[str, float]:
     """What opening, planning and batches take of `count` pairs of made-up ids."""
-    from jaxdpo.data.cache import PairWriter, open_pairs
     from jaxdpo.data.pairs import TokenizedPair
-    from jaxdpo.data.reports import TokenizeReport
+    from jaxdpo.data.reading.reports import TokenizeReport
+    from jaxdpo.data.tokenization.pair_store import PairWriter, open_pairs
 
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 32_000, 10**7, dtype=np.int32)

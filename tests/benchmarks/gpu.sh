@@ -14,8 +14,8 @@ date -u +%Y-%m-%d
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 "$python" -c "import jax; print('jax', jax.__version__, jax.devices())"
 
-"$python" -m pytest -n0 -rs tests/model/test_cudnn.py tests/model/test_tiles.py \
-  tests/model/test_attention.py
+"$python" -m pytest -n0 -rs tests/model/attention/test_cudnn.py tests/model/attention/test_tiles.py \
+  tests/model/attention/test_dense.py
 
 # All parameters of a 1B; adapters on an 8B.
 one_gpu="mesh.fsdp=1 mesh.data=-1 batch.size=64"

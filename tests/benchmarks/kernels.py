@@ -11,15 +11,15 @@ import sys
 import jax
 import numpy as np
 
+from jaxdpo.cli.console import Reporter
 from jaxdpo.config import load_config
-from jaxdpo.console import Reporter
+from jaxdpo.devices.machine import local_machine
+from jaxdpo.devices.sharding import make_mesh
 from jaxdpo.errors import UserError
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import find_folder, read_config
-from jaxdpo.machine import local_machine
 from jaxdpo.planning.lengths import assumed_lengths
 from jaxdpo.planning.plan import Lengths, make_plan
-from jaxdpo.sharding import make_mesh
 
 ATTENTION = {"cpu": ("dense", "tiles"), "gpu": ("tiles", "cudnn"), "tpu": ("tiles", "splash")}
 

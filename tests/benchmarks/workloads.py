@@ -44,9 +44,9 @@ def write_workload(path: Path, name: str, pairs: int, vocabulary: int, seed: int
 
 def write_tokenised(path: Path, source: Path, pairs: int, vocabulary: int) -> Path:
     """The first pairs of a preference file, through a tokenizer trained on it."""
-    from jaxdpo.data.chat import Chat
     from jaxdpo.data.config import DataConfig
-    from jaxdpo.data.tokenizing import load_pairs
+    from jaxdpo.data.tokenization.chat import Chat
+    from jaxdpo.data.tokenization.load_pairs import load_pairs
     from tests.folders import CHATML, tokenizer
 
     words = tokenizer(source.read_text().splitlines(), vocabulary)

@@ -10,17 +10,18 @@ from xml.etree import ElementTree
 
 import pytest
 
-from jaxdpo.comparing import results, write_files
 from jaxdpo.data.generations import generation
-from jaxdpo.data.prompts import Prompt
-from jaxdpo.evaluation.asking import Asker, Reply
+from jaxdpo.data.reading.prompts import Prompt
 from jaxdpo.evaluation.best import best_of
-from jaxdpo.evaluation.charts import chart
-from jaxdpo.evaluation.comparison import ALL, Row, compare_rows, judgement_of, unjudged
-from jaxdpo.evaluation.head_to_head import Preference, prefer
+from jaxdpo.evaluation.comparison import compare_rows
 from jaxdpo.evaluation.judgement import Example, Judgement
-from jaxdpo.evaluation.report import page
-from jaxdpo.evaluation.tables import tables
+from jaxdpo.evaluation.judges.client import Asker, Reply
+from jaxdpo.evaluation.judges.pairwise import Preference, prefer
+from jaxdpo.evaluation.report.charts import chart
+from jaxdpo.evaluation.report.html import page
+from jaxdpo.evaluation.report.tables import tables
+from jaxdpo.evaluation.results import ALL, Row, judgement_of, unjudged
+from jaxdpo.rounds.compare import results, write_files
 
 NASTY = '</script><img src=x onerror="alert(1)"> & <b>'
 MODELS = {"sft": "models/sft", "dpo": "runs/dpo"}

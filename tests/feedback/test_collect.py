@@ -7,10 +7,10 @@ import sys
 import pytest
 from scipy.stats import binomtest
 
+from jaxdpo.cli.command import run_command
 from jaxdpo.collect import main
-from jaxdpo.command import run_command
 from jaxdpo.data.config import DataConfig
-from jaxdpo.data.reader import read_pairs
+from jaxdpo.data.reading.reader import read_pairs
 from jaxdpo.feedback.collecting import collect
 from jaxdpo.feedback.preferences import FeedbackConfig
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from jaxdpo.data.records import BadPair
+from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.errors import UserError
 from jaxdpo.feedback.collecting import collect
 from jaxdpo.feedback.events import parse_event

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxdpo.data.records import BadPair
+from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.feedback.preferences import FeedbackConfig, NoPair, make_pair
 from jaxdpo.feedback.sources import SOURCES
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from jaxdpo.data.batch import PackedBatch
+from jaxdpo.data.packing.batch import PackedBatch
+from jaxdpo.devices.sharding import MeshConfig, make_mesh
 from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import base_of, load_adapter, save_adapter
 from jaxdpo.hub.families import config_from_hf
@@ -16,7 +17,6 @@ from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.model.decoder import Compute, hidden_states, logits
 from jaxdpo.model.lora import LoraConfig, init_lora
-from jaxdpo.sharding import MeshConfig, make_mesh
 from tests.hub.conftest import make_torch_model
 
 LORA = LoraConfig(rank=4, alpha=6.0, targets=("q", "v", "down"))

@@ -5,12 +5,12 @@ import jax
 import pytest
 from transformers import AutoConfig
 
+from jaxdpo.devices.sharding import path_name
 from jaxdpo.errors import UserError
 from jaxdpo.hub.families import FAMILIES, config_from_hf, config_to_hf, family_of
 from jaxdpo.hub.folder import read_config
 from jaxdpo.model.decoder import abstract_params
 from jaxdpo.model.rope import LinearScaling, Llama3Scaling, RopeConfig
-from jaxdpo.sharding import path_name
 from tests.hub.conftest import FAMILY_CONFIGS
 
 LLAMA = {

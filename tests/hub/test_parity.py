@@ -7,19 +7,19 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from jaxdpo.data.batch import PackedBatch
-from jaxdpo.data.packing import pack_batch
+from jaxdpo.data.packing.batch import PackedBatch
+from jaxdpo.data.packing.layout import pack_batch
+from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.data.pairs import TokenizedPair
-from jaxdpo.data.plan import BatchShape
 from jaxdpo.hub.families import config_from_hf, family_of
 from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.hub.write import tensor_arrays, tensor_specs
-from jaxdpo.logprobs import Head, token_scores
 from jaxdpo.losses.against_reference import sigmoid_loss
 from jaxdpo.model.decoder import Compute, head_weight, hidden_states, logits
 from jaxdpo.sampling import SamplingConfig, generate
-from jaxdpo.scoring import score_completions
+from jaxdpo.scoring.logprobs import Head, token_scores
+from jaxdpo.scoring.score import score_completions
 from tests.hub.conftest import EVERYTHING, REPRESENTATIVES, make_torch_model
 
 # Longer than every window and every original context.

@@ -10,10 +10,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from jaxdpo.devices.sharding import MeshConfig, make_mesh
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import load_policy
 from jaxdpo.model.lora import LoraConfig, init_lora
-from jaxdpo.sharding import MeshConfig, make_mesh
 from tests.folders import CHATML, write_model
 
 MESSAGES = [{"role": "user", "content": "what does the red cat see?"}]

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from jaxdpo.devices.sharding import MeshConfig, make_mesh, shardings_for
 from jaxdpo.errors import UserError
 from jaxdpo.hub import export
 from jaxdpo.hub.export import MANIFEST, TensorSpec, exporting, write_tensors
@@ -18,7 +19,6 @@ from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.hub.write import save_pretrained
 from jaxdpo.model.decoder import abstract_params
-from jaxdpo.sharding import MeshConfig, make_mesh, shardings_for
 
 WEIGHTS_ONLY = {"config.json", "generation_config.json", "model.safetensors", MANIFEST}
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from jaxdpo.completions import Completions
 from jaxdpo.losses import LossConfig
 from jaxdpo.losses.mixture import loss_sums
-from jaxdpo.metrics import completion_sums, means, reward_sums
+from jaxdpo.scoring.scores import Completions
+from jaxdpo.training.metrics import completion_sums, means, reward_sums
 from tests.losses import papers
 from tests.losses.papers import Wide
 from tests.losses.test_losses import Accelerator

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from jaxdpo.completions import Completions
-from jaxdpo.logprobs import sum_by_completion, tail_discounts
 from jaxdpo.losses import LossConfig
 from jaxdpo.losses.config import LossName
 from jaxdpo.losses.mixture import loss_sums, pair_losses
+from jaxdpo.scoring.logprobs import sum_by_completion, tail_discounts
+from jaxdpo.scoring.scores import Completions
 from tests.losses import papers
 from tests.losses.papers import Wide
 

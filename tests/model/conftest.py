@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdpo.data.batch import PackedBatch
-from jaxdpo.data.packing import pack_batch
+from jaxdpo.data.packing.batch import PackedBatch
+from jaxdpo.data.packing.layout import pack_batch
+from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.data.pairs import TokenizedPair
-from jaxdpo.data.plan import BatchShape
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import Params, abstract_params
 

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdpo.data.batch import PackedBatch
+from jaxdpo.data.packing.batch import PackedBatch
 from jaxdpo.model.cache import PackedPrompts, decode, empty_cache, place, prefill
 from jaxdpo.model.decoder import Compute, hidden_states, unstacked
 from jaxdpo.model.lora import LoraConfig, init_lora

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from jaxdpo.data.packing import pack_batch
-from jaxdpo.data.plan import BatchShape
+from jaxdpo.data.packing.layout import pack_batch
+from jaxdpo.data.packing.plan import BatchShape
+from jaxdpo.devices.sharding import MeshConfig, make_mesh, shardings_for
 from jaxdpo.model.config import (
     AttentionConfig,
     ExpertsConfig,
@@ -25,7 +26,6 @@ from jaxdpo.model.decoder import (
     logits,
 )
 from jaxdpo.model.rope import LinearScaling, RopeConfig
-from jaxdpo.sharding import MeshConfig, make_mesh, shardings_for
 
 DENSE = Compute(jnp.float32, attention="dense", remat="none")
 run = jax.jit(hidden_states, static_argnums=(0, 4))

@@ -8,8 +8,8 @@ import torch
 from flax import nnx
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from jaxdpo.data.packing import pack_batch
-from jaxdpo.data.plan import BatchShape
+from jaxdpo.data.packing.layout import pack_batch
+from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.model.config import AttentionConfig, ExpertsConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import Compute, hidden_states_and_router_loss, init_params
 from jaxdpo.model.experts import RouterLoad, SparseMLP, router_loss

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdpo.data.packing import pack_batch
-from jaxdpo.data.plan import BatchShape
+from jaxdpo.data.packing.layout import pack_batch
+from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.errors import UserError
 from jaxdpo.model.config import ExpertsConfig, MLPConfig
 from jaxdpo.model.decoder import Compute
 from jaxdpo.model.lora import LoraConfig, init_lora
 from jaxdpo.model.quantized import NF4, block_of, is_quantized, quantize, quantize_layers
-from jaxdpo.scoring import score_completions
+from jaxdpo.scoring.score import score_completions
 from tests.tiny import MODEL, mesh_of, random_pairs, random_params
 
 KERNELS = np.random.default_rng(0).normal(size=(3, 192, 40)).astype(np.float32)

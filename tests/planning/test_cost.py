@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdpo import logprobs
 from jaxdpo.config import load_config
-from jaxdpo.data.plan import BatchShape
-from jaxdpo.machine import Machine
+from jaxdpo.data.packing.plan import BatchShape
+from jaxdpo.devices.machine import Machine
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.planning.aot import compile_step
 from jaxdpo.planning.cost import step_cost, traffic
-from jaxdpo.resolve import resolve
+from jaxdpo.runs.execution import resolve
+from jaxdpo.scoring import logprobs
 from tests.collectives import operations, result_bytes
 from tests.tiny import mesh_of
 

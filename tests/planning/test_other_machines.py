@@ -33,8 +33,8 @@ from jaxdpo.config import load_config
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.planning.aot import compile_step
 from jaxdpo.planning.chips import keep_to_cpu, target
-from jaxdpo.resolve import resolve
-from jaxdpo.sharding import make_mesh
+from jaxdpo.runs.execution import resolve
+from jaxdpo.devices.sharding import make_mesh
 
 keep_to_cpu()
 other = target(TOPOLOGY)
@@ -76,12 +76,12 @@ REFERENCE = """
 import jax
 import numpy as np
 from jaxdpo.config import load_config
-from jaxdpo.memory import abstract_run, device_bytes
+from jaxdpo.runs.memory import abstract_run, device_bytes
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.planning.aot import compile_step
 from jaxdpo.planning.chips import keep_to_cpu, target
-from jaxdpo.resolve import resolve
-from jaxdpo.sharding import make_mesh
+from jaxdpo.runs.execution import resolve
+from jaxdpo.devices.sharding import make_mesh
 
 keep_to_cpu()
 other = target("v5e:2x2")

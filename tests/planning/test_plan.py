@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxdpo import plan
+from jaxdpo.devices.machine import Machine
 from jaxdpo.errors import UserError
-from jaxdpo.machine import Machine
 from jaxdpo.planning import chips
 from jaxdpo.planning.aot import Compiled, collectives_in
 from jaxdpo.planning.lengths import assumed_lengths

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdpo.data.batch import PROMPT
-from jaxdpo.data.chat import load_chat
+from jaxdpo.data.packing.batch import PROMPT
+from jaxdpo.data.tokenization.chat import load_chat
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import hidden_states, init_params, logits
 from jaxdpo.quickstart.make import supervised_batches

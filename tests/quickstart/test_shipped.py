@@ -11,8 +11,8 @@ import torch
 import transformers
 
 import jaxdpo.quickstart
-from jaxdpo.data.packing import empty_batch
-from jaxdpo.data.plan import BatchShape
+from jaxdpo.data.packing.layout import empty_batch
+from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.hub.policy import load_policy
 from jaxdpo.model.decoder import hidden_states, logits
 from jaxdpo.quickstart.make import PAIRS, answer

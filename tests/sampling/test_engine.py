@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
-from jaxdpo.data.packing import empty_batch
-from jaxdpo.data.plan import BatchShape
+from jaxdpo.data.packing.layout import empty_batch
+from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.errors import UserError
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import read_config

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdpo.devices.sharding import shardings_for
 from jaxdpo.errors import UserError
-from jaxdpo.sharding import shardings_for
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxdpo.training.step import TrainState, init_state

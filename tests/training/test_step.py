@@ -10,16 +10,22 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxdpo.data.batch import TILE
-from jaxdpo.data.packing import empty_batch
-from jaxdpo.data.plan import BatchConfig, BatchShape, Packer, choose_row_length, make_train_plan
+from jaxdpo.data.packing.batch import TILE
+from jaxdpo.data.packing.layout import empty_batch
+from jaxdpo.data.packing.plan import (
+    BatchConfig,
+    BatchShape,
+    Packer,
+    choose_row_length,
+    make_train_plan,
+)
+from jaxdpo.devices.sharding import batch_shards, on_host, shardings_for
 from jaxdpo.losses import LossConfig
-from jaxdpo.model.attention import LAYOUTS
+from jaxdpo.model.attention.dense import LAYOUTS
 from jaxdpo.model.config import ExpertsConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import Compute, abstract_params
 from jaxdpo.model.lora import LoraConfig, init_lora
 from jaxdpo.model.quantized import quantize_layers
-from jaxdpo.sharding import batch_shards, on_host, shardings_for
 from jaxdpo.training.loop import LaggedMetrics, TrainData, run_steps
 from jaxdpo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxdpo.training.step import (

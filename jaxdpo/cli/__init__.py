@@ -1,0 +1,1 @@
+"""What every command shares: settings from YAML and arguments, the console, exit statuses."""

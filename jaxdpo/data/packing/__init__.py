@@ -1,0 +1,1 @@
+"""Planned pairs as packed, prefix-shared rows: the plan, the batch and its layout."""

@@ -1,0 +1,330 @@
+"""Which pairs form optimizer step s, and how they are packed into rows.
+
+The plan is a pure function of (lengths, seed, batch size, row length): it holds no state, so the
+step number alone says what data comes next, in any process and after any restart.
+"""
+
+import bisect
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from jaxdpo.data.packing.tiles import count_tiles
+from jaxdpo.errors import UserError
+
+# Pairs of one row, rows of one microbatch: indices into the data set.
+Row = list[int]
+Microbatch = list[Row]
+
+# What a batch says of its rows to the attention: nothing; which tiles hold something to see; or
+# how their sequences are laid out as attention rows, several in each, or one.
+Layout = Literal["plain", "tiles", "sequences", "apart"]
+
+# Pairs packed together when order does not matter (scoring): enough that rows fill up.
+_SCORING_WINDOW = 1024
+# Optimizer steps that the row length is chosen on.
+_SAMPLED_STEPS = 8
+# Steps, or windows, whose shape is computed together.
+_TOGETHER = 256
+
+
+class BatchConfig(BaseModel):
+    """How pairs become optimizer steps and rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(
+        default=32, ge=1, description="preference pairs in an optimizer step, exactly"
+    )
+    row_length: int | None = Field(
+        default=None, ge=8, description="tokens in a packed row; default: chosen from the lengths"
+    )
+    rows_per_device: int = Field(default=1, ge=1, description="rows of a microbatch on each device")
+    pack: bool = Field(
+        default=True, description="several pairs in a row; the loss is the same without"
+    )
+    share_prefix: bool = Field(
+        default=True,
+        description="lay a prompt out once for both completions; the loss is the same without",
+    )
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """The one static shape of a run's microbatches, in the letters of `PackedBatch`.
+
+    Attributes:
+      rows: R, rows of a microbatch over all devices.
+      row_length: T, tokens in a row.
+      pairs: P, most pairs in a row.
+      scores: S, most scored tokens in a row.
+      tiles: N, most tiles of a row that hold something to see.
+      sequences: A, attention rows that hold a row's sequences laid out apart.
+      sequence_width: W, tokens of an attention row.
+      apart: Whether each sequence has an attention row of its own.
+      microbatches: M, most microbatches in an optimizer step.
+    """
+
+    rows: int
+    row_length: int
+    pairs: int = 1
+    scores: int = 1
+    tiles: int = 0
+    sequences: int = 1
+    sequence_width: int = 1
+    apart: bool = False
+    microbatches: int = 1
+
+    def cover(self, other: "BatchShape") -> "BatchShape":
+        """The smallest shape that holds what either holds."""
+        return BatchShape(
+            **{name: max(value, getattr(other, name)) for name, value in vars(self).items()}
+        )
+
+
+def laid_out_lengths(lengths_N3: np.ndarray, share_prefix: bool) -> np.ndarray:
+    """Tokens that each pair takes in a row: p + c + r, or 2p + c + r without prefix sharing.
+
+    Without a rejected completion they are p + c.
+    """
+    prompt, chosen, rejected = np.asarray(lengths_N3, np.int64).T
+    prompts = 1 if share_prefix else 1 + (rejected > 0)
+    return prompt * prompts + chosen + rejected
+
+
+def choose_row_length(lengths_N3: np.ndarray, config: BatchConfig, rows: int) -> int:
+    """The configured row length, or the one that wastes least on a sample of optimizer steps.
+
+    Candidates are multiples of 128 from the longest pair to three times it; of those within half a
+    percent of the best the shortest wins, because attention costs less in short rows.
+
+    Args:
+      lengths_N3: i32 `[N, 3]`, tokens of prompt, chosen and rejected.
+      config: How to pack.
+      rows: Rows of a microbatch over all devices.
+
+    Raises:
+      UserError: If a pair does not fit the configured row length.
+    """
+    laid_out = laid_out_lengths(lengths_N3, config.share_prefix)
+    longest, index = int(laid_out.max()), int(laid_out.argmax())
+    if config.row_length is not None:
+        if longest > config.row_length:
+            raise UserError(
+                f"batch.row_length is {config.row_length}, but pair {index} takes {longest} tokens "
+                f"(prompt, chosen and rejected together); set batch.row_length to {longest} or "
+                "more, or lower data.max_length"
+            )
+        return config.row_length
+    shortest = -(-longest // 128) * 128
+    if not config.pack:
+        return shortest
+    sample = lengths_N3[_epoch_order(0, 0, len(laid_out))[: _SAMPLED_STEPS * config.size]]
+    steps = np.split(np.arange(len(sample)), range(config.size, len(sample), config.size))
+
+    def padded_tokens(row_length: int) -> int:
+        packer = Packer(sample, config, rows, row_length)
+        return sum(len(packer.microbatches(step)) * rows * row_length for step in steps)
+
+    cost = {length: padded_tokens(length) for length in range(shortest, 3 * shortest + 1, 128)}
+    return min(length for length, tokens in cost.items() if tokens <= 1.005 * min(cost.values()))
+
+
+def best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Packs items into bins: largest first, each into the fullest bin that still holds it.
+
+    >>> best_fit_decreasing([3, 5, 2, 4], capacity=7)
+    [[1, 2], [3, 0]]
+    """
+    bins: list[list[int]] = []
+    count = len(sizes)
+    room: list[int] = []  # free space * count + bin, sorted
+    for item in sorted(range(count), key=sizes.__getitem__, reverse=True):
+        taken = sizes[item] * count
+        place = bisect.bisect_left(room, taken)
+        if place < len(room):
+            best = room.pop(place)
+            bins[best % count].append(item)
+        else:
+            best = capacity * count + len(bins)
+            bins.append([item])
+        bisect.insort(room, best - taken)
+    return bins
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Packs pairs into rows, and rows into microbatches.
+
+    Attributes:
+      lengths: i32 `[N, 3]`, tokens of prompt, chosen and rejected of every pair of the data set.
+      config: How to pack.
+      rows: Rows of a microbatch over all devices.
+      row_length: Tokens of a row.
+      longest: Tokens of the longest sequence that shapes must hold; by default of these pairs.
+    """
+
+    lengths: np.ndarray
+    config: BatchConfig
+    rows: int
+    row_length: int
+    longest: int | None = None
+
+    @functools.cached_property
+    def _laid_out(self) -> np.ndarray:
+        return laid_out_lengths(self.lengths, self.config.share_prefix)
+
+    def microbatches(self, pairs: Sequence[int] | np.ndarray) -> list[Microbatch]:
+        """The pairs in as few microbatches of `rows` rows as hold them; later ones may be short."""
+        known = np.asarray(pairs, np.int64)
+        indices = known.tolist()
+        if self.config.pack:
+            packed = best_fit_decreasing(self._laid_out[known].tolist(), self.row_length)
+            rows = [[indices[i] for i in row] for row in packed]
+        else:
+            rows = [[pair] for pair in indices]
+        return [rows[i : i + self.rows] for i in range(0, len(rows), self.rows)]
+
+    def shape_of(self, microbatches: Sequence[Microbatch], layout: Layout) -> BatchShape:
+        """The smallest shape that holds these microbatches."""
+        return _covering(self.shapes_of([microbatches], layout))
+
+    def shapes_of(
+        self, steps: Iterable[Sequence[Microbatch]], layout: Layout
+    ) -> Iterator[BatchShape]:
+        """Shapes that together hold the microbatches of each step; many steps have one."""
+        steps = iter(steps)
+        while together := list(itertools.islice(steps, _TOGETHER)):
+            rows = [row for step in together for microbatch in step for row in microbatch]
+            most = max(map(len, together))
+            yield replace(self._shape_of_rows(rows, layout), microbatches=most)
+
+    def _shape_of_rows(self, rows: Sequence[Row], layout: Layout) -> BatchShape:
+        pairs_R = np.fromiter(map(len, rows), np.int64, len(rows))
+        first_R = np.cumsum(pairs_R) - pairs_R
+        members = np.fromiter(itertools.chain.from_iterable(rows), np.int64)
+        lengths_N3 = self.lengths[members].astype(np.int64)
+
+        def most(values_N: np.ndarray) -> int:
+            """The largest sum over a row."""
+            return int(np.add.reduceat(values_N, first_R).max())
+
+        shape = BatchShape(
+            rows=self.rows,
+            row_length=self.row_length,
+            pairs=int(pairs_R.max()),
+            scores=most(lengths_N3[:, 1:].sum(1)),
+        )
+        if layout == "plain":
+            return shape
+        if layout == "tiles":
+            ends_N = np.cumsum(self._laid_out[members])
+            begin_N = ends_N - self._laid_out[members]
+            start_N = begin_N - np.repeat(begin_N[first_R], pairs_R)
+            tiles_N = count_tiles(lengths_N3, start_N, self.config.share_prefix)
+            return replace(shape, tiles=most(tiles_N))
+        width = self.sequence_width
+        if layout == "apart":
+            sequences = most((lengths_N3[:, 1:] > 0).sum(1))
+            return replace(shape, sequence_width=width, sequences=sequences, apart=True)
+        sizes_N2 = np.where(lengths_N3[:, 1:] > 0, lengths_N3[:, :1] + lengths_N3[:, 1:], 0)
+        sizes = np.split(sizes_N2.ravel(), 2 * first_R[1:])
+        bins = [len(best_fit_decreasing(row[row > 0].tolist(), width)) for row in sizes]
+        return replace(shape, sequence_width=width, sequences=max(bins))
+
+    @functools.cached_property
+    def sequence_width(self) -> int:
+        """Tokens of an attention row: the longest sequence's, rounded up to a multiple of 64."""
+        longest = longest_sequence(self.lengths) if self.longest is None else self.longest
+        return -(-longest // 64) * 64
+
+
+def longest_sequence(lengths_N3: np.ndarray) -> int:
+    """Tokens of the longest prompt with a completion."""
+    return int((lengths_N3[:, :1] + lengths_N3[:, 1:]).max())
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Optimizer step s ↦ its microbatches; exactly `batch.size` pairs a step.
+
+    The order is the concatenation of one permutation an epoch, each drawn from (seed, epoch), cut
+    into steps; no pair is skipped at the end of an epoch.
+
+    Attributes:
+      packer: Lengths and packing of the training pairs.
+      seed: Seed of the order.
+      num_steps: Optimizer steps of the run.
+    """
+
+    packer: Packer
+    seed: int
+    num_steps: int
+
+    def pairs(self, step: int) -> np.ndarray:
+        """Indices of step `step`'s pairs, i64 `[batch.size]`, in order."""
+        size, count = self.packer.config.size, len(self.packer.lengths)
+        stream = np.arange(step * size, (step + 1) * size)
+        epochs = stream // count
+        return np.concatenate(
+            [
+                _epoch_order(self.seed, int(epoch), count)[stream[epochs == epoch] % count]
+                for epoch in np.unique(epochs)
+            ]
+        )
+
+    def microbatches(self, step: int) -> list[Microbatch]:
+        """The packed rows of step `step`."""
+        return self.packer.microbatches(self.pairs(step))
+
+    def shape(self, layout: Layout) -> BatchShape:
+        """The shape that holds every step of the run."""
+        steps = map(self.microbatches, range(self.num_steps))
+        return _covering(self.packer.shapes_of(steps, layout))
+
+
+def scoring_microbatches(packer: Packer) -> Iterator[Microbatch]:
+    """Every pair of the data set once, in microbatches, where the order has no meaning."""
+    for start in range(0, len(packer.lengths), _SCORING_WINDOW):
+        yield from packer.microbatches(
+            range(start, min(start + _SCORING_WINDOW, len(packer.lengths)))
+        )
+
+
+def scoring_shape(packers: Sequence[Packer], layout: Layout) -> BatchShape:
+    """The shape that holds every microbatch of `scoring_microbatches` of several data sets.
+
+    The packers must agree on rows, row length and longest sequence.
+    """
+    return _covering(
+        shape
+        for packer in packers
+        for shape in packer.shapes_of(([each] for each in scoring_microbatches(packer)), layout)
+    )
+
+
+def make_train_plan(packer: Packer, seed: int, epochs: float, max_steps: int | None) -> TrainPlan:
+    """A plan over `epochs` passes (rounded up to whole steps), or `max_steps` if that is fewer."""
+    count, size = len(packer.lengths), packer.config.size
+    if size > count:
+        raise UserError(
+            f"batch.size is {size}, but there are only {count} TRAIN pairs; "
+            f"set batch.size to {count} or less"
+        )
+    steps = -(-int(np.ceil(count * epochs)) // size)
+    return TrainPlan(packer, seed, steps if max_steps is None else min(steps, max_steps))
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    # Philox is counter-based: (seed, epoch) alone determine the permutation.
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+
+
+def _covering(shapes: Iterable[BatchShape]) -> BatchShape:
+    return functools.reduce(BatchShape.cover, shapes)

@@ -1,0 +1,1 @@
+"""Files of any form → checked `PreferencePair`s."""

@@ -1,0 +1,240 @@
+"""The draft of a pair → `PreferencePair`, or why not: roles, their order, completions, split."""
+
+from typing import Any, get_args
+
+from jaxdpo.data.bad_pair import BadPair, kind, show
+from jaxdpo.data.config import Turns
+from jaxdpo.data.pairs import Message, PreferencePair, Split
+from jaxdpo.data.reading.format_parsers import check_score
+from jaxdpo.data.reading.formats import Draft, native_messages
+from jaxdpo.data.reading.messages import parse_message, parse_tools
+from jaxdpo.data.reading.splits import hashed_split, ids_as_prompt
+from jaxdpo.errors import nearest
+
+# What `apply_chat_template` takes for itself, and what a conversation says elsewhere.
+_RESERVED_KWARGS = frozenset(
+    [
+        *("messages", "conversation", "tools", "documents", "chat_template", "tokenize"),
+        *("add_generation_prompt", "continue_final_message", "padding", "truncation"),
+        *("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        *("tokenizer_kwargs", "bos_token", "eos_token", "pad_token", "unk_token"),
+    ]
+)
+
+_Labelled = tuple[str, Message]
+
+
+def parse_pair(draft: Draft, source: str, test_fraction: float) -> PreferencePair:
+    """Checks a draft and makes it a pair.
+
+    Args:
+      draft: Who said what, as the record has it.
+      source: Where it stands, as `file:line`.
+      test_fraction: Share of prompts that go to TEST where the record names no split.
+
+    Raises:
+      BadPair: At the first thing that is wrong.
+    """
+    prompt, chosen, rejected = (
+        [(said.field, parse_message(said.message, said.field)) for said in part]
+        for part in (draft.prompt, draft.chosen, draft.rejected)
+    )
+    if draft.label is not None:
+        _check_prompt(prompt, chosen)
+        _check_tool_order([*prompt, *chosen])
+        _check_completion(chosen, "last-not-assistant")
+    elif draft.token_ids is None:
+        _check_conversations(prompt, chosen, rejected)
+    elif draft.token_ids[1] == draft.token_ids[2]:
+        raise BadPair("identical-completions", "chosen and rejected are the same ids")
+    tools = parse_tools(draft.common.get("tools"), draft.common.get("functions"))
+    messages = _messages(prompt)
+    asked = messages or ids_as_prompt(draft.token_ids)
+    return PreferencePair(
+        prompt=messages,
+        chosen=_messages(chosen),
+        rejected=_messages(rejected),
+        split=_parse_split(draft.common.get("split")) or hashed_split(asked, tools, test_fraction),
+        tools=tools,
+        metadata=_parse_metadata(draft),
+        source=source,
+        scores=_parse_scores(draft.scores),
+        template_kwargs=_parse_kwargs(draft.common.get("chat_template_kwargs")),
+        token_ids=draft.token_ids,
+        label=draft.label,
+    )
+
+
+def parse_supervised(
+    line: dict[str, Any], source: str, test_fraction: float, turns: Turns
+) -> list[PreferencePair]:
+    """Checks one parsed line and makes it examples: pairs without a rejected completion.
+
+    A preference line is taken for its chosen answer.
+
+    Args:
+      line: The JSON object; `rejected_message` may be missing.
+      source: Where it stands, as `file:line`.
+      test_fraction: As in `parse_pair`.
+      turns: "last" for the last message, "all" for an example of every assistant's message, each
+        with what was said before it as its prompt.
+
+    Raises:
+      BadPair: At the first thing that is wrong.
+    """
+    labelled = [(s.field, parse_message(s.message, s.field)) for s in native_messages(line)]
+    _check_prompt(labelled[:-1], labelled[-1:])
+    _check_tool_order(labelled)
+    messages = _messages(labelled)
+    answers = [
+        index
+        for index, message in enumerate(messages)
+        if message["role"] == "assistant" and any(m["role"] == "user" for m in messages[:index])
+    ]
+    tools = parse_tools(line.get("tools"), line.get("functions"))
+    split = _parse_split(line.get("split")) or hashed_split(messages[:-1], tools, test_fraction)
+    metadata = _parse_metadata(Draft((), (), (), line))
+    kwargs = _parse_kwargs(line.get("chat_template_kwargs"))
+    examples = []
+    for index in answers if turns == "all" else [len(messages) - 1]:
+        _check_completion([labelled[index]], "last-not-assistant")
+        said = (messages[:index], (messages[index],), ())
+        examples.append(
+            PreferencePair(*said, split, tools, metadata, source, template_kwargs=kwargs)
+        )
+    return examples
+
+
+def _messages(labelled: list[_Labelled]) -> tuple[Message, ...]:
+    return tuple(message for _, message in labelled)
+
+
+def _check_conversations(
+    prompt: list[_Labelled], chosen: list[_Labelled], rejected: list[_Labelled]
+) -> None:
+    _check_prompt(prompt, chosen)
+    _check_tool_order([*prompt, *chosen])
+    _check_completion(chosen, "last-not-assistant")
+    _check_completion(rejected, "rejected-role")
+    _check_tool_order([*prompt, *rejected])
+    if _messages(chosen) == _messages(rejected):
+        (field, message), preferred = rejected[-1], chosen[-1][0]
+        named = "the chosen message" if preferred.startswith("messages[") else preferred
+        raise BadPair(
+            "identical-completions",
+            f"{field} equals {named}, {show(message.get('content'))}; "
+            "a pair needs a preference: edit one or drop the line",
+        )
+
+
+def _check_prompt(prompt: list[_Labelled], chosen: list[_Labelled]) -> None:
+    field, last = chosen[-1]
+    if last["role"] != "assistant":
+        raise BadPair(
+            "last-not-assistant",
+            f"{field}.role is {show(last['role'])}; the last message is the chosen answer, by the "
+            "assistant",
+        )
+    if not any(message["role"] == "user" for _, message in prompt):
+        name = prompt[0][0].split("[")[0] if prompt else "the prompt"
+        raise BadPair("no-user", f"{name} holds no user message; a prompt needs one")
+    for field, message in prompt[1:]:
+        if message["role"] == "system":
+            raise BadPair(
+                "system-not-first",
+                f"{field}.role is 'system'; a system message stands first, and once",
+            )
+
+
+def _check_tool_order(messages: list[_Labelled]) -> None:
+    open_calls: list[str | None] = []
+    for field, message in messages:
+        if message["role"] == "tool":
+            _close_call(message, open_calls, field)
+            continue
+        if open_calls:
+            raise BadPair(
+                "tool-call-unanswered",
+                f"{field} follows a tool call that no tool message answers "
+                f"(id {show(open_calls[0])}); add the tool's answer",
+            )
+        open_calls = [call.get("id") for call in message.get("tool_calls", ())]
+
+
+def _close_call(message: Message, open_calls: list[str | None], field: str) -> None:
+    """Takes the call that a tool message answers, by id where both name one, else by order."""
+    if not open_calls:
+        raise BadPair(
+            "tool-without-call",
+            f"{field}.role is 'tool' but no tool call is open; it must follow an assistant message "
+            "with tool_calls",
+        )
+    answered = message.get("tool_call_id")
+    if answered is None or None in open_calls:
+        open_calls.pop(0)
+    elif answered in open_calls:
+        open_calls.remove(answered)
+    else:
+        raise BadPair(
+            "tool-call-id",
+            f"{field}.tool_call_id is {show(answered)}; it must be one of the open calls "
+            f"{show(open_calls)}",
+        )
+
+
+def _check_completion(messages: list[_Labelled], last_code: str) -> None:
+    field, last = messages[-1]
+    if last["role"] != "assistant":
+        raise BadPair(last_code, f"{field}.role is {show(last['role'])}; it must be 'assistant'")
+    for index, (field, message) in enumerate(messages):
+        role = message["role"]
+        if role not in ("assistant", "tool") or (index == 0 and role != "assistant"):
+            raise BadPair(
+                "completion-role",
+                f"{field}.role is {show(role)}; a completion is messages by the assistant, with "
+                "the answers of its tools between; what comes before belongs to the prompt",
+            )
+        content = message.get("content", "")
+        if role == "assistant" and not content.strip() and "tool_calls" not in message:
+            state = f"only white space, {show(content)}" if content else "empty"
+            raise BadPair(
+                "empty-completion", f"{field}.content is {state}; write an answer or drop the line"
+            )
+
+
+def _parse_split(split: Any) -> Split | None:
+    if split is not None and split not in get_args(Split):
+        hint = nearest(split.upper(), get_args(Split)) if isinstance(split, str) else ""
+        raise BadPair(
+            "bad-split",
+            f"split is {show(split)}; write 'TRAIN' or 'TEST', or leave it out{hint}",
+        )
+    return split
+
+
+def _parse_metadata(draft: Draft) -> dict[str, Any]:
+    metadata = draft.common.get("metadata")
+    if metadata is not None and not isinstance(metadata, dict):
+        raise BadPair("metadata-type", f"metadata is {kind(metadata)}; write an object")
+    return {**draft.extra, **(metadata or {})}
+
+
+def _parse_scores(scores: tuple[Any, Any] | None) -> tuple[float, float] | None:
+    if scores is None:
+        return None
+    for score, which in zip(scores, ("chosen", "rejected"), strict=True):
+        check_score(score, f"the score of {which}")
+    return float(scores[0]), float(scores[1])
+
+
+def _parse_kwargs(kwargs: Any) -> dict[str, Any]:
+    if kwargs is None:
+        return {}
+    if not isinstance(kwargs, dict):
+        raise BadPair("template-kwargs", f"chat_template_kwargs is {kind(kwargs)}; write an object")
+    for key in kwargs:
+        if key in _RESERVED_KWARGS or not key.isidentifier():
+            raise BadPair(
+                "template-kwargs", f"chat_template_kwargs.{key} is not for a record to set"
+            )
+    return kwargs

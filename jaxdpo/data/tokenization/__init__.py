@@ -1,0 +1,1 @@
+"""Conversations → token ids: chat templates, control tokens, truncation, the store of pairs."""

@@ -1,0 +1,257 @@
+"""Control tokens that text cannot forge.
+
+A tokenizer matches its added tokens (`<|im_end|>`, `<think>`, …) in any text, so a message that
+spells one ends its own turn. Here only the chat template writes them:
+
+1. Text is given walls before it is rendered: a character inside each control token that it spells,
+   and at its edges where it could be part of one. So what matches in the rendering was written by
+   the template, every character of it.
+2. Those matches are spelled anew, in characters that no text may hold, for a copy of the tokenizer
+   that knows the control tokens by that spelling alone. Walls are taken out. Added tokens split
+   the text as they always do, and everything else about the tokenizer stays as it is, so the
+   ids of honest text are the tokenizer's own.
+3. A vocabulary may hold a control token as an ordinary piece (Unigram does). If one comes out of
+   the text between, that text is split inside it and encoded again.
+
+Walls and spellings are Unicode noncharacters (U+FDD0 to U+FDEF), which are set aside for a
+program's own use and never mean anything in text; text that holds one is refused.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer
+
+from jaxdpo.data.bad_pair import BadPair, show
+from jaxdpo.errors import UserError
+
+WALL = "\ufdd0"
+# How a spelling starts: of a token that parts the text, whatever precedes it, and of one that may
+# take white space before it along.
+_PARTS, _JOINS = "\ufdd1", "\ufdd2"
+_DIGITS = [chr(0xFDE0 + digit) for digit in range(16)]
+_NONCHARACTER = re.compile("[\ufdd0-\ufdef]")
+
+
+class ControlTokens:
+    """The added tokens of one tokenizer, and its encoding with those only where they are meant.
+
+    Added tokens of white space alone (Gemma has them) are text and stay as they are.
+
+    Attributes:
+      pattern: Matches any control token, the longest first.
+      unknown_id: The id of what the vocabulary cannot write, or None.
+    """
+
+    def __init__(self, backend: Tokenizer):
+        added = backend.get_added_tokens_decoder()
+        controls = [token for token in added.values() if _is_control(token)]
+        texts = [token.content for token in controls]
+        whole_words = [token.content for token in controls if token.single_word]
+        if whole_words:
+            raise UserError(
+                f"the tokenizer matches {show(whole_words)} as whole words only (single_word), "
+                "which depends on the text beside them; set single_word to false in tokenizer.json"
+            )
+        self.pattern = re.compile(_any_of(texts))
+        self._start = re.compile(f"(?={_any_of(texts)})(.)", re.DOTALL)
+        self._prefixes = {text[:i] for text in texts for i in range(1, len(text))}
+        self._suffixes = {text[i:] for text in texts for i in range(1, len(text))}
+        self._all_texts = WALL.join(texts)
+        self._longest = max(map(len, texts), default=0)
+        self._spelling = {token.content: _spell(i, token) for i, token in enumerate(controls)}
+        self._firsts = sorted({text[0] for text in texts})
+        self._lasts = sorted({text[-1] for text in texts})
+
+        definition = json.loads(backend.to_str())
+        definition |= {"added_tokens": [], "post_processor": None}
+        definition |= {"truncation": None, "padding": None}
+        self._encoder = Tokenizer.from_str(json.dumps(definition))
+        pieces = [self._encoder.token_to_id(text) for text in texts]
+        self._encoder.add_tokens(
+            [_respelled(token, self._content(token)) for token in added.values()]
+        )
+        self._encoder.add_tokens([AddedToken(WALL, normalized=False)])
+        self._wall_id = self._encoder.token_to_id(WALL)
+
+        # From ids of the copy to the tokenizer's own: they differ for added tokens only.
+        size = 1 + max(*self._encoder.get_vocab().values(), *added)
+        self._own_id = np.arange(size, dtype=np.int32)
+        for id, token in added.items():
+            self._own_id[self._encoder.token_to_id(self._content(token))] = id
+        # Control tokens that the vocabulary holds as ordinary pieces. Not the unknown token: what
+        # the vocabulary cannot write is that one by design, however it is spelled.
+        self._forged = np.zeros(size, bool)
+        self._forged[[id for id in pieces if id is not None]] = True
+        self.unknown_id = _unknown_id(definition["model"])
+        if self.unknown_id is not None:
+            self._forged[self.unknown_id] = False
+
+    def forbid_unknown(self) -> None:
+        """Refuses text that yields the unknown token: where that one has a meaning as well."""
+        self._forged[self.unknown_id] = True
+
+    def _content(self, token: AddedToken) -> str:
+        return self._spelling.get(token.content, token.content)
+
+    def wall(self, text: str) -> str:
+        """Text that no control token can be matched in, or across the edges of.
+
+        Args:
+          text: Text by anyone. Most comes back as it is.
+
+        Raises:
+          BadPair: If the text holds a noncharacter, or a control token of one character.
+        """
+        if self.harmless(text):
+            return text
+        if found := _NONCHARACTER.search(text):
+            raise BadPair(
+                "noncharacter",
+                f"{show(text)} holds U+{ord(found[0]):04X}, which is no character; remove it",
+            )
+        core = text.strip()
+        if not (self.pattern.search(text) or self._joins(core)):
+            return text
+        # Templates trim content; the walls go inside the white space at its ends.
+        start = text.find(core)
+        before, after = text[:start], text[start + len(core) :]
+        walled = before + WALL + self._start.sub(rf"\1{WALL}", core) + WALL + after
+        if found := self.pattern.search(walled):
+            raise BadPair(
+                "control-text",
+                f"{show(text)} holds {show(found[0])}, a control token of one character that "
+                "cannot be written as text with this tokenizer; remove it",
+            )
+        return walled
+
+    def harmless(self, text: str) -> bool:
+        """Whether it is plain at once that no control token has to do with the text.
+
+        It holds no character that one begins with, and what could be the end of one, at its start,
+        holds none that one ends in; and no noncharacter. Most text is like that.
+        """
+        if not text.isascii() and _NONCHARACTER.search(text):
+            return False
+        for first in self._firsts:
+            if first in text:
+                return False
+        start = text.strip()[: self._longest]
+        for last in self._lasts:
+            if last in start:
+                return False
+        return len(start) == self._longest
+
+    def _joins(self, core: str) -> bool:
+        """Whether text could be the start, end or middle of a control token."""
+        reach = range(1, min(self._longest, len(core) + 1))
+        return any(core[-i:] in self._prefixes or core[:i] in self._suffixes for i in reach) or (
+            core != "" and core in self._all_texts
+        )
+
+    def spell(self, rendered: str) -> str:
+        """Spells the control tokens of a rendering for `encode`, and takes its walls out."""
+        spelled = self.pattern.sub(lambda match: self._spelling[match[0]], rendered)
+        return spelled.replace(WALL, "") if WALL in spelled else spelled
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray | BadPair]:
+        """Encodes spelled texts to the tokenizer's own ids, each i32, or says why not.
+
+        What stands between control tokens is encoded apart, and once: the renderings of a pair
+        share most of it.
+        """
+        parted = [_parts(text) for text in texts]
+        parts = list(dict.fromkeys(itertools.chain.from_iterable(parted)))
+        encodings = self._encoder.encode_batch_fast(parts, add_special_tokens=False)
+        each = [encoding.ids for encoding in encodings]
+        ids = np.fromiter(itertools.chain.from_iterable(each), np.int32)
+        ends = list(itertools.accumulate(map(len, each)))
+        own = self._own_id[ids]
+        encoded: dict[str, np.ndarray | BadPair] = {
+            part: own[end - len(part_ids) : end]
+            for part, part_ids, end in zip(parts, each, ends, strict=True)
+        }
+        for at in np.unique(np.searchsorted(ends, np.flatnonzero(self._forged[ids]), "right")):
+            encoded[parts[at]] = self._apart(parts[at])
+        return [_joined([encoded[part] for part in parts]) for parts in parted]
+
+    def _apart(self, text: str) -> np.ndarray | BadPair:
+        """Encodes text that the vocabulary makes a control token of, split inside it."""
+        while True:
+            encoding = self._encoder.encode(text, add_special_tokens=False)
+            ids = np.array(encoding.ids, np.int32)
+            forged = np.flatnonzero(self._forged[ids])
+            if not len(forged):
+                return self._own_id[ids[ids != self._wall_id]]
+            for start, end in sorted({encoding.offsets[i] for i in forged}, reverse=True):
+                if end - start < 2:
+                    return BadPair(
+                        "control-text",
+                        f"{show(text[start:end])} is a control token of this tokenizer, however it "
+                        "is written; remove it",
+                    )
+                text = text[: start + 1] + WALL + text[start + 1 :]
+
+
+def without_spellings(spelled: str) -> str:
+    """A spelled text without its control tokens."""
+    return _NONCHARACTER.sub("", spelled)
+
+
+def _is_control(token: AddedToken) -> bool:
+    # "▁" is how SentencePiece writes a space.
+    return token.special or not token.content.replace("▁", " ").isspace()
+
+
+def _parts(spelled: str) -> list[str]:
+    """A spelled text, parted before each control token that parts it."""
+    first, *rest = spelled.split(_PARTS)
+    return [first, *(_PARTS + part for part in rest)] if first else [_PARTS + p for p in rest]
+
+
+def _joined(parts: Sequence[np.ndarray | BadPair]) -> np.ndarray | BadPair:
+    for part in parts:
+        if isinstance(part, BadPair):
+            return part
+    return np.concatenate(cast(list[np.ndarray], parts)) if parts else np.zeros(0, np.int32)
+
+
+def _spell(index: int, token: AddedToken) -> str:
+    digits = "".join(_DIGITS[int(digit, 16)] for digit in f"{index:04x}")
+    # Normalisation may put the prefix space of SentencePiece before a token.
+    return (_JOINS if token.lstrip or token.normalized else _PARTS) + digits
+
+
+def _respelled(token: AddedToken, content: str) -> AddedToken:
+    return AddedToken(
+        content, lstrip=token.lstrip, rstrip=token.rstrip, normalized=token.normalized
+    )
+
+
+def _unknown_id(model: dict[str, Any]) -> int | None:
+    if model["type"] == "Unigram":
+        return model["unk_id"]
+    unknown = model.get("unk_token")
+    return model["vocab"].get(unknown) if unknown else None
+
+
+def _any_of(texts: Sequence[str]) -> str:
+    """A regular expression for any of the texts, the longest first, as a trie.
+
+    Tokenizers have thousands of added tokens; a plain alternation would try each of them.
+    """
+    if not texts:
+        return "(?!)"
+    branches: dict[str, list[str]] = {}
+    for text in texts:
+        if text:
+            branches.setdefault(text[0], []).append(text[1:])
+    tails = [re.escape(first) + _any_of(rest) for first, rest in branches.items()]
+    if not tails:
+        return ""
+    either = f"(?:{'|'.join(tails)})" if len(tails) > 1 or "" in texts else tails[0]
+    return either + "?" if "" in texts else either

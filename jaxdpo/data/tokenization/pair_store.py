@@ -1,0 +1,263 @@
+"""Tokenised pairs on disk: written once, read as they are needed, never used if damaged."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import mmap
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jaxdpo.data.pairs import TokenizedPair
+from jaxdpo.data.reading.reports import TokenizeReport
+from jaxdpo.errors import UserError
+from jaxdpo.storage.files import file_digest, stamp_of, sync_folder, sync_tree
+
+# Part of every key: raise it when the files change their form.
+FORMAT_VERSION = 6
+ROWS_PER_CHUNK = 1024
+_PAIRS, _ABOUT = "pairs.arrow", "about.json"
+_IDS = TokenizedPair._fields
+_SCORES = ("chosen_score", "rejected_score")
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.list_(pa.int32())) for name in _IDS),
+        ("source", pa.string()),
+        ("metadata", pa.string()),
+        *((name, pa.float32()) for name in _SCORES),
+        ("label", pa.int8()),
+        ("checksum", pa.uint32()),
+    ]
+)
+
+_NONE = np.zeros(0, np.int32)
+
+Scores = tuple[float, float]
+UNKNOWN = (math.nan, math.nan)
+# What `labels` says of a pair, which has none.
+NO_LABEL = -1
+
+
+class TokenizedPairs(Sequence[TokenizedPair]):
+    """Tokenised pairs by index, in the order of the file; the ids are read when they are asked for.
+
+    What stands beside the ids is a memory map. The ids are not: every page that random access
+    touches would count as this process's memory until the whole file did. Each pair is compared
+    with its checksum whenever it is read.
+
+    Attributes:
+      lengths: i32 `[N, 3]`, tokens of prompt, chosen and rejected.
+      scores: f32 `[N, 2]`, what chosen and rejected were given; NaN where the data does not say.
+      labels: i8 `[N]`, 1 or 0 of an answer that was judged by itself, NO_LABEL of a pair.
+      fingerprint: SHA-256 of all token ids, lengths, scores and labels: what training depends on.
+      report: What was cut, dropped and refused on the way.
+    """
+
+    def __init__(self, path: Path, fingerprint: str, report: TokenizeReport):
+        """Opens a file of `ROWS_PER_CHUNK` rows a chunk, the last one aside."""
+        self._file = path.open("rb", buffering=0)
+        mapped = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+        table = pa.ipc.open_file(mapped).read_all()
+        columns = [table.column(name).chunks for name in _IDS]
+        # Of each chunk's ids: where each row begins and ends, and where the first is in the file.
+        self._chunks = [
+            [(c.offsets.to_numpy(), _address(c.values) - mapped.address) for c in chunks]
+            for chunks in zip(*columns, strict=True)
+        ]
+        self._checksums = table.column("checksum").to_numpy()
+        self._sources = table.column("source")
+        self._metadata = table.column("metadata")
+        self.lengths = np.concatenate(
+            [np.zeros((0, 3), np.int32)]
+            + [np.stack([np.diff(offsets) for offsets, _ in c[:3]], -1) for c in self._chunks]
+        )
+        self.scores = np.stack([table.column(name).to_numpy() for name in _SCORES], -1)
+        self.labels = table.column("label").to_numpy()
+        self.fingerprint = fingerprint
+        self.report = report
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> TokenizedPair:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not 0 <= index < len(self):
+            raise IndexError(f"pair {index} of {len(self)}")
+        chunk, row = divmod(index, ROWS_PER_CHUNK)
+        pair = TokenizedPair(
+            *(
+                self._read(start, int(offsets[row]), int(offsets[row + 1]))
+                for offsets, start in self._chunks[chunk]
+            )
+        )
+        if _checksum(pair) != self._checksums[index]:
+            raise UserError(
+                f"{self.source(index)}: its stored tokens are damaged on disk; remove the folder "
+                "of data.cache_dir and run again"
+            )
+        return pair
+
+    def _read(self, start: int, first: int, last: int) -> np.ndarray:
+        """The ids `first` to `last` of those that begin at a place in the file."""
+        if last == first:
+            return _NONE
+        data = os.pread(self._file.fileno(), 4 * (last - first), start + 4 * first)
+        # A file that was cut off gives fewer bytes, of which the checksum tells.
+        return np.frombuffer(data, np.int32, len(data) // 4)
+
+    def source(self, index: int) -> str:
+        """Where the pair came from, as `file:line`."""
+        return self._sources[index].as_py()
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """The pair's metadata; where it has scores also `chosen_score`, `rejected_score`, and
+        `score_margin`, their difference.
+        """
+        chosen, rejected = map(float, self.scores[index])
+        scores = dict(
+            zip((*_SCORES, "score_margin"), (chosen, rejected, chosen - rejected), strict=True)
+        )
+        return ({} if math.isnan(chosen) else scores) | json.loads(self._metadata[index].as_py())
+
+
+@dataclasses.dataclass(frozen=True)
+class _About:
+    """What stands beside the pairs: what they are, and how to tell that they are whole.
+
+    Attributes:
+      key: What they were made from.
+      digest: SHA-256 of their file.
+      stamp: Size and time of change of their file when it was written; while the file has these,
+        the digest is not computed again.
+      fingerprint: As in `TokenizedPairs`.
+      report: As in `TokenizedPairs`.
+    """
+
+    key: str
+    digest: str
+    stamp: tuple[int, int]
+    fingerprint: str
+    report: TokenizeReport
+
+
+def open_pairs(folder: Path, key: str) -> TokenizedPairs | None:
+    """Opens stored pairs if they are there, whole, and those that the key stands for."""
+    about = _read_about(folder / _ABOUT)
+    if about is None or about.key != key:
+        return None
+    try:
+        file = folder / _PAIRS
+        if stamp_of(file) != tuple(about.stamp) and file_digest(file) != about.digest:
+            return None
+    except OSError:
+        return None
+    return TokenizedPairs(folder / _PAIRS, about.fingerprint, about.report)
+
+
+def _read_about(path: Path) -> _About | None:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        report: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in about.pop("report").items()
+        }
+        return _About(report=TokenizeReport(**report), **about)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+class PairWriter:
+    """Writes tokenised pairs to a folder that appears, complete, when `finish` is called.
+
+    Use as a context manager: what is not finished is removed.
+    """
+
+    def __init__(self, folder: Path, key: str):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._folder, self._key = folder, key
+        self._temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        self._file = pa.OSFile(str(self._temporary / _PAIRS), "wb")
+        self._writer = pa.ipc.new_file(self._file, _SCHEMA)
+        self._hash = hashlib.sha256()
+        self._waiting: list[tuple[TokenizedPair, str, str, Scores, int]] = []
+
+    def __enter__(self) -> "PairWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def add(
+        self,
+        pair: TokenizedPair,
+        source: str,
+        metadata: dict[str, Any] | None = None,
+        scores: Scores = UNKNOWN,
+        label: bool | None = None,
+    ) -> None:
+        """Adds one pair, where it came from, and what chosen and rejected were given."""
+        judged = NO_LABEL if label is None else int(label)
+        own = json.dumps(metadata, ensure_ascii=False) if metadata else "{}"
+        self._waiting.append((pair, source, own, scores, judged))
+        if len(self._waiting) == ROWS_PER_CHUNK:
+            self._write_chunk()
+
+    def finish(self, report: TokenizeReport) -> None:
+        """Puts the folder in its place, and removes a damaged one from there."""
+        if self._waiting:
+            self._write_chunk()
+        self._writer.close()
+        self._file.close()
+        file = self._temporary / _PAIRS
+        digest, stamp = file_digest(file), stamp_of(file)
+        about = _About(self._key, digest, stamp, self._hash.hexdigest(), report)
+        text = json.dumps(dataclasses.asdict(about), indent=1)
+        (self._temporary / _ABOUT).write_text(text, encoding="utf-8")
+        sync_tree(self._temporary)
+        # Another process may have put the same pairs there in the meantime: they are as good.
+        if open_pairs(self._folder, self._key) is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._temporary.rename(self._folder)
+            sync_folder(self._folder.parent)
+
+    def _write_chunk(self) -> None:
+        pairs, sources, metadata, scores, labels = zip(*self._waiting, strict=True)
+        columns: list[Any] = [_ragged([getattr(pair, name) for pair in pairs]) for name in _IDS]
+        numbers = [pa.array(given, pa.float32()) for given in zip(*scores, strict=True)]
+        numbers.append(pa.array(labels, pa.int8()))
+        for column in columns:
+            self._hash.update(np.diff(column.offsets.to_numpy()).tobytes())
+            self._hash.update(column.values.to_numpy().tobytes())
+        for column in numbers:
+            self._hash.update(column.to_numpy().tobytes())
+        checksums = pa.array([_checksum(pair) for pair in pairs], pa.uint32())
+        columns += [pa.array(sources), pa.array(metadata), *numbers, checksums]
+        self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+        self._waiting = []
+
+
+def _address(values: pa.Array) -> int:
+    """Where an array's numbers begin in memory; 0 where it has none, and none is read."""
+    buffer = values.buffers()[1]
+    return 0 if buffer is None else buffer.address + 4 * values.offset
+
+
+def _checksum(pair: TokenizedPair) -> int:
+    """CRC-32 of a pair's ids and spans."""
+    value = 0
+    for ids in pair:
+        value = zlib.crc32(ids.data, value)
+    return value
+
+
+def _ragged(rows: Sequence[np.ndarray]) -> pa.ListArray:
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows)))

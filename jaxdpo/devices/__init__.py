@@ -1,0 +1,1 @@
+"""The devices of a run: mesh, sharding, memory and the compilation cache."""

@@ -1,0 +1,1 @@
+"""Criteria: ready ones, functions of your own, and LLM judges."""

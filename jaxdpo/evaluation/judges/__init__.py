@@ -1,0 +1,1 @@
+"""LLM judges: one answer at a time, or two side by side."""

@@ -1,0 +1,139 @@
+"""Answers from an OpenAI-compatible server: vLLM and the like.
+
+A model is named `http://localhost:8000/v1#name`. The key is read from OPENAI_API_KEY.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jaxdpo.data.pairs import Message
+from jaxdpo.data.reading.prompts import Prompt
+from jaxdpo.errors import UserError
+from jaxdpo.sampling.answers import Answer
+from jaxdpo.sampling.config import SamplingConfig
+
+
+class ServerConfig(BaseModel):
+    """How a server is asked; `sampling.batch_size` requests are under way at a time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    timeout: float = Field(default=120.0, gt=0, description="seconds until a request is given up")
+    retries: int = Field(
+        default=5, ge=0, description="further attempts, ever later, at 429, 5xx and time-outs"
+    )
+
+
+def is_server(model: str) -> bool:
+    """Whether a model is named by a server's address."""
+    return model.startswith(("http://", "https://"))
+
+
+def ask_server(
+    model: str,
+    wanted: Sequence[tuple[Prompt, int]],
+    sampling: SamplingConfig,
+    server: ServerConfig,
+) -> Iterator[Answer]:
+    """Yields answers as they come.
+
+    Args:
+      model: `http://…#name`.
+      wanted: Prompts, and which sample of each.
+      sampling: How completions are drawn. What the server draws is its own affair; the seed it is
+        sent follows from ours and the sample's number.
+      server: Time-outs and attempts.
+
+    Raises:
+      UserError: If the server refuses a request, or does not answer it after all attempts.
+    """
+    url, _, name = model.partition("#")
+    if not name:
+        raise UserError(f"{model}: names a server, but no model of it; write {url}#name")
+    try:
+        import openai
+    except ImportError:
+        raise UserError(f"{model}: needs the openai client; install jaxdpo[judge]") from None
+    client = openai.OpenAI(
+        base_url=url,
+        api_key=os.environ.get("OPENAI_API_KEY") or "none",
+        timeout=server.timeout,
+        max_retries=server.retries,
+    )
+
+    def ask(number: int) -> Answer:
+        prompt, sample = wanted[number]
+        try:
+            reply = client.chat.completions.create(**request(name, prompt, sample, sampling))
+        except openai.OpenAIError as error:
+            raise UserError(
+                f"{model}: {prompt.source or prompt.id}, sample {sample}: {_reason(error)}; "
+                "what was answered is kept, and the same command continues"
+            ) from error
+        choice = reply.choices[0]
+        if choice.message.tool_calls:
+            raise UserError(
+                f"{model}: {prompt.source or prompt.id} was answered by a call of a tool, but "
+                "answers that are kept are text; leave tools out of the prompts"
+            )
+        return Answer(number, choice.message.content or "", choice.finish_reason != "length")
+
+    with client, ThreadPoolExecutor(sampling.batch_size) as pool:
+        pending: list[Future[Answer]] = [pool.submit(ask, n) for n in range(len(wanted))]
+        try:
+            for done in as_completed(pending):
+                yield done.result()
+        finally:
+            for each in pending:
+                each.cancel()
+
+
+def request(name: str, prompt: Prompt, sample: int, sampling: SamplingConfig) -> dict[str, Any]:
+    """What is sent to the server; what is not OpenAI's own (top_k) goes as vLLM reads it."""
+    digest = hashlib.sha256(f"{sampling.seed} {sample}".encode()).digest()
+    fields: dict[str, Any] = dict(
+        model=name,
+        messages=[_as_sent(message) for message in prompt.messages],
+        max_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=int.from_bytes(digest[:4], "big") >> 1,
+    )
+    if sampling.stop:
+        fields["stop"] = list(sampling.stop)
+    if prompt.tools:
+        fields["tools"] = list(prompt.tools)
+    extra: dict[str, Any] = {}
+    if sampling.top_k is not None:
+        extra["top_k"] = sampling.top_k
+    if prompt.template_kwargs:
+        extra["chat_template_kwargs"] = prompt.template_kwargs
+    return {**fields, "extra_body": extra} if extra else fields
+
+
+def _as_sent(message: Message) -> Message:
+    """OpenAI's servers want the arguments of a call as JSON text."""
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        {"type": "function", **call, "function": {**function, "arguments": text}}
+        for call in message["tool_calls"]
+        for function in [call["function"]]
+        for text in [_text(function.get("arguments", {}))]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def _text(arguments: str | dict[str, Any]) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _reason(error: Exception) -> str:
+    status = cast(Any, error).status_code if hasattr(error, "status_code") else None
+    return f"status {status}: {error}" if status else f"{type(error).__name__}: {error}"

@@ -1,0 +1,1 @@
+"""Attention over packed, prefix-shared rows: one file for each back end."""

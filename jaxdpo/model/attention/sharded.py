@@ -1,0 +1,38 @@
+"""An attention kernel over a mesh: each device runs it on its own rows and heads."""
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from jaxdpo.data.packing.batch import SequenceGather
+from jaxdpo.devices.sharding import BATCH_AXES, batch_shards
+from jaxdpo.model.layers import Attend
+
+
+def on_own_rows(
+    attend_rows: Callable[[jax.Array, jax.Array, jax.Array, SequenceGather], jax.Array],
+    layout: SequenceGather,
+) -> Attend:
+    """The attention that runs `attend_rows(q, k, v, layout)` on each device.
+
+    Rows or heads that do not divide evenly are not cut: then every device along that axis of the
+    mesh does all of them.
+    """
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return attend_rows(q, k, v, layout), None
+        rows = BATCH_AXES if q.shape[0] % batch_shards() == 0 else None
+        heads = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None
+        qkv = P(rows, None, heads, None)
+        sharded = jax.shard_map(
+            attend_rows,
+            in_specs=(qkv, qkv, qkv, P(rows)),
+            out_specs=qkv,
+            check_vma=False,
+        )
+        return sharded(q, k, v, layout), None
+
+    return attend

@@ -1,0 +1,47 @@
+"""A digest of a model's weights, equal on every mesh and number of processes."""
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdpo.model.decoder import Params
+
+
+def weights_digest(params: Params) -> str:
+    """A digest of the values of all parameters, the same on every mesh and number of processes.
+
+    Every element's bits are mixed with its index and summed as integers, on the devices that hold
+    them; integer sums do not depend on their order.
+    """
+    digests = jax.device_get(_leaf_digests(params))
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    lines = [
+        f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} {digest.tolist()}"
+        for (path, leaf), digest in zip(paths, jax.tree.leaves(digests), strict=True)
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@jax.jit
+def _leaf_digests(params: Params) -> Any:
+    def mix(bits: jax.Array) -> jax.Array:
+        # The finaliser of MurmurHash3 (Appleby, public domain): every input bit moves every output.
+        bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+        bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+        return bits ^ (bits >> 16)
+
+    def digest(leaf: jax.Array) -> jax.Array:
+        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
+        index = jnp.zeros(leaf.shape, jnp.uint32)
+        for axis, size in enumerate(leaf.shape):
+            index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(
+                jnp.uint32, leaf.shape, axis
+            )
+        first = mix(bits ^ mix(index))
+        second = mix(first + jnp.uint32(0x9E3779B9))
+        return jnp.stack([jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)])
+
+    return jax.tree.map(digest, params)

@@ -1,0 +1,1 @@
+"""Sample, judge, and then pair, compare or train."""

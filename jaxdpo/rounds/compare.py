@@ -1,0 +1,218 @@
+"""An evaluation from its configuration to its files: every model answers, all are judged alike.
+
+generations/NAME.jsonl   each model's answers
+examples.jsonl           a line a prompt: every model's answer and what was said of it
+judgements.jsonl         a line a judgement, as `jaxdpo.collect criteria` reads them
+results.json             all figures
+chart.png, chart.svg     pass rates and scores with intervals
+report.html              all of it, answers side by side
+"""
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from jaxdpo.cli.console import Reporter
+from jaxdpo.data.generations import Generation
+from jaxdpo.data.reading.prompts import Prompt, PromptsConfig, read_prompts
+from jaxdpo.errors import UserError
+from jaxdpo.evaluation.comparison import (
+    Comparison,
+    compare_rows,
+    judge_answers,
+    judgement_line,
+    to_json,
+)
+from jaxdpo.evaluation.criteria.spec import Criteria, criterion_named
+from jaxdpo.evaluation.judgement import Example
+from jaxdpo.evaluation.judges.client import JudgeConfig
+from jaxdpo.evaluation.judges.llm import make_asker
+from jaxdpo.evaluation.judges.pairwise import Preference, prefer
+from jaxdpo.evaluation.report.charts import write_charts
+from jaxdpo.evaluation.report.html import page
+from jaxdpo.evaluation.results import Row
+from jaxdpo.generation.generators import Dtype, policy_source, source_of
+from jaxdpo.generation.server import ServerConfig, is_server
+from jaxdpo.generation.to_file import sample_to_file
+from jaxdpo.hub.policy import Policy
+from jaxdpo.sampling.config import SamplingConfig
+from jaxdpo.storage.files import replacing
+
+
+class EvaluateConfig(BaseModel):
+    """Which models are compared, on what and by what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: dict[str, str] = Field(
+        default_factory=dict, description="name=where it lies, in the order of comparison"
+    )
+    data: PromptsConfig = Field(description="the prompts")
+    out: str = Field(description="folder of the results")
+    criteria: Criteria = Field(
+        default=(), validate_default=False, description="names, functions, or a YAML file of them"
+    )
+    judge: JudgeConfig | None = Field(
+        default=None, description="compares each two models' answers, in both orders"
+    )
+    sampling: SamplingConfig = Field(
+        default=SamplingConfig(), description="how answers are drawn, the same for all models"
+    )
+    dtype: Dtype | None = Field(
+        default=None, description="of activations; default: float32 on CPU, bfloat16 elsewhere"
+    )
+    chat_template: str | None = Field(
+        default=None, description="Jinja file to use in place of the models' chat templates"
+    )
+    server: ServerConfig | None = Field(default=None, description="how a server is asked")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        servers = [name for name, model in self.models.items() if is_server(model)]
+        if self.server is not None and not servers:
+            raise ValueError("server would be ignored: no model is a server's address")
+        for name in ("dtype", "chat_template"):
+            if getattr(self, name) is not None and servers:
+                raise ValueError(f"{name} would be ignored by {servers[0]}, which is on a server")
+        if not self.criteria and self.judge is None:
+            raise ValueError("nothing judges the answers; set criteria=…, or judge.instructions=…")
+        for name in self.models:
+            if not name or "/" in name or name.startswith("."):
+                raise ValueError(f"models: {name!r} can't name a file; call the model otherwise")
+        return self
+
+
+def compare(config: EvaluateConfig, policies: Mapping[str, Policy] | None = None) -> Comparison:
+    """Lets models answer the same prompts, judges the answers, and writes what that shows.
+
+    The same call on the same folder continues an evaluation that was cut off.
+
+        config = EvaluateConfig(models={"sft": "models/sft", "dpo": "runs/dpo"}, out="evaluation",
+                                data={"path": "prompts.jsonl"}, criteria=[{"name": "word_limit"}])
+        compare(config)  # a notebook shows chart and tables
+
+    Args:
+      config: The evaluation.
+      policies: Further models, in memory, by name.
+
+    Raises:
+      UserError: For whatever the user can mend.
+    """
+    reporter, out = Reporter(), Path(config.out)
+    held = dict(policies or {})
+    twice = sorted(held.keys() & config.models.keys())
+    if twice:
+        raise UserError(f"models: {twice[0]} is given twice; call one of them otherwise")
+    models = config.models | {name: policy.source for name, policy in held.items()}
+    if not models:
+        raise UserError("there is no model to evaluate; write name=folder, for each of them")
+    read = read_prompts(config.data)
+    reporter.say(f"{config.data.path}: {read.summary()}")
+    answers: dict[str, list[Generation]] = {}
+    for name, model in models.items():
+        if name in held:
+            source = policy_source(name, held[name], config.sampling, config.dtype)
+        else:
+            drawn = (config.sampling, config.server, config.dtype, config.chat_template)
+            source = source_of(model, *drawn)
+        with reporter.bar(f"{name} answers", len(read.prompts)) as advance:
+            path = out / "generations" / f"{name}.jsonl"
+            answers[name] = sample_to_file(path, source, read.prompts, 1, advance)
+    comparison = _judge(config, models, read.prompts, answers, reporter)
+    write_files(comparison, out)
+    return comparison
+
+
+def _judge(
+    config: EvaluateConfig,
+    models: dict[str, str],
+    prompts: tuple[Prompt, ...],
+    answers: dict[str, list[Generation]],
+    reporter: Reporter,
+) -> Comparison:
+    criteria = [criterion_named(spec) for spec in config.criteria]
+    with reporter.bar("judgements", len(criteria) * len(models) * len(prompts)) as advance:
+        judged = judge_answers(criteria, answers, advance)
+    bills = [criterion.spent() for criterion in criteria]
+    preferences: list[dict[tuple[str, str], Preference]] = [{} for _ in prompts]
+    if config.judge is not None:
+        asker = make_asker(config.judge)
+        for first, second in itertools.combinations(models, 2):
+            reporter.say(f"{config.judge.model} compares {first} and {second}")
+            asked = [Example(a.messages, a.completion, a.metadata) for a in answers[first]]
+            against = [a.completion for a in answers[second]]
+            found = prefer(asker, config.judge.instructions, asked, against)
+            for kept, preference in zip(preferences, found, strict=True):
+                kept[first, second] = preference
+        bills.append(asker.spent())
+    rows = [
+        Row(
+            prompt,
+            {name: answers[name][number] for name in models},
+            {name: judged[name][number] for name in models},
+            preferences[number],
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+    spent = {name: sum(bill.get(name, 0.0) for bill in bills) for bill in bills for name in bill}
+    return compare_rows(models, [criterion.name for criterion in criteria], rows, spent)
+
+
+def write_files(comparison: Comparison, out: Path) -> None:
+    """Writes what an evaluation found.
+
+    Raises:
+      UserError: If the folder cannot be written.
+    """
+    try:
+        with replacing(out / "examples.jsonl") as file:
+            file.writelines(_line(_example(row)) for row in comparison.rows)
+        with replacing(out / "judgements.jsonl") as file:
+            for row, model in itertools.product(comparison.rows, comparison.models):
+                answer = row.answers[model].model_copy(update={"model": model})
+                said = row.judgements[model].items()
+                file.writelines(judgement_line(answer, name, each) for name, each in said)
+        with replacing(out / "results.json") as file:
+            json.dump(results(comparison), file, indent=1, ensure_ascii=False, allow_nan=False)
+        if comparison.criteria:
+            write_charts(comparison, out)
+        with replacing(out / "report.html") as file:
+            file.write(page(comparison))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
+
+
+def results(comparison: Comparison) -> dict[str, Any]:
+    """All figures, as JSON has them."""
+    names = ("models", "criteria", "rates", "versus", "head_to_head", "words", "cut_off", "spent")
+    figures = {name: to_json(getattr(comparison, name)) for name in names}
+    return {"prompts": len(comparison.rows), **figures}
+
+
+def _line(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _example(row: Row) -> dict[str, Any]:
+    return {
+        "id": row.prompt.id,
+        "source": row.prompt.source,
+        "messages": list(row.prompt.messages),
+        "metadata": row.prompt.metadata,
+        "answers": {
+            model: {
+                "completion": answer.completion,
+                "finished": answer.finished,
+                "judgements": {k: v.model_dump() for k, v in row.judgements[model].items()},
+            }
+            for model, answer in row.answers.items()
+        },
+        "preferences": [
+            {"first": first, "second": second, **preference._asdict()}
+            for (first, second), preference in row.preferences.items()
+        ],
+    }

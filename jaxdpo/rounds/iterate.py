@@ -1,0 +1,154 @@
+"""Rounds of alignment: sample, judge, pair, train; and again with the model that came of it.
+
+<folder>/round_1/generations.jsonl, judgements.jsonl, pairs.jsonl   answers of the round's model
+<folder>/round_1/run/                                               the training run; model/ in it
+<folder>/final/generations.jsonl, judgements.jsonl                  answers of the last model
+<folder>/rounds.json, rounds.png                                    the pass rate by round
+
+Each stage continues where it was cut off, and one that is finished is not done again.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from jaxdpo.cli.console import Reporter
+from jaxdpo.cli.settings import checked, read_yaml
+from jaxdpo.config import RunConfig
+from jaxdpo.errors import UserError
+from jaxdpo.evaluation.agreement import Estimate
+from jaxdpo.evaluation.judgement_file import JudgedLine, pass_rates
+from jaxdpo.generation.server import is_server
+from jaxdpo.rounds.make_pairs import AnswersConfig, judged_answers, keep_config, paired_answers
+from jaxdpo.runs.fit import fit
+from jaxdpo.storage.files import replacing
+
+# Set for each round by the rounds themselves.
+_OURS = (("model", "path"), ("data", "path"), ("training", "folder"))
+Rates = dict[str, Estimate]
+
+
+class RoundsConfig(AnswersConfig):
+    """How many rounds, from which model, and how each is trained."""
+
+    model: str = Field(description="the first round's model: folder, or org/name on the Hub")
+    folder: str = Field(description="for all files; the same one again continues")
+    rounds: int = Field(default=3, ge=1, description="how often a model is trained")
+    train: str | dict[str, Any] = Field(
+        default_factory=dict,
+        description="a training run's configuration, or its YAML file; the rounds set model.path, "
+        "data.path and training.folder",
+    )
+    reference: Literal["previous", "first"] = Field(
+        default="previous",
+        description="the reference model: what the round begins with, or the first round's model",
+    )
+
+    @field_validator("model")
+    @classmethod
+    def _trainable(cls, model: str) -> str:
+        if is_server(model):
+            raise ValueError(f"{model} is a server's; only a model that is here can be trained")
+        return model
+
+
+def iterate(config: RoundsConfig, reporter: Reporter) -> list[Rates]:
+    """Runs the rounds, and says how many answers pass before the first and after each.
+
+    It ends early where no prompt has answers of which one is better.
+
+    Returns:
+      Pass rates of the first model and of that of each round, on TEST prompts if there are any.
+
+    Raises:
+      UserError: For whatever the user can mend; what is done is kept.
+    """
+    folder = Path(config.folder).expanduser()
+    for number in range(1, config.rounds + 1):
+        round_config(config, number, config.model)  # a mistake is said before anything is sampled
+    keep_config(config, folder)
+    model, rates = config.model, []
+    for number in range(1, config.rounds + 1):
+        here = folder / f"round_{number}"
+        reporter.say(f"round {number} of {config.rounds}: {model}")
+        judged = judged_answers(config, model, here, reporter)
+        rates.append(tested_rates(judged))
+        _show(rates, folder, reporter)
+        pairs, collected = paired_answers(config, here)
+        reporter.say(collected.summary())
+        if pairs is None:
+            reporter.say(f"round {number}: no prompt has answers of which one is better; this ends")
+            return rates
+        fit(round_config(config, number, model))
+        model = str(here / "run" / "model")
+    rates.append(tested_rates(judged_answers(config, model, folder / "final", reporter)))
+    _show(rates, folder, reporter)
+    reporter.say(f"the last model: {model}")
+    return rates
+
+
+def round_config(config: RoundsConfig, number: int, model: str) -> RunConfig:
+    """The configuration of one round's training.
+
+    Raises:
+      UserError: If it sets what the rounds set, or is no configuration of a run.
+    """
+    given = config.train
+    values = read_yaml(Path(given).expanduser()) if isinstance(given, str) else given
+    here = Path(config.folder).expanduser() / f"round_{number}"
+    ours = (model, str(here / "pairs.jsonl"), str(here / "run"))
+    values = {name: dict(section) if isinstance(section, dict) else section
+              for name, section in values.items()}  # fmt: skip
+    for (section, field), value in zip(_OURS, ours, strict=True):
+        if field in values.setdefault(section, {}):
+            raise UserError(f"train.{section}.{field}: the rounds set it; leave it out")
+        values[section][field] = value
+    if config.reference == "first" and number > 1:
+        reference = values.setdefault("reference", {})
+        if reference.setdefault("path", config.model) != config.model:
+            raise UserError("train.reference.path: reference=first sets it; leave it out")
+    return checked(RunConfig, values, "train: ")
+
+
+def tested_rates(judged: list[JudgedLine]) -> Rates:
+    """Pass rates of the answers to TEST prompts; to all where there are none."""
+    return pass_rates([line for line in judged if line.split == "TEST"] or judged)
+
+
+def _show(rates: list[Rates], folder: Path, reporter: Reporter) -> None:
+    names = list(rates[0])
+    rows = [(f"after {i}" if i else "before", *(str(each.get(name, "")) for name in names))
+            for i, each in enumerate(rates)]  # fmt: skip
+    reporter.table("Answers that pass, by round", ("round", *names), rows)
+    listed = [
+        {name: None if rate.value != rate.value else rate._asdict() for name, rate in each.items()}
+        for each in rates
+    ]
+    with replacing(folder / "rounds.json") as file:
+        json.dump(listed, file, indent=1, allow_nan=False)
+    plot_rates(rates, folder / "rounds.png")
+
+
+def plot_rates(rates: list[Rates], path: Path) -> None:
+    """Draws the pass rate of each criterion by round, with its interval."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    names = [name for name in rates[0] if name != "all" or len(rates[0]) > 2]
+    for name in names:
+        rounds = [i for i, each in enumerate(rates) if name in each]
+        values = [rates[i][name] for i in rounds]
+        below = [each.value - each.low for each in values]
+        above = [each.high - each.value for each in values]
+        heights = [each.value for each in values]
+        axes.errorbar(rounds, heights, (below, above), marker="o", capsize=3, label=name)
+    axes.set(xlabel="rounds of training", ylabel="answers that pass", ylim=(0, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend()
+    with replacing(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=150)

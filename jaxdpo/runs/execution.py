@@ -1,0 +1,155 @@
+"""What a configuration leaves open, decided for a machine: rows, attention, dtype and remat."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxdpo.config import RunConfig
+from jaxdpo.data.packing.plan import (
+    BatchShape,
+    Packer,
+    TrainPlan,
+    choose_row_length,
+    longest_sequence,
+    make_train_plan,
+    scoring_shape,
+)
+from jaxdpo.errors import UserError
+from jaxdpo.devices.machine import Machine
+from jaxdpo.runs.memory import step_memory
+from jaxdpo.model.attention.dense import LAYOUTS, AttentionKind
+from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.attention.cudnn import cudnn_refuses
+from jaxdpo.model.decoder import Compute
+from jaxdpo.devices.sharding import batch_shards
+from jaxdpo.training.step import MovingReference, Objective
+
+# How full a device may be by the estimate of `jaxdpo.runs.memory`, which knows nothing of what the
+# compiler adds.
+_FULL = 0.85
+# From least to most computed again.
+Remat = Literal["none", "dots", "full"]
+_REMATS: tuple[Remat, ...] = ("none", "dots", "full")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """How a run is computed.
+
+    Attributes:
+      compute: Dtype, attention, remat and adapters.
+      plan: Which pairs form which step.
+      shape: Of the steps' microbatches.
+      scoring: A shape that holds every microbatch of a scoring pass.
+    """
+
+    compute: Compute
+    plan: TrainPlan
+    shape: BatchShape
+    scoring: BatchShape
+
+    def describe(self) -> str:
+        """Steps, microbatches and arithmetic in a line."""
+        plan, shape, compute = self.plan, self.shape, self.compute
+        return (
+            f"{plan.num_steps} steps of {plan.packer.config.size} pairs, in microbatches of "
+            f"{shape.rows} × {shape.row_length} tokens (up to {shape.microbatches} a step), "
+            f"{compute.attention} attention, {compute.dtype.name}, remat {compute.remat}"
+        )
+
+
+def resolve(
+    config: RunConfig,
+    model: ModelConfig,
+    lengths: np.ndarray,
+    test_lengths: np.ndarray,
+    mesh: Mesh,
+    machine: Machine,
+) -> Resolved:
+    """Plans a run for a machine; under the mesh that is given.
+
+    Args:
+      config: The run.
+      model: Architecture.
+      lengths: i32 `[N, 3]`, tokens of the TRAIN pairs.
+      test_lengths: Those of the TEST pairs, perhaps none.
+      mesh: The mesh.
+      machine: What its devices are.
+
+    Raises:
+      UserError: For what the machine cannot do, and pairs that do not fit.
+    """
+    both = np.concatenate([lengths, test_lengths])
+    rows = config.batch.rows_per_device * batch_shards()
+    row_length = choose_row_length(both, config.batch, rows)
+    packer = Packer(lengths, config.batch, rows, row_length, longest_sequence(both))
+    training = config.training
+    plan = make_train_plan(packer, training.seed, training.epochs, training.max_steps)
+    default = "float32" if machine.platform == "cpu" else "bfloat16"
+    dtype = jnp.dtype(config.model.compute_dtype or default)
+    kind = _attention(config, model, dtype.name, machine)
+    shape = plan.shape(LAYOUTS[kind])
+    packers = [replace(packer, lengths=each) for each in (lengths, test_lengths) if len(each)]
+    scoring = scoring_shape(packers, LAYOUTS[kind])
+    compute = Compute(dtype, kind, "full", config.lora)
+    remat = config.model.remat
+    if remat == "auto":
+        remat = _least_remat(config, model, compute, shape, mesh, machine)
+    return Resolved(replace(compute, remat=remat), plan, shape, scoring)
+
+
+def _attention(
+    config: RunConfig, model: ModelConfig, dtype: str, machine: Machine
+) -> AttentionKind:
+    kind = config.model.attention
+    if kind == "auto":
+        return "splash" if machine.platform == "tpu" else "tiles"
+    wanted = {"splash": "tpu", "cudnn": "gpu"}.get(kind, machine.platform)
+    if wanted != machine.platform:
+        raise UserError(
+            f"model.attention={kind} runs on a {wanted}, and this is a {machine.platform}; leave "
+            "it out"
+        )
+    reason = cudnn_refuses(model, dtype) if kind == "cudnn" else None
+    if reason is not None:
+        raise UserError(f"model.attention=cudnn: {reason}; leave it out")
+    return kind
+
+
+def _least_remat(
+    config: RunConfig,
+    model: ModelConfig,
+    compute: Compute,
+    shape: BatchShape,
+    mesh: Mesh,
+    machine: Machine,
+) -> Remat:
+    """The policy that computes least again, of those that the devices have memory for.
+
+    On a CPU everything is computed again: reading from memory what was kept takes as long.
+    """
+    if machine.platform == "cpu":
+        return "full"
+    for remat in _REMATS[:-1]:
+        memory = step_memory(config, model, replace(compute, remat=remat), shape, mesh)
+        if memory.total <= _FULL * machine.memory:
+            return remat
+    return _REMATS[-1]
+
+
+def objective_of(config: RunConfig, model: ModelConfig, compute: Compute) -> Objective:
+    """What the run's steps minimise."""
+    moving = config.reference_kind == "moving"
+    return Objective(
+        model,
+        compute,
+        config.loss,
+        config.batch.size,
+        config.training.seed,
+        has_reference=config.reference_kind != "none",
+        moving=MovingReference(*config.reference.moves) if moving else None,
+        offloaded=config.reference.offload,
+    )

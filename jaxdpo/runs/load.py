@@ -1,0 +1,80 @@
+"""A model from wherever it lies: a folder, an adapter, the Hub, a run, or a checkpoint."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxdpo.runs.card import run_card
+from jaxdpo.config import load_config
+from jaxdpo.data.tokenization.chat import load_chat
+from jaxdpo.hub.families import config_from_hf
+from jaxdpo.hub.folder import member, read_config, read_json
+from jaxdpo.hub.policy import Policy, open_policy
+from jaxdpo.hub.read import on_devices
+from jaxdpo.model.decoder import abstract_params
+from jaxdpo.model.lora import init_lora
+from jaxdpo.storage.orbax import stored_arrays
+from jaxdpo.training.checkpoint import newest_checkpoint, stored_trainable
+
+# The parameters in a folder written with format=orbax, beside config.json and the tokenizer.
+ORBAX = "params"
+CARD = "README.md"
+
+
+def load_source(source: str, chat_template: str | None = None) -> Policy:
+    """The model of anything that `open_source` opens, on the first device."""
+    policy = open_source(source, chat_template)
+    lora = None if policy.lora is None else on_devices(policy.lora, None)
+    return replace(policy, params=on_devices(policy.params, None), lora=lora)
+
+
+def open_source(source: str, chat_template: str | None = None) -> Policy:
+    """The model of a folder, an adapter folder, `org/name`, a run (its newest checkpoint), one
+    checkpoint, or a folder written by `convert` with format=orbax; its weights left in their files.
+
+    Args:
+      source: Where it lies.
+      chat_template: Jinja file used in place of the tokenizer's own template, or the run's.
+
+    Raises:
+      UserError: If it is none of these, or cannot be loaded.
+    """
+    path = Path(source).expanduser()
+    for run in (path, path.parent.parent):
+        if (run / "config.yaml").exists() and (run / "checkpoints").is_dir():
+            checkpoint = newest_checkpoint(run / "checkpoints") if run == path else path
+            return _open_run(run, checkpoint, chat_template)
+    card = None
+    if (path / CARD).exists():
+        card = member(path, CARD).read_text(encoding="utf-8")
+    if (path / ORBAX).is_dir():
+        hf_config = read_config(path)
+        config = config_from_hf(hf_config)
+        params = stored_arrays(path / ORBAX, abstract_params(config, jnp.dtype(hf_config["dtype"])))
+        generation = read_json(path, "generation_config.json")
+        chat = load_chat(str(path), chat_template)
+        return Policy(config, params, chat, source, hf_config, generation or None, card=card)
+    return replace(open_policy(source, chat_template=chat_template), card=card)
+
+
+def _open_run(folder: Path, checkpoint: Path, chat_template: str | None) -> Policy:
+    run = load_config(folder / "config.yaml")
+    base = open_policy(
+        run.model.path,
+        run.model.param_dtype,
+        chat_template or run.data.chat_template,
+        run.data.max_length,
+    )
+    policy, lora_config = base.merged(), run.lora
+    if lora_config is None:
+        expected = abstract_params(base.config, jnp.dtype(run.model.param_dtype))
+        step, params = stored_trainable(checkpoint, expected)
+        policy = replace(policy, params=params)
+    else:
+        policy = policy.quantized(lora_config.base)
+        expected = jax.eval_shape(lambda: init_lora(base.config, lora_config, jax.random.key(0)))
+        step, lora = stored_trainable(checkpoint, expected)
+        policy = replace(policy, lora=lora, lora_config=lora_config, source=run.model.path)
+    return replace(policy, card=run_card(run, folder, step))

@@ -1,0 +1,218 @@
+"""A grid of runs on one load of model, data and reference: `--sweep loss.beta=0.05,0.1,0.3 …`.
+
+Each setting is a run of its own, in a folder of its own below `training.folder`, as if it had been
+started alone; so a sweep that was cut off continues, and a setting that is finished is not run
+again. Settings that train adapters and differ in numbers alone are trained at once. It ends with
+`sweep.json` and `sweep.png`, the TEST metrics by setting.
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+
+from jaxdpo.config import RunConfig, flat, load_config
+from jaxdpo.cli.console import Reporter
+from jaxdpo.data.tokenization.load_pairs import load_pairs
+from jaxdpo.errors import UserError
+from jaxdpo.storage.files import replacing
+from jaxdpo.runs.setup import load_start
+from jaxdpo.runs.fit import RunResult, fit_together
+from jaxdpo.cli.settings import split_arguments
+from jaxdpo.devices.sharding import make_mesh
+from jaxdpo.training.multi_run import NUMBERS
+
+# What all settings of a sweep share.
+_SHARED = ("model", "data", "mesh", "training.folder")
+_SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "kl", "logps/chosen_per_token")
+
+Setting = dict[str, Any]
+
+
+def parse_axes(arguments: Sequence[str]) -> dict[str, list[Any]]:
+    """`["loss.beta=0.1,0.3"]` ↦ `{"loss.beta": [0.1, 0.3]}`.
+
+    Raises:
+      UserError: For an axis that is no field with values, stands twice, or is shared by all runs.
+    """
+    axes: dict[str, list[Any]] = {}
+    for argument in arguments:
+        field, equals, text = argument.partition("=")
+        if not equals or not text or field.startswith("-"):
+            raise UserError(
+                f"{argument!r}: after --sweep, write section.field=value,value,…; overrides for "
+                "all settings stand before it"
+            )
+        if field in axes:
+            raise UserError(f"--sweep names {field} twice; write all its values after one =")
+        if any(field == shared or field.startswith(shared + ".") for shared in _SHARED):
+            raise UserError(
+                f"--sweep {field}: the settings of a sweep share {', '.join(_SHARED)}; start a run "
+                "for each value instead"
+            )
+        try:
+            axes[field] = yaml.safe_load(f"[{text}]")
+        except yaml.YAMLError:
+            raise UserError(f"{argument!r}: the values are not valid YAML; quote them") from None
+    if not axes:
+        raise UserError("--sweep needs at least one section.field=value,value,…")
+    return axes
+
+
+def parse_at_once(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
+    """Takes `at_once=N` out of a sweep's arguments.
+
+    Raises:
+      UserError: If N is no number above 0.
+    """
+    at_once, axes = None, []
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if name != "at_once":
+            axes.append(argument)
+        elif equals and text.isdecimal() and int(text) > 0:
+            at_once = int(text)
+        else:
+            raise UserError(f"{argument!r}: write at_once=N, how many adapters train at once")
+    return at_once, axes
+
+
+def settings_of(axes: dict[str, list[Any]]) -> list[Setting]:
+    """Every combination of the axes' values, the last axis changing fastest."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def name_of(setting: Setting) -> str:
+    """`loss.beta=0.1,lora.rank=8`: what a setting and its folder are called."""
+    said = (f"{field}={json.dumps(value)}" for field, value in setting.items())
+    return ",".join(said).replace('"', "").replace("/", "_").replace(" ", "")
+
+
+def groups_of(configs: Sequence[RunConfig], at_once: int | None = None) -> list[list[int]]:
+    """Which runs are trained together: adapters whose configurations differ in numbers alone.
+
+    Args:
+      configs: The runs.
+      at_once: Most runs of a group; None for any number.
+
+    Returns:
+      Indices into `configs`, in order within a group.
+    """
+    groups: list[list[int]] = []
+    shared: list[dict[str, Any]] = []
+    for number, config in enumerate(configs):
+        one = {
+            field: value
+            for field, value in flat(config).items()
+            if field not in NUMBERS and field != "training.folder"
+        }
+        for group, common in zip(groups, shared, strict=True):
+            fits = at_once is None or len(group) < at_once
+            # A value that is not given is a default that other code resolves.
+            given = all(
+                (flat(config)[name] is None) == (flat(configs[group[0]])[name] is None)
+                for name in NUMBERS
+            )
+            if config.lora is not None and one == common and fits and given:
+                group.append(number)
+                break
+        else:
+            groups.append([number])
+            shared.append(one)
+    return groups
+
+
+def sweep(
+    base: Sequence[str], axes: dict[str, list[Any]], at_once: int | None = None
+) -> list[dict[str, Any]]:
+    """Runs every setting.
+
+    Args:
+      base: The command line without the sweep: a configuration file, if any, and overrides.
+      axes: Field ↦ values.
+      at_once: Most adapters trained at once; None for all that can be.
+
+    Returns:
+      For each setting `{"setting", "folder", "before", "after"}`, the latter two TEST metrics.
+
+    Raises:
+      UserError: As `load_config` and `fit` do; every setting is checked before the first is run.
+    """
+    settings = settings_of(axes)
+    configs = [_config_of(base, setting) for setting in settings]
+    if len({config.loss.supervised for config in configs}) > 1:
+        raise UserError(
+            "--sweep loss.type: sft alone reads no rejected completions, so it shares no data with "
+            "other losses; run it by itself"
+        )
+    folder = Path(load_config(*split_arguments(base)).training.folder)
+    reporter = Reporter(quiet=jax.process_index() != 0)
+    first = configs[0]
+    bases = {"full" if config.lora is None else config.lora.base for config in configs}
+    # Runs on different bases make theirs of one in full.
+    shared = first if len(bases) == 1 else first.model_copy(update={"lora": None})
+    policy = load_start(shared, None, make_mesh(first.mesh))
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = load_pairs(
+        first.data, policy.chat, folder / "rejects.jsonl", supervised=first.loss.supervised
+    )
+    results: dict[int, RunResult] = {}
+    for group in groups_of(configs, at_once):
+        for number in group:
+            reporter.say(f"setting {number + 1} of {len(settings)}: {name_of(settings[number])}")
+        trained = fit_together([configs[number] for number in group], policy, pairs)
+        results |= dict(zip(group, trained, strict=True))
+    rows = []
+    for number, (setting, config) in enumerate(zip(settings, configs, strict=True)):
+        tested = results[number].summary["test"] or {"before": None, "after": None}
+        rows.append({"setting": setting, "folder": config.training.folder, **tested})
+    if jax.process_index() == 0:
+        with replacing(folder / "sweep.json") as file:
+            json.dump(rows, file, indent=1)
+        if rows[0]["after"] is not None:
+            _show(reporter, rows)
+            _plot(rows, folder / "sweep.png")
+            reporter.say(f"{folder / 'sweep.json'} and sweep.png hold the same")
+    return rows
+
+
+def _config_of(base: Sequence[str], setting: Setting) -> RunConfig:
+    path, overrides = split_arguments(base)
+    overrides += [f"{field}={json.dumps(value)}" for field, value in setting.items()]
+    folder = Path(load_config(path, overrides).training.folder) / name_of(setting)
+    return load_config(path, [*overrides, f"training.folder={json.dumps(str(folder))}"])
+
+
+def _shown(rows: list[dict[str, Any]]) -> list[str]:
+    return [name for name in _SHOWN if all(name in row["after"] for row in rows)]
+
+
+def _show(reporter: Reporter, rows: list[dict[str, Any]]) -> None:
+    names = _shown(rows)
+    table = [
+        (*row["setting"].values(), *(f"{row['after'][name]:.4f}" for name in names)) for row in rows
+    ]
+    reporter.table("TEST pairs after training", (*rows[0]["setting"], *names), table)
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """A panel for each metric, a bar for each setting, the metric before training as a line."""
+    from matplotlib.figure import Figure
+
+    names = _shown(rows)
+    size = (3.2 * len(names) + 1.5, 0.35 * len(rows) + 1.4)
+    figure = Figure(figsize=size, layout="constrained")
+    labels = [name_of(row["setting"]) for row in rows]
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False).flat
+    for axes, name in zip(panels, names, strict=True):
+        axes.barh(labels, [row["after"][name] for row in rows])
+        axes.axvline(rows[0]["before"][name], color="black", linewidth=1, linestyle=":")
+        axes.set_title(name, fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+    figure.axes[0].invert_yaxis()
+    with replacing(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)

@@ -1,0 +1,127 @@
+"""Templates that would never end, or write without end, are stopped; others are not touched."""
+
+import concurrent.futures
+
+import jinja2
+import pytest
+
+from jaxdpo.data.pairs import PreferencePair
+from jaxdpo.data.tokenization.chat import Chat
+from jaxdpo.data.tokenization.template_sandbox import Template, TemplateLimit
+from jaxdpo.errors import UserError
+
+THOUSAND = "range(1000)"
+BOMBS = {
+    "loops": "{% for i in R %}{% for j in R %}{% for k in R %}{% endfor %}{% endfor %}{% endfor %}",
+    "recursive loop": "{% for i in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}",
+    "macro": "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+    "{{ f(40) }}",
+    "times": "{{ 'a' * 2000000000 }}",
+    "times a variable": "{% set n = 2000000000 %}{{ n * messages[0].content }}",
+    "lists": "{{ ([0] * 100000000) | length }}",
+    "power": "{% set n = 10 %}{{ n ** (n ** n) }}",
+    "squares": "{% set ns = namespace(n=3) %}{% for i in R %}{% set ns.n = ns.n * ns.n %}"
+    "{% endfor %}",
+    "doubling": "{% set ns = namespace(s='ab') %}{% for i in R %}{% set ns.s = ns.s + ns.s %}"
+    "{% endfor %}",
+    "doubling by ~": "{% set ns = namespace(s='ab') %}{% for i in R %}{% set ns.s = ns.s ~ ns.s %}"
+    "{% endfor %}",
+    "nested lists": "{% set ns = namespace(s=['ab']) %}{% for i in R %}"
+    "{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
+    "nested objects": "{% set ns = namespace(s='ab') %}{% for i in R %}"
+    "{% set ns.s = {'a': ns.s, 'b': ns.s} %}{% endfor %}{{ ns.s | tojson }}",
+    "padding": "{{ 'a'.ljust(2000000000) }}",
+    "format": "{{ '{:>2000000000}'.format(1) }}",
+    "format by a number": "{{ '{:>{}}'.format(1, 2000000000) }}",
+    "percent": "{{ '%2000000000d' % 1 }}",
+    "percent filter": "{{ '%2000000000d' | format(1) }}",
+    "replace": "{% set s = 'a' * 100000 %}{{ s.replace('a', s) }}",
+    "replace filter": "{% set s = 'a' * 100000 %}{{ s | replace('a', s) }}",
+    "join": "{% set s = 'a' * 100000 %}{{ s.join(R) }}{{ s | join(s) }}",
+    "indent": "{{ messages | tojson(indent=2000000000) }}",
+    "output": "{% set s = 'a' * 1000000 %}{% for i in R %}{{ s }}{% endfor %}",
+    "map": "{% for i in R %}{% for j in R %}{% for x in R | map('string') %}{% endfor %}"
+    "{% endfor %}{% endfor %}",
+}
+MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+
+
+@pytest.fixture(autouse=True)
+def small_budget(monkeypatch):
+    """The same limit sooner: the tests take no longer than they must."""
+    monkeypatch.setattr("jaxdpo.data.tokenization.template_sandbox.BUDGET", 2**24)
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_template_that_would_not_end_is_stopped(bomb):
+    template = Template(BOMBS[bomb].replace("R", THOUSAND))
+    with pytest.raises((TemplateLimit, RecursionError)):
+        template.render({"messages": MESSAGES})
+
+
+def test_limits_hold_in_any_thread_and_for_each_rendering_anew():
+    busy = Template(
+        "{% for i in " + THOUSAND + " %}{% for j in range(300) %}{% endfor %}{% endfor %}"
+    )
+    endless = Template(BOMBS["loops"].replace("R", THOUSAND))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        fine = [pool.submit(busy.render, {}) for _ in range(6)]
+        stopped = [pool.submit(endless.render, {}) for _ in range(2)]
+        assert [each.result() for each in fine] == [""] * 6
+        assert all(isinstance(each.exception(), TemplateLimit) for each in stopped)
+
+
+def test_a_stopped_template_is_the_pairs_or_the_users_error(make_tokenizer):
+    tokenizer = make_tokenizer("bytes", "chatml")
+    some = "{% if messages | length > 2 %}" + BOMBS["loops"].replace("R", THOUSAND) + "{% endif %}"
+    chat = Chat(tokenizer, some + tokenizer.chat_template)
+    user, answer = MESSAGES
+    short = PreferencePair((user,), (answer,), ({**answer, "content": "No"},), "TRAIN")
+    long = PreferencePair((user, answer, user), (answer,), short.rejected, "TRAIN")
+    fine, bad = chat.encode_pairs([short, long])
+    assert bad.code == "template-limit"
+    assert "does not come to an end" in bad.reason
+    assert "use another template (data.chat_template)" in bad.reason
+    assert len(fine.tokens.prompt_ids)
+    with pytest.raises(UserError, match=r"chat template cannot be used: .*does not come to an end"):
+        Chat(tokenizer, BOMBS["loops"].replace("R", THOUSAND))
+
+
+@pytest.mark.parametrize(
+    "escape",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{% include 'x' %}",
+        "{{ lipsum(100) }}",
+    ],
+)
+def test_there_is_no_way_out_of_the_sandbox(escape):
+    with pytest.raises((jinja2.TemplateError, TypeError)):
+        Template(escape).render({"messages": MESSAGES})
+
+
+def test_what_chat_templates_use_is_there():
+    source = (
+        "{%- macro say(m) %}{{ m.role | upper }}: {{ m['content'] | trim }}{% endmacro -%}\n"
+        "{% set ns = namespace(n=0, last='') %}\n"
+        "{% for m in messages if m.role != 'system' %}\n"
+        "    {% if loop.index0 == 1 %}{% continue %}{% endif %}\n"
+        "{{ say(m) }}{% if not loop.last %}|{% endif %}{% set ns.n = ns.n + 1 %}\n"
+        "{% endfor %}\n"
+        "{% generation %}[{{ ns.n * 2 }}]{% endgeneration %}"
+        "{{ messages | map(attribute='role') | unique | join(', ') }} "
+        "{{ {'a': [1, 'é<']} | tojson }} {{ 'a-b'.replace('-', '+') }} {{ '%s!' % 'x' }} "
+        "{{ '{}?'.format('y') }} {{ messages[::-1][0].content[:1] ~ 1 }} {{ 'a b'.split()[-1] }} "
+        "{{ tools is none }} {{ undefined_name is defined }} {{ dict(a=1).items() | list }}"
+    )
+    messages = [{"role": r, "content": f" {r[0]} "} for r in ("system", "user", "user", "tool")]
+    variables = {"messages": messages, "tools": None}
+    expected = (
+        'USER: u|TOOL: t[4]system, user, tool {"a": [1, "é<"]} a+b x! y?  1 b True False '
+        "[('a', 1)]"
+    )
+    assert Template(source).render(variables) == expected

@@ -1,0 +1,278 @@
+"""Runs as processes: killed, stopped, continued, refused, and over two processes."""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from safetensors.numpy import load_file
+
+from jaxdpo.config import load_config
+from jaxdpo.convert import ConvertConfig, convert
+from jaxdpo.errors import UserError
+from jaxdpo.runs.fit import fit
+from tests.folders import write_model, write_pairs
+
+# More kills than the suite has time for: JAXDPO_TEST_KILLS=20 python -m pytest tests/test_inter…
+KILLS = int(os.environ.get("JAXDPO_TEST_KILLS", "2"))
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    write_model(folder / "model")
+    write_pairs(folder / "pairs.jsonl", 100, test=8)
+    return folder
+
+
+def settings(inputs: Path, run: Path, *overrides: str) -> list[str]:
+    return [
+        f"model.path={inputs / 'model'}",
+        f"data.path={inputs / 'pairs.jsonl'}",
+        f"data.cache_dir={inputs / 'cache'}",
+        f"training.folder={run}",
+        f"training.max_steps={STEPS}",
+        "training.epochs=9",
+        "training.completions=0",
+        "batch.size=8",
+        "optimizer.learning_rate=1e-3",
+        "checkpoint.every=4",
+        *overrides,
+    ]
+
+
+def command(inputs: Path, run: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "jaxdpo.train", *settings(inputs, run, *overrides)]
+
+
+def environment(inputs: Path, devices: int = 1, **more: str) -> dict[str, str]:
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(inputs / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **more,
+    }
+
+
+def train(
+    inputs: Path, run: Path, *overrides: str, devices: int = 1
+) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(inputs, run, *overrides),
+        env=environment(inputs),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def start(inputs: Path, run: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(inputs, run),
+        env=environment(inputs),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def metrics(run: Path) -> list[dict]:
+    """The run's metrics without what depends on the clock or the machine."""
+    timed = ("step_seconds", "pairs_per_second", "peak_memory_gib")
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in record.items() if name not in timed} for record in records
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(inputs, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    finished = train(inputs, run)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return run
+
+
+def assert_same_end(run: Path, uninterrupted: Path) -> None:
+    exported = "model/model.safetensors"
+    assert (run / exported).read_bytes() == (uninterrupted / exported).read_bytes()
+    assert metrics(run) == metrics(uninterrupted)
+
+
+def test_the_exported_model_has_a_card(inputs, uninterrupted, tmp_path):
+    text = (uninterrupted / "model" / "README.md").read_text()
+    card = ModelCard(text)
+    assert (card.data.library_name, card.data.base_model) == ("transformers", None)
+    assert "dpo" in card.data.tags
+    data = json.loads((uninterrupted / "data.json").read_text())
+    assert (data["TRAIN"]["pairs"], data["TEST"]["pairs"]) == (92, 8)
+    for split, of_split in data.items():
+        assert f"| {split} | {of_split['pairs']} | `{of_split['sha256']}` |" in text
+    before, *_, after = [each for each in metrics(uninterrupted) if each["split"] == "TEST"]
+    assert (before["step"], after["step"]) == (0, STEPS)
+    for name in ("rewards/margins", "rewards/accuracies", "loss"):
+        assert f"| {name} | {before[name]:.4g} | {after[name]:.4g} |" in text
+    settings = yaml.safe_load(text.split("```yaml")[1].split("```")[0])
+    assert settings["optimizer"]["learning_rate"] == 1e-3
+    assert settings["model"]["path"] == "model" and settings["data"]["path"] == "pairs.jsonl"
+    assert f"jax {jax.__version__}" in text
+    for machine in (str(inputs), str(uninterrupted), socket.gethostname(), str(Path.home())):
+        assert machine not in text
+
+    convert(ConvertConfig(source=str(uninterrupted), target=str(tmp_path / "again")))
+    assert (tmp_path / "again" / "README.md").read_text() == text
+    earlier = uninterrupted / "checkpoints" / "step_00000028"
+    convert(ConvertConfig(source=str(earlier), target=str(tmp_path / "earlier")))
+    assert ", 28 optimizer steps" in (tmp_path / "earlier" / "README.md").read_text()
+
+
+def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(inputs, uninterrupted, tmp_path):
+    run, rng = tmp_path / "run", random.Random(int(os.environ.get("JAXDPO_TEST_SEED", "0")))
+    begun = time.monotonic()
+    probe = train(inputs, tmp_path / "probe")
+    assert probe.returncode == 0, probe.stdout + probe.stderr
+    duration = time.monotonic() - begun
+    for kill in range(KILLS):
+        process = start(inputs, run)
+        try:
+            # The second half of a run is where the steps and checkpoints are.
+            process.wait(timeout=duration * rng.uniform(0.25, 1.0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        output = process.communicate()[0]
+        assert process.returncode in (0, -signal.SIGKILL), f"after {kill} kills: {output}"
+        exported = run / "model"
+        if exported.exists():
+            # Whatever stands under the exported model's name is whole.
+            assert load_file(exported / "model.safetensors")
+    finished = train(inputs, run)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert_same_end(run, uninterrupted)
+
+
+def test_killed_at_every_checkpoint_it_ends_the_same(inputs, uninterrupted, tmp_path):
+    """Kills as soon as a new checkpoint begins to appear, when most is half-written."""
+    run, process = tmp_path / "run", None
+    for step in (4, 16):
+        process = start(inputs, run)
+        folder = run / "checkpoints" / f"step_{step:08d}"
+        while process.poll() is None and not folder.exists():
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+    assert train(inputs, run).returncode == 0
+    assert_same_end(run, uninterrupted)
+
+
+def test_sigterm_saves_and_the_next_start_continues(inputs, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    process = start(inputs, run)
+    records = run / "metrics.jsonl"
+    while process.poll() is None and not (records.exists() and "TRAIN" in records.read_text()):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 143, output
+    assert "SIGTERM: saved after step" in output
+    assert not (run / "model").exists()
+    saved = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert saved and all((run / "checkpoints" / name / "manifest.json").exists() for name in saved)
+    finished = train(inputs, run)
+    assert finished.returncode == 0, finished.stderr
+    assert "continuing after step" in finished.stdout
+    assert_same_end(run, uninterrupted)
+
+
+def test_a_finished_run_says_so(inputs, uninterrupted):
+    before = (uninterrupted / "metrics.jsonl").stat().st_mtime_ns
+    again = train(inputs, uninterrupted)
+    assert again.returncode == 0
+    assert "this run is finished" in again.stdout
+    assert (uninterrupted / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.beta=0.2", "loss.beta was 0.1, is now 0.2"),
+        ("batch.size=4", "batch.size was 8, is now 4"),
+        ("training.seed=3", "training.seed was 0, is now 3"),
+    ],
+)
+def test_another_configuration_is_refused(inputs, uninterrupted, override, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        fit(load_config(None, settings(inputs, uninterrupted, override)))
+
+
+def test_other_data_is_refused(inputs, tmp_path):
+    data = write_pairs(tmp_path / "pairs.jsonl", 30, test=4)
+    overrides = [f"data.path={data}", "training.max_steps=2", "training.epochs=1"]
+    run = tmp_path / "run"
+    assert train(inputs, run, *overrides).returncode == 0
+    (run / "summary.json").unlink()
+    data.write_text(data.read_text().replace("house", "horse"))
+    refused = train(inputs, run, *overrides)
+    assert refused.returncode == 2
+    assert re.search(r"started from other (TEST|TRAIN) pairs \(data.path\)", refused.stderr)
+    assert "Traceback" not in refused.stderr
+
+
+def test_two_runs_cannot_share_a_folder(inputs, tmp_path):
+    run = tmp_path / "run"
+    first = start(inputs, run)
+    while first.poll() is None and not (run / "config.yaml").exists():
+        time.sleep(0.01)
+    # Held still, so that it does not finish before the second asks for the folder.
+    first.send_signal(signal.SIGSTOP)
+    second = train(inputs, run)
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2
+    assert "another process is writing this run" in second.stderr
+
+
+def test_two_processes_train_as_one(inputs, uninterrupted, tmp_path):
+    """Two processes of two devices each: the same losses as one process of one device."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    run = tmp_path / "run"
+    processes = [
+        subprocess.Popen(
+            command(inputs, run, "mesh.data=2", "mesh.fsdp=2", "batch.row_length=400"),
+            env=environment(
+                inputs,
+                devices=2,
+                JAX_COORDINATOR_ADDRESS=address,
+                JAX_NUM_PROCESSES="2",
+                JAX_PROCESS_ID=str(rank),
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    ours, expected = metrics(run), metrics(uninterrupted)
+    assert len(ours) == len(expected)
+    for one, other in zip(ours, expected, strict=True):
+        assert one["step"] == other["step"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["rewards/margins"] == pytest.approx(other["rewards/margins"], abs=1e-3)
+    whole = load_file(uninterrupted / "model" / "model.safetensors")
+    for name, tensor in load_file(run / "model" / "model.safetensors").items():
+        assert tensor == pytest.approx(whole[name], abs=2e-3), name
