@@ -61,9 +61,10 @@ def awkward_docstrings(path: Path) -> Iterator[str]:
         where = f"{path}:{node.lineno}: {node.name}"
         if first in QUESTION_WORDS:
             yield f"{where} begins with {first!r}"
-        elif not isinstance(node, ast.ClassDef) and not is_property(node):
-            if not VERB.match(first) or first in NO_VERBS:
-                yield f"{where} does not begin with a verb: {doc.splitlines()[0][:60]!r}"
+            continue
+        describes = isinstance(node, ast.ClassDef) or is_property(node)
+        if not describes and (not VERB.match(first) or first in NO_VERBS):
+            yield f"{where} does not begin with a verb: {doc.splitlines()[0][:60]!r}"
 
 
 def missing_args(path: Path) -> Iterator[str]:
@@ -81,10 +82,9 @@ def undocumented(path: Path) -> Iterator[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     public = [n for n in tree.body if isinstance(n, Definition) and not n.name.startswith("_")]
     methods = [m for n in public if isinstance(n, ast.ClassDef) for m in n.body]
-    for node in [*public, *methods]:
-        if isinstance(node, Definition) and not node.name.startswith("_"):
-            if ast.get_docstring(node) is None:
-                yield f"{path}:{node.lineno}: {node.name} has no docstring"
+    for node in [*public, *(m for m in methods if isinstance(m, Definition))]:
+        if not node.name.startswith("_") and ast.get_docstring(node) is None:
+            yield f"{path}:{node.lineno}: {node.name} has no docstring"
 
 
 def oversized(path: Path) -> Iterator[str]:
