@@ -17,14 +17,14 @@ from jaxdpo.data.packing.plan import (
     make_train_plan,
     scoring_shape,
 )
-from jaxdpo.errors import UserError
 from jaxdpo.devices.machine import Machine
-from jaxdpo.runs.memory import step_memory
+from jaxdpo.devices.sharding import batch_shards
+from jaxdpo.errors import UserError
+from jaxdpo.model.attention.cudnn import cudnn_refuses
 from jaxdpo.model.attention.dense import LAYOUTS, AttentionKind
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.attention.cudnn import cudnn_refuses
 from jaxdpo.model.decoder import Compute
-from jaxdpo.devices.sharding import batch_shards
+from jaxdpo.runs.memory import step_memory
 from jaxdpo.training.step import MovingReference, Objective
 
 # How full a device may be by the estimate of `jaxdpo.runs.memory`, which knows nothing of what the

@@ -14,25 +14,25 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxdpo.runs.card import run_card
-from jaxdpo.devices.compilation_cache import keep_compiled
-from jaxdpo.config import RunConfig
 from jaxdpo.cli.console import Reporter
+from jaxdpo.config import RunConfig
 from jaxdpo.data.tokenization.load_pairs import LoadedPairs
+from jaxdpo.devices.compilation_cache import keep_compiled
+from jaxdpo.devices.sharding import make_mesh
 from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.model.decoder import Params
-from jaxdpo.runs.setup import Prepared, prepare
-from jaxdpo.runs.recorder import Recorder
+from jaxdpo.runs.card import run_card
 from jaxdpo.runs.execution import objective_of
 from jaxdpo.runs.folder import RunFolder, open_run_folder
+from jaxdpo.runs.recorder import Recorder
+from jaxdpo.runs.setup import Prepared, prepare
 from jaxdpo.sampling import complete, numbered
-from jaxdpo.devices.sharding import make_mesh
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import DeviceMetrics, run_steps
+from jaxdpo.training.multi_run import make_group
 from jaxdpo.training.optimizer import make_optimizer, make_schedule
 from jaxdpo.training.signals import StopRequest, stop_on_sigterm
 from jaxdpo.training.step import TrainState, init_state
-from jaxdpo.training.multi_run import make_group
 from jaxdpo.training.writers import METRICS_FILE, plot_curves, read_metrics
 
 # What a shell reports of a process that SIGTERM ended.

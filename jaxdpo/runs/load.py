@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxdpo.runs.card import run_card
 from jaxdpo.config import load_config
 from jaxdpo.data.tokenization.chat import load_chat
 from jaxdpo.hub.families import config_from_hf
@@ -15,6 +14,7 @@ from jaxdpo.hub.policy import Policy, open_policy
 from jaxdpo.hub.read import on_devices
 from jaxdpo.model.decoder import abstract_params
 from jaxdpo.model.lora import init_lora
+from jaxdpo.runs.card import run_card
 from jaxdpo.storage.orbax import stored_arrays
 from jaxdpo.training.checkpoint import newest_checkpoint, stored_trainable
 

@@ -17,13 +17,13 @@ from jaxdpo.config import RunConfig
 from jaxdpo.data.packing.batch import PackedBatch
 from jaxdpo.data.packing.layout import empty_batch
 from jaxdpo.data.packing.plan import BatchShape
-from jaxdpo.scoring.logprobs import CHUNK_LOGITS
+from jaxdpo.devices.sharding import BATCH_AXES, HOST, on_host, shardings_for
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, abstract_params
 from jaxdpo.model.lora import LoraConfig, init_lora
 from jaxdpo.model.quantized import is_quantized, quantize_layers
+from jaxdpo.scoring.logprobs import CHUNK_LOGITS
 from jaxdpo.scoring.score import score_completions
-from jaxdpo.devices.sharding import BATCH_AXES, HOST, on_host, shardings_for
 from jaxdpo.training.optimizer import make_optimizer, make_schedule
 from jaxdpo.training.step import TrainState, init_state
 

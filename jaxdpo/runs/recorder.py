@@ -4,19 +4,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdpo.scoring.scores import Completions
-from jaxdpo.config import RunConfig
 from jaxdpo.cli.console import Reporter, StepProgress
-from jaxdpo.model.decoder import Params
-from jaxdpo.runs.setup import Prepared
-from jaxdpo.runs.folder import RunFolder
-from jaxdpo.scoring.score import score_pairs
+from jaxdpo.config import RunConfig
 from jaxdpo.devices.sharding import agreed
+from jaxdpo.model.decoder import Params
+from jaxdpo.runs.folder import RunFolder
+from jaxdpo.runs.setup import Prepared
+from jaxdpo.scoring.score import score_pairs
+from jaxdpo.scoring.scores import Completions
+from jaxdpo.training.health import Watch
 from jaxdpo.training.held_out import preference_metrics
 from jaxdpo.training.loop import DeviceMetrics, LaggedMetrics, check_finite, check_step_zero
 from jaxdpo.training.signals import StopRequest
 from jaxdpo.training.writers import MetricWriter, read_metrics
-from jaxdpo.training.health import Watch
 
 
 class Recorder:

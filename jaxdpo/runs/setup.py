@@ -11,22 +11,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdpo.config import RunConfig
 from jaxdpo.cli.console import Reporter
-from jaxdpo.data.tokenization.kto_pairs import Examples, LabelledPairs, examples_of
+from jaxdpo.config import RunConfig
 from jaxdpo.data.packing.plan import BatchShape, Packer
+from jaxdpo.data.tokenization.kto_pairs import Examples, LabelledPairs, examples_of
 from jaxdpo.data.tokenization.load_pairs import LoadedPairs, load_pairs
+from jaxdpo.devices.machine import local_machine
+from jaxdpo.devices.sharding import agreed, on_host, shardings_for
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import Policy, load_policy, on_mesh, open_policy
-from jaxdpo.devices.machine import local_machine
 from jaxdpo.model.decoder import Compute
+from jaxdpo.model.digest import weights_digest
 from jaxdpo.model.lora import init_lora
-from jaxdpo.scoring.reference import ReferenceCache, Scores, cache_key, compute_and_store, load_cached
 from jaxdpo.runs.execution import resolve
 from jaxdpo.runs.folder import DATA_FILE, RunFolder
+from jaxdpo.scoring.reference import (
+    ReferenceCache,
+    Scores,
+    cache_key,
+    compute_and_store,
+    load_cached,
+)
 from jaxdpo.scoring.score import make_score_step, score_pairs
-from jaxdpo.model.digest import weights_digest
-from jaxdpo.devices.sharding import agreed, on_host, shardings_for
 from jaxdpo.training.held_out import EvalData
 from jaxdpo.training.loop import TrainData
 

@@ -15,15 +15,15 @@ from typing import Any
 import jax
 import yaml
 
-from jaxdpo.config import RunConfig, flat, load_config
 from jaxdpo.cli.console import Reporter
-from jaxdpo.data.tokenization.load_pairs import load_pairs
-from jaxdpo.errors import UserError
-from jaxdpo.storage.files import replacing
-from jaxdpo.runs.setup import load_start
-from jaxdpo.runs.fit import RunResult, fit_together
 from jaxdpo.cli.settings import split_arguments
+from jaxdpo.config import RunConfig, flat, load_config
+from jaxdpo.data.tokenization.load_pairs import load_pairs
 from jaxdpo.devices.sharding import make_mesh
+from jaxdpo.errors import UserError
+from jaxdpo.runs.fit import RunResult, fit_together
+from jaxdpo.runs.setup import load_start
+from jaxdpo.storage.files import replacing
 from jaxdpo.training.multi_run import NUMBERS
 
 # What all settings of a sweep share.

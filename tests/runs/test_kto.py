@@ -18,6 +18,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.losses import LossConfig
 from jaxdpo.runs.fit import fit
 from tests.folders import sentence, write_model
+from tests.tiny import Pairs
 from tests.training.test_against_torch import (
     BATCH,
     BETA,
@@ -28,7 +29,6 @@ from tests.training.test_against_torch import (
     plan_of,
     weights,
 )
-from tests.tiny import Pairs
 
 LOSS = LossConfig(type="kto", beta=BETA, desirable_weight=1.0, undesirable_weight=1.3)
 

@@ -10,9 +10,9 @@ import pytest
 from jaxdpo.config import load_config
 from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.devices.machine import Machine
-from jaxdpo.runs.memory import abstract_rows, abstract_run, device_bytes, step_memory
 from jaxdpo.model.decoder import Compute, abstract_params
 from jaxdpo.runs.execution import resolve
+from jaxdpo.runs.memory import abstract_rows, abstract_run, device_bytes, step_memory
 from jaxdpo.scoring.score import score_completions
 from tests.planning.test_cost import LENGTHS, MODEL, SETTINGS
 from tests.tiny import mesh_of
