@@ -57,13 +57,13 @@ class Criterion:
       name: What its judgements are known by.
       judge: Judges examples, in their order, each as soon as it is known; it may work on many of
         them at a time.
-      spent: What judging has cost so far: requests, tokens and money by name; nothing for a
-        function.
+      usage: Returns what judging has cost so far: requests, tokens and money by name; nothing for
+        a function.
     """
 
     name: str
     judge: Callable[[Sequence[Example]], Iterator[Judgement]]
-    spent: Callable[[], dict[str, float]] = field(default=dict)
+    usage: Callable[[], dict[str, float]] = field(default=dict)
 
     def score(
         self, messages: Sequence[Message], completion: str, metadata: Mapping[str, Any] = _NOTHING

@@ -30,7 +30,7 @@ from jaxdpo.evaluation.comparison import (
 from jaxdpo.evaluation.criteria.spec import Criteria, criterion_named
 from jaxdpo.evaluation.judgement import Example
 from jaxdpo.evaluation.judges.client import JudgeConfig
-from jaxdpo.evaluation.judges.llm import make_asker
+from jaxdpo.evaluation.judges.llm import judge_client
 from jaxdpo.evaluation.judges.pairwise import Preference, prefer
 from jaxdpo.evaluation.report.charts import write_charts
 from jaxdpo.evaluation.report.html import page
@@ -140,15 +140,15 @@ def _judge(
     bills = [criterion.spent() for criterion in criteria]
     preferences: list[dict[tuple[str, str], Preference]] = [{} for _ in prompts]
     if config.judge is not None:
-        asker = make_asker(config.judge)
+        client = judge_client(config.judge)
         for first, second in itertools.combinations(models, 2):
             reporter.say(f"{config.judge.model} compares {first} and {second}")
             asked = [Example(a.messages, a.completion, a.metadata) for a in answers[first]]
             against = [a.completion for a in answers[second]]
-            found = prefer(asker, config.judge.instructions, asked, against)
+            found = prefer(client, config.judge.instructions, asked, against)
             for kept, preference in zip(preferences, found, strict=True):
                 kept[first, second] = preference
-        bills.append(asker.spent())
+        bills.append(client.usage())
     rows = [
         Row(
             prompt,

@@ -15,7 +15,7 @@ from jaxdpo.data.reading.prompts import Prompt
 from jaxdpo.evaluation.best import best_of
 from jaxdpo.evaluation.comparison import compare_rows
 from jaxdpo.evaluation.judgement import Example, Judgement
-from jaxdpo.evaluation.judges.client import Asker, Reply
+from jaxdpo.evaluation.judges.client import JudgeClient, Reply
 from jaxdpo.evaluation.judges.pairwise import Preference, prefer
 from jaxdpo.evaluation.report.charts import chart
 from jaxdpo.evaluation.report.html import page
@@ -235,7 +235,7 @@ def test_an_answer_wins_if_it_does_in_both_orders():
         Example([{"role": "user", "content": kind}], "short" if n else "a long answer")
         for n, kind in enumerate(kinds)
     ]
-    found = prefer(Asker(ask), "The shorter, the better.", firsts, ["not so short"] * 5)
+    found = prefer(JudgeClient(ask), "The shorter, the better.", firsts, ["not so short"] * 5)
     assert [each.verdict for each in found] == ["second", "first", "tie", "tie", None]
     assert "did not reply as asked" in found[4].explanation
 

@@ -1,11 +1,11 @@
-"""An LLM as a judge: instructions in plain words → PASS or FAIL with an explanation."""
+"""LLMs as judges: instructions in plain words → PASS or FAIL with an explanation."""
 
 import json
 from collections.abc import Iterator, Sequence
 
-from jaxdpo.errors import UserError
 from jaxdpo.evaluation.judgement import Criterion, Example, Judgement
-from jaxdpo.evaluation.judges.client import Asker, Conversation, JudgeConfig, read_all
+from jaxdpo.evaluation.judges.client import Conversation, JudgeClient, JudgeConfig, read_all
+from jaxdpo.evaluation.judges.server import server_client
 
 _TASK = """You judge an answer that an assistant gave, by this criterion:
 
@@ -21,50 +21,42 @@ _VERDICTS = {"PASS": True, "FAIL": False}
 
 
 def judge_criterion(config: JudgeConfig, name: str = "judge") -> Criterion:
-    """A criterion whose judgements an LLM makes.
+    """Returns a criterion whose judgements an LLM makes.
 
         polite = judge_criterion(JudgeConfig(instructions="The answer is polite.", model="gpt-5"))
         polite.score([{"role": "user", "content": "Hi"}], "Go away.").passed  # False
 
-    What cannot be read, in three attempts, is no judgement, and never FAIL.
+    A reply that cannot be read in three attempts is no judgement, and never FAIL.
 
     Raises:
       UserError: If the judge cannot be reached or loaded.
     """
-    asker = make_asker(config)
+    client = judge_client(config)
 
     def judge(examples: Sequence[Example]) -> Iterator[Judgement]:
         asked = [question(config.instructions, example) for example in examples]
-        for read in read_all(asker, asked, parse_verdict, _REMINDER):
+        for read in read_all(client, asked, parse_verdict, _REMINDER):
             yield read.value or Judgement(explanation=f"no judgement: {read.problem}")
 
-    return Criterion(name, judge, asker.spent)
+    return Criterion(name, judge, client.usage)
 
 
-def make_asker(config: JudgeConfig) -> Asker:
-    """The model that a configuration names, ready to be asked.
+def judge_client(config: JudgeConfig) -> JudgeClient:
+    """Opens the model that a configuration names.
 
     Raises:
-      UserError: If it cannot be.
+      UserError: If it cannot be loaded, or its server cannot be asked.
     """
-    # A server's judge needs no jax, and a local one no client.
+    # Imported only when it is used: a server's judge needs no jax.
     if config.local:
-        from jaxdpo.evaluation.judges.local import local_asker
+        from jaxdpo.evaluation.judges.local import local_client
 
-        return local_asker(config)
-    try:
-        from jaxdpo.evaluation.judges.server import server_asker
-    except ModuleNotFoundError as error:
-        if error.name != "openai":
-            raise
-        raise UserError(
-            "a judge at a server needs the openai client; pip install 'jaxdpo[judge]'"
-        ) from error
-    return server_asker(config)
+        return local_client(config)
+    return server_client(config)
 
 
 def question(instructions: str, example: Example) -> Conversation:
-    """What a judge is asked about one answer.
+    """Returns the question to a judge about one answer.
 
     The answer is inside JSON, so that nothing in it can be taken for its end.
     """

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from jaxdpo.evaluation.judgement import Example
-from jaxdpo.evaluation.judges.client import Asker, Conversation, read_all
+from jaxdpo.evaluation.judges.client import Conversation, JudgeClient, read_all
 
 Verdict = Literal["first", "second", "tie"]
 
@@ -42,22 +42,25 @@ class _Said(NamedTuple):
 
 
 def prefer(
-    asker: Asker, instructions: str, firsts: Sequence[Example], seconds: Sequence[str]
+    client: JudgeClient, instructions: str, firsts: Sequence[Example], seconds: Sequence[str]
 ) -> list[Preference]:
     """Asks a judge which of two answers to each prompt is better, in both orders.
 
     Judges favour what stands in one place, so an answer wins only if it does in both.
 
     Args:
-      asker: The judge.
-      instructions: What is better, in plain words.
+      client: The judge.
+      instructions: The criterion of a better answer, in plain words.
       firsts: The first model's answers.
       seconds: The second model's, to the same prompts.
+
+    Returns:
+      A preference for each prompt.
     """
     pairs = list(zip(firsts, seconds, strict=True))
     asked = [_question(instructions, one, one.completion, other) for one, other in pairs]
     asked += [_question(instructions, one, other, one.completion) for one, other in pairs]
-    read = read_all(asker, asked, parse_preference, _REMINDER)
+    read = read_all(client, asked, parse_preference, _REMINDER)
     found = []
     for forward, backward in zip(read[: len(pairs)], read[len(pairs) :], strict=True):
         if forward.value is None or backward.value is None:
