@@ -68,12 +68,9 @@ def ask_server(
                 f"{where}: {refused}; what was answered is kept, and the same command continues"
             ) from refused
         choice = reply.choices[0]
-        if choice.message.tool_calls:
-            raise UserError(
-                f"{where}: answered by a call of a tool, but answers that are kept are text; leave "
-                "tools out of the prompts"
-            )
-        return Answer(number, choice.message.content or "", choice.finish_reason != "length")
+        calls = [call.model_dump(mode="json") for call in choice.message.tool_calls or ()]
+        text, finished = choice.message.content or "", choice.finish_reason != "length"
+        return Answer(number, text, finished, tuple(calls))
 
     with client, ThreadPoolExecutor(sampling.batch_size) as pool:
         pending: list[Future[Answer]] = [pool.submit(ask, n) for n in range(len(wanted))]

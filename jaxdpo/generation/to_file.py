@@ -27,11 +27,14 @@ class Source:
       model: Its name in the file.
       settings: Everything that its answers depend on beside the prompt and the sample's number.
       ask: Yields answers to what is wanted, by number, as they are done.
+      fresh: Whether answers are asked for anew each time, because they cost nothing and may have
+        changed.
     """
 
     model: str
     settings: dict[str, Any]
     ask: Callable[[Sequence[Wanted]], Iterator[Answer]]
+    fresh: bool = False
 
 
 def sample_to_file(
@@ -55,6 +58,8 @@ def sample_to_file(
     """
     wanted = [(prompt, sample) for prompt in prompts for sample in range(samples)]
     settings = source.settings | {"samples": samples}
+    if source.fresh:
+        path.unlink(missing_ok=True)
     with resume_lines(path, Generation, lambda each: (each.id, each.sample), settings) as lines:
         # A draw depends on the seed, the prompt and the sample's number alone, never on what else
         # is in the batch: so those that are missing come out as they would have without a break.
@@ -64,6 +69,7 @@ def sample_to_file(
         advance(len(wanted) - len(missing))
         for answer in source.ask(missing) if missing else ():
             prompt, sample = missing[answer.number]
-            lines.add(generation(prompt, sample, source.model, answer.text, answer.finished))
+            text, finished, calls = answer.text, answer.finished, answer.tool_calls
+            lines.add(generation(prompt, sample, source.model, text, finished, calls))
             advance(1)
         return lines.finish([(prompt.id, sample) for prompt, sample in wanted])

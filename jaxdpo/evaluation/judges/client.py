@@ -33,6 +33,11 @@ class JudgeConfig(BaseModel):
         description="environment variable of the server's key; default: OPENAI_API_KEY, or no key "
         "where base_url is given",
     )
+    confidence: bool = Field(
+        default=False,
+        description="ask also for a confidence from 0 to 1 that the answer meets the criterion: "
+        "the judgement's score",
+    )
     concurrency: int = Field(default=8, gt=0, description="requests at a time; rows of a batch")
     timeout: float = Field(default=60.0, gt=0, description="seconds that a reply may take")
     retries: int = Field(
