@@ -44,7 +44,7 @@ def exporting(folder: Path) -> Iterator[Path]:
             shutil.rmtree(left_over, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        # Written last into the folder, and trusted only to say which files are ours to replace.
+        # The manifest only says which files a later export may replace.
         files = sorted(path.name for path in temporary.iterdir())
         (temporary / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
         sync_tree(temporary)
@@ -125,7 +125,8 @@ def write_tensors(
         file.flush()
         os.fsync(file.fileno())
     for name, checksum in checksums.items():
-        # Opened anew for each tensor: an open file is mapped, and what was read of it stays in memory.
+        # Opened anew for each tensor: an open file is mapped, and what was read of it stays in
+        # memory.
         with safe_open(path, framework="np") as file:
             if zlib.crc32(_bytes(file.get_tensor(name))) != checksum:
                 raise OSError(f"{path.name}: {name} reads back differently from what was written")

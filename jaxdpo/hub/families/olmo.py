@@ -36,7 +36,8 @@ def _olmo_rows(config: ModelConfig) -> tuple[Row, ...]:
 
 
 def _read_olmo2(hf: HfConfig, context: int | None) -> Fields:
-    # "flat": the norm is over all heads of q, or of k, together. "rms-fp32": scaled before rounding.
+    # "flat": the norm is over all heads of q, or of k, together. "rms-fp32": OLMo scales before it
+    # rounds, Llama after.
     changes = {
         "attention": {"qk_norm": "flat"},
         "mlp": {"bias": False},
