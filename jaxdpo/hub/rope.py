@@ -120,8 +120,8 @@ def _scaling(
             magnitude=_yarn_magnitude(fields),
         )
     if kind == "longrope":
-        # LongRoPE (https://arxiv.org/abs/2402.13753) scales cos and sin with the ratio of the extended
-        # to the original context.
+        # LongRoPE (https://arxiv.org/abs/2402.13753) scales cos and sin with the ratio of the
+        # extended to the original context.
         extended = factor or longest / original
         grown = math.sqrt(1 + math.log(extended) / math.log(original)) if extended > 1 else 1.0
         return LongScaling(
