@@ -16,7 +16,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import ADAPTER_CONFIG, base_of, lazy_adapter, save_adapter
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import check_files, find_folder, member, read_config, read_json
-from jaxdpo.hub.quantized import dequantized_params, kind_of, quantized_params, read_part
+from jaxdpo.hub.quantized import dequantize_params, kind_of, quantize_params, read_part
 from jaxdpo.hub.read import lazy_params, on_devices
 from jaxdpo.hub.write import MAX_SHARD_BYTES, json_text, save_pretrained
 from jaxdpo.model.config import ModelConfig
@@ -76,7 +76,7 @@ class Policy:
             return self
         if self.base != "full":
             raise UserError(f"the policy's layers are in {self.base}; set lora.base={self.base}")
-        return replace(self, params=quantized_params(self.params, kind))
+        return replace(self, params=quantize_params(self.params, kind))
 
     def merged(self) -> "Policy":
         """Returns the same model with its adapters added into the weights.
@@ -87,7 +87,7 @@ class Policy:
         if self.lora is None:
             return self
         assert self.lora_config is not None
-        dequantized = dequantized_params(self.params)
+        dequantized = dequantize_params(self.params)
         params = merge_lora(dequantized, self.lora, self.lora_config.scale, _merged)
         return replace(self, params=params, lora=None, lora_config=None)
 
@@ -127,7 +127,7 @@ class Policy:
         save_pretrained(
             folder,
             self.config,
-            dequantized_params(self.merged().params),
+            dequantize_params(self.merged().params),
             tokenizer,
             self.hf_config,
             files,

@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxdpo.devices.sharding import shardings_for
+from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.model.decoder import Params
 from jaxdpo.model.quantized import (
     BaseKind,
@@ -30,7 +31,7 @@ def kind_of(params: Params) -> BaseKind:
     return next((leaf.kind for leaf in leaves if is_quantized(leaf)), "full")
 
 
-def quantized_params(params: Params, kind: BaseKind) -> Params:
+def quantize_params(params: Params, kind: BaseKind) -> Params:
     """Quantizes the layers' kernels.
 
     Args:
@@ -71,7 +72,7 @@ def _quantized_on_reading(kernel: Stored, kind: BaseKind) -> Quantized:
     return Quantized(stored("codes", rows, dtype), stored("scales", 1, np.float32))
 
 
-def dequantized_params(params: Params) -> Params:
+def dequantize_params(params: Params) -> Params:
     """Dequantizes all kernels, one matrix at a time, when they are read."""
     dtype = np.dtype(params["embed"]["weight"].dtype)
 
@@ -111,7 +112,7 @@ def read_part(array: Any, spans: Spans) -> np.ndarray:
 
 def _whole_blocks(rows: slice, of_block: int) -> tuple[slice, slice]:
     """Returns the blocks that hold these rows, and the place of the rows within them."""
-    first, last = rows.start // of_block, -(-rows.stop // of_block)
+    first, last = rows.start // of_block, ceil_div(rows.stop, of_block)
     return slice(first, last), slice(rows.start - first * of_block, rows.stop - first * of_block)
 
 
