@@ -12,9 +12,9 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from jaxdpo.cli.console import Reporter
 from jaxdpo.data.generations import Generation
@@ -40,7 +40,7 @@ from jaxdpo.generation.server import ServerConfig, is_server
 from jaxdpo.generation.to_file import sample_to_file
 from jaxdpo.hub.policy import Policy
 from jaxdpo.sampling.config import SamplingConfig
-from jaxdpo.storage.files import replacing
+from jaxdpo.storage.files import replacing, shipped
 
 
 class EvaluateConfig(BaseModel):
@@ -48,7 +48,7 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    models: dict[str, str] = Field(
+    models: dict[str, Annotated[str, AfterValidator(shipped)]] = Field(
         default_factory=dict, description="name=where it lies, in the order of comparison"
     )
     data: PromptsConfig = Field(description="the prompts")
@@ -63,10 +63,14 @@ class EvaluateConfig(BaseModel):
         default=SamplingConfig(), description="how answers are drawn, the same for all models"
     )
     dtype: Dtype | None = Field(
-        default=None, description="of activations; default: float32 on CPU, bfloat16 elsewhere"
+        default=None,
+        description="of activations; default: float32 on CPU, bfloat16 elsewhere",
+        json_schema_extra={"also": "model.compute_dtype"},
     )
     chat_template: str | None = Field(
-        default=None, description="Jinja file to use in place of the models' chat templates"
+        default=None,
+        description="Jinja file to use in place of the models' chat templates",
+        json_schema_extra={"also": "data.chat_template"},
     )
     server: ServerConfig | None = Field(default=None, description="how a server is asked")
 

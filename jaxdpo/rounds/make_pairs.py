@@ -13,10 +13,10 @@ continued.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from jaxdpo.cli.console import Reporter
 from jaxdpo.data.reading.prompts import PromptsConfig, read_prompts
@@ -31,7 +31,7 @@ from jaxdpo.generation.generators import source_of
 from jaxdpo.generation.server import ServerConfig, is_server
 from jaxdpo.generation.to_file import sample_to_file
 from jaxdpo.sampling.config import SamplingConfig
-from jaxdpo.storage.files import replacing
+from jaxdpo.storage.files import replacing, shipped
 
 
 class AnswersConfig(BaseModel):
@@ -70,7 +70,9 @@ class AnswersConfig(BaseModel):
 class PairingConfig(AnswersConfig):
     """Whose answers make pairs, and where everything goes."""
 
-    model: str = Field(description="what answers: folder, org/name, run, or http://…#name")
+    model: Annotated[str, AfterValidator(shipped)] = Field(
+        description="what answers: folder, org/name, run, or http://…#name"
+    )
     folder: str = Field(description="for all files; the same one again continues")
     server: ServerConfig | None = Field(default=None, description="how a server is asked")
 
@@ -107,6 +109,21 @@ def make_pairs(config: PairingConfig, reporter: Reporter) -> Paired:
     judged = judged_answers(config, config.model, folder, reporter, config.server)
     pairs, collected = paired_answers(config, folder)
     return Paired(pairs, collected, pass_rates(judged))
+
+
+def prefer(config: PairingConfig) -> None:
+    """Makes pairs, and shows how many answers pass and how many pairs there are.
+
+    Raises:
+      UserError: For whatever the user can fix, and if no prompt makes a pair.
+    """
+    reporter = Reporter()
+    paired = make_pairs(config, reporter)
+    reporter.table("Answers that pass", ("criterion", "share"), rate_rows(paired.rates))
+    reporter.say(paired.collected.summary())
+    if paired.pairs is None:
+        raise UserError(f"{config.folder}: no prompt has answers of which one is better")
+    reporter.say(f"written: {paired.pairs}")
 
 
 def paired_answers(config: AnswersConfig, folder: Path) -> tuple[Path | None, Collected]:
