@@ -20,9 +20,10 @@ def main(arguments: list[str]) -> None:
     """Inspects as the arguments say; `--help` shows every field."""
     with COMMAND.loading(arguments):
         from jaxdpo.cli.settings import load_settings
-        from jaxdpo.inspection.report import InspectConfig, inspect_pairs
+        from jaxdpo.inspection.config import InspectConfig
+        from jaxdpo.inspection.run import inspect_data
     given = COMMAND.read(arguments, InspectConfig)
-    inspect_pairs(load_settings(InspectConfig, given.file, given.overrides))
+    inspect_data(load_settings(InspectConfig, given.file, given.overrides))
 
 
 if __name__ == "__main__":

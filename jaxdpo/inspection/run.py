@@ -1,67 +1,28 @@
-"""Inspects preference data: prints a summary, writes the HTML report and the cleaned pairs."""
+"""Inspects preference data from its files to the printed summary and the HTML report."""
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
-
-from jaxdpo.data.config import DataConfig
-from jaxdpo.data.packing.plan import BatchConfig
 from jaxdpo.data.reading.reader import ReadResult, read_pairs
 from jaxdpo.data.tokenization.chat import load_chat
 from jaxdpo.data.writing import write_pairs
 from jaxdpo.errors import UserError
-from jaxdpo.inspection import cleaning
+from jaxdpo.inspection.cleaning import clean
+from jaxdpo.inspection.config import InspectConfig
 from jaxdpo.inspection.findings import find, turns
 from jaxdpo.inspection.languages import language
 from jaxdpo.inspection.page import page
 from jaxdpo.inspection.shortcuts import find_shortcuts
 from jaxdpo.inspection.texts import said
 from jaxdpo.inspection.tokens import Tokenized, length_lines, tokenize
-from jaxdpo.storage.files import replacing, shipped
+from jaxdpo.storage.files import replacing
 
 
-class InspectConfig(BaseModel):
-    """The data to inspect, and the files to write."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    data: DataConfig = Field(description="the preference pairs")
-    batch: BatchConfig = Field(
-        default=BatchConfig(), description="steps and rows, for the forecast"
-    )
-    model: Annotated[str, AfterValidator(shipped)] | None = Field(
-        default=None, description="folder or org/name whose tokenizer counts tokens"
-    )
-    report: str = Field(default="inspect.html", description="HTML file of the report")
-    show: Annotated[int, Field(ge=0)] | tuple[int, ...] = Field(
-        default=5,
-        description="pairs that the report shows as tokens: how many, or [their line numbers]",
-    )
-    write: str | None = Field(default=None, description="JSONL file of the cleaned pairs")
-    remedies: tuple[cleaning.Remedy, ...] = Field(
-        default=(), description="for write: any of dedupe, conflicts, leaks, balance"
-    )
-
-    @field_validator("data", mode="before")
-    @classmethod
-    def _skip_bad_lines(cls, data: object) -> object:
-        # An inspection counts the bad lines that would stop a run.
-        return {"on_error": "skip", **data} if isinstance(data, dict) else data
-
-    @model_validator(mode="after")
-    def _check_remedies(self) -> Self:
-        if self.remedies and self.write is None:
-            raise ValueError("remedies are given, but nothing is written; set write=clean.jsonl")
-        return self
-
-
-def inspect_pairs(config: InspectConfig) -> None:
-    """Inspects the data, prints what is found, and writes the report and the cleaned pairs.
+def inspect_data(config: InspectConfig) -> None:
+    """Prints what is wrong with the data, and writes the report and the cleaned pairs.
 
     Raises:
-      UserError: If a source cannot be read, or the report or the pairs cannot be written.
+      UserError: If a file cannot be read or written.
     """
     read = read_pairs(config.data.path, config.data)
     shortcuts = find_shortcuts(read.pairs)
@@ -89,7 +50,7 @@ def inspect_pairs(config: InspectConfig) -> None:
     _write_report(Path(config.report), text)
     print(f"report: {config.report}")
     if config.write is not None:
-        left, changes = cleaning.clean(read.pairs, config.remedies)
+        left, changes = clean(read.pairs, config.remedies)
         write_pairs(left, Path(config.write))
         print("\n".join([*changes, f"{config.write}: {len(left)} pairs, {len(changes)} changes"]))
 
