@@ -65,10 +65,13 @@ class ControlTokens:
           ends: Tokens that end an answer, whatever they look like.
         """
         added = backend.get_added_tokens_decoder()
+        if written is not None and backend.normalizer is not None:
+            # A token may be matched after lower-casing, and written in capitals.
+            written += "\0" + backend.normalizer.normalize_str(written)
         controls = [
             token
             for token in added.values()
-            if token.content in ends or _is_control(token, written)
+            if token.content in ends or _is_control(token, written, backend)
         ]
         texts = [token.content for token in controls]
         self.texts = frozenset(texts)
@@ -228,13 +231,16 @@ def without_spellings(spelled: str) -> str:
     return _NONCHARACTER.sub("", spelled)
 
 
-def _is_control(token: AddedToken, written: str | None) -> bool:
+def _is_control(token: AddedToken, written: str | None, backend: Tokenizer) -> bool:
     # "▁" is how SentencePiece writes a space; Gemma has added tokens of white space alone.
     if token.special or token.content.replace("▁", " ").isspace():
         return token.special
     if written is None:
         return True
-    return _IN_BRACKETS.fullmatch(token.content) is not None and token.content in written
+    texts = [token.content]
+    if token.normalized and backend.normalizer is not None:
+        texts.append(backend.normalizer.normalize_str(token.content))
+    return any(text in written for text in texts) and bool(_IN_BRACKETS.fullmatch(token.content))
 
 
 def _parts(spelled: str) -> list[str]:
