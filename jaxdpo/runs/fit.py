@@ -19,6 +19,7 @@ from jaxdpo.config import RunConfig
 from jaxdpo.data.tokenization.load_pairs import LoadedPairs
 from jaxdpo.devices.compilation_cache import keep_compiled
 from jaxdpo.devices.sharding import make_mesh
+from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.card import run_card
@@ -224,7 +225,7 @@ def _train(runs: Sequence[_Run], mesh: Mesh, reporter: Reporter, stop: StopReque
         num_steps,
         mesh,
     )
-    evaluate_every = config.training.evaluate_every or -(-num_steps // 10)
+    evaluate_every = config.training.evaluate_every or ceil_div(num_steps, 10)
     with reporter.progress(num_steps, done) as bar:
         names = [run.folder.path.name if len(runs) > 1 else "" for run in runs]
         recorders = [

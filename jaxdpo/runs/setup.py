@@ -115,9 +115,7 @@ def prepare(
         resolved.compute, resolved.plan, resolved.shape, resolved.scoring,
     )  # fmt: skip
     reporter.say(f"plan    {resolved.describe()}")
-    # (Pyright does not know that frozen pydantic models are hashable.)
-    architecture: Any = policy.config
-    score_step = make_score_step(architecture, compute, mesh, loss.ld_alpha, loss.use_weighting)
+    score_step = make_score_step(policy.config, compute, mesh, loss.ld_alpha, loss.use_weighting)
     reference = _Reference(
         config, other or policy, reference_digest, compute, plan.packer, scoring, mesh, reporter
     )
@@ -194,10 +192,9 @@ class _Reference:
             return cached
         packer = replace(self.packer, lengths=split.lengths)
         packing = hashlib.sha256(f"{packer.config} {self.shape}".encode()).hexdigest()
-        architecture: Any = model.config
         # The same arguments as for evaluation, so that they share a compile.
         step = make_score_step(
-            architecture, self.compute, self.mesh, loss.ld_alpha, loss.use_weighting
+            model.config, self.compute, self.mesh, loss.ld_alpha, loss.use_weighting
         )
 
         def score_from(first: int) -> Scores:

@@ -24,6 +24,9 @@ from jaxdpo.data.reading.unread import check_unread
 from jaxdpo.errors import UserError
 from jaxdpo.storage.files import shipped
 
+# Stands for the answer that a line of a prompt alone does not have.
+_NO_ANSWER: tuple[Message, ...] = ({"role": "assistant", "content": "…"},)
+
 
 class PromptsConfig(BaseModel):
     """The prompts that are answered."""
@@ -69,6 +72,8 @@ class Prompt:
       split: "TRAIN" or "TEST".
       source: Where it stands, as `file:line`.
       template_kwargs: Further variables for the chat template.
+      answer: The answer that the data gives to the prompt, its messages; empty if it gives none. Of
+        a preference pair it is the chosen one, of several lines with one prompt the first line's.
     """
 
     id: str
@@ -78,6 +83,7 @@ class Prompt:
     split: Split = "TEST"
     source: str = ""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    answer: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ def read_prompts(config: PromptsConfig) -> ReadPrompts:
             repeated += 1
             continue
         asked = (pair.prompt, pair.tools, pair.metadata, pair.split)
-        prompts[key] = Prompt(key, *asked, pair.source, pair.template_kwargs)
+        prompts[key] = Prompt(key, *asked, pair.source, pair.template_kwargs, _answer_of(pair))
     if bad_lines:
         more = len(bad_lines) - SHOWN_BAD_LINES
         shown = bad_lines[:SHOWN_BAD_LINES] + ([f"and {more} more"] if more > 0 else [])
@@ -127,6 +133,11 @@ def read_prompts(config: PromptsConfig) -> ReadPrompts:
         raise UserError(f"{config.path}: holds no prompts{of_split}")
     chosen = tuple(prompts.values())[: config.limit]
     return ReadPrompts(chosen, repeated)
+
+
+def _answer_of(pair: PreferencePair) -> tuple[Message, ...]:
+    """Returns the data's own answer; none where a line has no answer, or one that was found bad."""
+    return () if pair.chosen == _NO_ANSWER or pair.label is False else pair.chosen
 
 
 def _each(config: PromptsConfig, bad_lines: list[str]) -> Iterator[PreferencePair]:
@@ -193,10 +204,7 @@ class _Lines:
         extra = {key: item for key, item in rest.items() if key not in IGNORED_KEYS}
         if role_of(prompt[-1]) == "assistant":
             return Draft(prompt[:-1], prompt[-1:], (), common, extra)
-        return Draft(prompt, [_NO_ANSWER], (), common, extra)
-
-
-_NO_ANSWER = Said("the answer", {"role": "assistant", "content": "…"})
+        return Draft(prompt, [Said("the answer", _NO_ANSWER[0])], (), common, extra)
 
 
 def _answered(value: dict[str, Any]) -> dict[str, Any]:
@@ -214,4 +222,4 @@ def _answered(value: dict[str, Any]) -> dict[str, Any]:
         return value
     if role in ("system", "developer"):
         raise BadPair("no-user", "messages holds no user message; a prompt needs one")
-    return {**value, "messages": [*messages, _NO_ANSWER.message]}
+    return {**value, "messages": [*messages, *_NO_ANSWER]}
