@@ -10,17 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxdpo.cli.console import Reporter
+from jaxdpo import EvaluateConfig, PairingConfig, SamplingConfig, compare, fit, make_pairs
 from jaxdpo.devices.machine import peak_memory
 from jaxdpo.errors import UserError
 from jaxdpo.evaluation.comparison import Comparison
 from jaxdpo.evaluation.judgement import Example
 from jaxdpo.losses.config import LossConfig
-from jaxdpo.rounds.compare import EvaluateConfig, compare
-from jaxdpo.rounds.make_pairs import PairingConfig, make_pairs
 from jaxdpo.rounds.sample import SampleConfig, sample
-from jaxdpo.runs.fit import fit
-from jaxdpo.sampling.config import SamplingConfig
 from jaxdpo.use_cases.config import UseCasesConfig
 from jaxdpo.use_cases.model import write_new_model
 from jaxdpo.use_cases.task import Domain, UseCase, mean_quality
@@ -144,9 +140,8 @@ def preference_pairs(workshop: Workshop) -> Path:
             "margin": _MARGIN,
             "folder": str(folder),
         }
-        reporter = Reporter()
-        made = make_pairs(PairingConfig.model_validate(settings), reporter)
-        reporter.say(made.collected.summary())
+        made = make_pairs(PairingConfig.model_validate(settings))
+        print(made.collected.summary())
         if made.pairs is None:
             raise UserError(
                 f"{folder}: no prompt has both answers that pass and answers that fail; read its "

@@ -165,8 +165,13 @@ def test_dpo_makes_a_models_answers_fail_less(tmp_path: Path) -> None:
         prompts=60,
         samples=4,
         tests=100,
-        sft=("batch.rows_per_device=1",),
-        dpo=("training.max_steps=30", "batch.size=16", "batch.rows_per_device=1"),
+        sft=("batch.rows_per_device=1", "batch.row_length=128"),
+        dpo=(
+            "training.max_steps=30",
+            "batch.size=16",
+            "batch.rows_per_device=1",
+            "batch.row_length=128",
+        ),
     )
     result = pipeline.run_seed(case, config, 3)
     sft, dpo = (report.found(result, model) for model in ("SFT", "DPO"))
