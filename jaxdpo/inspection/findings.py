@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxdpo.data.warnings import warn_of_labels
-from jaxdpo.inspection.places import Places
+from jaxdpo.inspection.places import NO_PLACES, Places
 from jaxdpo.inspection.shortcuts import Shortcut
 from jaxdpo.inspection.survey import Survey
 
@@ -92,7 +92,7 @@ def find(survey: Survey, shortcuts: Sequence[Shortcut]) -> list[Finding]:
     ]
     if said := warn_of_labels(survey.labels):
         title, _, remedy = said.removeprefix(f"all {len(survey)} ").partition("; ")
-        found.append(Finding("one-label", title, len(survey), Places(), remedy))
+        found.append(Finding("one-label", title, len(survey), NO_PLACES, remedy))
     return found + [_shortcut(rule, len(survey)) for rule in shortcuts if rule.notable]
 
 
@@ -101,7 +101,7 @@ def _shortcut(rule: Shortcut, pairs: int) -> Finding:
         "shortcut",
         f"pairs: {rule.name} alone predicts the chosen answer for {rule.share()}; {rule.detail}",
         pairs,
-        Places(),
+        NO_PLACES,
         "remedies=[balance] evens lengths out"
         if rule.name == "length"
         else "vary what chosen and rejected answers have of it",

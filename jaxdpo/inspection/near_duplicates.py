@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Sequence
 
 import numpy as np
-from rensa import RMinHash
+from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]
 
 # The share of equal minima from which on two texts count as near-duplicates.
 THRESHOLD = 0.8

@@ -20,9 +20,9 @@ class Places(Sequence[str]):
       line_N: i64 `[N]`, its line there; -1 where the name of the file is the whole place.
     """
 
-    files: tuple[str, ...] = ()
-    file_N: np.ndarray = np.zeros(0, np.int32)
-    line_N: np.ndarray = np.zeros(0, np.int64)
+    files: tuple[str, ...]
+    file_N: np.ndarray
+    line_N: np.ndarray
 
     def __len__(self) -> int:
         return len(self.file_N)
@@ -43,6 +43,9 @@ class Places(Sequence[str]):
         """Returns the places of some pairs."""
         chosen = np.asarray(indices, np.int64)
         return Places(self.files, self.file_N[chosen], self.line_N[chosen])
+
+
+NO_PLACES = Places((), np.zeros(0, np.int32), np.zeros(0, np.int64))
 
 
 class PlacesWriter:

@@ -15,7 +15,7 @@ from jaxdpo.data.tokenization.chat import Chat, EncodedPair
 from jaxdpo.data.tokenization.truncation import fit
 from jaxdpo.data.warnings import warn_of_drops, warn_of_steps
 from jaxdpo.inspection.findings import Finding
-from jaxdpo.inspection.places import Places, PlacesWriter
+from jaxdpo.inspection.places import NO_PLACES, PlacesWriter
 
 # Pairs that the tokenizer, which uses all cores, is given at a time.
 _BATCH = 1024
@@ -197,7 +197,7 @@ def _whole(code: str, warning: str | None, count: int) -> list[Finding]:
     if warning is None:
         return []
     title, _, remedy = warning.rpartition("; ")
-    return [Finding(code, f"pairs: {title}", count, Places(), remedy)]
+    return [Finding(code, f"pairs: {title}", count, NO_PLACES, remedy)]
 
 
 def _forecast(lengths: np.ndarray, batch: BatchConfig) -> tuple[tuple[str, ...], Sequence[Finding]]:
