@@ -77,7 +77,7 @@ def complete(
         policy.config,
         policy.params,
         policy.lora,
-        chat.stop_token_ids,
+        chat.end_ids,
         Compute(dtype, "dense", "none", policy.lora_config),
         chat.decode,
     )
