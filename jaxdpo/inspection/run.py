@@ -53,7 +53,7 @@ def inspect_data(config: InspectConfig, reporter: Reporter | None = None) -> Non
             "and would be read as several when the file is read again; leave data.turns out"
         )
     # Everything is read once and held nowhere: each pair leaves a few hundred bytes behind.
-    surveyor = Surveyor()
+    surveyor = Surveyor(config.data.weight_key)
     counter = None
     if config.model is not None:
         chat = load_chat(config.model, config.data.chat_template)

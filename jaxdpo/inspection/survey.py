@@ -46,6 +46,7 @@ class Survey:
       turns: Pairs by the number of user messages in the prompt.
       sample: At most `SAMPLE` of the pairs, drawn by the hash of their prompts.
       single: Whether every answer is one message.
+      weightless: Whether the weights of all are 0.
     """
 
     places: Places
@@ -60,6 +61,7 @@ class Survey:
     turns: dict[int, int]
     sample: tuple[PreferencePair, ...]
     single: bool
+    weightless: bool
 
     def __len__(self) -> int:
         return len(self.places)
@@ -70,9 +72,14 @@ class Survey:
 
 
 class Surveyor:
-    """Takes pairs one by one and keeps what a `Survey` holds."""
+    """Takes pairs one by one and keeps what a `Survey` holds.
 
-    def __init__(self) -> None:
+    Args:
+      weight_key: The field of the metadata that the pairs' weights come from, if they have any.
+    """
+
+    def __init__(self, weight_key: str | None = None) -> None:
+        self._weight_key, self._weighted = weight_key, False
         self._places = PlacesWriter()
         self._hashes = array("Q")
         self._train, self._chars = array("b"), array("i")
@@ -101,6 +108,7 @@ class Surveyor:
             self._labels[str(pair.label).lower()] += 1
         self._turns[sum(message["role"] == "user" for message in pair.prompt)] += 1
         self._single = self._single and len(pair.chosen) == 1 and len(pair.rejected) <= 1
+        self._weighted = self._weighted or bool(pair.metadata.get(self._weight_key or ""))
         self._draw(pair, digest)
         self._count += 1
 
@@ -132,6 +140,7 @@ class Surveyor:
             turns=dict(sorted(self._turns.items())),
             sample=tuple(entry[2] for entry in sorted(self._sample, key=lambda entry: -entry[1])),
             single=self._single,
+            weightless=self._weight_key is not None and not self._weighted,
         )
 
 

@@ -16,6 +16,7 @@ from jaxdpo.config import RunConfig
 from jaxdpo.data.packing.plan import BatchShape, Packer
 from jaxdpo.data.tokenization.kto_pairs import Examples, LabelledPairs, examples_of
 from jaxdpo.data.tokenization.load_pairs import LoadedPairs, load_pairs
+from jaxdpo.data.warnings import warn_of_steps, warn_of_weights
 from jaxdpo.devices.machine import local_machine
 from jaxdpo.devices.sharding import agreed, on_host, shardings_for
 from jaxdpo.errors import UserError
@@ -115,6 +116,12 @@ def prepare(
         resolved.compute, resolved.plan, resolved.shape, resolved.scoring,
     )  # fmt: skip
     reporter.say(f"plan    {resolved.describe()}")
+    for warning in (
+        warn_of_steps(plan.num_steps, len(train), config.batch.size),
+        warn_of_weights(numbers["TRAIN"][0], config.data.weight_key),
+    ):
+        if warning is not None:
+            reporter.say(f"warning: {warning}")
     score_step = make_score_step(policy.config, compute, mesh, loss.ld_alpha, loss.use_weighting)
     reference = _Reference(
         config, other or policy, reference_digest, compute, plan.packer, scoring, mesh, reporter
