@@ -186,8 +186,8 @@ def batch_shards() -> int:
     return math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
 
 
-def cut_rows(array: jax.Array, vocabulary: bool = False) -> jax.Array:
-    """Constrains the first axis to be cut as rows of a batch are.
+def shard_rows(array: jax.Array, vocabulary: bool = False) -> jax.Array:
+    """Shards the first axis as rows of a batch are.
 
     Nothing happens without a mesh, or where the rows do not divide evenly.
 
@@ -209,8 +209,8 @@ def on_every_device(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, P()), tree)
 
 
-def uncut(weight: jax.Array, vocabulary: int) -> jax.Array:
-    """An embedding or head with its pieces along `fsdp` gathered; its vocabulary stays cut.
+def gather_weight(weight: jax.Array, vocabulary: int) -> jax.Array:
+    """Gathers the pieces of an embedding or head along `fsdp`; its vocabulary stays sharded.
 
     A lookup of rows that are cut along `fsdp` in a table cut along it too would have the compiler
     copy both to every device; and a head that is used chunk by chunk, gather something each time.

@@ -16,7 +16,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import ADAPTER_CONFIG, base_of, save_adapter, stored_adapter
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import check_files, find_folder, member, read_config, read_json
-from jaxdpo.hub.quantized import in_codes, in_numbers, kind_of, read_part
+from jaxdpo.hub.quantized import dequantize_params, kind_of, quantize_params, read_part
 from jaxdpo.hub.read import on_devices, stored_params
 from jaxdpo.hub.write import MAX_SHARD_BYTES, json_text, save_pretrained
 from jaxdpo.model.config import ModelConfig
@@ -76,7 +76,7 @@ class Policy:
             return self
         if self.base != "full":
             raise UserError(f"the policy's layers are in {self.base}; set lora.base={self.base}")
-        return replace(self, params=in_codes(self.params, kind))
+        return replace(self, params=quantize_params(self.params, kind))
 
     def merged(self) -> "Policy":
         """The same model without adapters, theirs added into the weights.
@@ -87,7 +87,7 @@ class Policy:
         if self.lora is None:
             return self
         assert self.lora_config is not None
-        numbers = in_numbers(self.params)
+        numbers = dequantize_params(self.params)
         params = merge_lora(numbers, self.lora, self.lora_config.scale, _merged)
         return replace(self, params=params, lora=None, lora_config=None)
 
@@ -127,7 +127,7 @@ class Policy:
         save_pretrained(
             folder,
             self.config,
-            in_numbers(self.merged().params),
+            dequantize_params(self.merged().params),
             tokenizer,
             self.hf_config,
             files,

@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxdpo.devices.sharding import shardings_for
+from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.model.decoder import Params
 from jaxdpo.model.quantized import (
     BaseKind,
@@ -29,7 +30,7 @@ def kind_of(params: Params) -> BaseKind:
     return next((leaf.kind for leaf in leaves if is_quantized(leaf)), "full")
 
 
-def in_codes(params: Params, kind: BaseKind) -> Params:
+def quantize_params(params: Params, kind: BaseKind) -> Params:
     """The parameters with the layers' kernels in codes.
 
     Args:
@@ -66,7 +67,7 @@ def _codes_on_reading(kernel: Stored, kind: BaseKind) -> Quantized:
     return Quantized(stored("codes", rows, dtype), stored("scales", 1, np.float32))
 
 
-def in_numbers(params: Params) -> Params:
+def dequantize_params(params: Params) -> Params:
     """The parameters with all kernels as numbers, which are made when they are read, by matrix."""
     dtype = np.dtype(params["embed"]["weight"].dtype)
 
@@ -105,7 +106,7 @@ def read_part(array: Any, spans: Spans) -> np.ndarray:
 
 def _whole_blocks(rows: slice, of_block: int) -> tuple[slice, slice]:
     """The blocks that hold some rows, and where in those the rows are."""
-    first, last = rows.start // of_block, -(-rows.stop // of_block)
+    first, last = rows.start // of_block, ceil_div(rows.stop, of_block)
     return slice(first, last), slice(rows.start - first * of_block, rows.stop - first * of_block)
 
 

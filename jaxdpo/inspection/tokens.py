@@ -11,6 +11,7 @@ from jaxdpo.data.packing.plan import BatchConfig, Packer, choose_row_length, mak
 from jaxdpo.data.pairs import PreferencePair, TokenizedPair, scored_tokens
 from jaxdpo.data.tokenization.chat import Chat
 from jaxdpo.data.tokenization.truncation import fit
+from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.inspection.findings import Finding
 
 _EXAMPLES = 5
@@ -223,6 +224,6 @@ def part_names(lengths: np.ndarray) -> tuple[str, ...]:
 
 def histogram(values: np.ndarray, bins: int = 30) -> list[tuple[int, int]]:
     """(upper edge, count) of equal bins from 0 to the longest."""
-    width = max(-(-(int(values.max(initial=0)) + 1) // bins), 1)
+    width = max(ceil_div(int(values.max(initial=0)) + 1, bins), 1)
     counts = Counter((values // width).tolist())
     return [(width * (i + 1), counts[i]) for i in range(int(values.max(initial=0)) // width + 1)]

@@ -350,7 +350,7 @@ def kto_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> jax.Array:
-    """Computes the KTO loss: λ_D (1 − σ(β(a − z))) of a good answer, λ_U (1 − σ(β(z − a))) of a bad.
+    """Computes the KTO loss: λ_D (1 − σ(β(a − z))) of good answers, λ_U (1 − σ(β(z − a))) of bad.
 
     Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", equation 8
     without the constant λ_y. At the reference it is λ / 2.

@@ -2,7 +2,7 @@
 
 As in `against_reference`, parameters have the same names everywhere:
 
-  chosen_logps, rejected_logps             f32 `[...]`, log π summed over a completion's tokens, nats
+  chosen_logps, rejected_logps             f32 `[...]`, log π summed over the tokens, in nats
   chosen_mean_logps, rejected_mean_logps   f32 `[...]`, the same averaged over the tokens
   sft_losses                               f32 `[...]`, from `sft_loss`
 """
@@ -22,7 +22,7 @@ def sft_loss(chosen_plain_logps: jax.Array, mean_chosen_tokens: jax.Array) -> ja
     1.0
 
     Args:
-      chosen_plain_logps: f32 `[...]`, summed over all tokens alike (`ld_alpha` plays no part), nats.
+      chosen_plain_logps: f32 `[...]`, summed over all tokens alike, whatever `ld_alpha` is, nats.
       mean_chosen_tokens: f32 scalar, tokens of a chosen completion, averaged over the step's pairs.
 
     Returns:

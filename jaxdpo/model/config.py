@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, Field, PositiveInt, model_validator
 
 from jaxdpo.model.rope import RopeConfig
 
@@ -10,10 +10,9 @@ NormKind = Literal["rms", "rms-fp32", "rms-plus-one", "layer"]
 Activation = Literal["silu", "gelu", "gelu-tanh"]
 
 
-class NormConfig(BaseModel):
+class NormConfig(BaseModel, frozen=True, extra="forbid"):
     """The norms, and where a layer has them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: NormKind = Field(
         default="rms",
         description="rms: rounds to the activations' dtype, then scales; rms-fp32: scales, then "
@@ -28,10 +27,9 @@ class NormConfig(BaseModel):
     )
 
 
-class AttentionConfig(BaseModel):
+class AttentionConfig(BaseModel, frozen=True, extra="forbid"):
     """Heads of the attention, their positions, and what they see."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     num_heads: int = Field(gt=0, description="Query heads.")
     num_kv_heads: int = Field(gt=0, description="Key and value heads; divides num_heads.")
     head_dim: int = Field(gt=0, description="Channels of a head.")
@@ -89,10 +87,9 @@ class AttentionConfig(BaseModel):
         return tuple(dict.fromkeys(rope for rope in each if rope is not None))
 
 
-class ExpertsConfig(BaseModel):
+class ExpertsConfig(BaseModel, frozen=True, extra="forbid"):
     """A mixture of experts in place of each layer's MLP (https://arxiv.org/abs/2101.03961)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     num_experts: int = Field(gt=0, description="Experts of a layer.")
     per_token: int = Field(gt=0, description="Experts that each token goes to, the likeliest.")
     normalized: bool = Field(
@@ -109,10 +106,9 @@ class ExpertsConfig(BaseModel):
         return self
 
 
-class MLPConfig(BaseModel):
+class MLPConfig(BaseModel, frozen=True, extra="forbid"):
     """The feed-forward layer, or each of its experts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     intermediate_size: int = Field(gt=0, description="Channels between the projections.")
     bias: bool = Field(default=False, description="Whether the projections have a bias.")
     activation: Activation = Field(default="silu", description="Between the projections.")
@@ -130,10 +126,9 @@ class MLPConfig(BaseModel):
         return self
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(BaseModel, frozen=True, extra="forbid"):
     """A decoder's architecture; hashable, so it can be a static argument of `jax.jit`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     vocab_size: int = Field(gt=0, description="Rows of the embedding.")
     hidden_size: int = Field(gt=0, description="Channels of the residual stream.")
     num_layers: int = Field(gt=0, description="Blocks.")

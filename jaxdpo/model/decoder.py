@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdpo.data.packing.batch import CHOSEN, PROMPT, REJECTED, PackedBatch
-from jaxdpo.devices.sharding import cut_rows
+from jaxdpo.devices.sharding import shard_rows
 from jaxdpo.model.attention.cudnn import cudnn_attention
 from jaxdpo.model.attention.dense import AttentionKind, dense_attention
 from jaxdpo.model.attention.splash import splash_attention
@@ -196,7 +196,7 @@ def run_layers(
     def run_layer(hidden_BTD: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
         block, layer_lora, layer = inputs
         # Rows stay where they are; parameters come to them.
-        hidden_BTD, block = cut_rows(hidden_BTD), compute.fetched(block)
+        hidden_BTD, block = shard_rows(hidden_BTD), compute.fetched(block)
         adapters = {}
         if layer_lora is not None:
             assert compute.lora is not None, "adapters need compute.lora for their scale"
@@ -220,7 +220,7 @@ def run_layers(
         return decoder.norm(hidden_BTD), collected, None
     hidden_BTD, (collected, load) = jax.lax.scan(
         _rematerialised(run_layer, compute),
-        cut_rows(embedded_BTD),
+        shard_rows(embedded_BTD),
         (decoder.layers, lora and lora["layers"], jnp.arange(config.num_layers)),
     )
     return decoder.norm(hidden_BTD), collected, load

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdpo.devices.sharding import uncut
+from jaxdpo.devices.sharding import gather_weight
 from jaxdpo.model.config import ModelConfig, NormConfig
 from jaxdpo.model.experts import ACTIVATIONS, SparseMLP
 from jaxdpo.model.quantized import product
@@ -49,7 +49,7 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(_normal(rngs.params(), (rows, config.hidden_size)))
 
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        return uncut(self.weight[...], vocabulary=0)[tokens].astype(dtype)
+        return gather_weight(self.weight[...], vocabulary=0)[tokens].astype(dtype)
 
 
 class Norm(nnx.Module):

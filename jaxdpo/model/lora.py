@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.model.config import ModelConfig
@@ -23,10 +23,9 @@ LoraParams = dict[str, Any]
 ALL_LINEAR = "all-linear"
 
 
-class LoraConfig(BaseModel):
+class LoraConfig(BaseModel, frozen=True, extra="forbid"):
     """Low-rank adapters on the layers' linear maps."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     rank: int = Field(default=16, gt=0, description="Rank of each adapter.")
     alpha: float = Field(
         default=32.0, gt=0, description="The adapters' term is scaled by alpha / rank."

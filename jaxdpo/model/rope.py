@@ -6,13 +6,12 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
-class LinearScaling(BaseModel):
+class LinearScaling(BaseModel, frozen=True, extra="forbid"):
     """Positions divided by a factor (https://arxiv.org/abs/2306.15595)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["linear"] = "linear"
     factor: float = Field(gt=0, description="How many times longer the context becomes.")
 
@@ -20,14 +19,13 @@ class LinearScaling(BaseModel):
         return frequencies / np.float32(self.factor)
 
 
-class DynamicScaling(BaseModel):
+class DynamicScaling(BaseModel, frozen=True, extra="forbid"):
     """A larger θ for sequences longer than the original context ("dynamic NTK").
 
     The frequencies are those of one length for all sequences of a run, so that what a sequence
     means does not depend on its neighbours: packing would change it otherwise.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["dynamic"] = "dynamic"
     factor: float = Field(gt=0, description="How fast θ grows with the length.")
     original_max_positions: int = Field(gt=0, description="Context length before scaling, tokens.")
@@ -42,10 +40,9 @@ class DynamicScaling(BaseModel):
         return (frequencies * np.float32(growth) ** -exponent).astype(np.float32)
 
 
-class YarnScaling(BaseModel):
+class YarnScaling(BaseModel, frozen=True, extra="forbid"):
     """YaRN: slow pairs interpolated, fast ones kept, a ramp between (https://arxiv.org/abs/2309.00071)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["yarn"] = "yarn"
     factor: float = Field(gt=0, description="Divisor of the interpolated frequencies.")
     original_max_positions: int = Field(gt=0, description="Context length before scaling, tokens.")
@@ -77,13 +74,12 @@ class YarnScaling(BaseModel):
         return (frequencies / self.factor * slow + frequencies * (1 - slow)).astype(np.float32)
 
 
-class LongScaling(BaseModel):
+class LongScaling(BaseModel, frozen=True, extra="forbid"):
     """LongRoPE: a divisor for each pair, of two lists (https://arxiv.org/abs/2402.13753).
 
     Which list is used is decided once for all sequences of a run, as for `DynamicScaling`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["longrope"] = "longrope"
     short_factors: tuple[float, ...] = Field(description="Divisors up to the original context.")
     long_factors: tuple[float, ...] = Field(description="Divisors for longer sequences.")
@@ -97,10 +93,9 @@ class LongScaling(BaseModel):
         return frequencies / np.asarray(factors, np.float32)
 
 
-class Llama3Scaling(BaseModel):
+class Llama3Scaling(BaseModel, frozen=True, extra="forbid"):
     """Llama 3.1: low frequencies divided by a factor, high ones kept, a ramp between."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["llama3"] = "llama3"
     factor: float = Field(gt=0, description="Divisor of the low frequencies.")
     low_freq_factor: float = Field(
@@ -124,10 +119,9 @@ Scaling = Annotated[
 ]
 
 
-class RopeConfig(BaseModel):
+class RopeConfig(BaseModel, frozen=True, extra="forbid"):
     """Frequencies of the rotary embedding (https://arxiv.org/abs/2104.09864)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     theta: float = Field(default=10000.0, gt=0, description="Base wavelength of the slowest pair.")
     partial: float = Field(
         default=1.0,

@@ -100,8 +100,7 @@ def _shapes(model: ModelConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
 def _weights(model: ModelConfig) -> tuple[float, float]:
     """Weights that a token is multiplied with: of all layers, and of the vocabulary head."""
     experts, total = model.mlp.experts, 0.0
-    architecture: Any = model  # (Pyright does not know that it is hashable.)
-    for name, shape in _shapes(architecture):
+    for name, shape in _shapes(model):
         if name.startswith("layers/") and name.endswith("kernel"):
             share = 1.0
             if experts is not None and "experts/" in name:
@@ -133,8 +132,7 @@ def traffic(config: RunConfig, model: ModelConfig, resolved: Resolved, mesh: Mes
     """By formula, from the table of shardings."""
     sizes, compute = dict(mesh.shape), resolved.compute
     gathered = gradients = sent = 0.0
-    architecture: Any = model
-    for name, shape in _shapes(architecture):
+    for name, shape in _shapes(model):
         axes = _axes(spec_for(name, shape, sizes))
         held = math.prod(shape) / math.prod(sizes[axis] for axis in axes - {"fsdp"})
         if "fsdp" in axes and sizes["fsdp"] > 1:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from jaxdpo.config import RunConfig
 from jaxdpo.devices.machine import Machine
+from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.planning.aot import Compiled, compile_step
 from jaxdpo.planning.chips import Target
@@ -77,7 +78,7 @@ class Plan:
     def steps(self) -> int:
         """Optimizer steps of the run."""
         config = self.config
-        steps = -(-int(np.ceil(self.count * config.training.epochs)) // config.batch.size)
+        steps = ceil_div(int(np.ceil(self.count * config.training.epochs)), config.batch.size)
         return min(steps, config.training.max_steps or steps)
 
     def pairs_per_second(self) -> tuple[float, float] | None:

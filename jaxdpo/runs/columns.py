@@ -36,8 +36,9 @@ def _numbers(pairs: Examples, option: str, key: str, least: float) -> np.ndarray
     for index, value in enumerate(found):
         if not _is_number(value, least):
             raise UserError(
-                f"{pairs.source(index)}: metadata.{key} is {value!r}, but data.{option} reads it as "
-                "a number of every pair" + (f", {least:g} or more" if math.isfinite(least) else "")
+                f"{pairs.source(index)}: metadata.{key} is {value!r}, but data.{option} reads it "
+                "as a number of every pair"
+                + (f", {least:g} or more" if math.isfinite(least) else "")
             )
     return np.array(found, np.float32)
 

@@ -92,9 +92,8 @@ def fit(
                 recorder.evaluate(first_step, state, stop)
             if stop.alone:
                 exit_stopped(reporter, first_step)
-            for step, state, metrics in run_steps(
-                train_step, state, frozen, setup.train, setup.plan, mesh, first_step
-            ):
+            steps = run_steps(train_step, state, frozen, setup.train, setup.plan, mesh, first_step)
+            for step, state, metrics in steps:
                 recorder.step(step, metrics)
                 if recorder.saves_after(step) or recorder.evaluates_after(step):
                     recorder.keep(step, state, stop)

@@ -133,9 +133,10 @@ def _train(
                 recorder.evaluate(first_step, unstack.state(states, k), stop)
         if stop.alone:
             exit_stopped(reporter, first_step)
-        for step, states, metrics in run_steps(
+        steps = run_steps(
             train_step, states, first.frozen, first.setup.train, first.setup.plan, mesh, first_step
-        ):
+        )
+        for step, states, metrics in steps:
             for k, recorder in enumerate(recorders):
                 recorder.step(step, unstack.metrics(metrics, k))
             if recorders[0].saves_after(step) or recorders[0].evaluates_after(step):

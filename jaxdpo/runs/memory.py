@@ -118,10 +118,8 @@ def kept_bytes(
     sizes = dict(mesh.shape)
     rows = max(1, shape.rows // math.prod(sizes[axis] for axis in BATCH_AXES))
     whole = jax.tree.leaves(params)
-    # (Pyright does not know that frozen pydantic models are hashable.)
-    architecture: Any = model
     dtype = params["embed"]["weight"].dtype
-    kept = _kept_shapes(architecture, dtype, compute, replace(shape, rows=rows))
+    kept = _kept_shapes(model, dtype, compute, replace(shape, rows=rows))
     shards = {leaf.shape: leaf.sharding.shard_shape(leaf.shape) for leaf in whole}
 
     def size(kept_shape: tuple[int, ...], width: int) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxdpo.cli.console import Reporter, StepProgress
 from jaxdpo.devices.sharding import agreed
+from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.folder import RunFolder
 from jaxdpo.runs.setup import Setup
@@ -51,7 +52,7 @@ class Recorder:
         self._setup, self._frozen = setup, frozen
         self._checkpoints, self._reporter, self._bar = checkpoints, reporter, bar
         config, num_steps = setup.config, setup.plan.num_steps
-        self._every = config.training.evaluate_every or -(-num_steps // 10)
+        self._every = config.training.evaluate_every or ceil_div(num_steps, 10)
         self._writer = MetricWriter(folder.path, first_step) if folder.writes else None
         self._lagged = LaggedMetrics()
         self._watch = Watch(num_steps, config.optimizer.max_grad_norm)

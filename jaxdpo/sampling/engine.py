@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdpo.devices.sharding import on_every_device
+from jaxdpo.devices.sizes import round_up
 from jaxdpo.errors import UserError
 from jaxdpo.model.cache import KVCache, PackedPrompts, decode, empty_cache, place, prefill
 from jaxdpo.model.config import ModelConfig
@@ -128,8 +129,8 @@ def generate_each(
         return
     _check(model.config, requests, sampling)
     longest, total = _prompt_tokens(requests)
-    row = _rounded_up(max(longest, min(total, _PREFILL_TOKENS)))
-    ring = _rounded_up(longest + sampling.max_new_tokens + 1)
+    row = round_up(max(longest, min(total, _PREFILL_TOKENS)), LENGTH_STEP)
+    ring = round_up(longest + sampling.max_new_tokens + 1, LENGTH_STEP)
     rows = _Rows(model, requests, sampling, row, ring)
     waiting = deque(range(len(requests)))
     while waiting or rows.running:
@@ -157,10 +158,6 @@ def _prompt_tokens(requests: Sequence[Request]) -> tuple[int, int]:
     """The longest prompt's tokens, and those of all, each prompt once."""
     lengths = {tuple(request.prompt): len(request.prompt) for request in requests}.values()
     return max(lengths), sum(lengths)
-
-
-def _rounded_up(length: int) -> int:
-    return -(-length // LENGTH_STEP) * LENGTH_STEP
 
 
 class _Rows:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdpo.devices.sharding import batch_shards, cut_rows, uncut
+from jaxdpo.devices.sharding import batch_shards, gather_weight, shard_rows
+from jaxdpo.devices.sizes import ceil_div
 
 # Logits of one chunk on one device: 2**24 fp32 numbers, 64 MiB. Larger chunks make no faster
 # matmuls; smaller ones do (64 tokens x 32k vocabulary cost 1.5 times as much).
@@ -89,7 +90,7 @@ def token_scores(
     if chunk is None:
         chunk = max(1, CHUNK_LOGITS // (head_DV.shape[1] * (rows // shards)))
     chunk = min(chunk, scores)
-    chunks = -(-scores // chunk)
+    chunks = ceil_div(scores, chunk)
     padding = chunks * chunk - scores
 
     def cut(array_RS: jax.Array) -> jax.Array:
@@ -189,7 +190,7 @@ def _chunked_scores_fwd(
         return None, (TokenScores(target - lse, log_weights, entropy, correct), lse)
 
     # Of a head that is cut along "fsdp" no more than its piece is kept for the backward pass.
-    kept, head_DV = head_DV, uncut(head_DV, vocabulary=1)
+    kept, head_DV = head_DV, gather_weight(head_DV, vocabulary=1)
     _, (scores, lse) = jax.lax.scan(one_chunk, None, (hidden, targets))
     return scores, (hidden, kept, targets, lse)
 
@@ -197,7 +198,7 @@ def _chunked_scores_fwd(
 def _chunked_scores_bwd(head: Head, wanted: Wanted, residuals, cotangents: TokenScores):
     del wanted  # without gradients
     hidden, kept, targets, lse = residuals
-    head_DV = uncut(kept, vocabulary=1)
+    head_DV = gather_weight(kept, vocabulary=1)
 
     def one_chunk(gradient_GDV, inputs):
         hidden_chunk, targets_chunk, lse_chunk, cotangent_chunk = inputs
@@ -213,11 +214,11 @@ def _chunked_scores_bwd(head: Head, wanted: Wanted, residuals, cotangents: Token
         gradient_GDV += jnp.einsum(
             "grcd,grcv->gdv", hidden_chunk, gradient, preferred_element_type=jnp.float32
         )
-        return cut_rows(gradient_GDV, vocabulary=True), gradient_hidden
+        return shard_rows(gradient_GDV, vocabulary=True), gradient_hidden
 
     zeros = jnp.zeros((hidden.shape[1], *head_DV.shape), jnp.float32)
     gradient_GDV, gradient_hidden = jax.lax.scan(
-        one_chunk, cut_rows(zeros, vocabulary=True), (hidden, targets, lse, cotangents.logps)
+        one_chunk, shard_rows(zeros, vocabulary=True), (hidden, targets, lse, cotangents.logps)
     )
     return gradient_hidden, gradient_GDV.sum(0).astype(head_DV.dtype), None
 

@@ -60,4 +60,4 @@ class PlannedPairs:
     source: PairSource
     packer: Packer
     shape: BatchShape
-    columns: PairColumns = PairColumns()
+    columns: PairColumns

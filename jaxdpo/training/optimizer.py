@@ -110,8 +110,8 @@ def make_optimizer(
         if config.max_grad_norm is None
         else optax.clip_by_global_norm(config.max_grad_norm)
     )
-    # Clipped before the moments see it: one exploding gradient would stay in the mean of squares for
-    # a thousand steps.
+    # Clipped before the moments see it: one exploding gradient would stay in the mean of squares
+    # for a thousand steps.
     adamw = optax.adamw(
         schedule,
         b1=config.beta1,
@@ -127,7 +127,7 @@ def make_optimizer(
 def decayed(params: Any) -> Any:
     """Marks the matrices of a parameter tree: kernels, embeddings and adapters."""
 
-    # By name and not by rank: stacked over layers, a norm's scale is [L, D] and looks like a matrix.
+    # By name and not by rank: stacked over layers, a norm's scale is [L, D], as a matrix is.
     def is_matrix(path: Any, _: Any) -> bool:
         return path[-1].key in ("kernel", "weight", "a", "b")
 

@@ -41,8 +41,8 @@ def begin(
       optimizer: The update rule.
       params: The model's parameters, on the mesh.
       mesh: The mesh.
-      keep: Whether the parameters are needed afterwards; otherwise they may become the state's, which
-        training donates.
+      keep: Whether the parameters are needed afterwards; otherwise they may become the state's,
+        which training donates.
 
     Returns:
       The state, and the frozen parameters: LoRA's base, a frozen reference, or None.

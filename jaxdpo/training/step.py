@@ -311,9 +311,9 @@ def _accumulate(
     if jax.tree.leaves(stacked)[0].shape[0] == 1:
         return at(0)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(at, 0))
-    # `fori_loop` and not `scan`: its number of turns is known only when the step runs. M is the most
-    # microbatches of any step, and a scan would compute the padding of all the others; nothing is
-    # differentiated through the loop, so that it may be a `while`.
+    # `fori_loop` and not `scan`: its number of turns is known only when the step runs. M is the
+    # most microbatches of any step, and a scan would compute the padding of all the others;
+    # nothing is differentiated through the loop, so that it may be a `while`.
     return jax.lax.fori_loop(
         0, num_microbatches, lambda i, total: jax.tree.map(jnp.add, total, at(i)), zeros
     )

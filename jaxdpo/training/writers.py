@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.storage.files import replacing
 
 METRICS_FILE = "metrics.jsonl"
@@ -77,7 +78,7 @@ def plot_curves(records: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     # Supervised training has no rewards.
     curves = [curve for curve in _CURVES if any(curve[0] in record for record in records)]
-    grid = figure.subplots(-(-len(curves) // 2), 2, squeeze=False).flat
+    grid = figure.subplots(ceil_div(len(curves), 2), 2, squeeze=False).flat
     for axes, (name, label) in zip(grid, curves, strict=False):
         for split, style in (("TRAIN", "-"), ("TEST", "o-")):
             points = [(r["step"], r[name]) for r in records if r["split"] == split and name in r]

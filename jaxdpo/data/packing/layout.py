@@ -10,6 +10,7 @@ from jaxdpo.data.packing.batch import CHOSEN, PROMPT, REJECTED, TILE, PackedBatc
 from jaxdpo.data.packing.plan import BatchShape, Microbatch, Row, best_fit_decreasing
 from jaxdpo.data.packing.tiles import visible_tiles
 from jaxdpo.data.pairs import TokenizedPair, scored_tokens
+from jaxdpo.devices.sizes import ceil_div
 
 # Batches made ahead by threads: enough to hide the packing, small beside the model.
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -45,7 +46,7 @@ def empty_batch(shape: BatchShape, rows: int) -> PackedBatch:
         score_pair=full(scores),
         score_branch=full(scores),
         pair_index=full(shape.pairs, value=-1),
-        tiles=full(shape.tiles, 2, value=-(-tokens // TILE)),
+        tiles=full(shape.tiles, 2, value=ceil_div(tokens, TILE)),
         gather=SequenceGather(full(*attention), full(*attention), full(tokens)),
     )
 

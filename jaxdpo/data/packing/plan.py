@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxdpo.data.packing.tiles import count_tiles
+from jaxdpo.devices.sizes import ceil_div, round_up
 from jaxdpo.errors import UserError
 
 # Pairs of one row, rows of one microbatch: indices into the data set.
@@ -121,7 +122,7 @@ def choose_row_length(lengths_N3: np.ndarray, config: BatchConfig, rows: int) ->
                 "more, or lower data.max_length"
             )
         return config.row_length
-    shortest = -(-longest // 128) * 128
+    shortest = round_up(longest, 128)
     if not config.pack:
         return shortest
     sample = lengths_N3[_epoch_order(0, 0, len(laid_out))[: _SAMPLED_STEPS * config.size]]
@@ -241,7 +242,7 @@ class Packer:
     def sequence_width(self) -> int:
         """Tokens of an attention row: the longest sequence's, rounded up to a multiple of 64."""
         longest = longest_sequence(self.lengths) if self.longest is None else self.longest
-        return -(-longest // 64) * 64
+        return round_up(longest, 64)
 
 
 def longest_sequence(lengths_N3: np.ndarray) -> int:
@@ -316,7 +317,7 @@ def make_train_plan(packer: Packer, seed: int, epochs: float, max_steps: int | N
             f"batch.size is {size}, but there are only {count} TRAIN pairs; "
             f"set batch.size to {count} or less"
         )
-    steps = -(-int(np.ceil(count * epochs)) // size)
+    steps = ceil_div(int(np.ceil(count * epochs)), size)
     return TrainPlan(packer, seed, steps if max_steps is None else min(steps, max_steps))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxdpo.data.packing.batch import TILE
+from jaxdpo.devices.sizes import ceil_div
 
 
 def visible_tiles(
@@ -23,7 +24,7 @@ def visible_tiles(
     Returns:
       i32 `[n, 2]`: blocks of queries and of keys, by the queries'.
     """
-    blocks = -(-row_length // TILE)
+    blocks = ceil_div(row_length, TILE)
     seen = np.zeros((blocks, blocks), bool)
     start = 0
 
@@ -70,7 +71,7 @@ def count_tiles(lengths_N3: np.ndarray, start_N: np.ndarray, share_prefix: bool)
 
 def _count(start: np.ndarray, own: np.ndarray, second: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Tiles of `[prompt | chosen | rejected]`, which begin at `start`, `own` and `second`."""
-    first, last = -(-start // TILE), (end - 1) // TILE
+    first, last = ceil_div(start, TILE), (end - 1) // TILE
     prompt_last, chosen_last = (own - 1) // TILE, (second - 1) // TILE
     # A block sees all blocks of its pair up to itself; after the chosen completion without those
     # that hold nothing but chosen tokens.

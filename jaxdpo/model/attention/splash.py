@@ -12,6 +12,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from jaxdpo.data.packing.batch import PackedBatch, SequenceGather
+from jaxdpo.devices.sizes import round_up
 from jaxdpo.model.attention.dense import from_sequences, to_sequences
 from jaxdpo.model.attention.sharded import on_own_rows
 from jaxdpo.model.layers import Attend
@@ -47,7 +48,7 @@ def splash_attention(
     ) -> jax.Array:
         width, channels = layout.index.shape[-1], q_BTHd.shape[-1]
         block, filled = _block_size(width), _whole_heads(channels)
-        places = -(-width // block) * block
+        places = round_up(width, block)
 
         def by_head(x_BTHd: jax.Array) -> jax.Array:
             x_NHWd = jnp.swapaxes(to_sequences(x_BTHd, layout), 1, 2)
@@ -69,13 +70,13 @@ def splash_attention(
 def _block_size(width: int) -> int:
     """The block size that makes attention rows least longer; the largest of those."""
     if width <= _BLOCKS[0]:
-        return -(-width // _LANES) * _LANES
+        return round_up(width, _LANES)
     return min(_BLOCKS, key=lambda block: (-width % block, -block))
 
 
 def _whole_heads(channels: int) -> int:
     """Channels of a head that the kernel is known to compile with; added ones are zero."""
-    return 64 if channels <= 64 else -(-channels // _LANES) * _LANES
+    return 64 if channels <= 64 else round_up(channels, _LANES)
 
 
 def _make_kernel(

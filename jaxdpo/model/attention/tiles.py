@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxdpo.data.packing.batch import PROMPT, TILE, PackedBatch
 from jaxdpo.devices.sharding import batch_shards
+from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.model.layers import Attend
 
 # Scores that a device holds at once: 2**21 fp32 numbers, 8 MiB, which stay in a CPU's cache.
@@ -66,7 +67,7 @@ def tile_attention(
         rows = max(1, B // batch_shards())
         chunk = max(1, min(_HELD_SCORES // (rows * H * TILE**2), batch.tiles.shape[1]))
         missing = -batch.tiles.shape[1] % chunk
-        unused = -(-T // TILE)
+        unused = ceil_div(T, TILE)
         tiles = jnp.pad(batch.tiles, ((0, 0), (0, missing), (0, 0)), constant_values=unused)
         pair_ids, branches = _blocks(batch.pair_ids), _blocks(batch.branches)
         tokens = _Tokens(pair_ids, branches, _blocks(batch.positions), tiles, window)
@@ -148,7 +149,7 @@ _attend.defvjp(_attend_fwd, _attend_bwd)
 def _steps(static: _Static, tokens: _Tokens) -> jax.Array:
     """How often `chunk` tiles are done: of the row that has most; the rest cost nothing."""
     used_B = jnp.sum(tokens.tiles[..., 0] < tokens.pair_ids.shape[1], axis=1)
-    return -(-jnp.max(used_B) // static.chunk)
+    return ceil_div(jnp.max(used_B), static.chunk)
 
 
 def _tiles_of(static: _Static, tokens: _Tokens, step: jax.Array) -> tuple[jax.Array, jax.Array]:

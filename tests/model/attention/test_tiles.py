@@ -9,6 +9,7 @@ from jaxdpo.data.packing.batch import TILE, PackedBatch
 from jaxdpo.data.packing.layout import pack_batch
 from jaxdpo.data.packing.plan import BatchConfig, Packer
 from jaxdpo.data.pairs import TokenizedPair
+from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.model.attention import tiles
 from jaxdpo.model.attention.dense import dense_attention
 from jaxdpo.model.attention.tiles import tile_attention
@@ -95,9 +96,9 @@ def test_rows_and_heads_over_devices_change_nothing(rows):
 
 def test_work_is_that_of_the_row_with_most_tiles(rows):
     # Unused tiles cost no step, however many there is room for.
-    used = (rows.tiles[..., 0] < -(-ROW_LENGTH // TILE)).sum(1)
+    used = (rows.tiles[..., 0] < ceil_div(ROW_LENGTH, TILE)).sum(1)
     assert used[0] > used[1] > 0
-    ids = (jnp.zeros((ROWS, -(-ROW_LENGTH // TILE), TILE)),) * 3
+    ids = (jnp.zeros((ROWS, ceil_div(ROW_LENGTH, TILE), TILE)),) * 3
     room = np.pad(rows.tiles, ((0, 0), (0, 1000), (0, 0)), constant_values=8)
     static = tiles._Static(1.0, None, 5)
-    assert tiles._steps(static, tiles._Tokens(*ids, room, None)) == -(-used[0] // 5)
+    assert tiles._steps(static, tiles._Tokens(*ids, room, None)) == ceil_div(used[0], 5)

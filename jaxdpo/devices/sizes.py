@@ -1,0 +1,28 @@
+"""Whole blocks: the two roundings by which lengths become sizes of arrays."""
+
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+Count = TypeVar("Count", int, np.ndarray, jax.Array)
+
+
+def ceil_div(count: Count, size: int) -> Count:
+    """Returns how many blocks of `size` hold `count` things, the last of them perhaps not full.
+
+    >>> ceil_div(65, 64)
+    2
+    """
+    # Floor division of the negative rounds away from zero, in integers: a float would lose counts
+    # above 2**53, and a jax array on a device its dtype.
+    return -(-count // size)
+
+
+def round_up(count: Count, size: int) -> Count:
+    """Returns the smallest multiple of `size` that is at least `count`.
+
+    >>> round_up(65, 64)
+    128
+    """
+    return ceil_div(count, size) * size
