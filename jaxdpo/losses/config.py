@@ -7,8 +7,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from jaxdpo.losses.against_reference import Divergence
 from jaxdpo.losses.table import LOSSES, LossName, readers
 
-# Values of the options whose default depends on the loss, so that the configuration holds None.
-_DEFAULTS = {"gamma": 0.5, "discopop_tau": 0.05, "alpha": 0.5}
+# Defaults of options that only some losses read: the configuration holds None where nobody set
+# them, so that a value given to a loss that ignores it is noticed.
+_GAMMA, _TAU, _ALPHA = 0.5, 0.05, 0.5
 # DPO's own loss is `sigmoid` in the field's configurations; people write what they mean.
 _SYNONYMS = {"dpo": "sigmoid"}
 
@@ -123,19 +124,17 @@ class LossConfig(BaseModel):
                 f"{', '.join(reading)} read it"
             )
 
-    def options(self, name: LossName) -> dict[str, Any]:
-        """Returns the values of the options that a loss's formula takes, defaults filled in."""
-        fields = LOSSES[name].parameters & type(self).model_fields.keys()
-        values = {option: getattr(self, option) for option in fields}
+    def formula_options(self) -> dict[str, float]:
+        """Returns what the formulas take beside arrays, by their parameters' names."""
         return {
-            option: _DEFAULTS[option] if value is None else value
-            for option, value in values.items()
+            "beta": self.beta,
+            "label_smoothing": self.label_smoothing,
+            "gamma": _GAMMA if self.gamma is None else self.gamma,
+            "alpha": _ALPHA if self.alpha is None else self.alpha,
+            "discopop_tau": _TAU if self.discopop_tau is None else self.discopop_tau,
+            "desirable_weight": self.desirable_weight,
+            "undesirable_weight": self.undesirable_weight,
         }
-
-    @property
-    def divergence_alpha(self) -> float:
-        """α of the alpha-divergence, the default filled in."""
-        return _DEFAULTS["alpha"] if self.alpha is None else self.alpha
 
     def weighted_types(self) -> list[tuple[LossName, float]]:
         """Returns the losses and their weights."""

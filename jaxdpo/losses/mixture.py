@@ -31,12 +31,12 @@ def pair_losses(
       Loss ↦ f32 `[...]`. Losses that sort the pairs are by rank, not by pair: only their sum has a
       meaning.
     """
-    logps_arrays = logprob_arrays(policy, columns, is_pair, mean_chosen_tokens)
+    logprobs = logprob_arrays(policy, columns, is_pair, mean_chosen_tokens)
     losses = {}
     for name in config.type:
-        loss = LOSSES[name]
-        ratio_arrays = logratio_arrays(config, name, policy, columns)
-        known = {**logps_arrays, **ratio_arrays, **config.options(name)}
+        loss, logratios = LOSSES[name], logratio_arrays(config, name, policy, columns)
+        known = {**logprobs, **logratios, **config.formula_options()}
+        # A formula is given what its parameters ask for, by name.
         losses[name] = loss.formula(**{each: known[each] for each in loss.parameters})
     return losses
 
@@ -96,7 +96,9 @@ def logratio_arrays(
     """
     logratios = policy.logps - _reference_logps(policy, columns)
     if "f_divergence" in LOSSES[name].options:
-        logratios = divergence_scores(logratios, config.f_divergence, config.divergence_alpha)
+        logratios = divergence_scores(
+            logratios, config.f_divergence, config.formula_options()["alpha"]
+        )
     return {"chosen_logratios": logratios[..., 0], "rejected_logratios": logratios[..., 1]}
 
 

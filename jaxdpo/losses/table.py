@@ -40,7 +40,7 @@ class Loss:
 
     Attributes:
       formula: The loss of each pair. Its parameters are options of `LossConfig` and the arrays that
-        `mixture.loss_arrays` makes of a batch; both are passed by name.
+        `mixture` makes of a batch; both are passed by name.
       options: The fields of `LossConfig`, and the keys of `data` that name a number of each pair,
         which the loss reads. All others must stay at their defaults where no chosen loss reads
         them.
