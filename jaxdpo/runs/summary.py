@@ -35,7 +35,7 @@ def answer_test_prompts(setup: Setup, policy: Policy, folder: RunFolder, when: s
     prompts = [source[index].prompt_ids.tolist() for index in range(count)]
     done = complete(policy, numbered(prompts), config.sampling, setup.objective.compute.dtype)
     # Answers come as they end; the prompts' numbers put them in order.
-    texts = [text for _, text, _ in sorted(done)]
+    texts = [each.text for each in sorted(done)]
     folder.write_json(name, texts)
     return texts
 
