@@ -17,6 +17,7 @@ from jaxdpo.data.reading.names import (
     ASKED_WORDS,
     FACT_NAMES,
     FACT_WORDS,
+    JUDGE_WORDS,
     NAMES_OF,
     NOT_TEXT_WORDS,
 )
@@ -24,6 +25,8 @@ from jaxdpo.data.reading.names import (
 _FACTS = frozenset(FACT_WORDS.split())
 _ASKED = frozenset(ASKED_WORDS.split())
 _NOT_TEXT = frozenset(NOT_TEXT_WORDS.split())
+# A `judge_prompt` was asked of the judge, not of the model.
+_OF_JUDGES = frozenset(JUDGE_WORDS.split())
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _NO_WORD = re.compile(r"[^a-z0-9]+")
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -49,7 +52,7 @@ def sort_of(name: str) -> str:
     """
     # A column that `data.columns` took the name of is still judged by that name.
     name = spelled(name.removesuffix(OTHER))
-    if name in FACT_NAMES:
+    if name in FACT_NAMES or name.split("_")[0] in _OF_JUDGES:
         return "fact"
     # `score_A` and `answer_0` are a score and an answer.
     words = [word for word in name.split("_") if len(word) > 1 and not word.isdigit()]

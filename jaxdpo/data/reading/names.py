@@ -117,3 +117,8 @@ FACT_NAMES = frozenset(
 NOT_TEXT_WORDS = """
     image images video videos audio audios picture pictures pixel_values
 """
+# First words of names of what a judge was asked or said.
+JUDGE_WORDS = """
+    judge judging judgement judgment labelling labeling labeler annotation annotator evaluation
+    evaluator eval grading grader rating rater critique reviewer feedback rubric
+"""
