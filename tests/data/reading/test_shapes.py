@@ -189,7 +189,8 @@ SHAPES = {
         ASKED,
     ),
     "Dahoas/full-hh-rlhf": (
-        {"prompt": f"\n\nHuman: Hi, who are you?\n\nAssistant: A guide.\n\nHuman: {Q}\n\nAssistant:",
+        {"prompt": "\n\nHuman: Hi, who are you?\n\nAssistant: A guide."
+         f"\n\nHuman: {Q}\n\nAssistant:",
          "response": f" {GOOD}", "chosen": f" {GOOD}", "rejected": f" {BAD}"},
         tuple(TALK),
     ),
