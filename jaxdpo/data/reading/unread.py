@@ -20,7 +20,8 @@ def check_unread(
     """Refuses a record whose other columns might say what the model was asked.
 
     A column may be left out if its name is that of a fact (`prompt_id`, `score`), if it holds no
-    text, or if its text stands in the messages already: data sets repeat themselves.
+    text, or if its text stands in the messages already: data sets repeat themselves. Where no
+    column is the prompt by its name, that of a fact may hold it, too.
 
     Args:
       rest: The columns that no form has read.
@@ -46,7 +47,7 @@ def check_unread(
             # An instruction without an input has the column all the same.
             repeats |= {name} if sort == "asked" else set()
             continue
-        if sort == "fact" or name in facts:
+        if name in facts or (sort == "fact" and prompt_is_named):
             continue
         if sort == "not text":
             raise BadPair(
@@ -55,7 +56,7 @@ def check_unread(
                 f"data.columns={{metadata: {name}}}",
             )
         texts = texts_in(value)
-        if sort == "unknown" and prompt_is_named:
+        if sort == "fact" or (sort == "unknown" and prompt_is_named):
             texts = list(filter(is_prose, texts))
         if not texts:
             continue
