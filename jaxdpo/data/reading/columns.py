@@ -27,7 +27,8 @@ _ASKED = frozenset(ASKED_WORDS.split())
 _NOT_TEXT = frozenset(NOT_TEXT_WORDS.split())
 # A `judge_prompt` was asked of the judge, not of the model.
 _OF_JUDGES = frozenset(JUDGE_WORDS.split())
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+# `systemPrompt` and `promptID` are two words, `CoT` is one.
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z][A-Za-z])")
 _NO_WORD = re.compile(r"[^a-z0-9]+")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _SENTENCE_END = (".", "?", "!", ":", "。", "?", "!", "…")

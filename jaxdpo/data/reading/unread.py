@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxdpo.data.bad_pair import BadPair, show
+from jaxdpo.data.reading import rendered
 from jaxdpo.data.reading.columns import OTHER, is_prose, sort_of, texts_in
 from jaxdpo.data.reading.said import Said
 
@@ -82,7 +83,11 @@ def _stands_in(text: str, contents: Sequence[str]) -> bool:
     text = text.strip()
     if text in contents or text in ("user", "assistant", "system", "human", "gpt", "tool"):
         return True
-    return len(text) >= _TELLING and any(text in content for content in contents)
+    if len(text) >= _TELLING and any(text in content for content in contents):
+        return True
+    # Alpaca has the whole example once more, as its template renders it.
+    messages = rendered.messages_of(text, "", is_answer=True)
+    return messages is not None and all(each["content"].strip() in contents for each in messages)
 
 
 def _lost(name: str, value: Any, prompt_is_named: bool) -> BadPair:
