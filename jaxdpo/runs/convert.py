@@ -13,11 +13,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from jaxdpo.cli.console import Reporter
 from jaxdpo.devices.sharding import path_name
 from jaxdpo.errors import UserError
-from jaxdpo.hub.adapter import ADAPTER_CONFIG, stored_adapter
+from jaxdpo.hub.adapter import ADAPTER_CONFIG, lazy_adapter
 from jaxdpo.hub.export import exporting
 from jaxdpo.hub.folder import find_folder
 from jaxdpo.hub.policy import Policy
-from jaxdpo.hub.read import stored_params
+from jaxdpo.hub.read import lazy_params
 from jaxdpo.hub.write import write_json, write_texts
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.load import CARD, ORBAX, open_source
@@ -117,10 +117,10 @@ def _check(policy: Policy, config: ConvertConfig, target: Path) -> int:
         found: Any = open_source(str(target)).params
     elif config.lora == "adapter":
         expected = policy.lora
-        found, _ = stored_adapter(target, policy.config, policy.hf_config)
+        found, _ = lazy_adapter(target, policy.config, policy.hf_config)
     else:
         dtype = jnp.dtype(config.dtype or jax.tree.leaves(expected)[0].dtype)
-        found = stored_params(target, policy.config, dtype)
+        found = lazy_params(target, policy.config, dtype)
     written = {path_name(path): stored for path, stored in jax.tree.leaves_with_path(found)}
     arrays = jax.tree.leaves_with_path(expected)
     for path, wanted in arrays:
