@@ -43,7 +43,7 @@ from jaxdpo.sampling.config import SamplingConfig
 from jaxdpo.storage.files import replacing, shipped
 
 
-def _found(model: str) -> str:
+def _place(model: str) -> str:
     return model if model == DATA_ANSWERS else shipped(model)
 
 
@@ -52,7 +52,7 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    models: dict[str, Annotated[str, AfterValidator(_found)]] = Field(
+    models: dict[str, Annotated[str, AfterValidator(_place)]] = Field(
         default_factory=dict,
         description="name=where it lies, in the order of comparison; name=@answers is the data's "
         "own answers, beside the models'",

@@ -24,7 +24,7 @@ class SampleConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: Annotated[str, AfterValidator(shipped)] = Field(description="what answers")
+    model: Annotated[str, AfterValidator(shipped)] = Field(description="the model that answers")
     data: PromptsConfig = Field(description="the prompts")
     out: str = Field(description="JSONL file of the answers")
     samples: int = Field(default=1, ge=1, description="answers to each prompt")
@@ -82,6 +82,7 @@ def sample(config: SampleConfig) -> list[Generation]:
     source = source_of(
         config.model, config.sampling, config.server, config.dtype, config.chat_template
     )
+    # Of best of n all answers are kept, too: what they were chosen from can be read again.
     drawn = out.with_suffix(".samples.jsonl") if config.best_of else out
     files = AnswerFiles({config.model: drawn}, out.with_suffix(".judgements.jsonl"))
     samples, sources = config.best_of or config.samples, [(config.model, source)]
