@@ -101,13 +101,18 @@ def is_prose(text: str) -> bool:
 
 def texts_in(value: Any) -> list[str]:
     """Lists every string in a value that holds a letter, at any depth."""
-    if isinstance(value, str):
-        return [value] if any(map(str.isalpha, value)) else []
-    if isinstance(value, dict):
-        return [text for item in value.values() for text in texts_in(item)]
-    if isinstance(value, list | tuple):
-        return [text for item in value for text in texts_in(item)]
-    return []
+    found: list[str] = []
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            if item[:1].isalpha() or any(map(str.isalpha, item)):
+                found.append(item)
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, list | tuple):
+            waiting.extend(item)
+    return found
 
 
 def typo_of(name: str, known: Iterable[str]) -> str:

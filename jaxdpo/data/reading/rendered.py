@@ -313,6 +313,8 @@ def answer_of(text: str, prompt_was_rendered: bool) -> str:
       prompt_was_rendered: Whether its prompt was: then the mark that opens the answer may stand
         before it, and the white space at its ends is the template's.
     """
+    if not prompt_was_rendered and text[-1:] not in (">", "\n", " "):
+        return text
     if prompt_was_rendered and (opener := _ANSWER_OPENER(text)):
         text = text[opener.end() :]
     ended = text.rstrip()
