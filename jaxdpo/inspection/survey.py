@@ -30,7 +30,7 @@ _LONG = 20
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What is remembered of N pairs.
+    """A few hundred bytes about each of N pairs.
 
     Attributes:
       places: Where each stands.

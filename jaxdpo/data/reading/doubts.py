@@ -1,7 +1,7 @@
 """Warnings about what was read: it is well formed, and probably not what was meant."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jaxdpo.data.pairs import Message, PreferencePair
 from jaxdpo.data.warnings import breaks_off, is_invisible
@@ -28,14 +28,16 @@ class Doubts:
         if pair.prompt and not any(map(_has_text, pair.prompt)):
             self._blank.append(pair.source)
         for answer in (pair.chosen, pair.rejected):
-            if not answer:
-                continue
-            if not any(_has_text(message) or "tool_calls" in message for message in answer):
-                self._blank.append(pair.source)
-            text = answer[-1].get("content", "")
-            if isinstance(text, str) and len(text) > _LONG:
-                self._long += 1
-                self._cut += breaks_off(text)
+            if answer:
+                self._add_answer(answer, pair.source)
+
+    def _add_answer(self, answer: Sequence[Message], source: str) -> None:
+        if not any(_has_text(message) or "tool_calls" in message for message in answer):
+            self._blank.append(source)
+        text = answer[-1].get("content", "")
+        if len(text) > _LONG:
+            self._long += 1
+            self._cut += breaks_off(text)
 
     def warnings(self) -> Iterator[str]:
         """Yields what looks wrong."""
