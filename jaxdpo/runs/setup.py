@@ -169,9 +169,7 @@ def _counted(pairs: LoadedPairs) -> dict[str, Any]:
     }
 
 
-def _warn(
-    plan: TrainPlan, weights: np.ndarray | None, config: RunConfig, reporter: Reporter
-) -> None:
+def _warn(plan: TrainPlan, weights: Any, config: RunConfig, reporter: Reporter) -> None:
     """Says what makes the run learn next to nothing."""
     for warning in (
         warn_of_steps(plan.num_steps, len(plan.packer.lengths), config.batch.size),
