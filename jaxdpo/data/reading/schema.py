@@ -145,16 +145,18 @@ def _parsed(said: Sequence[Said], unread: Counter[str] | None) -> list[_Labelled
 
 
 def _messages(labelled: list[_Labelled]) -> tuple[Message, ...]:
-    return tuple(message for _, message in labelled)
+    return tuple([message for _, message in labelled])
 
 
 def _asked(labelled: list[_Labelled]) -> tuple[Message, ...]:
     """Returns messages without their weights, which say nothing of what was asked."""
     return tuple(
-        {key: item for key, item in message.items() if key != "weight"}
-        if "weight" in message
-        else message
-        for _, message in labelled
+        [
+            {key: item for key, item in message.items() if key != "weight"}
+            if "weight" in message
+            else message
+            for _, message in labelled
+        ]
     )
 
 
@@ -162,10 +164,17 @@ def _check_conversations(
     prompt: list[_Labelled], chosen: list[_Labelled], rejected: list[_Labelled]
 ) -> None:
     _check_prompt(prompt, chosen)
-    _check_tool_order([*prompt, *chosen])
+    has_tools = any(
+        message["role"] == "tool" or "tool_calls" in message
+        for part in (prompt, chosen, rejected)
+        for _, message in part
+    )
+    if has_tools:
+        _check_tool_order([*prompt, *chosen])
     _check_completion(chosen, "last-not-assistant")
     _check_completion(rejected, "rejected-role")
-    _check_tool_order([*prompt, *rejected])
+    if has_tools:
+        _check_tool_order([*prompt, *rejected])
     if _messages(chosen) == _messages(rejected):
         (field, message), preferred = rejected[-1], chosen[-1][0]
         named = "the chosen message" if preferred.startswith("messages[") else preferred
