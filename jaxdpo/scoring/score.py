@@ -15,7 +15,7 @@ from jaxdpo.data.packing.layout import PairSource, pack_batch
 from jaxdpo.data.packing.plan import BatchShape, Microbatch, Packer, scoring_microbatches
 from jaxdpo.devices.sharding import local_rows, put_rows, replicated
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute, Params, head_weight, hidden_states_and_router_loss
+from jaxdpo.model.decoder import Compute, Params, forward, head_weight
 from jaxdpo.scoring.logprobs import (
     LOGPS_ALONE,
     Head,
@@ -79,9 +79,7 @@ def score_completions_and_router_loss(
     """`score_completions`, and the experts' load-balancing loss; None without experts."""
     # The layers' parameters follow one by one.
     params = {**compute.fetched({**params, "layers": ()}), "layers": params["layers"]}
-    hidden, router_loss = hidden_states_and_router_loss(
-        config, params, lora, batch, compute, dropout_key=dropout_key
-    )
+    hidden, router_loss = forward(config, params, lora, batch, compute, dropout_key=dropout_key)
     scores = token_scores(
         hidden,
         head_weight(config, params),

@@ -14,7 +14,7 @@ from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
-from jaxdpo.model.decoder import Compute, hidden_states, init_params, logits
+from jaxdpo.model.decoder import Compute, init_params, logits
 from jaxdpo.model.lora import LoraConfig, init_lora, merge_lora
 from jaxdpo.sampling import (
     Completion,
@@ -26,6 +26,7 @@ from jaxdpo.sampling import (
     numbered,
 )
 from tests.sampling.frequencies import assert_frequencies
+from tests.tiny import hidden_states
 
 CONFIG = ModelConfig(
     vocab_size=24,
