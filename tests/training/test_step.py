@@ -169,7 +169,7 @@ def test_a_moving_reference_moves_as_often_and_as_far_as_it_is_told():
         compute, moving = Compute(jnp.float32, "dense", "none"), MovingReference(mixup, every=2)
         objective = Objective(MODEL, compute, LossConfig(), 8, seed=0, moving=moving)
         step = make_train_step(objective, optimizer, schedule, mesh, state)
-        data = TrainData(PAIRS, plan, plan.shape(False), None)
+        data = TrainData(PAIRS, plan, plan.shape("plain"), None)
         margins = []
         for number, after, metrics in run_steps(step, state, None, data, mesh, 0):
             if number % 2 == 0:
@@ -326,7 +326,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
         step = make_train_step(objective, optimizer, schedule, mesh, state)
         broken = REFERENCE.copy()
         broken[int(plan.pairs(0)[3])] = np.inf
-        data = TrainData(PAIRS, plan, plan.shape(False), broken)
+        data = TrainData(PAIRS, plan, plan.shape("plain"), broken)
         _, state, metrics = next(iter(run_steps(step, state, None, data, mesh, 0)))
     assert not np.isfinite(float(metrics["loss"]))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.trainable), before)
@@ -347,7 +347,7 @@ def test_pure_bfloat16_keeps_its_moments_in_float32():
             MODEL, Compute(jnp.bfloat16, "dense", "full"), LossConfig(), batch.size, seed=0
         )
         step = make_train_step(objective, optimizer, schedule, mesh, state)
-        data = TrainData(PAIRS, plan, plan.shape(False), REFERENCE)
+        data = TrainData(PAIRS, plan, plan.shape("plain"), REFERENCE)
         _, state, metrics = next(iter(run_steps(step, state, None, data, mesh, 0)))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.trainable)} == {"bfloat16"}
     moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
