@@ -108,6 +108,13 @@ def test_models_are_evaluated(folder, capsys, monkeypatch):
     for name in ("chart.png", "chart.svg", "report.html", "examples.jsonl", "judgements.jsonl"):
         assert (folder / "evaluation" / name).stat().st_size > 500
 
+    written = (folder / "evaluation/judgements.jsonl").read_text().splitlines()
+    judgements = [json.loads(line) for line in written]
+    assert len(judgements) == 10 * 2 * 2
+    assert {(j["model"], j["criterion"]) for j in judgements} == {
+        (model, name) for model in ("sft", "dpo") for name in ("word_limit", "word")
+    }
+
     before = (folder / "evaluation/report.html").read_text()
     monkeypatch.setattr("jaxdpo.generation.generators.complete", None)  # Nothing is sampled again.
     evaluate.main(arguments)
@@ -132,7 +139,7 @@ def test_models_in_memory_are_compared(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["critera=word_limit"], r"critera: unknown field; did you mean 'criteria'\?; a model"),
+        (["critera=word_limit"], r"critera: unknown key; did you mean 'criteria'\?; a model"),
         (["a=./sft"], "nothing judges the answers"),
         (["b/a=./sft", "criteria=word_limit"], "can't name a file"),
         (["a=./sft", "criteria=word_limt"], "did you mean 'word_limit'"),

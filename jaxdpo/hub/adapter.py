@@ -1,7 +1,7 @@
-"""LoRA adapters as PEFT keeps them: adapter_config.json and adapter_model.safetensors.
+"""LoRA adapters in the format of PEFT: adapter_config.json and adapter_model.safetensors.
 
-Where a family keeps several of our linear maps in one tensor (Phi-3's qkv_proj, GPT-2's c_attn),
-PEFT has one adapter for all of them. Ours of q, k and v, of rank r each, are one of rank 3r there:
+Where a family keeps several linear maps in one tensor (Phi-3's qkv_proj, GPT-2's c_attn), PEFT has
+one adapter for all of them. Adapters of q, k and v, of rank r each, become one of rank 3r:
 
     lora_A [3r, in]   = A_q over A_k over A_v
     lora_B [out, 3r]  = B_q, B_k and B_v along the diagonal, and zeros
@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from jaxdpo.devices.sharding import shardings_for
 from jaxdpo.errors import UserError
 from jaxdpo.hub.export import exporting, write_tensors
-from jaxdpo.hub.families import Row, family_of
+from jaxdpo.hub.families import Row, Span, family_of
 from jaxdpo.hub.folder import read_json
-from jaxdpo.hub.read import on_devices, open_tensors, stored_tree
+from jaxdpo.hub.read import lazy_tree, on_devices, open_tensors
 from jaxdpo.hub.write import tensor_arrays, tensor_specs, write_json, write_texts
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.lora import LoraConfig, LoraParams, init_lora
@@ -73,7 +73,8 @@ def save_adapter(
     rows = _rows(modules, lora_config.rank)
     specs, arrays = tensor_specs(rows, lora), tensor_arrays(rows, lora)
     if jax.process_index() != 0:
-        for _ in arrays:  # Takes part in gathering what no process holds whole.
+        # Every process takes part in gathering the arrays that no process holds whole.
+        for _ in arrays:
             pass
         return
     adapted = [module for module in modules if module.tensor("A", 0) in specs]
@@ -98,7 +99,7 @@ def save_adapter(
 
 
 def base_of(folder: Path) -> str:
-    """The model that an adapter folder says it belongs to.
+    """Returns the model that an adapter folder says it belongs to.
 
     Raises:
       UserError: If it says none.
@@ -126,14 +127,23 @@ def load_adapter(
     Raises:
       UserError: For another kind of adapter, or tensors that do not fit the base model.
     """
-    stored, lora_config = stored_adapter(folder, config, hf_config)
+    stored, lora_config = lazy_adapter(folder, config, hf_config)
     return on_devices(stored, None if mesh is None else shardings_for(stored, mesh)), lora_config
 
 
-def stored_adapter(
+def lazy_adapter(
     folder: Path, config: ModelConfig, hf_config: Mapping[str, Any]
 ) -> tuple[LoraParams, LoraConfig]:
-    """As `load_adapter`, with the adapters left in their file, each a `Stored`."""
+    """Opens what `load_adapter` loads, with the adapters left in their file.
+
+    Args:
+      folder: Adapter folder.
+      config: Architecture of the base model.
+      hf_config: config.json of the base model.
+
+    Returns:
+      The adapters, each a `Stored`, and their configuration.
+    """
     described = read_json(folder, ADAPTER_CONFIG)
     for field, only in _ONLY.items():
         _check_only(folder, described, field, only)
@@ -153,12 +163,12 @@ def stored_adapter(
         raise UserError(f"{folder / ADAPTER_CONFIG}: {error.errors()[0]['msg']}") from None
     blocks = _patterns(adapted, lora_config.rank, lora_config.alpha)
     apart = bool(described.get("rank_pattern"))
-    for field, ours in blocks.items():
-        _check_only(folder, described, field, ours if apart else {})
+    for field, written in blocks.items():
+        _check_only(folder, described, field, written if apart else {})
     expected = jax.eval_shape(lambda: init_lora(config, lora_config, jax.random.key(0)))
     # PEFT's own adapter of such a tensor is one that its maps share.
     rows = _rows(modules, lora_config.rank if apart else None)
-    return stored_tree(folder, tensors, rows, expected), lora_config
+    return lazy_tree(folder, tensors, rows, expected), lora_config
 
 
 def _check_only(folder: Path, described: Mapping[str, Any], field: str, only: Any) -> None:
@@ -182,20 +192,20 @@ class _Module(NamedTuple):
 
     @property
     def maps(self) -> list[str]:
-        """Our names of the linear maps in it."""
-        return [row.ours.split("/")[-2] for row in self.kernels]
+        """Names of the linear maps in it."""
+        return [row.path.split("/")[-2] for row in self.kernels]
 
     def tensor(self, which: Literal["A", "B"], *layer: int) -> str:
-        """The tensor of an adapter, of a layer or as a template."""
-        theirs = f"base_model.model.{self.kernels[0].theirs.removesuffix('.weight')}.lora_{which}"
-        return f"{theirs.format(i=layer[0]) if layer else theirs}.weight"
+        """Returns the name of an adapter's tensor, of one layer or as a template."""
+        name = f"base_model.model.{self.kernels[0].hf_name.removesuffix('.weight')}.lora_{which}"
+        return f"{name.format(i=layer[0]) if layer else name}.weight"
 
 
 def _modules(hf_config: Mapping[str, Any], config: ModelConfig) -> list[_Module]:
     kernels: dict[tuple[str, ...], list[Row]] = {}
     for row in family_of(hf_config).rows(config):
-        if row.leading == 1 and row.ours.endswith("/kernel"):
-            kernels.setdefault(tuple(row.theirs.split(".")[:-1]), []).append(row)
+        if row.leading == 1 and row.path.endswith("/kernel"):
+            kernels.setdefault(tuple(row.hf_name.split(".")[:-1]), []).append(row)
     last = [path[-1] for path in kernels]
     # GPT-2 has a c_proj in the attention and another in the MLP.
     return [
@@ -205,7 +215,7 @@ def _modules(hf_config: Mapping[str, Any], config: ModelConfig) -> list[_Module]
 
 
 def _rows(modules: Sequence[_Module], rank: int | None) -> list[Row]:
-    """The table of adapters: `lora_A` is `[r, in]` and `lora_B` `[out, r]`.
+    """Returns the table of adapters: `lora_A` is `[r, in]` and `lora_B` `[out, r]`.
 
     Args:
       modules: What may be adapted.
@@ -217,15 +227,15 @@ def _rows(modules: Sequence[_Module], rank: int | None) -> list[Row]:
         for place, kernel in enumerate(module.kernels):
             ranks = None
             if rank is not None and len(module.kernels) > 1:
-                ranks = (place * rank, (place + 1) * rank, len(module.kernels) * rank)
-            ours = kernel.ours.removesuffix("/kernel")
-            rows.append(Row(f"{ours}/a", module.tensor("A"), transposed=True, span=ranks))
-            rows.append(Row(f"{ours}/b", module.tensor("B"), True, kernel.span, above=ranks))
+                ranks = Span(place * rank, rank, len(module.kernels) * rank)
+            path = kernel.path.removesuffix("/kernel")
+            rows.append(Row(f"{path}/a", module.tensor("A"), transposed=True, columns=ranks))
+            rows.append(Row(f"{path}/b", module.tensor("B"), True, kernel.columns, rows=ranks))
     return rows
 
 
 def _patterns(modules: Sequence[_Module], rank: int, alpha: float) -> dict[str, dict[str, Any]]:
-    """Rank and alpha of modules that hold several maps, in which alpha / rank stays the same."""
+    """Returns the patterns of modules that hold several maps; alpha / rank stays the same."""
     several = {module.name: len(module.kernels) for module in modules if len(module.kernels) > 1}
     return {
         "rank_pattern": {name: count * rank for name, count in several.items()},

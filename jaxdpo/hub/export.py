@@ -44,9 +44,12 @@ def exporting(folder: Path) -> Iterator[Path]:
             shutil.rmtree(left_over, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
+        # The manifest only says which files a later export may replace.
         files = sorted(path.name for path in temporary.iterdir())
         (temporary / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
         sync_tree(temporary)
+        # A folder cannot be replaced in one system call, but between these two renames the earlier
+        # export still lies beside it under another name.
         if folder.exists():
             folder.rename(previous)
         temporary.rename(folder)
@@ -109,6 +112,7 @@ def write_tensors(
         dtype = _DTYPE_NAMES[np.dtype(spec.dtype)]
         header[name] = {"dtype": dtype, "shape": list(spec.shape), "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
+    # Padded, so that the tensors begin at a multiple of eight bytes.
     encoded += b" " * (-len(encoded) % 8)
     checksums: dict[str, int] = {}
     with open(path, "wb") as file:
@@ -121,7 +125,8 @@ def write_tensors(
         file.flush()
         os.fsync(file.fileno())
     for name, checksum in checksums.items():
-        # Opened anew for each: of an open file, all that has been read stays in memory.
+        # Opened anew for each tensor: an open file is mapped, and what was read of it stays in
+        # memory.
         with safe_open(path, framework="np") as file:
             if zlib.crc32(_bytes(file.get_tensor(name))) != checksum:
                 raise OSError(f"{path.name}: {name} reads back differently from what was written")

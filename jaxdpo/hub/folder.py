@@ -1,4 +1,4 @@
-"""Model folders: where they are found, and which of their files may be read."""
+"""Model folders: finds them, and checks which of their files may be read."""
 
 import json
 from pathlib import Path
@@ -6,16 +6,16 @@ from typing import Any
 
 from jaxdpo.errors import UserError
 
-# In bytes: the index of the largest models takes a tenth of it.
+# In bytes. The index of the largest models takes a tenth of it.
 _LARGEST_JSON = 2**26
-# transformers reads chat templates from there.
+# The folder from which transformers reads further chat templates.
 _TEMPLATES = "additional_chat_templates"
-# Weights under other names (Mistral's consolidated.safetensors, original/) say the same again.
+# Weights under other names (Mistral's consolidated.safetensors, original/) are copies of the same.
 _DOWNLOADED = ["*.json", "model*.safetensors", "adapter*.safetensors", "tokenizer*", "*.jinja"]
 
 
 def find_folder(path: str | Path, weights: bool = True) -> Path:
-    """The model folder at a path; else that of `org/name` on the Hugging Face Hub, downloaded.
+    """Finds the model folder at a path, or downloads that of `org/name` on the Hugging Face Hub.
 
     Args:
       path: The folder, or `org/name`.
@@ -50,7 +50,7 @@ def check_files(folder: Path) -> None:
     """Checks all files of a model folder, for libraries that would follow links and open pipes.
 
     Raises:
-      UserError: As `member` does.
+      UserError: For a file that `member` refuses.
     """
     for entry in folder.iterdir():
         if entry.name == _TEMPLATES and not entry.is_symlink() and entry.is_dir():
@@ -60,7 +60,7 @@ def check_files(folder: Path) -> None:
 
 
 def member(folder: Path, name: str) -> Path:
-    """The path of a file that belongs to a model folder, whether it is there or not.
+    """Returns the path of a file that belongs to a model folder, whether it is there or not.
 
     Raises:
       UserError: If `name` is no plain file name, a link leads out of the folder, or it is no plain
@@ -73,6 +73,7 @@ def member(folder: Path, name: str) -> Path:
         real, home = path.resolve(), folder.resolve()
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: a link that leads nowhere; copy the file there") from error
+    # The Hub's cache: models--org--name/{snapshots/<commit>/file → ../../blobs/<digest>}.
     blobs = home.parent.parent / "blobs"
     if real.parent != home and not (home.parent.name == "snapshots" and real.parent == blobs):
         raise UserError(f"{path}: a link to {real}, outside the model folder; copy the file there")
@@ -82,7 +83,7 @@ def member(folder: Path, name: str) -> Path:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object from a file of a model folder.
+    """Reads a JSON object from a file of a model folder.
 
     Raises:
       UserError: If it is missing, too large, or something else.
@@ -113,6 +114,7 @@ def _not_a_number(name: str) -> None:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # json keeps the last of two equal keys, so two readers could see different models.
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -122,7 +124,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a model folder.
+    """Reads the config.json of a model folder.
 
     Raises:
       UserError: If there is none.

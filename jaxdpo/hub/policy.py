@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 from jaxdpo.data.tokenization.chat import Chat, load_chat
 from jaxdpo.devices.sharding import shardings_for
 from jaxdpo.errors import UserError
-from jaxdpo.hub.adapter import ADAPTER_CONFIG, base_of, save_adapter, stored_adapter
+from jaxdpo.hub.adapter import ADAPTER_CONFIG, base_of, lazy_adapter, save_adapter
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import check_files, find_folder, member, read_config, read_json
 from jaxdpo.hub.quantized import dequantize_params, kind_of, quantize_params, read_part
-from jaxdpo.hub.read import on_devices, stored_params
+from jaxdpo.hub.read import lazy_params, on_devices
 from jaxdpo.hub.write import MAX_SHARD_BYTES, json_text, save_pretrained
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
@@ -53,7 +53,7 @@ class Policy:
     card: str | None = None
 
     def describe(self) -> str:
-        """`models/tiny: llama, 1.2M parameters, float32`."""
+        """Returns a line such as `models/tiny: llama, 1.2M parameters, float32`."""
         leaves = jax.tree.leaves(self.params, is_leaf=is_quantized)
         count = sum(leaf.size for leaf in leaves)
         size = f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
@@ -63,14 +63,14 @@ class Policy:
 
     @property
     def base(self) -> BaseKind:
-        """What the layers' matrices are in."""
+        """Number format of the layers' matrices."""
         return kind_of(self.params)
 
     def quantized(self, kind: BaseKind) -> "Policy":
-        """The same model with its layers' matrices in fewer bits, beneath adapters to come.
+        """Returns the same model with its layers' matrices in fewer bits, beneath adapters to come.
 
         Raises:
-          UserError: If they are in other codes already, or cannot be in these.
+          UserError: If they are quantized otherwise already, or their sizes do not allow it.
         """
         if self.base == kind:
             return self
@@ -79,16 +79,16 @@ class Policy:
         return replace(self, params=quantize_params(self.params, kind))
 
     def merged(self) -> "Policy":
-        """The same model without adapters, theirs added into the weights.
+        """Returns the same model with its adapters added into the weights.
 
-        Of a quantised base these are the numbers that its codes stand for, as it was trained with.
-        They are not all formed at once: such a policy can be saved, and put on devices.
+        A quantized base is dequantized first, to the numbers that the adapters were trained on. The
+        sums are not all formed at once: such a policy can be saved, and put on devices.
         """
         if self.lora is None:
             return self
         assert self.lora_config is not None
-        numbers = dequantize_params(self.params)
-        params = merge_lora(numbers, self.lora, self.lora_config.scale, _merged)
+        dequantized = dequantize_params(self.params)
+        params = merge_lora(dequantized, self.lora, self.lora_config.scale, _merged)
         return replace(self, params=params, lora=None, lora_config=None)
 
     def save(
@@ -113,7 +113,7 @@ class Policy:
         card = {} if self.card is None else {"README.md": self.card}
         if self.lora is not None and lora == "adapter":
             assert self.lora_config is not None
-            # PEFT looks for the base model there, from wherever it is called.
+            # An absolute path, because PEFT resolves it from wherever it is called.
             here = Path(self.source).expanduser()
             base = str(here.resolve()) if here.is_dir() else self.source
             hf_config, config = self.hf_config, self.config
@@ -162,7 +162,7 @@ def load_policy(
 
 
 def on_mesh(policy: Policy, mesh: Mesh | None) -> Policy:
-    """The policy with its arrays on devices; None as mesh: on the first one."""
+    """Puts the policy's arrays on a mesh, or on the first device for None."""
 
     def load(arrays: Params) -> Params:
         return on_devices(arrays, None if mesh is None else shardings_for(arrays, mesh))
@@ -177,10 +177,16 @@ def open_policy(
     chat_template: str | None = None,
     context: int | None = None,
 ) -> Policy:
-    """As `load_policy`, with the weights checked and left in their files, to be read by parts.
+    """Opens what `load_policy` loads, with the weights checked and left in their files.
+
+    Args:
+      path: Hugging Face or PEFT folder, or `org/name`.
+      dtype: Of the parameters; adapters are always fp32.
+      chat_template: Jinja file used in place of the tokenizer's own template.
+      context: Longest sequence there will be, in tokens.
 
     Raises:
-      UserError: As `load_policy`.
+      UserError: If it is missing, damaged or not supported.
     """
     folder = find_folder(path)
     check_files(folder)
@@ -190,7 +196,7 @@ def open_policy(
     base_folder = find_folder(named)
     check_files(base_folder)
     base = _open_model(named, base_folder, dtype, chat_template, context)
-    lora, lora_config = stored_adapter(folder, base.config, base.hf_config)
+    lora, lora_config = lazy_adapter(folder, base.config, base.hf_config)
     return replace(base, lora=lora, lora_config=lora_config)
 
 
@@ -210,14 +216,15 @@ def _open_model(
     generation = None
     if member(folder, "generation_config.json").exists():
         generation = read_json(folder, "generation_config.json")
-    params = stored_params(folder, config, jnp.dtype(dtype))
+    params = lazy_params(folder, config, jnp.dtype(dtype))
     return Policy(config, params, chat, source, hf_config, generation)
 
 
 def _merged(kernel: Any, pair: dict[str, Any], scale: float) -> Any:
-    """A kernel with its adapter; one that is read by parts has each part's share added then."""
+    """Adds an adapter to a kernel; one that is read by parts gets its share with each part."""
     if not isinstance(kernel, Stored):
         return merged_kernel(kernel, pair, scale)
+    # Only the rows of `a` and the columns of `b` that this part of the kernel needs.
     ranks = slice(0, pair["a"].shape[-1])
 
     def read(spans: Spans) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""Models whose layers are in codes: made while their files are read, and written as numbers again.
+"""Quantized models: quantized while their files are read, and dequantized while they are written.
 
-Never is more than one matrix of a model in full precision for it, on the host or on a device.
+At no time does this hold more than one of a model's matrices in full precision, on the host or on a
+device.
 """
 
 from typing import Any
@@ -25,36 +26,39 @@ from jaxdpo.storage.lazy_array import Spans, Stored
 
 
 def kind_of(params: Params) -> BaseKind:
-    """What the layers' kernels are in."""
+    """Returns the number format of the layers' kernels."""
     leaves = jax.tree.leaves(params["layers"], is_leaf=is_quantized)
     return next((leaf.kind for leaf in leaves if is_quantized(leaf)), "full")
 
 
 def quantize_params(params: Params, kind: BaseKind) -> Params:
-    """The parameters with the layers' kernels in codes.
+    """Quantizes the layers' kernels.
 
     Args:
-      params: Parameters; those left in their files are so in codes too, made where they are read.
+      params: Parameters; those left in their files are quantized when they are read.
       kind: "int8" or "nf4".
 
     Raises:
       UserError: If blocks do not divide a kernel's inputs.
     """
     if isinstance(params["embed"]["weight"], Stored):
-        return map_kernels(lambda kernel: _codes_on_reading(kernel, kind), params)
+        return map_kernels(lambda kernel: _quantized_on_reading(kernel, kind), params)
+    # Shapes alone, to find the shardings that the codes are born with.
     expected = jax.eval_shape(lambda tree: quantize_layers(tree, kind), params)
     mesh = getattr(params["embed"]["weight"].sharding, "mesh", None)
     shardings = None if mesh is None else shardings_for(expected, mesh)
     return jax.jit(lambda tree: quantize_layers(tree, kind), out_shardings=shardings)(params)
 
 
-def _codes_on_reading(kernel: Stored, kind: BaseKind) -> Quantized:
+def _quantized_on_reading(kernel: Stored, kind: BaseKind) -> Quantized:
     *leading, inputs, outputs = kernel.shape
     block = block_of(inputs)
 
     def stored(field: str, rows_of_block: int, dtype: Any) -> Stored:
         def one(spans: Spans) -> np.ndarray:
             *outer, rows, columns = spans
+            # A scale belongs to a whole block of inputs, so a device whose slice begins inside a
+            # block quantizes the block whole and keeps its part.
             blocks, rest = _whole_blocks(rows, rows_of_block)
             whole = slice(blocks.start * block, blocks.stop * block)
             made = quantize(kernel.read((*outer, whole, columns)), kind, block)
@@ -63,26 +67,28 @@ def _codes_on_reading(kernel: Stored, kind: BaseKind) -> Quantized:
         shape = (*leading, inputs // block * rows_of_block, outputs)
         return Stored(shape, np.dtype(dtype), lambda spans: _by_matrix(one, spans, dtype))
 
+    # NF4 packs two codes of 4 bits in a byte, so a block has half as many rows of codes as inputs.
     rows, dtype = (block // 2, np.uint8) if kind == "nf4" else (block, np.int8)
     return Quantized(stored("codes", rows, dtype), stored("scales", 1, np.float32))
 
 
 def dequantize_params(params: Params) -> Params:
-    """The parameters with all kernels as numbers, which are made when they are read, by matrix."""
+    """Dequantizes all kernels, one matrix at a time, when they are read."""
     dtype = np.dtype(params["embed"]["weight"].dtype)
 
-    def numbers(kernel: Any) -> Any:
-        return _numbers_on_reading(kernel, dtype) if is_quantized(kernel) else kernel
+    def dequantized(kernel: Any) -> Any:
+        return _dequantized_on_reading(kernel, dtype) if is_quantized(kernel) else kernel
 
-    return map_kernels(numbers, params)
+    return map_kernels(dequantized, params)
 
 
-def _numbers_on_reading(kernel: Quantized, dtype: Any) -> Stored:
+def _dequantized_on_reading(kernel: Quantized, dtype: Any) -> Stored:
     def one(spans: Spans) -> np.ndarray:
         *outer, rows, columns = spans
         blocks, rest = _whole_blocks(rows, kernel.block)
 
         def part(array: Any) -> np.ndarray:
+            # Rows of codes, or of scales, that one block has.
             of_block = array.shape[-2] // (kernel.shape[-2] // kernel.block)
             whole = slice(blocks.start * of_block, blocks.stop * of_block)
             return read_part(array, (*outer, whole, columns))
@@ -94,7 +100,7 @@ def _numbers_on_reading(kernel: Quantized, dtype: Any) -> Stored:
 
 
 def read_part(array: Any, spans: Spans) -> np.ndarray:
-    """A part of an array in a file, or on devices of any process."""
+    """Reads a part of an array in a file, or on devices of any process."""
     if isinstance(array, Stored):
         return array.read(spans)
     starts = [np.int32(span.start) for span in spans]
@@ -105,13 +111,13 @@ def read_part(array: Any, spans: Spans) -> np.ndarray:
 
 
 def _whole_blocks(rows: slice, of_block: int) -> tuple[slice, slice]:
-    """The blocks that hold some rows, and where in those the rows are."""
+    """Returns the blocks that hold these rows, and the place of the rows within them."""
     first, last = rows.start // of_block, ceil_div(rows.stop, of_block)
     return slice(first, last), slice(rows.start - first * of_block, rows.stop - first * of_block)
 
 
 def _by_matrix(one: Any, spans: Spans, dtype: Any) -> np.ndarray:
-    """A part of a stack of matrices, of which one at a time is made."""
+    """Reads a part of a stack of matrices, making one matrix at a time."""
     *leading, rows, columns = spans
     sizes = [span.stop - span.start for span in spans]
     out = np.empty(sizes, dtype)

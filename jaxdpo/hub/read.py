@@ -24,7 +24,8 @@ from jaxdpo.storage.lazy_array import Spans, Stored
 
 WEIGHTS = "model.safetensors"
 
-# Tensors that old checkpoints store although they follow from the config.
+# Tensors that old checkpoints store although they follow from the config: inverse frequencies of
+# Llama's first conversions, and GPT-2's causal mask.
 _DERIVED = re.compile(r"\.rotary_emb\.inv_freq$|(^|\.)h\.\d+\.attn\.(masked_)?bias$")
 _HEAD = "lm_head.weight"
 _FLOATS = ("F32", "F16", "BF16", "F64")
@@ -42,9 +43,9 @@ class Tensor:
 
     Attributes:
       path: The file.
-      name: The tensor's.
-      shape: The tensor's.
-      dtype: In the file's own words, such as "BF16".
+      name: Name of the tensor in the file.
+      shape: Shape of the tensor.
+      dtype: The file's own word for it, such as "BF16".
     """
 
     path: Path
@@ -53,7 +54,7 @@ class Tensor:
     dtype: str
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of the tensor."""
+        """Reads a part of the tensor."""
         with safe_open(self.path, framework="np") as file:
             return file.get_slice(self.name)[index]
 
@@ -75,35 +76,44 @@ def load_params(
     Raises:
       UserError: For missing, damaged, left-over or misshapen weights.
     """
-    return on_devices(stored_params(folder, config, dtype), shardings)
+    return on_devices(lazy_params(folder, config, dtype), shardings)
 
 
-def stored_params(folder: Path, config: ModelConfig, dtype: Any) -> Params:
-    """A model folder's weights, checked as `load_params` does and left in their files.
+def lazy_params(folder: Path, config: ModelConfig, dtype: Any) -> Params:
+    """Opens a model folder's weights, checked and left in their files.
+
+    Args:
+      folder: Model folder with config.json and safetensors.
+      config: Architecture, as `config_from_hf` gives it for that folder.
+      dtype: Of the parameters.
 
     Returns:
       The parameters of `config`, each a `Stored`.
 
     Raises:
-      UserError: As `load_params`.
+      UserError: For missing, damaged, left-over or misshapen weights.
     """
     family = family_of(read_config(folder))
     opened = open_tensors(folder, WEIGHTS)
     tensors = {name: tensor for name, tensor in opened.items() if not _DERIVED.search(name)}
+    # GPT-2's files on the Hub were saved from the model without its head.
     if not any(name.startswith(family.prefix) for name in tensors):
         tensors = {
             name if name == _HEAD else family.prefix + name: tensor
             for name, tensor in tensors.items()
         }
     rows = family.rows(config)
-    embedding = next(row.theirs for row in rows if row.ours == "embed/weight")
+    embedding = next(row.hf_name for row in rows if row.path == "embed/weight")
     if config.tied_head and _HEAD in tensors and embedding in tensors:
         _check_tied(folder, tensors.pop(_HEAD), tensors[embedding])
-    return stored_tree(folder, tensors, rows, abstract_params(config, dtype))
+    return lazy_tree(folder, tensors, rows, abstract_params(config, dtype))
 
 
 def open_tensors(folder: Path, weights: str) -> dict[str, Tensor]:
-    """The tensors in the safetensors of a folder, one file or several with an index, by name.
+    """Opens the tensors in the safetensors of a folder, one file or several with an index.
+
+    Returns:
+      Name ↦ tensor.
 
     Raises:
       UserError: For missing or damaged files, or files that disagree with the index.
@@ -131,7 +141,7 @@ def open_tensors(folder: Path, weights: str) -> dict[str, Tensor]:
 
 
 def _shards(folder: Path, weights: str) -> dict[str, set[str] | None]:
-    """Each file of weights, with the tensors that the index lists for it (None: no index)."""
+    """Returns each file of weights, with the tensors that the index lists for it, if any."""
     index = folder / f"{weights}.index.json"
     if index.exists():
         weight_map = read_json(folder, index.name).get("weight_map")
@@ -155,6 +165,7 @@ def _shards(folder: Path, weights: str) -> dict[str, set[str] | None]:
 def _check_tied(folder: Path, head: Tensor, embedding: Tensor) -> None:
     """Raises unless a stored head repeats the embedding that it is tied to."""
     rows = head.shape[0] if head.shape else 0
+    # In blocks of rows, because an embedding of a large vocabulary takes gigabytes.
     blocks = ((slice(start, min(start + 4096, rows)),) for start in range(0, rows, 4096))
     same = head.shape == embedding.shape and all(
         np.array_equal(head.read(block), embedding.read(block)) for block in blocks
@@ -166,25 +177,25 @@ def _check_tied(folder: Path, head: Tensor, embedding: Tensor) -> None:
         )
 
 
-def stored_tree(
+def lazy_tree(
     folder: Path, tensors: Mapping[str, Tensor], rows: Sequence[Row], expected: Params
 ) -> Params:
-    """A nested dict of `Stored`, in the tensors that a table says they are stored in.
+    """Returns a nested dict of `Stored` arrays, read from the tensors that a table names.
 
     Args:
-      folder: Where the tensors are from, for messages.
-      tensors: All that must be used.
-      rows: The table; rows of arrays that are not expected are passed over.
+      folder: Folder of the tensors, for messages.
+      tensors: Name ↦ tensor; each must be used.
+      rows: The table; rows of arrays that are not expected are skipped.
       expected: Shape and dtype of each array.
 
     Raises:
       UserError: If tensors are missing, left over, or of another shape.
     """
-    table = {row.ours: row for row in rows}
+    table = {row.path: row for row in rows}
     arrays = [(table[path_name(path)], leaf) for path, leaf in jax.tree.leaves_with_path(expected)]
     _check(folder, tensors, arrays)
     return jax.tree.map_with_path(
-        lambda path, leaf: _stored(table[path_name(path)], tensors, leaf), expected
+        lambda path, leaf: _lazy(table[path_name(path)], tensors, leaf), expected
     )
 
 
@@ -194,6 +205,7 @@ def _check(
     arrays: Sequence[tuple[Row, jax.ShapeDtypeStruct]],
 ) -> None:
     """Raises unless the tensors are exactly those that the arrays are stored in."""
+    # Before names are listed: a hostile config.json could ask for billions of layers.
     needed = max(math.prod(leaf.shape[: row.leading]) for row, leaf in arrays)
     if needed > len(tensors):
         raise UserError(
@@ -201,7 +213,7 @@ def _check(
         )
     shapes: dict[str, tuple[int, ...]] = {}
     for row, leaf in arrays:
-        shape = row.their_shape(leaf.shape)
+        shape = row.hf_shape(leaf.shape)
         shapes.update({row.name(*indices): shape for indices in row.indices(leaf.shape)})
     missing, unused = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys()
     if missing or unused:
@@ -224,15 +236,16 @@ def _check(
             )
 
 
-def _stored(row: Row, tensors: Mapping[str, Tensor], leaf: jax.ShapeDtypeStruct) -> Stored:
+def _lazy(row: Row, tensors: Mapping[str, Tensor], leaf: jax.ShapeDtypeStruct) -> Stored:
     def read(spans: Spans) -> np.ndarray:
         leading, inner = spans[: row.leading], spans[row.leading :]
-        index = row.their_index(inner)
+        index = row.hf_index(inner)
         sizes = [span.stop - span.start for span in spans]
+        # The parameter is stacked by layer (and expert); the files hold a tensor for each.
         out = np.empty(sizes, leaf.dtype)
         for place in row.indices(sizes):
             indices = [span.start + at for span, at in zip(leading, place, strict=True)]
-            out[place] = row.turned(tensors[row.name(*indices)].read(index))
+            out[place] = row.transpose(tensors[row.name(*indices)].read(index))
         return out
 
     return Stored(leaf.shape, leaf.dtype, read)
@@ -247,13 +260,13 @@ def on_devices(arrays: Params, shardings: Params | None) -> Params:
 
 def _on_devices(stored: Any, sharding: Any) -> jax.Array:
     if not isinstance(stored, Stored):
-        # Where it lies right already, nothing is copied.
+        # An array that has this sharding already is not copied.
         return jax.device_put(stored, sharding)
     parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
-        # Devices that hold copies of a part share one reading of it.
+        # Devices that hold copies of the same part share one read of the file.
         ends = tuple(span.indices(size)[:2] for span, size in zip(index, stored.shape, strict=True))
         if ends not in parts:
             parts[ends] = stored.read(tuple(slice(*each) for each in ends))

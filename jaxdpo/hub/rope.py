@@ -1,7 +1,7 @@
-"""Rotary embedding in config.json, in both of its spellings.
+"""Rotary embeddings in config.json, in both of their spellings.
 
 transformers 5 writes `rope_parameters`; earlier versions read `rope_theta` and `rope_scaling`, and
-without them silently take θ = 10000. Both are read, and both are written.
+silently take θ = 10000 without them. Both spellings are read, and both are written.
 """
 
 import math
@@ -38,7 +38,7 @@ _KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def rope_from_hf(
     hf_config: HfConfig, context: int | None = None, theta: float = 10000.0, partial: bool = False
 ) -> RopeConfig:
-    """The rotary embedding that a config.json describes.
+    """Reads the rotary embedding that a config.json describes.
 
     Args:
       hf_config: config.json.
@@ -87,6 +87,8 @@ def _rope(fields: HfConfig, hf_config: HfConfig, context: int | None, theta: flo
         or fields.get("original_max_position_embeddings")
         or longest
     )
+    # "dynamic" stretches the frequencies for sequences beyond max_position_embeddings; transformers
+    # never reads an original length for it.
     if kind == "dynamic":
         original = longest
     if kind != "linear" and not original:
@@ -99,6 +101,8 @@ def _scaling(
     kind: str, fields: HfConfig, original: int, longest: int, context: int | None
 ) -> Scaling:
     factor = fields.get("factor")
+    # transformers stretches by the length of the sequence at hand, so one pair's log-probs would
+    # depend on what it is batched with. Here one length, that of the run, serves all sequences.
     length = max(context or 0, original)
     if kind == "linear":
         return LinearScaling(factor=fields["factor"])
@@ -116,6 +120,8 @@ def _scaling(
             magnitude=_yarn_magnitude(fields),
         )
     if kind == "longrope":
+        # LongRoPE (https://arxiv.org/abs/2402.13753) scales cos and sin with the ratio of the
+        # extended to the original context.
         extended = factor or longest / original
         grown = math.sqrt(1 + math.log(extended) / math.log(original)) if extended > 1 else 1.0
         return LongScaling(
@@ -134,6 +140,8 @@ def _scaling(
 
 
 def _yarn_magnitude(fields: HfConfig) -> float:
+    # YaRN (https://arxiv.org/abs/2309.00071) scales cos and sin, and so the attention's logits, by
+    # 0.1 ln(factor) + 1, equation 22. DeepSeek's two weights give the ratio of two such terms.
     if fields.get("attention_factor") is not None:
         return fields["attention_factor"]
 
@@ -147,7 +155,9 @@ def _yarn_magnitude(fields: HfConfig) -> float:
 
 
 def _joined(hf_config: HfConfig) -> dict[str, Any]:
-    """The fields of both spellings, where they agree."""
+    """Returns the fields of both spellings; they must agree."""
+    # A folder that went through several versions of transformers holds both spellings. If they
+    # disagree, each version would rotate differently, so neither is guessed to be the right one.
     new = dict(hf_config.get("rope_parameters") or {})
     old = dict(hf_config.get("rope_scaling") or {})
     for field in ("rope_theta", "partial_rotary_factor"):
@@ -167,9 +177,13 @@ def _joined(hf_config: HfConfig) -> dict[str, Any]:
 
 
 def rope_to_hf(rope: RopeConfig, original: HfConfig) -> dict[str, Any]:
-    """The fields of config.json, in both spellings; the original's own, if they mean the same."""
+    """Writes the fields of config.json, in both spellings.
+
+    The original's own fields are kept if they describe this embedding.
+    """
     fields = _fields(rope, original)
     longest = {}
+    # For "dynamic" this field is where the stretching begins, so it belongs to the embedding.
     if isinstance(rope.scaling, DynamicScaling):
         longest = {"max_position_embeddings": rope.scaling.original_max_positions}
     scaling = {name: value for name, value in fields.items() if name not in _OUTSIDE}
@@ -189,7 +203,7 @@ def rope_to_hf(rope: RopeConfig, original: HfConfig) -> dict[str, Any]:
     )
 
 
-# Fields that stand beside rope_scaling and not in it.
+# Fields that older configs keep beside rope_scaling and not in it.
 _OUTSIDE = ("rope_theta", "partial_rotary_factor")
 
 
@@ -197,6 +211,8 @@ def _fields(rope: RopeConfig, original: HfConfig) -> dict[str, Any]:
     length = getattr(rope.scaling, "length", None)
     try:
         fields = {"rope_type": "default", "rope_theta": rope.theta, **_joined(original)}
+        # The original's spelling is kept where it means the same: it may hold fields that older
+        # versions of transformers insist on.
         if _rope(fields, original, length, rope.theta) == rope:
             return fields
     except UserError:
@@ -208,7 +224,7 @@ def _fields(rope: RopeConfig, original: HfConfig) -> dict[str, Any]:
 def _written_scaling(scaling: Scaling | None) -> dict[str, Any]:
     if scaling is None:
         return {"rope_type": "default"}
-    ours = scaling.model_dump()
+    fields = scaling.model_dump()
     names = {
         "kind": "rope_type",
         "original_max_positions": "original_max_position_embeddings",
@@ -216,17 +232,18 @@ def _written_scaling(scaling: Scaling | None) -> dict[str, Any]:
         "long_factors": "long_factor",
         "magnitude": "attention_factor",
     }
-    ours.pop("length", None)
+    # The length is a choice of the run (data.max_length), not a property of the model.
+    fields.pop("length", None)
     return {
         names.get(name, name): list(value) if isinstance(value, tuple) else value
-        for name, value in ours.items()
+        for name, value in fields.items()
     }
 
 
 def layer_ropes_from_hf(
     hf_config: HfConfig, thetas: Mapping[str, float], context: int | None, local: str
 ) -> dict[str, RopeConfig]:
-    """The rotary embeddings of "full_attention" and "sliding_attention" layers.
+    """Reads the rotary embeddings of "full_attention" and "sliding_attention" layers.
 
     Args:
       hf_config: config.json.
@@ -236,7 +253,7 @@ def layer_ropes_from_hf(
         are scaled.
 
     Raises:
-      UserError: As `rope_from_hf`.
+      UserError: For what `rope_from_hf` refuses.
     """
     full, sliding = _by_type(hf_config, local)
     return {
@@ -258,13 +275,22 @@ def _by_type(hf_config: HfConfig, local: str) -> tuple[dict[str, Any], dict[str,
 def layer_ropes_to_hf(
     attention: AttentionConfig, original: HfConfig, thetas: Mapping[str, float], local: str
 ) -> dict[str, Any]:
-    """The inverse of `layer_ropes_from_hf`, in both spellings."""
+    """Writes the fields that `layer_ropes_from_hf` reads, in both spellings.
+
+    Args:
+      attention: The attention, with a rotary embedding for each layer.
+      original: config.json that the model came with.
+      thetas: The family's default for each type of layer.
+      local: Field that holds the sliding layers' θ in the older spelling.
+    """
     windows = attention.windows or (None,) * len(attention.layer_ropes or ())
     ropes: dict[str, RopeConfig] = {}
     for window, rope in zip(windows, attention.layer_ropes or (), strict=True):
         ropes.setdefault(
             "full_attention" if window is None else "sliding_attention", rope or RopeConfig()
         )
+    # Each type of layer keeps its own fields of the original; the older spelling is taken out of
+    # the original first, because it says nothing about one of the types.
     kept = dict(
         zip(("full_attention", "sliding_attention"), _by_type(original, local), strict=True)
     )

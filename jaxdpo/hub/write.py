@@ -18,7 +18,7 @@ from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
 from jaxdpo.storage.lazy_array import Stored
 
-# As transformers has it: small enough for any file system, few enough files.
+# The default of transformers: small enough for any file system, few enough files.
 MAX_SHARD_BYTES = 5 * 10**9
 
 
@@ -34,8 +34,8 @@ def save_pretrained(
 ) -> None:
     """Writes a model folder: config, generation config, tokenizer with its template, weights.
 
-    The folder appears under its name only when it is complete, on disk and read back. Of several
-    processes all must call this; the first one writes.
+    The folder appears under its name only when it is complete, on disk and read back. With several
+    processes, all must call this; the first one writes.
 
     Args:
       folder: Where to. An earlier export there is replaced; other folders are refused.
@@ -53,11 +53,15 @@ def save_pretrained(
     """
     family = family_of(hf_config)
     rows = family.rows(config)
+    # Shapes are known before any value, so the header of a file can be written first and no more
+    # than one tensor has to be on the host.
     specs, arrays = tensor_specs(rows, params, dtype), tensor_arrays(rows, params)
     if jax.process_index() != 0:
-        for _ in arrays:  # Takes part in gathering what no process holds whole.
+        # Every process takes part in gathering the arrays that no process holds whole.
+        for _ in arrays:
             pass
         return
+    # transformers 5 reads `dtype`, earlier versions `torch_dtype`.
     name = np.dtype(next(iter(specs.values())).dtype).name
     described = {**config_to_hf(config, hf_config), "dtype": name, "torch_dtype": name}
     with exporting(Path(folder).expanduser()) as temporary:
@@ -70,10 +74,16 @@ def save_pretrained(
 
 
 def tensor_specs(rows: Sequence[Row], params: Params, dtype: Any = None) -> dict[str, TensorSpec]:
-    """The tensors that parameters are stored in, in the order of `tensor_arrays`."""
+    """Describes the tensors that parameters are stored in, in the order of `tensor_arrays`.
+
+    Args:
+      rows: The family's table.
+      params: Parameters, or their shapes and dtypes.
+      dtype: Of the tensors; None to keep that of `params`.
+    """
     return {
         parts[0][0].name(*indices): TensorSpec(
-            parts[0][0].their_shape(parts[0][1].shape),
+            parts[0][0].hf_shape(parts[0][1].shape),
             parts[0][1].dtype if dtype is None else np.dtype(dtype),
         )
         for parts, indices in _in_order(rows, params)
@@ -81,16 +91,17 @@ def tensor_specs(rows: Sequence[Row], params: Params, dtype: Any = None) -> dict
 
 
 def tensor_arrays(rows: Sequence[Row], params: Params) -> Iterator[np.ndarray]:
-    """The tensors' values, one at a time on the host, as theirs are turned."""
+    """Yields the tensors' values, one at a time on the host, in the layout of the files."""
     for parts, indices in _in_order(rows, params):
         row, leaf = parts[0]
         if row.whole:
-            yield row.turned(_on_host(leaf, indices))
+            yield row.transpose(_on_host(leaf, indices))
             continue
-        whole = np.zeros(row.their_shape(leaf.shape), leaf.dtype)
+        # What no parameter fills stays zero, as off the diagonal of a fused adapter's lora_B.
+        whole = np.zeros(row.hf_shape(leaf.shape), leaf.dtype)
         for row, leaf in parts:
             part = _on_host(leaf, indices)
-            whole[row.their_index([slice(0, size) for size in part.shape])] = row.turned(part)
+            whole[row.hf_index([slice(0, size) for size in part.shape])] = row.transpose(part)
         yield whole
 
 
@@ -98,6 +109,7 @@ def _on_host(array: Any, indices: tuple[int, ...]) -> np.ndarray:
     if isinstance(array, Stored):
         return array.at(indices)
     for index in indices:
+        # A traced index, so that one compiled slice serves every layer.
         array = jax.lax.dynamic_index_in_dim(array, np.int32(index), keepdims=False)
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)
@@ -107,17 +119,19 @@ def _on_host(array: Any, indices: tuple[int, ...]) -> np.ndarray:
 def _in_order(
     rows: Sequence[Row], params: Params
 ) -> Iterator[tuple[list[tuple[Row, Any]], tuple[int, ...]]]:
-    """([(row, parameter)] that a tensor holds side by side, its layer and expert) of every tensor.
+    """Yields, for every tensor, the (row, parameter) pairs that it holds and its layer and expert.
 
     Single tensors come first, then those of layer after layer.
     """
     leaves = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
     tensors: dict[str, list[tuple[Row, Any]]] = {}
     for row in rows:
-        if row.ours in leaves:
-            tensors.setdefault(row.theirs, []).append((row, leaves[row.ours]))
-    used = [row.ours for parts in tensors.values() for row, _ in parts]
+        if row.path in leaves:
+            tensors.setdefault(row.hf_name, []).append((row, leaves[row.path]))
+    used = [row.path for parts in tensors.values() for row, _ in parts]
     assert sorted(used) == sorted(leaves), leaves.keys() ^ set(used)
+    # Layer after layer, and not tensor after tensor, so that a file of a sharded model holds whole
+    # layers and a reader of some layers opens few files.
     yield from ((parts, ()) for parts in tensors.values() if not parts[0][0].leading)
     stacked = [parts for parts in tensors.values() if parts[0][0].leading]
     for layer in range(stacked[0][0][1].shape[0]):
@@ -162,7 +176,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def json_text(value: Mapping[str, Any]) -> str:
-    """The text of such a file."""
+    """Returns the text of such a file."""
     return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 

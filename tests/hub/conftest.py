@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -20,13 +21,16 @@ from transformers import (
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
+    PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
     SmolLM3Config,
 )
 
-LLAMA3_ROPE = {
+from jaxdpo.data.packing.batch import PackedBatch
+
+LLAMA3_ROPE: dict[str, Any] = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
     "factor": 8.0,
@@ -34,36 +38,42 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+LINEAR_ROPE: dict[str, Any] = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 
-SIZES = dict(
+# Keyword arguments of many types for configuration classes of transformers.
+Fields = dict[str, Any]
+SIZES: Fields = dict(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4
 )
 # Sequences of the tests are 40 tokens: longer than each window and each original context.
-DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 3.0}
-YARN_ROPE = {
+DYNAMIC_ROPE: Fields = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 3.0}
+YARN_ROPE: Fields = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
     "original_max_position_embeddings": 16,
 }  # fmt: skip
-LONG_ROPE = {
+LONG_ROPE: Fields = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
     "short_factor": [1.0, 1.1, 1.3],
     "long_factor": [1.5, 2.0, 4.0],
 }
-MOE = dict(num_experts_per_tok=2, router_aux_loss_coef=0.02)
+MOE: Fields = dict(num_experts_per_tok=2, router_aux_loss_coef=0.02)
 
 
-def _gemma(**fields: Any) -> dict[str, Any]:
-    return dict(
-        **(SIZES | {"num_hidden_layers": 4}), head_dim=10, num_key_value_heads=2, pad_token_id=None,
-        query_pre_attn_scalar=24, sliding_window=6, **fields,
-    )  # fmt: skip
+def _sizes(**changes: Any) -> Fields:
+    return {**SIZES, **changes}
+
+
+def _gemma(**changes: Any) -> Fields:
+    return _sizes(
+        num_hidden_layers=4, head_dim=10, num_key_value_heads=2, pad_token_id=None,
+        query_pre_attn_scalar=24, sliding_window=6,
+    ) | changes  # fmt: skip
 
 
 # Sequences of the tests are 40 tokens: longer than each window and each original context. The
 # first config of a family stands for it where all would be too many.
-FAMILY_CONFIGS = {
+FAMILY_CONFIGS: dict[str, dict[str, PretrainedConfig]] = {
     "llama": {
         "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
         "llama-biases-linear-rope": LlamaConfig(
@@ -115,7 +125,7 @@ FAMILY_CONFIGS = {
             use_sliding_window=True, sliding_window=6,
         ),
         "smollm3-untied": SmolLM3Config(
-            **(SIZES | {"num_hidden_layers": 4}), num_key_value_heads=4, attention_bias=True,
+            **_sizes(num_hidden_layers=4), num_key_value_heads=4, attention_bias=True,
             mlp_bias=True, tie_word_embeddings=False, pad_token_id=None,
         ),
     },
@@ -163,7 +173,7 @@ FAMILY_CONFIGS = {
             },
         ),
         "gemma3-pattern": Gemma3TextConfig(
-            **(_gemma() | {"num_hidden_layers": 7}), final_logit_softcapping=4.0,
+            **_gemma(num_hidden_layers=7, final_logit_softcapping=4.0),
         ),
     },
     "olmo2": {
@@ -175,7 +185,7 @@ FAMILY_CONFIGS = {
     },
     "olmo3": {
         "olmo3": Olmo3Config(
-            **(SIZES | {"num_hidden_layers": 4}), num_key_value_heads=2, pad_token_id=None,
+            **_sizes(num_hidden_layers=4), num_key_value_heads=2, pad_token_id=None,
             sliding_window=6, max_position_embeddings=64,
             rope_parameters={
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
@@ -204,7 +214,7 @@ FAMILY_CONFIGS = {
     },
     "qwen3_moe": {
         "qwen3-moe": Qwen3MoeConfig(
-            **SIZES, **MOE, num_key_value_heads=2, head_dim=12, num_experts=6,
+            **_sizes(head_dim=12), **MOE, num_key_value_heads=2, num_experts=6,
             moe_intermediate_size=20, norm_topk_prob=True,
         ),
         "qwen3-moe-windows": Qwen3MoeConfig(
@@ -221,6 +231,16 @@ REPRESENTATIVES = [next(iter(family)) for family in FAMILY_CONFIGS.values()]
 EVERYTHING = os.environ.get("JAXDPO_TEST_FAMILIES") == "all"
 MORE_ROTATIONS = ["llama3-tied-one-kv-head", "llama-dynamic", "phi3-long"]
 TRIED = list(CONFIGS) if EVERYTHING else [*REPRESENTATIVES, *MORE_ROTATIONS]
+
+
+def whole_sequences(tokens_BT: np.ndarray) -> PackedBatch:
+    """Lays out one sequence a row, for the dense attention, which needs no plan of tiles."""
+    zeros = np.zeros_like(tokens_BT)
+    positions = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
+    no_plan: Any = None
+    return PackedBatch(
+        tokens_BT, positions, zeros + 1, zeros, *(zeros,) * 5, tiles=no_plan, gather=no_plan
+    )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from jaxdpo.data.packing.batch import PackedBatch
 from jaxdpo.devices.sharding import MeshConfig, make_mesh
 from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import base_of, load_adapter, save_adapter
@@ -17,7 +16,7 @@ from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.model.decoder import Compute, logits
 from jaxdpo.model.lora import LoraConfig, init_lora
-from tests.hub.conftest import make_torch_model
+from tests.hub.conftest import make_torch_model, whole_sequences
 from tests.tiny import hidden_states
 
 LORA = LoraConfig(rank=4, alpha=6.0, targets=("q", "v", "down"))
@@ -52,8 +51,7 @@ def folder(llama, lora, hf_config, config, tmp_path):
 
 def our_logits(model, config, lora, lora_config):
     tokens = np.arange(20, dtype=np.int32)[None]
-    zeros = np.zeros_like(tokens)
-    batch = PackedBatch(tokens, tokens, zeros + 1, zeros, *(zeros,) * 5, tiles=None, gather=None)
+    batch = whole_sequences(tokens)
     params = load_params(model.folder, config, jnp.float32)
     compute = Compute(jnp.float32, attention="dense", remat="none", lora=lora_config)
     run = jax.jit(hidden_states, static_argnums=(0, 4))

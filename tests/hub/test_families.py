@@ -28,9 +28,9 @@ def test_the_table_names_every_parameter_once(each_model):
     config = config_from_hf(original)
     params = abstract_params(config, "f4")
     rows = family_of(original).rows(config)
-    ours = [row.ours for row in rows]
-    assert len(set(ours)) == len(ours) == len({(row.theirs, row.span) for row in rows})
-    assert {path_name(path) for path, _ in jax.tree.leaves_with_path(params)} <= set(ours)
+    paths = [row.path for row in rows]
+    assert len(set(paths)) == len(paths) == len({(row.hf_name, row.columns) for row in rows})
+    assert {path_name(path) for path, _ in jax.tree.leaves_with_path(params)} <= set(paths)
 
 
 def test_every_family_is_tested():

@@ -20,7 +20,7 @@ from jaxdpo.model.decoder import Compute, head_weight, logits
 from jaxdpo.sampling import SamplingConfig, generate
 from jaxdpo.scoring.logprobs import Head, token_scores
 from jaxdpo.scoring.score import score_completions
-from tests.hub.conftest import EVERYTHING, REPRESENTATIVES, make_torch_model
+from tests.hub.conftest import EVERYTHING, REPRESENTATIVES, make_torch_model, whole_sequences
 from tests.tiny import hidden_states
 
 # Longer than every window and every original context.
@@ -32,15 +32,6 @@ run = jax.jit(hidden_states, static_argnums=(0, 4))
 def load(model, dtype=jnp.float32):
     config = config_from_hf(read_config(model.folder), context=LENGTH)
     return config, load_params(model.folder, config, dtype)
-
-
-def whole_sequences(tokens_BT: np.ndarray) -> PackedBatch:
-    """One sequence a row."""
-    zeros = np.zeros_like(tokens_BT)
-    positions = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
-    return PackedBatch(
-        tokens_BT, positions, zeros + 1, zeros, *(zeros,) * 5, tiles=None, gather=None
-    )
 
 
 @pytest.fixture(scope="module")

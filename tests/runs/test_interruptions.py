@@ -18,8 +18,8 @@ from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 
 from jaxdpo.config import load_config
-from jaxdpo.convert import ConvertConfig, convert
 from jaxdpo.errors import UserError
+from jaxdpo.runs.convert import ConvertConfig, convert
 from jaxdpo.runs.fit import fit
 from tests.folders import write_model, write_pairs
 
@@ -225,7 +225,10 @@ def test_other_data_is_refused(inputs, tmp_path):
     data.write_text(data.read_text().replace("house", "horse"))
     refused = train(inputs, run, *overrides)
     assert refused.returncode == 2
-    assert re.search(r"started from other (TEST|TRAIN) pairs \(data.path\)", refused.stderr)
+    assert re.search(
+        r"started from other inputs: .*(TEST|TRAIN) pairs \(data.path\) was '\w+', is now '\w+'",
+        refused.stderr,
+    )
     assert "Traceback" not in refused.stderr
 
 

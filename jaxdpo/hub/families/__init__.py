@@ -1,8 +1,8 @@
-"""The model families: for each, its tensors' names and its config fields, both ways.
+"""The model families: the names of their tensors and the fields of their config.json, both ways.
 
-A family is a difference from Llama: a table of rows `ours ↔ Hugging Face name`, read forwards to
-load and backwards to save, and two functions between the fields of its config.json and ours. To add
-one, append a `Family` to `FAMILIES`; the tests of the hub run over all of them.
+A family is a difference from Llama: a table of rows `path ↔ Hugging Face name`, read forwards to
+load and backwards to save, and two functions that convert between config.json and `ModelConfig`. To
+add one, append a `Family` to `FAMILIES`; the tests of the hub run over all of them.
 """
 
 from typing import Any
@@ -14,23 +14,24 @@ from jaxdpo.hub.families.gpt2 import GPT2
 from jaxdpo.hub.families.llama import LLAMA_FAMILIES
 from jaxdpo.hub.families.moe import MOE_FAMILIES
 from jaxdpo.hub.families.olmo import OLMO_FAMILIES
-from jaxdpo.hub.families.row import Row
+from jaxdpo.hub.families.row import Row, Span
 from jaxdpo.model.config import ModelConfig
 
-__all__ = ["FAMILIES", "Family", "Row", "config_from_hf", "config_to_hf", "family_of"]
+__all__ = ["FAMILIES", "Family", "Row", "Span", "config_from_hf", "config_to_hf", "family_of"]
 
 FAMILIES = {
     family.model_type: family
     for family in (*LLAMA_FAMILIES, *GEMMA_FAMILIES, *OLMO_FAMILIES, GPT2, *MOE_FAMILIES)
 }
 
-# Beyond any model, and small enough that nothing is made of that size before the files are seen.
+# Larger than any model, and small enough that a hostile config.json cannot make the loader allocate
+# memory before the tensors of the files are compared with it.
 _LARGEST, _MOST_LAYERS = 2**31, 10_000
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
 def family_of(hf_config: HfConfig) -> Family:
-    """The family that a config.json names.
+    """Returns the family that a config.json names.
 
     Raises:
       UserError: If it is none of `FAMILIES`.
@@ -52,7 +53,7 @@ def family_of(hf_config: HfConfig) -> Family:
 
 
 def config_from_hf(hf_config: HfConfig, context: int | None = None) -> ModelConfig:
-    """The architecture that a config.json describes.
+    """Reads the architecture that a config.json describes.
 
     Args:
       hf_config: The config.json.
@@ -65,12 +66,15 @@ def config_from_hf(hf_config: HfConfig, context: int | None = None) -> ModelConf
     """
     family = family_of(hf_config)
     hf = {**family.defaults, **hf_config}
+    # A family's own names (GPT-2's n_embd) are read under Llama's names too.
     hf |= {llama: hf[own] for llama, own in family.names.items() if own in hf}
     for field, allowed in family.only.items():
         if hf.get(field) not in (*allowed, None):
             raise UserError(
                 f"config.json: {field} {hf[field]!r} is not implemented for {family.model_type}"
             )
+    # Checked here and not in the families, so that no division or range() of theirs meets a string,
+    # a zero or a billion layers.
     sizes = _SIZES if family.names else (*_SIZES, "intermediate_size")
     for field in sizes:
         most = _MOST_LAYERS if field == "num_hidden_layers" else _LARGEST
@@ -90,7 +94,7 @@ def config_from_hf(hf_config: HfConfig, context: int | None = None) -> ModelConf
 
 
 def config_to_hf(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
-    """The config.json of a model: the original's, with what `config` says written over it.
+    """Writes the config.json of a model: the original's, updated with what `config` says.
 
     Args:
       config: Architecture.
@@ -106,6 +110,8 @@ def config_to_hf(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
         "architectures": [family.architecture],
         **family.write(config, original),
     }
+    # What was written must be read as the same model. The comparison catches a family that has no
+    # field for something that `config` says, such as a bias of Mistral.
     context = max((getattr(r.scaling, "length", 0) for r in config.attention.ropes), default=0)
     if config_from_hf(hf_config, context or None) != config:
         raise UserError(f"the {family.model_type} family cannot express this model: {config}")

@@ -1,4 +1,4 @@
-"""What a family is, and what most families share: the fields and tensors of Llama."""
+"""The type of a family, and the fields and tensors of Llama that most families share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,23 +10,23 @@ from jaxdpo.hub.rope import rope_from_hf, rope_to_hf
 from jaxdpo.model.config import ModelConfig
 
 HfConfig = Mapping[str, Any]
-# Fields of ModelConfig as nested dicts.
+# Fields of ModelConfig as nested dicts, before pydantic validates them.
 Fields = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Family:
-    """How one `model_type` of Hugging Face maps to a `ModelConfig` and its parameters.
+    """The mapping of one `model_type` of Hugging Face to a `ModelConfig` and its parameters.
 
     Attributes:
-      model_type: As in config.json.
+      model_type: Value of the field in config.json.
       architecture: Class that transformers loads.
-      rows: The table of all tensors that a model of this architecture may have.
+      rows: Returns the table of all tensors that a model of this architecture may have.
       read: (config.json, longest sequence or None) → the fields of ModelConfig.
       write: The inverse: (config, original config.json) → fields of config.json.
-      defaults: Values of config fields that may be missing, as transformers has them.
-      only: Fields whose other values would change the arithmetic in a way not implemented.
-      names: Names of Llama's fields ↦ this family's, where they differ.
+      defaults: Values of config fields that may be missing, the same as in transformers.
+      only: The values that are implemented of fields whose others would change the arithmetic.
+      names: Llama's name of a field ↦ this family's, where they differ.
       prefix: Start of tensor names that old files leave out.
     """
 
@@ -41,7 +41,8 @@ class Family:
     prefix: str = ""
 
 
-# Their names of activations → ours; of several, the first is written.
+# Names of activations in config.json → in ModelConfig. Where several mean the same, the first one
+# is written.
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -52,7 +53,7 @@ ACTIVATIONS = {
 
 
 def activation(hf: HfConfig, name: str) -> str:
-    """Our name of the activation that a field of config.json names.
+    """Reads the activation that a field of config.json names.
 
     Raises:
       UserError: If it is not implemented.
@@ -65,16 +66,22 @@ def activation(hf: HfConfig, name: str) -> str:
     return ACTIVATIONS[hf[name]]
 
 
-def written_activation(config: ModelConfig, original: HfConfig, name: str) -> str:
-    """Their name of the activation: the original's, if it means the same."""
-    ours = config.mlp.activation
-    if ACTIVATIONS.get(original.get(name, "")) == ours:
+def activation_to_hf(config: ModelConfig, original: HfConfig, name: str) -> str:
+    """Returns the name of the activation in config.json: the original's, if it means the same.
+
+    Args:
+      config: Architecture.
+      original: config.json that the model came with.
+      name: The field of config.json.
+    """
+    meant = config.mlp.activation
+    if ACTIVATIONS.get(original.get(name, "")) == meant:
         return original[name]
-    return next(theirs for theirs, meant in ACTIVATIONS.items() if meant == ours)
+    return next(hf_name for hf_name, each in ACTIVATIONS.items() if each == meant)
 
 
 def merged(fields: Fields, changes: Fields) -> Fields:
-    """The fields with others in their places, dicts merged."""
+    """Returns the fields with some of them changed; dicts within are merged."""
     result = dict(fields)
     for name, value in changes.items():
         inner = isinstance(value, dict) and isinstance(result.get(name), dict)
@@ -86,7 +93,7 @@ _MLP = ("gate", "up", "down")
 
 
 def llama_rows(config: ModelConfig) -> tuple[Row, ...]:
-    """The table of Llama."""
+    """Returns the table of Llama."""
     layer = "model.layers.{i}"
     return (
         Row("embed/weight", "model.embed_tokens.weight"),
@@ -103,6 +110,7 @@ def llama_rows(config: ModelConfig) -> tuple[Row, ...]:
     )
 
 
+# Qwen3, Gemma 3 and OLMo norm queries and keys before they are rotated.
 QK_NORM_ROWS = tuple(
     Row(f"layers/attention/{n}_norm/scale", f"model.layers.{{i}}.self_attn.{n}_norm.weight")
     for n in "qk"
@@ -110,16 +118,23 @@ QK_NORM_ROWS = tuple(
 
 
 def with_rows(base: tuple[Row, ...], *rows: Row, without: Sequence[str] = ()) -> tuple[Row, ...]:
-    """A table with rows added; rows of the same parameter, and those of `without`, are left out."""
-    added = {row.ours for row in rows}
+    """Returns a table with rows added, in place of those of the same parameter.
+
+    Args:
+      base: The table.
+      rows: The rows to add.
+      without: Starts of paths whose rows are left out.
+    """
+    added = {row.path for row in rows}
     left = tuple(
         row
         for row in base
-        if row.ours not in added and not any(row.ours.startswith(path) for path in without)
+        if row.path not in added and not any(row.path.startswith(path) for path in without)
     )
     return left + rows
 
 
+# Those of transformers' LlamaConfig; other families start from them and state the differences.
 LLAMA_DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
@@ -127,11 +142,18 @@ LLAMA_DEFAULTS = {
     "attention_bias": False,
     "mlp_bias": False,
 }
+# Weights in another format would be read as if they were plain numbers.
 LLAMA_ONLY = {"quantization_config": (None,)}
 
 
 def llama_fields(hf: HfConfig, context: int | None, theta: float = 10000.0) -> Fields:
-    """The fields that a Llama has."""
+    """Reads the fields that a Llama has.
+
+    Args:
+      hf: config.json, with the family's defaults filled in.
+      context: Longest sequence there will be, in tokens; None for the original context.
+      theta: The family's default base of the rotary frequencies.
+    """
     heads = hf["num_attention_heads"]
     return {
         "vocab_size": hf["vocab_size"],
@@ -155,8 +177,8 @@ def llama_fields(hf: HfConfig, context: int | None, theta: float = 10000.0) -> F
     }
 
 
-def written_sizes(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
-    """The fields of config.json that all families with rotary positions share."""
+def sizes_to_hf(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    """Writes the fields of config.json that all families with rotary positions share."""
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -165,7 +187,7 @@ def written_sizes(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
         "num_attention_heads": config.attention.num_heads,
         "num_key_value_heads": config.attention.num_kv_heads,
         "head_dim": config.attention.head_dim,
-        "hidden_act": written_activation(config, original, "hidden_act"),
+        "hidden_act": activation_to_hf(config, original, "hidden_act"),
         "rms_norm_eps": config.norm.eps,
         "tie_word_embeddings": config.tied_head,
         **({} if config.attention.rope is None else rope_to_hf(config.attention.rope, original)),
@@ -173,11 +195,17 @@ def written_sizes(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
 
 
 def windows_of(hf: HfConfig, sliding: Sequence[bool], window: int | None) -> Fields:
-    """The attention's windows, by `layer_types` if it is given, else by `sliding`.
+    """Reads the attention's windows, by `layer_types` if it is given, else by `sliding`.
+
+    Args:
+      hf: config.json.
+      sliding: Whether each layer has a window, by the family's own rule.
+      window: Positions that such a layer sees; None if windows are off.
 
     Raises:
       UserError: For a kind of layer that is not implemented, or a window that is not given.
     """
+    # transformers ≥ 4.54 writes the types of all layers; older configs leave them to the rule.
     types = hf.get("layer_types")
     if types is not None:
         for layer_type in types:
@@ -196,8 +224,9 @@ def windows_of(hf: HfConfig, sliding: Sequence[bool], window: int | None) -> Fie
     return {"windows": tuple(window if slides else None for slides in sliding)}
 
 
-def written_windows(config: ModelConfig) -> dict[str, Any]:
-    """`sliding_window`, where there is one, and `layer_types`."""
+def windows_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """Writes `layer_types`, and `sliding_window` where a layer has one."""
+    # config.json has one size for all layers that have a window.
     windows = config.attention.windows or (None,) * config.num_layers
     given = [window for window in windows if window is not None]
     return {

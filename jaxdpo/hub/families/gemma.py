@@ -10,23 +10,25 @@ from jaxdpo.hub.families.family import (
     Family,
     Fields,
     HfConfig,
+    activation_to_hf,
     llama_fields,
     llama_rows,
     merged,
+    sizes_to_hf,
     windows_of,
+    windows_to_hf,
     with_rows,
-    written_activation,
-    written_sizes,
-    written_windows,
 )
 from jaxdpo.hub.families.row import Row
 from jaxdpo.hub.rope import layer_ropes_from_hf, layer_ropes_to_hf
 from jaxdpo.model.config import ModelConfig
 
+# Sliding layers see near tokens only and keep Gemma 2's θ; full layers reach across the context.
 _THETAS = {"full_attention": 1000000.0, "sliding_attention": 10000.0}
 
 
 def _gemma_fields(hf: HfConfig, context: int | None) -> Fields:
+    # Gemma multiplies embeddings by √hidden_size and stores norms as their difference from 1.
     changes = {
         "mlp": {"bias": False},
         "norm": {"kind": "rms-plus-one"},
@@ -43,7 +45,7 @@ def _read_gemma(hf: HfConfig, context: int | None) -> Fields:
 
 
 def _write_gemma(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
-    written = written_sizes(config, original)
+    written = sizes_to_hf(config, original)
     if config.mlp.activation == "gelu-tanh" and original.get("hidden_act") != "gelu":
         written["hidden_act"] = "gelu_pytorch_tanh"
     elif config.mlp.activation == "gelu-tanh":
@@ -55,6 +57,8 @@ def _write_gemma(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
 
 def _gemma2_rows(config: ModelConfig) -> tuple[Row, ...]:
     layer = "model.layers.{i}"
+    # Llama's post_attention_layernorm stands before the MLP; Gemma 2 uses the name for a norm after
+    # the attention and has new names for the two around the MLP.
     return with_rows(
         llama_rows(config),
         Row("layers/attention_post_norm/scale", f"{layer}.post_attention_layernorm.weight"),
@@ -64,10 +68,12 @@ def _gemma2_rows(config: ModelConfig) -> tuple[Row, ...]:
 
 
 def _read_gemma2(hf: HfConfig, context: int | None) -> Fields:
+    # Gemma 2 alternates: layers 0, 2, 4, … see a window, the others everything.
     sliding = [number % 2 == 0 for number in range(hf["num_hidden_layers"])]
     named = {**hf, "hidden_act": hf["hidden_activation"]}
     changes = {
         "attention": {
+            # Not head_dim: Gemma 2 27B divides by √(hidden_size / heads).
             "scale": hf["query_pre_attn_scalar"] ** -0.5,
             "softcap": hf["attn_logit_softcapping"],
             **windows_of(hf, sliding, hf["sliding_window"]),
@@ -79,13 +85,13 @@ def _read_gemma2(hf: HfConfig, context: int | None) -> Fields:
 
 
 def _write_gemma2(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
-    written = written_sizes(config, original)
+    written = sizes_to_hf(config, original)
     del written["hidden_act"]
     scale = config.attention.scale or 1.0
     return {
         **written,
-        **written_windows(config),
-        "hidden_activation": written_activation(config, original, "hidden_activation"),
+        **windows_to_hf(config),
+        "hidden_activation": activation_to_hf(config, original, "hidden_activation"),
         "attention_bias": config.attention.qkv_bias,
         "query_pre_attn_scalar": _whole(scale**-2),
         "attn_logit_softcapping": config.attention.softcap,
@@ -94,13 +100,14 @@ def _write_gemma2(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
 
 
 def _whole(number: float) -> float:
-    """A number that rounding has moved off a whole one, put back."""
+    """Rounds a number that is whole but for rounding errors."""
     return round(number) if abs(number - round(number)) < 1e-9 * number else number
 
 
 def _read_gemma3(hf: HfConfig, context: int | None) -> Fields:
     layers, pattern = hf["num_hidden_layers"], hf["sliding_window_pattern"]
     windows = windows_of(hf, [(n + 1) % pattern != 0 for n in range(layers)], hf["sliding_window"])
+    # The rotary embeddings are read by type of layer instead.
     plain = {**hf, "rope_parameters": None, "rope_scaling": None, "rope_theta": None}
     # transformers keeps the attention's soft cap of Gemma 2 in the config and never applies it.
     plain |= {"attn_logit_softcapping": None, **_types(windows["windows"], layers)}
@@ -115,7 +122,7 @@ def _types(windows: tuple[int | None, ...] | None, layers: int) -> dict[str, Any
 
 
 def of_layers(by_type: dict[str, Any], hf: HfConfig) -> tuple[Any, ...]:
-    """What each layer has, given what each type of layer has."""
+    """Returns the value of each layer, given that of each type of layer."""
     return tuple(by_type[layer_type] for layer_type in hf["layer_types"])
 
 

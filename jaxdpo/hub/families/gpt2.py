@@ -8,7 +8,7 @@ from jaxdpo.hub.families.family import (
     Fields,
     HfConfig,
     activation,
-    written_activation,
+    activation_to_hf,
 )
 from jaxdpo.hub.families.row import Row, fused
 from jaxdpo.model.config import ModelConfig
@@ -18,13 +18,14 @@ def _rows(config: ModelConfig) -> tuple[Row, ...]:
     width = config.attention.num_heads * config.attention.head_dim
     layer = "transformer.h.{i}"
 
-    def linear(ours: str, theirs: str) -> tuple[Row, Row]:
-        # Conv1D keeps its kernel as [in, out], like ours.
+    def linear(path: str, hf_name: str) -> tuple[Row, Row]:
+        # Conv1D keeps its kernel as [in, out], the same as here, so nothing is transposed.
         return (
-            Row(f"layers/{ours}/kernel", f"{layer}.{theirs}.weight"),
-            Row(f"layers/{ours}/bias", f"{layer}.{theirs}.bias"),
+            Row(f"layers/{path}/kernel", f"{layer}.{hf_name}.weight"),
+            Row(f"layers/{path}/bias", f"{layer}.{hf_name}.bias"),
         )
 
+    # c_attn holds q, k and v side by side along its outputs.
     qkv = {"q": width, "k": width, "v": width}
     norms = {"norm": "transformer.ln_f"}
     norms |= {"layers/attention_norm": f"{layer}.ln_1", "layers/mlp_norm": f"{layer}.ln_2"}
@@ -32,8 +33,8 @@ def _rows(config: ModelConfig) -> tuple[Row, ...]:
         Row("embed/weight", "transformer.wte.weight"),
         Row("positions/weight", "transformer.wpe.weight"),
         Row("head/kernel", "lm_head.weight", transposed=True),
-        *(Row(f"{ours}/scale", f"{theirs}.weight") for ours, theirs in norms.items()),
-        *(Row(f"{ours}/bias", f"{theirs}.bias") for ours, theirs in norms.items()),
+        *(Row(f"{path}/scale", f"{hf_name}.weight") for path, hf_name in norms.items()),
+        *(Row(f"{path}/bias", f"{hf_name}.bias") for path, hf_name in norms.items()),
         *fused("attention", qkv, f"{layer}.attn.c_attn", transposed=False),
         *linear("attention/o", "attn.c_proj"),
         *linear("mlp/up", "mlp.c_fc"),
@@ -70,8 +71,9 @@ def _read(hf: HfConfig, context: int | None) -> Fields:
 
 def _write(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
     middle = config.mlp.intermediate_size
+    # A config that leaves n_inner out means four times the width.
     default = original.get("n_inner") is None and middle == 4 * config.hidden_size
-    act = written_activation(config, original, "activation_function")
+    act = activation_to_hf(config, original, "activation_function")
     return {
         "vocab_size": config.vocab_size,
         "n_embd": config.hidden_size,

@@ -12,10 +12,10 @@ from jaxdpo.hub.families.family import (
     llama_fields,
     llama_rows,
     merged,
+    sizes_to_hf,
     windows_of,
+    windows_to_hf,
     with_rows,
-    written_sizes,
-    written_windows,
 )
 from jaxdpo.hub.families.row import Row, fused
 from jaxdpo.hub.rope import rope_from_hf, rope_to_hf
@@ -26,14 +26,20 @@ _NO_BIAS = {"attention": {"qkv_bias": False, "output_bias": False}, "mlp": {"bia
 
 def _write_llama(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
     return {
-        **written_sizes(config, original),
+        **sizes_to_hf(config, original),
         "attention_bias": config.attention.qkv_bias,
         "mlp_bias": config.mlp.bias,
     }
 
 
 def read_mistral(hf: HfConfig, context: int | None, theta: float = 10000.0) -> Fields:
-    """Llama without biases and with one window for all layers."""
+    """Reads the fields of a Llama without biases and with one window for all layers.
+
+    Args:
+      hf: config.json, with the family's defaults filled in.
+      context: Longest sequence there will be, in tokens; None for the original context.
+      theta: The family's default base of the rotary frequencies.
+    """
     window = hf["sliding_window"]
     windows = None if window is None else (window,) * hf["num_hidden_layers"]
     fields = merged(llama_fields(hf, context, theta), _NO_BIAS)
@@ -41,32 +47,34 @@ def read_mistral(hf: HfConfig, context: int | None, theta: float = 10000.0) -> F
 
 
 def write_mistral(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
-    """The inverse of `read_mistral`."""
+    """Writes the fields that `read_mistral` reads."""
     windows = config.attention.windows
     window = None if windows is None else windows[0]
-    return {**written_sizes(config, original), "sliding_window": window}
+    return {**sizes_to_hf(config, original), "sliding_window": window}
 
 
 def _qwen_windows(hf: HfConfig) -> Fields:
+    # The first max_window_layers layers see everything, the rest a window.
     window = hf["sliding_window"] if hf["use_sliding_window"] else None
     first = hf["max_window_layers"]
     sliding = [window is not None and n >= first for n in range(hf["num_hidden_layers"])]
     return windows_of(hf, sliding, window)
 
 
-def _write_qwen_windows(config: ModelConfig) -> dict[str, Any]:
+def _qwen_windows_to_hf(config: ModelConfig) -> dict[str, Any]:
     used = config.attention.windows is not None
-    return {**written_windows(config), "use_sliding_window": used}
+    return {**windows_to_hf(config), "use_sliding_window": used}
 
 
 def _read_qwen2(hf: HfConfig, context: int | None) -> Fields:
+    # Qwen2 has biases on q, k and v only, and no field that says so.
     bias = {"qkv_bias": True, "output_bias": False}
     changes = {"attention": {**bias, **_qwen_windows(hf)}, "mlp": {"bias": False}}
     return merged(llama_fields(hf, context), changes)
 
 
 def _write_qwen2(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
-    return {**written_sizes(config, original), **_write_qwen_windows(config)}
+    return {**sizes_to_hf(config, original), **_qwen_windows_to_hf(config)}
 
 
 def _read_qwen3(hf: HfConfig, context: int | None) -> Fields:
@@ -81,6 +89,8 @@ def _write_qwen3(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
 
 def _read_smollm3(hf: HfConfig, context: int | None) -> Fields:
     layers = range(hf["num_hidden_layers"])
+    # 1 where a layer rotates. Every fourth layer has no positions at all (NoPE,
+    # https://arxiv.org/abs/2501.18795).
     rotated = hf.get("no_rope_layers") or [
         (number + 1) % hf["no_rope_layer_interval"] for number in layers
     ]
@@ -101,7 +111,7 @@ def _write_smollm3(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
     ropes = {} if not attention.ropes else rope_to_hf(attention.ropes[0], original)
     return {
         **_write_llama(config, original),
-        **_write_qwen_windows(config),
+        **_qwen_windows_to_hf(config),
         **ropes,
         "no_rope_layers": [int(rope is not None) for rope in layer_ropes],
     }
@@ -113,6 +123,7 @@ def _read_granite(hf: HfConfig, context: int | None) -> Fields:
             **llama_fields(hf, context)["attention"],
             "scale": hf["attention_multiplier"],
         },
+        # Granite's four multipliers are those of maximal update parametrisation.
         "embed_scale": hf["embedding_multiplier"],
         "residual_scale": hf["residual_multiplier"],
         "logit_scale": 1 / hf["logits_scaling"],
@@ -131,6 +142,7 @@ def _write_granite(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
 
 
 def _phi3_rows(config: ModelConfig) -> tuple[Row, ...]:
+    # Phi-3 fuses q, k and v, and gate and up; grouped heads make k and v narrower than q.
     attention, middle = config.attention, config.mlp.intermediate_size
     q, kv = (n * attention.head_dim for n in (attention.num_heads, attention.num_kv_heads))
     layer = "model.layers.{i}"

@@ -20,12 +20,12 @@ from jaxdpo.model.config import ExpertsConfig, ModelConfig
 
 
 def _rows(config: ModelConfig, block: str, names: dict[str, str]) -> tuple[Row, ...]:
-    """Llama's table with experts, in the names of the Hub.
+    """Returns Llama's table with experts, in the names of the files on the Hub.
 
     Args:
       config: Architecture.
       block: Name of the part of a layer that holds router and experts.
-      names: Our names of an expert's linear maps ↦ theirs.
+      names: Name of each of an expert's linear maps ↦ its name in the files.
     """
     layer = f"model.layers.{{i}}.{block}"
     return with_rows(
@@ -33,12 +33,13 @@ def _rows(config: ModelConfig, block: str, names: dict[str, str]) -> tuple[Row, 
         Row("layers/mlp/router/weight", f"{layer}.gate.weight", transposed=True),
         *(
             Row(
-                f"layers/mlp/experts/{ours}/kernel",
-                f"{layer}.experts.{{e}}.{theirs}.weight",
+                f"layers/mlp/experts/{name}/kernel",
+                f"{layer}.experts.{{e}}.{hf_name}.weight",
                 transposed=True,
             )
-            for ours, theirs in names.items()
+            for name, hf_name in names.items()
         ),
+        # The experts take the place of the one MLP.
         without=("layers/mlp/gate", "layers/mlp/up", "layers/mlp/down"),
     )
 
@@ -84,9 +85,11 @@ def _read_qwen3_moe(hf: HfConfig, context: int | None) -> Fields:
             f"{hf['decoder_sparse_step']}, mlp_only_layers {hf.get('mlp_only_layers')}); only "
             "models whose layers all have experts are implemented"
         )
+    # Unlike Qwen3, the window is that of all layers.
     window = hf["sliding_window"] if hf["use_sliding_window"] else None
     fields = read_mistral({**hf, "sliding_window": window}, context)
     bias = hf["attention_bias"]
+    # transformers 5 renamed the field; files on the Hub have the old name.
     count = hf.get("num_experts") or hf.get("num_local_experts")
     if not isinstance(count, int):
         raise UserError("config.json: num_experts is missing; it must be a number ≥ 1")

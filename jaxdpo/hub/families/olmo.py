@@ -12,10 +12,10 @@ from jaxdpo.hub.families.family import (
     llama_fields,
     llama_rows,
     merged,
+    sizes_to_hf,
     windows_of,
+    windows_to_hf,
     with_rows,
-    written_sizes,
-    written_windows,
 )
 from jaxdpo.hub.families.row import Row
 from jaxdpo.hub.rope import layer_ropes_from_hf, layer_ropes_to_hf
@@ -36,6 +36,8 @@ def _olmo_rows(config: ModelConfig) -> tuple[Row, ...]:
 
 
 def _read_olmo2(hf: HfConfig, context: int | None) -> Fields:
+    # "flat": the norm is over all heads of q, or of k, together. "rms-fp32": OLMo scales before it
+    # rounds, Llama after.
     changes = {
         "attention": {"qk_norm": "flat"},
         "mlp": {"bias": False},
@@ -45,11 +47,12 @@ def _read_olmo2(hf: HfConfig, context: int | None) -> Fields:
 
 
 def _write_olmo2(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
-    return {**written_sizes(config, original), "attention_bias": config.attention.qkv_bias}
+    return {**sizes_to_hf(config, original), "attention_bias": config.attention.qkv_bias}
 
 
 def _read_olmo3(hf: HfConfig, context: int | None) -> Fields:
     layers = hf["num_hidden_layers"]
+    # Every fourth layer sees everything, and only those layers' positions are stretched (YaRN).
     windows = windows_of(hf, [(n + 1) % 4 != 0 for n in range(layers)], hf["sliding_window"])
     by_type = layer_ropes_from_hf(hf, _THETAS, context, local="rope_theta")
     full, sliding = by_type["full_attention"], by_type["sliding_attention"]
@@ -65,7 +68,7 @@ def _read_olmo3(hf: HfConfig, context: int | None) -> Fields:
 
 def _write_olmo3(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
     ropes = layer_ropes_to_hf(config.attention, original, _THETAS, local="rope_theta")
-    return {**_write_olmo2(config, original), **written_windows(config), **ropes}
+    return {**_write_olmo2(config, original), **windows_to_hf(config), **ropes}
 
 
 _DEFAULTS = {**LLAMA_DEFAULTS, "rms_norm_eps": 1e-5}

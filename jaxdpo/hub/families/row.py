@@ -1,101 +1,116 @@
-"""A row of a family's table: a parameter of ours and the tensor it is stored in."""
+"""A row of a family's table: one of our parameters and the tensor of the file that stores it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
+
+
+class Span(NamedTuple):
+    """The part of a tensor's axis that one parameter takes up, where several share the tensor.
+
+    Attributes:
+      offset: Index of the part's first channel.
+      size: Channels of the part.
+      total: Channels of the whole axis.
+    """
+
+    offset: int
+    size: int
+    total: int
 
 
 @dataclass(frozen=True)
 class Row:
     """One row of a family's table.
 
+    For example, Phi-3 stores q, k and v in one tensor `[q + k + v, hidden]`; the row of k is
+
+        Row("layers/attention/k/kernel", "model.layers.{i}.self_attn.qkv_proj.weight",
+            transposed=True, columns=Span(offset=q, size=k, total=q + k + v))
+
     Attributes:
-      ours: Path of the parameter, such as "layers/mlp/up/kernel".
-      theirs: Name of the tensor, with {i} for the layer where ours is stacked by layer, and {e} for
-        the expert where it is stacked by expert too.
-      transposed: Whether theirs is `[out, in]` where ours is `[in, out]`.
-      span: (start, stop, size) where theirs holds several of ours side by side along the last axis
-        of ours, `size` channels in all.
-      above: The same along the axis before the last. What no row of theirs covers is zero.
+      path: Path of the parameter, such as "layers/mlp/up/kernel".
+      hf_name: Name of the tensor, with {i} for the layer where the parameter is stacked by layer,
+        and {e} for the expert where it is stacked by expert too.
+      transposed: Whether the tensor is `[out, in]` where the parameter is `[in, out]`.
+      columns: The part of the tensor that the parameter takes up along its last axis; None for all.
+      rows: The same along the axis before the last. What no row of the table covers is zero.
     """
 
-    ours: str
-    theirs: str
+    path: str
+    hf_name: str
     transposed: bool = False
-    span: tuple[int, int, int] | None = None
-    above: tuple[int, int, int] | None = None
+    columns: Span | None = None
+    rows: Span | None = None
 
     @property
     def leading(self) -> int:
-        """Leading axes of ours that theirs has a tensor of its own for each index of."""
-        return self.theirs.count("{")
+        """Number of leading axes of the parameter that are spread over tensors of their own."""
+        return self.hf_name.count("{")
 
     @property
     def whole(self) -> bool:
-        """Whether theirs holds nothing but ours."""
-        return self.span is None and self.above is None
-
-    @property
-    def order(self) -> int:
-        """Step through the axes of ours that gives theirs: -1 where transposed."""
-        return -1 if self.transposed else 1
+        """True if the tensor holds this parameter and nothing else."""
+        return self.columns is None and self.rows is None
 
     def name(self, *indices: int) -> str:
-        """Name of the tensor of one layer, and one expert."""
-        return self.theirs.format(**dict(zip("ie", indices, strict=False)))
+        """Returns the name of the tensor of one layer, and one expert."""
+        return self.hf_name.format(**dict(zip("ie", indices, strict=False)))
 
     def indices(self, shape: Sequence[int]) -> Iterator[tuple[int, ...]]:
-        """The indices along the leading axes of ours."""
+        """Yields the indices along the leading axes of a parameter of this shape."""
         return product(*(range(size) for size in shape[: self.leading]))
 
-    def their_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of a tensor of theirs, given that of all of ours."""
+    def hf_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Returns the shape of one tensor, given that of the stacked parameter."""
         inner = list(shape[self.leading :])
         for axis, span in self._spans():
-            inner[axis] = span[2]
-        return tuple(inner[:: self.order])
+            inner[axis] = span.total
+        return tuple(reversed(inner)) if self.transposed else tuple(inner)
 
-    def their_index(self, inner: Sequence[slice]) -> tuple[slice, ...]:
-        """Where a block of one tensor of ours stands in theirs."""
+    def hf_index(self, inner: Sequence[slice]) -> tuple[slice, ...]:
+        """Returns the place in the tensor of a block of one layer's parameter."""
         moved = list(inner)
-        for axis, (start, _, _) in self._spans():
-            moved[axis] = slice(moved[axis].start + start, moved[axis].stop + start)
-        return tuple(moved[:: self.order])
+        for axis, span in self._spans():
+            moved[axis] = slice(moved[axis].start + span.offset, moved[axis].stop + span.offset)
+        # Slices are given along the parameter's axes, and a transposed tensor has them reversed.
+        return tuple(reversed(moved)) if self.transposed else tuple(moved)
 
-    def _spans(self) -> list[tuple[int, tuple[int, int, int]]]:
-        return [(axis, span) for axis, span in ((-1, self.span), (-2, self.above)) if span]
-
-    def turned(self, array: np.ndarray) -> np.ndarray:
-        """One tensor of theirs as ours, or of ours as theirs."""
+    def transpose(self, array: np.ndarray) -> np.ndarray:
+        """Turns a block of the tensor into one of the parameter, or the other way round."""
         return array.T if self.transposed else array
 
+    def _spans(self) -> list[tuple[int, Span]]:
+        return [(axis, span) for axis, span in ((-1, self.columns), (-2, self.rows)) if span]
 
-def linear(ours: str, theirs: str) -> tuple[Row, Row]:
-    """Kernel and bias of a linear map of a layer, stored as torch stores them."""
+
+def linear(path: str, hf_name: str) -> tuple[Row, Row]:
+    """Returns the rows of kernel and bias of a layer's linear map, stored as torch stores them."""
     return (
-        Row(f"layers/{ours}/kernel", f"{theirs}.weight", transposed=True),
-        Row(f"layers/{ours}/bias", f"{theirs}.bias"),
+        Row(f"layers/{path}/kernel", f"{hf_name}.weight", transposed=True),
+        Row(f"layers/{path}/bias", f"{hf_name}.bias"),
     )
 
 
 def fused(
-    part: str, sizes: dict[str, int], theirs: str, transposed: bool = True
+    part: str, sizes: dict[str, int], hf_name: str, transposed: bool = True
 ) -> tuple[Row, ...]:
-    """Kernels and biases of several linear maps of a layer that one tensor holds side by side.
+    """Returns the rows of several linear maps of a layer that share one tensor, side by side.
 
     Args:
       part: "attention" or "mlp".
-      sizes: Name of each map ↦ its outputs, in order.
-      theirs: Name of the tensor, without ".weight".
-      transposed: Whether theirs is `[out, in]`.
+      sizes: Number of outputs of each map, in the tensor's order.
+      hf_name: Name of the tensor, without ".weight".
+      transposed: Whether the tensor is `[out, in]`.
     """
-    rows, start, total = [], 0, sum(sizes.values())
+    rows, offset, total = [], 0, sum(sizes.values())
     for name, size in sizes.items():
-        span = (start, start + size, total)
+        span = Span(offset, size, total)
         kernel = f"layers/{part}/{name}/kernel"
-        rows.append(Row(kernel, f"{theirs}.weight", transposed, span))
-        rows.append(Row(f"layers/{part}/{name}/bias", f"{theirs}.bias", span=span))
-        start += size
+        rows.append(Row(kernel, f"{hf_name}.weight", transposed, span))
+        rows.append(Row(f"layers/{part}/{name}/bias", f"{hf_name}.bias", columns=span))
+        offset += size
     return tuple(rows)
