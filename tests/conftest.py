@@ -19,5 +19,14 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer():
+    """`make_tokenizer(backend, template)` makes a tokenizer, from a module imported late."""
+    from tests.tokenizers import make_tokenizer
+
+    return make_tokenizer

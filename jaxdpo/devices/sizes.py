@@ -1,11 +1,17 @@
 """Whole blocks: the two roundings by which lengths become sizes of arrays."""
 
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
-import jax
-import numpy as np
 
-Count = TypeVar("Count", int, np.ndarray, jax.Array)
+class _Number(Protocol):
+    """Numbers with integer division: int, numpy's arrays and jax's, without importing either."""
+
+    def __neg__(self) -> Self: ...
+    def __floordiv__(self, other: int, /) -> Self: ...
+    def __mul__(self, other: int, /) -> Self: ...
+
+
+Count = TypeVar("Count", bound=_Number)
 
 
 def ceil_div(count: Count, size: int) -> Count:

@@ -13,7 +13,7 @@ _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",
 
 def shipped(path: str) -> str:
     """`@quickstart/pairs.jsonl` ↦ that file of the installed package; other paths as they are."""
-    return str(Path(__file__).parent / path[1:]) if path.startswith("@") else path
+    return str(Path(__file__).parents[1] / path[1:]) if path.startswith("@") else path
 
 
 def cache_folder(path: str | None) -> Path:

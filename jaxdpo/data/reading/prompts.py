@@ -16,6 +16,9 @@ from jaxdpo.data.reading.splits import prompt_digest
 from jaxdpo.errors import UserError
 from jaxdpo.storage.files import shipped
 
+# Stands for the answer that a line of a prompt alone does not have.
+_NO_ANSWER: tuple[Message, ...] = ({"role": "assistant", "content": "…"},)
+
 
 class PromptsConfig(BaseModel):
     """Which prompts are answered."""
@@ -56,6 +59,8 @@ class Prompt:
       split: "TRAIN" or "TEST".
       source: Where it stands, as `file:line`.
       template_kwargs: Further variables for the chat template.
+      answer: The answer that the data gives to the prompt, its messages; empty if it gives none. Of
+        a preference pair it is the chosen one, of several lines with one prompt the first line's.
     """
 
     id: str
@@ -65,6 +70,7 @@ class Prompt:
     split: Split = "TEST"
     source: str = ""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    answer: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def read_prompts(config: PromptsConfig) -> ReadPrompts:
             repeated += 1
             continue
         asked = (pair.prompt, pair.tools, pair.metadata, pair.split)
-        prompts[key] = Prompt(key, *asked, pair.source, pair.template_kwargs)
+        prompts[key] = Prompt(key, *asked, pair.source, pair.template_kwargs, _answer_of(pair))
     if bad_lines:
         more = len(bad_lines) - SHOWN_BAD_LINES
         shown = bad_lines[:SHOWN_BAD_LINES] + ([f"and {more} more"] if more > 0 else [])
@@ -114,6 +120,11 @@ def read_prompts(config: PromptsConfig) -> ReadPrompts:
         raise UserError(f"{config.path}: holds no prompts{of_split}")
     chosen = tuple(prompts.values())[: config.limit]
     return ReadPrompts(chosen, repeated)
+
+
+def _answer_of(pair: PreferencePair) -> tuple[Message, ...]:
+    """Returns the data's own answer; none where a line has no answer, or one that was found bad."""
+    return () if pair.chosen == _NO_ANSWER or pair.label is False else pair.chosen
 
 
 def _each(config: PromptsConfig, bad_lines: list[str]) -> Iterator[PreferencePair]:
@@ -154,4 +165,4 @@ def _answered(value: dict[str, Any]) -> dict[str, Any]:
     last = messages[-1]
     if isinstance(last, dict) and last.get("role") in ("assistant", "gpt", "model", "bot"):
         return value
-    return {**value, "messages": [*messages, {"role": "assistant", "content": "…"}]}
+    return {**value, "messages": [*messages, *_NO_ANSWER]}

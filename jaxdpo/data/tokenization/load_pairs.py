@@ -17,7 +17,8 @@ from jaxdpo.data.reading.bad_lines import BadLines, handle_bad_lines, read_rejec
 from jaxdpo.data.reading.reader import Met, Reading
 from jaxdpo.data.reading.reports import ReadReport, TokenizeReport
 from jaxdpo.data.reading.sources import digest_of, find_sources, raw_of
-from jaxdpo.data.tokenization.chat import Chat, EncodedPair
+from jaxdpo.data.tokenization.chat import Chat
+from jaxdpo.data.tokenization.pair_encoding import EncodedPair
 from jaxdpo.data.tokenization.pair_store import (
     FORMAT_VERSION,
     UNKNOWN,

@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -169,22 +168,19 @@ _BOS = {"llama3": "<|begin_of_text|>", "gemma": "<bos>", "mistral": "<s>"}
 _EOS = {"chatml": "<|im_end|>", "qwen": "<|im_end|>", "mistral": "</s>"}
 
 
-@pytest.fixture(scope="session")
-def make_tokenizer():
-    """`make_tokenizer(backend, template)`: a transformers tokenizer with its template's tokens."""
-    trained = {}
+_TRAINED: dict[str, Tokenizer] = {}
 
-    def make(backend: str = "bytes", template: str = "chatml") -> PreTrainedTokenizerFast:
-        if backend not in trained:
-            trained[backend] = BACKENDS[backend]()
-            trained[backend].add_tokens(ADDED)
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer.from_str(trained[backend].to_str()),
-            bos_token=_BOS.get(template),
-            eos_token=_EOS.get(template, "<|endoftext|>"),
-            clean_up_tokenization_spaces=False,
-        )
-        tokenizer.chat_template = TEMPLATES[template]
-        return tokenizer
 
-    return make
+def make_tokenizer(backend: str = "bytes", template: str = "chatml") -> PreTrainedTokenizerFast:
+    """Makes a transformers tokenizer that has its template's tokens; each is trained once."""
+    if backend not in _TRAINED:
+        _TRAINED[backend] = BACKENDS[backend]()
+        _TRAINED[backend].add_tokens(ADDED)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_TRAINED[backend].to_str()),
+        bos_token=_BOS.get(template),
+        eos_token=_EOS.get(template, "<|endoftext|>"),
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = TEMPLATES[template]
+    return tokenizer
