@@ -160,7 +160,8 @@ def open_adapter(
         raise UserError(
             f"{folder / ADAPTER_WEIGHTS}: adapts no linear map of the model"
             if not left
-            else f"{folder}: {len(left)} modules that have no use here: {_some(left)}"
+            else f"{folder}: {len(left)} adapters that have no use here: "
+            + _some(f"base_model.model.{module}" for module in left)
         )
     pairs: Pairs = {}
     magnitudes: Magnitudes = {}
@@ -182,6 +183,12 @@ def open_adapter(
                 magnitude = (tensors["magnitude_vector"], row.columns)
                 magnitudes.setdefault(path, {})[layer] = magnitude
     _check_replaced(folder, replaced, table, model)
+    for name in config.saved:
+        if not any(f".{name}." in f".{tensor}" for tensor in replaced):
+            raise UserError(
+                f"{config.path}: modules_to_save names {name}, but {ADAPTER_WEIGHTS} holds no "
+                "tensor of it; save the adapter again with peft"
+            )
     _check_shapes(folder, pairs, model)
     plain = {path: layers for path, layers in pairs.items() if path not in magnitudes}
     return Adapter(pairs, _common(config, plain), replaced, magnitudes, config.tied)
@@ -194,6 +201,9 @@ def _sort_tensors(
     parts: dict[str, dict[str, Readable]] = {}
     replaced: dict[str, Readable] = {}
     for name, tensor in tensors.items():
+        # With modules_to_save some files hold the base's own module too, as it was before training.
+        if ".original_module." in name:
+            continue
         name = plain_name(name)
         found = _PART.match(name)
         if found:
@@ -236,6 +246,11 @@ def _pairs_of(
     """Returns the adapters of the maps that a module holds, in the order of its rows."""
     if not {"A", "B"} <= tensors.keys() <= {"A", "B", "magnitude_vector"}:
         raise UserError(f"{folder}: {module} needs lora_A and lora_B; it has {_some(tensors)}")
+    if config.dora and "magnitude_vector" not in tensors:
+        raise UserError(
+            f"{folder}: use_dora is true, but {module} has no lora_magnitude_vector; save the "
+            "adapter again with peft"
+        )
     a, b = tensors["A"], tensors["B"]
     rank, stated = a.shape[0], config.rank_of(module)
     if rank != stated or b.shape[1:] != (rank,):

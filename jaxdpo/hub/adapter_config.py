@@ -72,6 +72,7 @@ class AdapterConfig:
       residual: The term that was subtracted from the base before training, or None.
       tied: Whether a saved embedding is the head too.
       dora: Whether the modules' magnitudes are trained (https://arxiv.org/abs/2402.09353).
+      saved: Names of modules that the adapter holds whole.
     """
 
     path: Path
@@ -85,6 +86,7 @@ class AdapterConfig:
     residual: Residual | None = None
     tied: bool = False
     dora: bool = False
+    saved: tuple[str, ...] = ()
 
     def rank_of(self, module: str) -> int:
         """Returns the rank that the patterns give a module."""
@@ -136,6 +138,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         residual=_residual(path, found.get("init_lora_weights", True)),
         tied=bool(found.get("ensure_weight_tying")),
         dora=bool(found.get("use_dora")),
+        saved=tuple(found.get("modules_to_save") or ()),
     )
 
 

@@ -8,7 +8,7 @@ one adapter for all of them. Adapters of q, k and v, of rank r each, become one 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -40,7 +40,7 @@ class AdapterBase:
     name: str
     config: ModelConfig
     hf_config: Mapping[str, Any]
-    saved: Mapping[str, Any] = MappingProxyType({})
+    saved: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_adapter(

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -67,7 +66,7 @@ def lazy_params(
     folder: Path,
     config: ModelConfig,
     dtype: Any,
-    replaced: Mapping[str, Readable] = MappingProxyType({}),
+    tensors: Mapping[str, Readable] | None = None,
 ) -> Params:
     """Opens a model folder's weights, checked and left in their files.
 
@@ -75,7 +74,7 @@ def lazy_params(
       folder: Model folder with config.json and safetensors.
       config: Architecture, as `config_from_hf` gives it for that folder.
       dtype: Of the parameters.
-      replaced: Name ↦ tensor that takes the place of the folder's own, or is new.
+      tensors: Name ↦ tensor of the model; None for those of the folder's files.
 
     Returns:
       The parameters of `config`, each a `Stored`.
@@ -84,7 +83,7 @@ def lazy_params(
       UserError: For missing, damaged, left-over or misshapen weights.
     """
     hf_config = read_config(folder)
-    tensors = {**open_weights(folder, hf_config), **replaced}
+    tensors = dict(open_weights(folder, hf_config) if tensors is None else tensors)
     rows = family_of(hf_config).rows(config)
     embedding = embedding_name(rows)
     if config.tied_head and HEAD in tensors and embedding in tensors:
