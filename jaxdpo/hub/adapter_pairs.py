@@ -8,7 +8,9 @@ import numpy as np
 
 from jaxdpo.hub.arrays import Readable, StartTerm, whole
 from jaxdpo.hub.families import Span
+from jaxdpo.hub.quantized import read_part
 from jaxdpo.model.decoder import Params
+from jaxdpo.model.lora import LoraConfig, LoraParams
 from jaxdpo.storage.lazy_array import Spans, Stored
 
 
@@ -203,3 +205,47 @@ def _with_magnitude(
         return out
 
     return replace(kernel, read=read)
+
+
+def stacked(
+    first: tuple[LoraParams, LoraConfig], second: tuple[LoraParams, LoraConfig]
+) -> tuple[LoraParams, LoraConfig]:
+    """Returns one adapter that adds what two add: side by side along their ranks.
+
+        s₁ x A₁ B₁ + s₂ x A₂ B₂ = s₁ x [A₁ A₂] [B₁; s₂/s₁ B₂]
+
+    Args:
+      first: Adapters and their scale.
+      second: Others of the same base, of any rank and targets.
+    """
+    (lora, config), (added, added_config) = first, second
+    ratio = np.float32(added_config.scale / config.scale)
+    ranks = (config.rank, added_config.rank)
+
+    def both(one: Any, other: Any) -> dict[str, np.ndarray]:
+        # A map that only one of them adapts has zeros for the ranks of the other.
+        some = one or other
+        layers, inputs, _ = some["a"].shape
+        outputs = some["b"].shape[-1]
+        a = np.zeros((layers, inputs, sum(ranks)), np.float32)
+        b = np.zeros((layers, sum(ranks), outputs), np.float32)
+        if one:
+            a[..., : ranks[0]], b[:, : ranks[0]] = _all_of(one["a"]), _all_of(one["b"])
+        if other:
+            a[..., ranks[0] :], b[:, ranks[0] :] = _all_of(other["a"]), ratio * _all_of(other["b"])
+        return {"a": a, "b": b}
+
+    layers: dict[str, Any] = {}
+    for part in dict.fromkeys([*lora["layers"], *added["layers"]]):
+        ones, others = lora["layers"].get(part, {}), added["layers"].get(part, {})
+        layers[part] = {
+            name: both(ones.get(name), others.get(name)) for name in dict.fromkeys([*ones, *others])
+        }
+    targets = tuple(sorted({name for linears in layers.values() for name in linears}))
+    rank = sum(ranks)
+    changes = {"rank": rank, "alpha": config.scale * rank, "targets": targets}
+    return {"layers": layers}, config.model_copy(update=changes)
+
+
+def _all_of(array: Any) -> np.ndarray:
+    return read_part(array, tuple(slice(0, size) for size in array.shape))

@@ -17,7 +17,7 @@ from jaxdpo.devices.sharding import path_name, shardings_for
 from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import Adapter, open_adapter
 from jaxdpo.hub.adapter_config import ADAPTER_CONFIG, base_of
-from jaxdpo.hub.adapter_pairs import with_magnitudes
+from jaxdpo.hub.adapter_pairs import stacked, with_magnitudes
 from jaxdpo.hub.adapter_write import AdapterBase, save_adapter
 from jaxdpo.hub.arrays import Readable, whole
 from jaxdpo.hub.families import config_from_hf, family_of
@@ -51,6 +51,8 @@ class Policy:
       saved: Paths of parameters that an adapter folder holds whole, in place of those at `source`.
       on_disk: Whether the parameters, but for `saved`, are those at `source`, so that an adapter
         can name it as its base.
+      beneath: Adapters that were merged into the parameters at `source`, and their scale, or None.
+        A new adapter is saved together with them.
     """
 
     config: ModelConfig
@@ -64,6 +66,7 @@ class Policy:
     card: str | None = None
     saved: tuple[str, ...] = ()
     on_disk: bool = True
+    beneath: tuple[LoraParams, LoraConfig] | None = None
 
     def describe(self) -> str:
         """Returns a line such as `models/tiny: llama, 1.2M parameters, float32`."""
@@ -102,7 +105,11 @@ class Policy:
         assert self.lora_config is not None
         dequantized = dequantize_params(self.params)
         params = merge_lora(dequantized, self.lora, self.lora_config.scale, _merged)
-        return replace(self, params=params, lora=None, lora_config=None, on_disk=False)
+        # What an adapter merged from the base on disk added can be taken along by the next one.
+        beneath = (self.lora, self.lora_config) if self.on_disk else None
+        return replace(
+            self, params=params, lora=None, lora_config=None, on_disk=False, beneath=beneath
+        )
 
     def save(
         self,
@@ -126,7 +133,10 @@ class Policy:
         card = {} if self.card is None else {"README.md": self.card}
         if self.lora is not None and lora == "adapter":
             assert self.lora_config is not None
-            save_adapter(folder, self.lora, self.lora_config, self.adapter_base(), tokenizer, card)
+            adapters, lora_config = self.lora, self.lora_config
+            if self.beneath is not None:
+                adapters, lora_config = stacked(self.beneath, (adapters, lora_config))
+            save_adapter(folder, adapters, lora_config, self.adapter_base(), tokenizer, card)
             return
         save_pretrained(
             folder,
@@ -162,7 +172,7 @@ class Policy:
         Raises:
           UserError: If that model is nowhere on disk.
         """
-        if not self.on_disk:
+        if not self.on_disk and self.beneath is None:
             raise UserError(
                 f"{self.source}: its weights were changed after they were read (an adapter was "
                 "merged into them), so an adapter would belong to a model that is nowhere on disk; "
