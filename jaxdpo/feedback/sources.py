@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from jaxdpo.data.bad_pair import BadPair, show
-from jaxdpo.data.reading.format_parsers import Said
+from jaxdpo.data.reading.said import Said
 from jaxdpo.feedback.preferences import (
     FeedbackConfig,
     NoPair,
@@ -19,7 +19,7 @@ from jaxdpo.feedback.preferences import (
     check_keys,
     index_in,
 )
-from jaxdpo.inspection.findings import almost_equal
+from jaxdpo.inspection.survey import almost_equal
 from jaxdpo.inspection.texts import said
 
 SourceName = Literal["expert_edits", "criteria", "user_choice", "regenerations", "user_edits"]

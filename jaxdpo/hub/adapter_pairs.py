@@ -46,6 +46,11 @@ def block_diagonal(b: Readable, spans: list[Span | None], rank: int) -> bool:
 
     Adapters of q, k and v by themselves are exported so. Reading each of them back with the ranks
     of all three would compute the same and triple the adapters at every round.
+
+    Args:
+      b: `lora_B` of the module, `[out, r]`.
+      spans: The outputs of each map.
+      rank: Ranks that each map would have.
     """
     matrix = whole(b)
     for k, span in enumerate(spans):

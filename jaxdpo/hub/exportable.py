@@ -23,7 +23,7 @@ def check_exportable(
     lora: Literal["merged", "adapter"] = "merged",
     dtype: str | None = None,
 ) -> None:
-    """Does all that `Policy.save` does but for the weights: describes them, and writes the rest.
+    """Checks that `Policy.save` will succeed: describes the weights, and writes all but them.
 
     Args:
       policy: The model that training starts from.
