@@ -15,10 +15,11 @@ import jaxdpo.quickstart
 from jaxdpo.data.packing.layout import empty_batch
 from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.hub.policy import load_policy
-from jaxdpo.model.decoder import Compute, hidden_states, logits
+from jaxdpo.model.decoder import Compute, logits
 from jaxdpo.quickstart.make import PAIRS
 from jaxdpo.quickstart.task import make_request, passes, read_request, split_of, write_answer
 from jaxdpo.sampling import SamplingConfig, answer
+from tests.tiny import hidden_states
 
 COMPUTE = Compute(jnp.float32, attention="dense", remat="none")
 FOLDER = Path(jaxdpo.quickstart.__file__).parent
