@@ -1,11 +1,12 @@
-"""Judgements, a line each → for every prompt its answers and what they are worth.
+"""Judgements, a line each → for every prompt its answers and their mean scores.
 
     {"messages": [...], "completion": "At 9.", "criterion": "short", "passed": true, "score": null,
      "explanation": "2 words of at most 5"}
 
-is a line; `tools`, `split`, `metadata`, `model`, `sample`, `finished`, `id`, `annotator` and
-`time` are optional. An answer is worth the mean over its criteria, each the mean of its judgements:
-the score, or else 1 for passed and 0 for failed. So scores that are combined should have one scale.
+is a line; `tools`, `tool_calls`, `reference`, `split`, `metadata`, `model`, `sample`, `finished`,
+`id`, `annotator` and `time` are optional. The mean score of an answer is the mean over its
+criteria, each the mean of its judgements: the score, or else 1 for passed and 0 for failed. So
+scores that are combined should have one scale.
 """
 
 import json
@@ -23,6 +24,8 @@ from jaxdpo.feedback.preferences import COMMON, check_keys
 
 _SAID = ("passed", "score", "explanation")
 _ABOUT = ("model", "sample", "finished", "annotator", "time")
+# Seen by the criterion: the answer's calls, and the data set's own answer.
+_SEEN = ("tool_calls", "reference")
 _PROMPT = tuple(key for key in COMMON if key not in _ABOUT)
 
 
@@ -56,8 +59,12 @@ def parse_judged(record: dict[str, Any], where: str) -> Judged:
     Raises:
       BadPair: If it is not as documented.
     """
-    check_keys(record, "id", "completion", "sample", "finished", "criterion", *_SAID)
+    check_keys(record, "id", "completion", "sample", "finished", "criterion", *_SAID, *_SEEN)
     _, completion = need(record, "messages", "completion")
+    calls = record.get("tool_calls")
+    if isinstance(completion, str) and calls:
+        # An answer by calls is a message: its text may be empty.
+        completion = {"role": "assistant", "content": completion, "tool_calls": calls}
     if isinstance(completion, str) and not completion.strip():
         raise BadPair("empty-completion", "completion is empty; nothing can be learnt from it")
     criterion = record.get("criterion") or "score"
