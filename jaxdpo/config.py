@@ -14,11 +14,11 @@ from jaxdpo.cli.settings import fields_text, load_settings, read_yaml, section_t
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.packing.plan import BatchConfig
 from jaxdpo.devices.sharding import MeshConfig
-from jaxdpo.errors import UserError
 from jaxdpo.losses.config import SORTED, LossConfig
 from jaxdpo.model.lora import LoraConfig
 from jaxdpo.sampling import SamplingConfig
 from jaxdpo.scoring.reference import ReferenceConfig, ReferenceKind
+from jaxdpo.storage.continuation import check_unchanged
 from jaxdpo.storage.files import shipped
 from jaxdpo.training.checkpoint import CheckpointConfig
 from jaxdpo.training.optimizer import OptimizerConfig
@@ -195,18 +195,13 @@ def check_continues(config: RunConfig, path: Path) -> None:
     Raises:
       UserError: Naming each field that differs, with both values.
     """
-    before, now = flat(RunConfig.model_validate(read_yaml(path))), flat(config)
-    changed = [
-        f"{field} was {before.get(field)!r}, is now {now.get(field)!r}"
-        for field in sorted(before.keys() | now.keys())
-        if before.get(field) != now.get(field)
-        and not any(field == free or field.startswith(free + ".") for free in CHANGEABLE)
-    ]
-    if changed:
-        raise UserError(
-            f"{path.parent} holds a run with another configuration: {'; '.join(changed)}. Put them "
-            "back to continue it, or set training.folder to a new folder"
-        )
+    check_unchanged(
+        f"{path.parent} holds a run with another configuration",
+        flat(RunConfig.model_validate(read_yaml(path))),
+        flat(config),
+        "set training.folder to a new folder",
+        lambda field: any(field == free or field.startswith(free + ".") for free in CHANGEABLE),
+    )
 
 
 def help_text() -> str:

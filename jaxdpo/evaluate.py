@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
         reporter.say(f"{where}: {criterion} could not judge {model}: {why}")
     if len(failed) > _SHOWN:
         reporter.say(f"and {len(failed) - _SHOWN} more that could not be judged: see the report")
-    bill = ", ".join(f"{name} {count:g}" for name, count in comparison.spent.items() if count)
+    bill = ", ".join(f"{name} {count:g}" for name, count in comparison.usage.items() if count)
     reporter.say((f"judging took {bill}\n" if bill else "") + f"{config.out}/report.html")
 
 

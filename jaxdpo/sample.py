@@ -13,11 +13,11 @@ from jaxdpo.data.generations import Generation
 from jaxdpo.data.reading.prompts import PromptsConfig, read_prompts, with_path
 from jaxdpo.errors import UserError
 from jaxdpo.evaluation.best import best_of
-from jaxdpo.evaluation.comparison import judge_answers, judgement_line
-from jaxdpo.evaluation.criteria.spec import Criteria, criterion_named
+from jaxdpo.evaluation.criteria.spec import Criteria
+from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.generation.generators import Dtype, source_of
 from jaxdpo.generation.server import ServerConfig, is_server
-from jaxdpo.generation.to_file import sample_to_file
+from jaxdpo.rounds.answering import AnswerFiles, check_judgeable, sample_and_judge
 from jaxdpo.sampling.config import SamplingConfig
 from jaxdpo.storage.files import replacing
 
@@ -84,38 +84,36 @@ def main(arguments: list[str]) -> None:
 
 
 def sample(config: SampleConfig) -> list[Generation]:
-    """Answers the prompts, and returns what was written.
+    """Answers the prompts, and returns the answers that were written.
 
     Raises:
-      UserError: For whatever the user can mend.
+      UserError: For whatever the user can fix.
     """
     reporter, out = Reporter(), Path(config.out)
     read = read_prompts(config.data)
     reporter.say(f"{config.data.path}: {read.summary()}")
+    check_judgeable(config.criteria, read.prompts, reporter)
     source = source_of(
         config.model, config.sampling, config.server, config.dtype, config.chat_template
     )
-    samples = config.best_of or config.samples
     drawn = out.with_suffix(".samples.jsonl") if config.best_of else out
-    with reporter.bar("answers", len(read.prompts) * samples) as advance:
-        answers = sample_to_file(drawn, source, read.prompts, samples, advance)
+    files = AnswerFiles({config.model: drawn}, out.with_suffix(".judgements.jsonl"))
+    samples, sources = config.best_of or config.samples, [(config.model, source)]
+    judged = sample_and_judge(sources, read.prompts, samples, config.criteria, files, reporter)
+    answers = judged.answers[config.model]
     if config.best_of is not None:
-        answers = _best(config, answers, reporter)
+        answers = _best(answers, judged.judged.by_answer(len(answers)), out, reporter)
     cut = sum(not answer.finished for answer in answers)
     note = f", {cut} of them cut off at {config.sampling.max_new_tokens} tokens" if cut else ""
     reporter.say(f"{out}: {len(answers)} answers to {len(read.prompts)} prompts{note}")
     return answers
 
 
-def _best(config: SampleConfig, drawn: list[Generation], reporter: Reporter) -> list[Generation]:
-    """Each prompt's best answer; the judgements are written too."""
-    criteria = [criterion_named(spec) for spec in config.criteria]
-    with reporter.bar("judgements", len(criteria) * len(drawn)) as advance:
-        judged = judge_answers(criteria, {"": drawn}, advance)[""]
-    best, out = best_of(drawn, judged), Path(config.out)
-    with replacing(out.with_suffix(".judgements.jsonl")) as file:
-        for answer, said in zip(drawn, judged, strict=True):
-            file.writelines(judgement_line(answer, name, each) for name, each in said.items())
+def _best(
+    drawn: list[Generation], judged: list[dict[str, Judgement]], out: Path, reporter: Reporter
+) -> list[Generation]:
+    """Writes each prompt's best answer."""
+    best = best_of(drawn, judged)
     if not best:
         why = next(each.explanation for said in judged for each in said.values() if not each.judged)
         raise UserError(f"no answer could be judged by every criterion; the first: {why}")

@@ -108,6 +108,13 @@ def test_models_are_evaluated(folder, capsys, monkeypatch):
     for name in ("chart.png", "chart.svg", "report.html", "examples.jsonl", "judgements.jsonl"):
         assert (folder / "evaluation" / name).stat().st_size > 500
 
+    written = (folder / "evaluation/judgements.jsonl").read_text().splitlines()
+    judgements = [json.loads(line) for line in written]
+    assert len(judgements) == 10 * 2 * 2
+    assert {(j["model"], j["criterion"]) for j in judgements} == {
+        (model, name) for model in ("sft", "dpo") for name in ("word_limit", "word")
+    }
+
     before = (folder / "evaluation/report.html").read_text()
     monkeypatch.setattr("jaxdpo.generation.generators.complete", None)  # Nothing is sampled again.
     evaluate.main(arguments)

@@ -1,4 +1,4 @@
-"""Answers that a model gave, one a line: what sampling writes and judging reads.
+"""Answers of a model, one a line: sampling writes them and judging reads them.
 
 {"id": "9f…", "messages": [{"role": "user", "content": "Hi"}], "completion": "Hello!",
  "sample": 0, "model": "runs/dpo", "finished": true, "split": "TEST", "metadata": {}}
@@ -27,24 +27,47 @@ class Generation(BaseModel):
     messages: tuple[Message, ...] = Field(min_length=1, description="the prompt")
     completion: str = Field(description="the answer")
     sample: int = Field(default=0, ge=0, description="its number among the prompt's answers")
-    model: str = Field(description="what answered")
+    model: str = Field(description="the model that answered")
     finished: bool = Field(
         default=True, description="false: cut off at the most tokens that were allowed"
     )
     split: Split = Field(default="TEST", description="of the prompt")
     tools: tuple[dict[str, Any], ...] = Field(default=(), description="of the prompt")
     metadata: dict[str, Any] = Field(default_factory=dict, description="of the prompt's line")
+    tool_calls: tuple[dict[str, Any], ...] = Field(
+        default=(), description="calls that the answer makes, as OpenAI writes them"
+    )
+    reference: tuple[Message, ...] = Field(
+        default=(), description="the data set's own answer to the prompt"
+    )
 
     def line(self) -> str:
-        """As it stands in a file."""
+        """Returns the answer as its line of a file; fields that hold nothing are left out."""
         value = self.model_dump()
-        if not self.tools:
-            del value["tools"]
+        for name in ("tools", "tool_calls", "reference"):
+            if not value[name]:
+                del value[name]
         return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-def generation(prompt: Prompt, sample: int, model: str, text: str, finished: bool) -> Generation:
-    """The answer of a model to a prompt."""
+def generation(
+    prompt: Prompt,
+    sample: int,
+    model: str,
+    text: str,
+    finished: bool,
+    tool_calls: Sequence[dict[str, Any]] = (),
+) -> Generation:
+    """Returns the answer of a model to a prompt.
+
+    Args:
+      prompt: The prompt.
+      sample: The answer's number among the prompt's answers.
+      model: Name of the model.
+      text: The answer.
+      finished: False if it was cut off at the most tokens that were allowed.
+      tool_calls: Calls that the answer makes.
+    """
     return Generation(
         id=prompt.id,
         messages=prompt.messages,
@@ -55,6 +78,8 @@ def generation(prompt: Prompt, sample: int, model: str, text: str, finished: boo
         split=prompt.split,
         tools=prompt.tools,
         metadata=prompt.metadata,
+        tool_calls=tuple(tool_calls),
+        reference=prompt.answer,
     )
 
 
@@ -62,7 +87,7 @@ def read_generations(path: str | Path) -> list[Generation]:
     """Reads a file of generations.
 
     Raises:
-      UserError: Naming the first line that is none.
+      UserError: Naming the first line that is not one.
     """
     return load_lines(path, Generation)
 
@@ -96,7 +121,7 @@ def _parsed(line: bytes, line_type: type[Line], where: str) -> Line:
 
 
 def by_prompt(generations: Iterable[Generation]) -> dict[str, Sequence[Generation]]:
-    """Each prompt's answers by its id, in the order of their samples."""
+    """Returns each prompt's answers by its id, in the order of their samples."""
     groups: dict[str, list[Generation]] = {}
     for each in generations:
         groups.setdefault(each.id, []).append(each)

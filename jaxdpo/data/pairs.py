@@ -8,6 +8,10 @@ import numpy as np
 Message = dict[str, Any]
 Split = Literal["TRAIN", "TEST"]
 NO_SPANS = np.zeros(0, np.int32)
+# Field of an assistant's message: the token ids that it was sampled as, and a digest of the
+# vocabulary that they belong to, `{"ids": [9, 2], "vocabulary": "5f…"}`. Training takes the ids as
+# long as they say what the message does: encoding its text anew may give others.
+SAMPLED = "sampled"
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,12 @@
-"""Models compared on the same prompts: what they answered, and what was said of the answers."""
+"""Models compared on the same prompts: all figures of an evaluation from its judged answers."""
 
 import itertools
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from jaxdpo.data.generations import Generation
 from jaxdpo.evaluation import statistics
 from jaxdpo.evaluation.agreement import UNDEFINED, share
-from jaxdpo.evaluation.judgement import Criterion, Example, Judgement
 from jaxdpo.evaluation.report.html import notebook_html
 from jaxdpo.evaluation.results import ALL, HeadToHead, Rate, Results, Row, Versus, judgement_of
 
@@ -21,54 +18,25 @@ class Comparison(Results):
         return notebook_html(self)
 
 
-def judge_answers(
-    criteria: Sequence[Criterion],
-    answers: Mapping[str, Sequence[Generation]],
-    advance: Callable[[int], None] = lambda _: None,
-) -> dict[str, list[dict[str, Judgement]]]:
-    """What each criterion says of each model's answers: model ↦ by answer, criterion ↦ judgement.
-
-    Args:
-      criteria: What judges.
-      answers: Model ↦ its answers.
-      advance: Told of every judgement.
-    """
-    found: dict[str, list[dict[str, Judgement]]] = {}
-    for model, given in answers.items():
-        examples = [Example(a.messages, a.completion, a.metadata) for a in given]
-        found[model] = [{} for _ in given]
-        for criterion in criteria:
-            for said, judgement in zip(found[model], criterion.judge(examples), strict=True):
-                said[criterion.name] = judgement
-                advance(1)
-    return found
-
-
-def judgement_line(answer: Generation, criterion: str, judgement: Judgement) -> str:
-    """A line of a file of judgements, as `jaxdpo.collect criteria` reads them."""
-    value = answer.model_dump(exclude={"finished"})
-    if not answer.tools:
-        del value["tools"]
-    value |= {"criterion": criterion, **judgement.model_dump()}
-    return json.dumps(value, ensure_ascii=False) + "\n"
-
-
 def compare_rows(
-    models: dict[str, str], criteria: Sequence[str], rows: Sequence[Row], spent: dict[str, float]
+    models: dict[str, str], criteria: Sequence[str], rows: Sequence[Row], usage: dict[str, float]
 ) -> Comparison:
-    """All figures of an evaluation.
+    """Computes all figures of an evaluation.
 
     Args:
       models: Name ↦ where it lies, in the order in which they are compared.
       criteria: Their names.
       rows: Every prompt, answered by every model.
-      spent: What judging cost.
+      usage: The cost of judging, by name.
     """
     passing = [name for name in criteria if _passes(rows, name)]
+    # Of a single criterion "all of them" would be the same row again.
     names = (*criteria, ALL) if len(passing) > 1 else tuple(criteria)
+    # In the order in which the models were named, so that "sft → dpo" reads forwards.
     pairs = list(itertools.combinations(models, 2))
     versus = [_versus(rows, first, second, name) for name in names for first, second in pairs]
     duels = [duel for pair in pairs if (duel := _head_to_head(rows, *pair)) is not None]
+    # Together: each further comparison is a further chance of a difference that is none.
     adjusted = statistics.holm([each.p_value for each in (*versus, *duels)])
     return Comparison(
         models=dict(models),
@@ -84,12 +52,12 @@ def compare_rows(
             for model in models
         },
         cut_off={model: sum(not r.answers[model].finished for r in rows) for model in models},
-        spent=spent,
+        usage=usage,
     )
 
 
 def to_json(value: Any) -> Any:
-    """Figures as JSON: named tuples as objects, what is undefined as null."""
+    """Returns figures as JSON has them: named tuples as objects, undefined figures as null."""
     if hasattr(value, "_asdict"):
         return {name: to_json(each) for name, each in value._asdict().items()}
     if isinstance(value, dict):
@@ -100,7 +68,7 @@ def to_json(value: Any) -> Any:
 
 
 def _passes(rows: Sequence[Row], criterion: str) -> bool:
-    """Whether a criterion passes and fails answers, rather than scoring them alone."""
+    """Tells whether a criterion passes and fails answers, rather than scoring them alone."""
     said = [row.judgements[model][criterion] for row in rows for model in row.judgements]
     return any(judgement.passed is not None for judgement in said)
 
@@ -122,11 +90,13 @@ def _rate(rows: Sequence[Row], model: str, criterion: str) -> Rate:
 
 def _versus(rows: Sequence[Row], first: str, second: str, criterion: str) -> Versus:
     said = [(judgement_of(r, first, criterion), judgement_of(r, second, criterion)) for r in rows]
+    # Only prompts on which both were judged: McNemar's test and its interval compare pairs.
     passed = [(bool(a.passed), bool(b.passed)) for a, b in said if None not in (a.passed, b.passed)]
     if passed:
         counts = statistics.pair_up([a for a, _ in passed], [b for _, b in passed])
         figures = (statistics.difference(counts), statistics.fewer_failures(counts))
         p_value = statistics.mcnemar(counts)
+        # Adjusted once all comparisons are there.
         return Versus(first, second, criterion, counts, *figures, p_value, p_value)
     scores = [(a.score, b.score) for a, b in said if a.score is not None and b.score is not None]
     mean = statistics.score_difference([a for a, _ in scores], [b for _, b in scores])

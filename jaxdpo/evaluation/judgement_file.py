@@ -5,124 +5,142 @@ judgements.jsonl.partial    those so far
 judgements.settings.json    the criteria; others are refused
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from jaxdpo.data.generations import Generation, load_lines
-from jaxdpo.data.resumable import check_settings, partial_of, read_partial, write_whole
-from jaxdpo.errors import UserError
+from jaxdpo.data.generations import Generation
+from jaxdpo.data.resumable import ResumableLines, resume_lines
 from jaxdpo.evaluation.agreement import Estimate, share
-from jaxdpo.evaluation.criteria.spec import Judge, Spec, criterion_named, label_of
-from jaxdpo.evaluation.judgement import Criterion, Example, Judgement
+from jaxdpo.evaluation.criteria.spec import Judge, Spec, criterion_named, label_of, source_digest
+from jaxdpo.evaluation.judgement import Criterion, Judgement, example_of
 
-# So many answers are judged before what was said of them is written.
+# So many answers are judged before their judgements are written. A judge that asks again where it
+# cannot read a reply gives none before all of them are read, and a chunk is what a kill can lose.
 CHUNK = 64
-# What may change while a judge goes on: it says the same.
+# Settings of a judge that change how it is asked and not what it says, so they may change between
+# the beginning of a file and its end.
 _CHANGEABLE = {"key_env", "concurrency", "timeout", "retries", "cache", "prices"}
+
+# Id of the prompt, sample, model, answer and criterion.
+Key = tuple[str, int, str, str, str]
 
 
 class JudgedLine(Generation):
-    """One answer and what one criterion said of it."""
+    """One answer and one criterion's judgement of it."""
 
-    criterion: str = Field(description="what it was judged by")
+    criterion: str = Field(description="the criterion's name")
     passed: bool | None = Field(description="null: not judged, or only scored")
     score: float | None = Field(description="higher is better; null: only passed or not")
     explanation: str = Field(description="why, for people")
 
     @property
+    def judgement(self) -> Judgement:
+        """The judgement by itself."""
+        return Judgement(passed=self.passed, score=self.score, explanation=self.explanation)
+
+    @property
     def judged(self) -> bool:
         """Whether the criterion came to a judgement."""
-        return self.passed is not None or self.score is not None
+        return self.judgement.judged
+
+
+class JudgedAnswers(NamedTuple):
+    """The judgements of answers.
+
+    Attributes:
+      lines: The judgements, criterion after criterion, each in the order of the answers.
+      usage: Criterion ↦ what it has cost in this call, by name; none for those that had nothing
+        left to judge.
+    """
+
+    lines: list[JudgedLine]
+    usage: dict[str, dict[str, float]]
+
+    def by_answer(self, answers: int) -> list[dict[str, Judgement]]:
+        """Returns criterion ↦ judgement for each of so many answers, in their order."""
+        found: list[dict[str, Judgement]] = [{} for _ in range(answers)]
+        for number, line in enumerate(self.lines):
+            # The lines go through all answers once for each criterion.
+            found[number % answers][line.criterion] = line.judgement
+        return found
 
 
 def judge_to_file(
     path: Path,
-    generations: Sequence[Generation],
+    answers: Sequence[Generation],
     criteria: Sequence[Spec],
     advance: Callable[[int], None] = lambda _: None,
-) -> tuple[list[JudgedLine], dict[str, dict[str, float]]]:
-    """Judges every answer by every criterion, keeps what is said as it comes, and returns all.
+) -> JudgedAnswers:
+    """Judges every answer by every criterion, writes judgements as they come, and returns all.
 
     Args:
       path: The file; those beside it are named after it.
-      generations: The answers.
-      criteria: What they are judged by.
-      advance: Told of every so many judgements that there are.
-
-    Returns:
-      The judgements, criterion after criterion in the order of the answers, and what each criterion
-      has cost.
+      answers: The answers.
+      criteria: The criteria.
+      advance: Called with the number of judgements that were added.
 
     Raises:
       UserError: If the files are of other criteria, or cannot be written, or a judge stops.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        check_settings(path.with_suffix(".settings.json"), {"criteria": _depends_on(criteria)})
-        partial = partial_of(path)
-        kept = load_lines(path, JudgedLine) if path.exists() else []
-        kept += read_partial(partial, JudgedLine)
-        done = {_key(each, each.criterion): each for each in kept}
-        spent = {}
+    usage = {}
+    with resume_lines(
+        path, JudgedLine, lambda x: _key(x, x.criterion), _settings(criteria)
+    ) as file:
         for spec in criteria:
             label = label_of(spec)
-            missing = [each for each in generations if _key(each, label) not in done]
-            advance(len(generations) - len(missing))
+            missing = [each for each in answers if _key(each, label) not in file]
+            advance(len(answers) - len(missing))
             if missing:
+                # Made only now: a judge that has nothing left to judge is not loaded.
                 criterion = criterion_named(spec)
-                for line in _judge(criterion, missing, partial, advance):
-                    done[_key(line, label)] = line
-                spent[label] = criterion.spent()
-        ordered = [done[_key(each, label_of(spec))] for spec in criteria for each in generations]
-        write_whole(path, ordered, kept)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    return ordered, spent
+                _judge(criterion, missing, file, advance)
+                usage[label] = criterion.usage()
+        keys = [_key(each, label_of(spec)) for spec in criteria for each in answers]
+        return JudgedAnswers(file.finish(keys), usage)
 
 
 def _judge(
     criterion: Criterion,
-    generations: Sequence[Generation],
-    partial: Path,
+    answers: Sequence[Generation],
+    file: ResumableLines[JudgedLine],
     advance: Callable[[int], None],
-) -> Iterable[JudgedLine]:
-    with open(partial, "a", encoding="utf-8") as file:
-        for start in range(0, len(generations), CHUNK):
-            chunk = generations[start : start + CHUNK]
-            examples = [Example(each.messages, each.completion, each.metadata) for each in chunk]
-            for each, judgement in zip(chunk, criterion.judge(examples), strict=True):
-                line = _line(each, criterion.name, judgement)
-                file.write(line.line())
-                file.flush()
-                advance(1)
-                yield line
+) -> None:
+    for start in range(0, len(answers), CHUNK):
+        chunk = answers[start : start + CHUNK]
+        judgements = criterion.judge([example_of(each) for each in chunk])
+        for each, judgement in zip(chunk, judgements, strict=True):
+            file.add(JudgedLine(**vars(each), criterion=criterion.name, **vars(judgement)))
+            advance(1)
 
 
-def _line(each: Generation, criterion: str, judgement: Judgement) -> JudgedLine:
-    return JudgedLine(**vars(each), criterion=criterion, **vars(judgement))
-
-
-def _key(each: Generation, criterion: str) -> tuple[str, int, str, str, str]:
+def _key(each: Generation, criterion: str) -> Key:
     return each.id, each.sample, each.model, each.completion, criterion
 
 
-def _depends_on(criteria: Sequence[Spec]) -> list[dict[str, Any]]:
+def _settings(criteria: Sequence[Spec]) -> dict[str, Any]:
+    """Returns everything that judgements depend on beside the answers."""
     found = [spec.model_dump(mode="json") for spec in criteria]
     for spec, values in zip(criteria, found, strict=True):
         if isinstance(spec, Judge):
             values["judge"] = {k: v for k, v in values["judge"].items() if k not in _CHANGEABLE}
-    return found
+            # Files that are older than this setting go on where it is off.
+            if not spec.judge.confidence:
+                del values["judge"]["confidence"]
+    # A function keeps its name when its author changes its mind: judgements of two versions of it
+    # in one file would be compared as if they were by one.
+    digests = {label_of(spec): digest for spec in criteria if (digest := source_digest(spec))}
+    return {"criteria": found, **({"functions": digests} if digests else {})}
 
 
 def pass_rates(lines: Sequence[JudgedLine]) -> dict[str, Estimate]:
-    """The share of answers that each criterion passes, and that all do, of those judged.
+    """Computes the share of answers that each criterion passes, and that all do, of those judged.
 
     An answer that a criterion could not judge counts for none of its shares, nor for that of all.
     """
-    answers: dict[tuple[str, int, str, str, str], list[bool | None]] = {}
+    answers: dict[Key, list[bool | None]] = {}
     by_criterion: dict[str, list[bool]] = {}
     for line in lines:
         answers.setdefault(_key(line, ""), []).append(line.passed)

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: every prompt's answers and judgements, and what they sum up to."""
+"""The figures of an evaluation: every prompt's answers and judgements, and their totals."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,22 +11,21 @@ from jaxdpo.evaluation.agreement import Estimate
 from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.evaluation.judges.pairwise import Preference
 
-# The name of what no single criterion is: an answer passes it if it passes all of them.
+# In the place of a criterion's name: an answer passes it if it passes all of them.
 ALL = "all criteria"
-
-
+# Below this adjusted p-value two models are called different.
 SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt, what each model answered, and what was said of it.
+    """One prompt with each model's answer and its judgements.
 
     Attributes:
-      prompt: What was asked.
+      prompt: The prompt.
       answers: Model ↦ its answer.
-      judgements: Model ↦ criterion ↦ what it says.
-      preferences: Two models ↦ which answer the judge prefers.
+      judgements: Model ↦ criterion ↦ judgement of its answer.
+      preferences: Two models ↦ the answer that the judge prefers.
     """
 
     prompt: Prompt
@@ -36,7 +35,7 @@ class Row:
 
 
 class Rate(NamedTuple):
-    """How one model does by one criterion.
+    """Pass rate and mean score of one model by one criterion.
 
     Attributes:
       model: The model.
@@ -65,7 +64,7 @@ class Versus(NamedTuple):
       counts: On how many prompts which of them passed; None where the criterion only scores.
       difference: Of pass rates, or of mean scores: the second's less the first's.
       fewer_failures: By which share the second fails less often; undefined where not known.
-      p_value: Of their being equal: McNemar's exact test, or the paired t-test of scores.
+      p_value: P-value of no difference: McNemar's exact test, or the paired t-test of scores.
       adjusted: The same, raised by Holm's method for all comparisons of the evaluation.
     """
 
@@ -95,7 +94,7 @@ class HeadToHead(NamedTuple):
 
 @dataclass(frozen=True)
 class Results:
-    """What an evaluation found.
+    """The figures of an evaluation.
 
     Attributes:
       models: Name ↦ where it lies.
@@ -106,7 +105,7 @@ class Results:
       head_to_head: Each two models before the judge.
       words: Model ↦ mean words of its answers.
       cut_off: Model ↦ answers that ended at the most tokens.
-      spent: What judging cost, by name.
+      usage: The cost of judging, by name.
     """
 
     models: dict[str, str]
@@ -117,18 +116,26 @@ class Results:
     head_to_head: tuple[HeadToHead, ...]
     words: dict[str, Estimate]
     cut_off: dict[str, int]
-    spent: dict[str, float]
+    usage: dict[str, float]
 
     def rate(self, model: str, criterion: str) -> Rate:
-        """How a model does by a criterion."""
+        """Returns the figures of a model by a criterion."""
         return next(r for r in self.rates if (r.model, r.criterion) == (model, criterion))
 
 
 def judgement_of(row: Row, model: str, criterion: str) -> Judgement:
-    """What is said of a model's answer, by one criterion or by all that pass and fail."""
+    """Returns the judgement of a model's answer, by one criterion or by all that pass and fail.
+
+    Args:
+      row: The prompt.
+      model: Name of the model.
+      criterion: Name of the criterion, or `ALL`.
+    """
     said = row.judgements[model]
     if criterion != ALL:
         return said[criterion]
+    # A criterion that only scores has no part in "all pass", and one without a judgement counts as
+    # one that passes and fails: its answer would be judged on fewer criteria than the others.
     passing = [each for each in said.values() if each.passed is not None or each.score is None]
     if any(each.passed is None for each in passing):
         return Judgement(explanation="not judged by every criterion")
@@ -137,7 +144,7 @@ def judgement_of(row: Row, model: str, criterion: str) -> Judgement:
 
 
 def unjudged(results: Results) -> Iterator[tuple[str, str, str, str]]:
-    """What could not be judged: prompt, model or models, criterion, why."""
+    """Yields every answer that could not be judged: prompt, model or models, criterion, why."""
     for row in results.rows:
         where = row.prompt.source or row.prompt.id
         for model, said in row.judgements.items():

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from jaxdpo.data.bad_pair import BadPair
-from jaxdpo.data.reading.format_parsers import need
+from jaxdpo.data.reading.said import need
 from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.feedback.preferences import COMMON, check_keys
 

@@ -1,4 +1,4 @@
-"""What answers prompts: a model of ours, loaded from wherever it lies, or one on a server."""
+"""Models that answer prompts: local ones, wherever they lie, those on a server, and the data."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -21,6 +21,8 @@ from jaxdpo.sampling.engine import Request
 from jaxdpo.storage.files import cache_folder
 
 Dtype = Literal["float32", "bfloat16"]
+# In the place of a model: the answers that the data itself gives to its prompts.
+DATA_ANSWERS = "@answers"
 
 
 def source_of(
@@ -30,14 +32,14 @@ def source_of(
     dtype: Dtype | None = None,
     chat_template: str | None = None,
 ) -> Source:
-    """What answers, by its name: anything `load_source` loads, or `http://…#name`.
+    """Opens the model of a name: anything that `load_source` loads, or `http://…#name`.
 
     Args:
-      model: Where it is.
+      model: Place of the model.
       sampling: How completions are drawn.
       server: How a server is asked.
-      dtype: Of activations, of a model of ours; by default float32 on CPU, bfloat16 elsewhere.
-      chat_template: Jinja file in place of its own chat template, of a model of ours.
+      dtype: Of a local model's activations; by default float32 on CPU, bfloat16 elsewhere.
+      chat_template: Jinja file in place of a local model's own chat template.
 
     Raises:
       UserError: If there is no such model.
@@ -52,9 +54,18 @@ def source_of(
 def policy_source(
     name: str, policy: Policy, sampling: SamplingConfig, dtype: Dtype | None = None
 ) -> Source:
-    """A model in memory as what answers, under a name."""
+    """Returns a model in memory as one that answers prompts.
+
+    Args:
+      name: Its name in the file of answers.
+      policy: The model.
+      sampling: How completions are drawn.
+      dtype: Of activations; by default float32 on CPU, bfloat16 elsewhere.
+    """
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    # The weights and not their place: a folder that was moved continues, and one that was trained
+    # anew does not.
     settings = {
         "model": weights_digest({"params": policy.params, "lora": policy.lora or {}}),
         "chat": policy.chat.fingerprint,
@@ -64,8 +75,26 @@ def policy_source(
     return Source(name, settings, partial(ask_policy, policy, sampling=sampling, dtype=dtype))
 
 
+def data_source() -> Source:
+    """Returns the data's own answers as a model that answers prompts."""
+    return Source(DATA_ANSWERS, {"model": DATA_ANSWERS}, _ask_data, fresh=True)
+
+
+def _ask_data(wanted: Sequence[Wanted]) -> Iterator[Answer]:
+    missing = [prompt for prompt, _ in wanted if not prompt.answer]
+    if missing:
+        raise UserError(
+            f"{DATA_ANSWERS}: the data has no answer to {len(missing)} of {len(wanted)} prompts "
+            f"(the first: {missing[0].source or missing[0].id}); leave those prompts out, or "
+            f"compare without {DATA_ANSWERS}"
+        )
+    for number, (prompt, _) in enumerate(wanted):
+        calls = [call for message in prompt.answer for call in message.get("tool_calls") or ()]
+        yield Answer(number, prompt.answer[-1].get("content") or "", True, tuple(calls))
+
+
 def _drawn(sampling: SamplingConfig) -> dict[str, Any]:
-    """What answers depend on: how many are drawn at a time is no part of it."""
+    """Returns the settings that answers depend on: the batch size is none of them."""
     return sampling.model_dump(mode="json", exclude={"batch_size"})
 
 
@@ -73,6 +102,12 @@ def ask_policy(
     policy: Policy, wanted: Sequence[Wanted], sampling: SamplingConfig, dtype: Dtype
 ) -> Iterator[Answer]:
     """Yields a policy's answers as they are done.
+
+    Args:
+      policy: The model.
+      wanted: Prompts, each with the number of the sample.
+      sampling: How completions are drawn.
+      dtype: Of activations.
 
     Raises:
       UserError: For a prompt that the chat template refuses, or that is too long for the model.

@@ -1,14 +1,13 @@
-"""Answers from an OpenAI-compatible server: vLLM and the like.
+"""OpenAI-compatible servers (vLLM and the like) as the model that answers prompts.
 
 A model is named `http://localhost:8000/v1#name`. The key is read from OPENAI_API_KEY.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from typing import Any, cast
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,10 +16,11 @@ from jaxdpo.data.reading.prompts import Prompt
 from jaxdpo.errors import UserError
 from jaxdpo.sampling.answers import Answer
 from jaxdpo.sampling.config import SamplingConfig
+from jaxdpo.servers.chat_client import ChatClient, RequestRefused
 
 
 class ServerConfig(BaseModel):
-    """How a server is asked; `sampling.batch_size` requests are under way at a time."""
+    """Requests to a server; `sampling.batch_size` of them are under way at a time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,7 +31,7 @@ class ServerConfig(BaseModel):
 
 
 def is_server(model: str) -> bool:
-    """Whether a model is named by a server's address."""
+    """Tells whether a model is named by a server's address."""
     return model.startswith(("http://", "https://"))
 
 
@@ -45,9 +45,9 @@ def ask_server(
 
     Args:
       model: `http://…#name`.
-      wanted: Prompts, and which sample of each.
-      sampling: How completions are drawn. What the server draws is its own affair; the seed it is
-        sent follows from ours and the sample's number.
+      wanted: Prompts, each with the number of the sample.
+      sampling: How completions are drawn. A server draws as it likes; the seed that it is sent
+        follows from `sampling.seed` and the sample's number.
       server: Time-outs and attempts.
 
     Raises:
@@ -56,33 +56,21 @@ def ask_server(
     url, _, name = model.partition("#")
     if not name:
         raise UserError(f"{model}: names a server, but no model of it; write {url}#name")
-    try:
-        import openai
-    except ImportError:
-        raise UserError(f"{model}: needs the openai client; install jaxdpo[judge]") from None
-    client = openai.OpenAI(
-        base_url=url,
-        api_key=os.environ.get("OPENAI_API_KEY") or "none",
-        timeout=server.timeout,
-        max_retries=server.retries,
-    )
+    client = ChatClient(model, url, timeout=server.timeout, retries=server.retries)
 
     def ask(number: int) -> Answer:
         prompt, sample = wanted[number]
+        where = f"{model}: {prompt.source or prompt.id}, sample {sample}"
         try:
-            reply = client.chat.completions.create(**request(name, prompt, sample, sampling))
-        except openai.OpenAIError as error:
+            reply = client.complete(request(name, prompt, sample, sampling))
+        except RequestRefused as refused:
             raise UserError(
-                f"{model}: {prompt.source or prompt.id}, sample {sample}: {_reason(error)}; "
-                "what was answered is kept, and the same command continues"
-            ) from error
+                f"{where}: {refused}; what was answered is kept, and the same command continues"
+            ) from refused
         choice = reply.choices[0]
-        if choice.message.tool_calls:
-            raise UserError(
-                f"{model}: {prompt.source or prompt.id} was answered by a call of a tool, but "
-                "answers that are kept are text; leave tools out of the prompts"
-            )
-        return Answer(number, choice.message.content or "", choice.finish_reason != "length")
+        calls = [call.model_dump(mode="json") for call in choice.message.tool_calls or ()]
+        text, finished = choice.message.content or "", choice.finish_reason != "length"
+        return Answer(number, text, finished, tuple(calls))
 
     with client, ThreadPoolExecutor(sampling.batch_size) as pool:
         pending: list[Future[Answer]] = [pool.submit(ask, n) for n in range(len(wanted))]
@@ -90,12 +78,22 @@ def ask_server(
             for done in as_completed(pending):
                 yield done.result()
         finally:
+            # Whoever stops reading, by an error or Ctrl-C, waits for what is under way alone.
             for each in pending:
                 each.cancel()
 
 
 def request(name: str, prompt: Prompt, sample: int, sampling: SamplingConfig) -> dict[str, Any]:
-    """What is sent to the server; what is not OpenAI's own (top_k) goes as vLLM reads it."""
+    """Returns the fields of a request; those that are not OpenAI's own go as vLLM reads them.
+
+    Args:
+      name: The model's name at the server.
+      prompt: The prompt.
+      sample: Number of the sample.
+      sampling: How completions are drawn.
+    """
+    # Samples of one prompt need different seeds, and the same ones when an interrupted command
+    # continues. Servers take a signed 32-bit integer, hence the shift.
     digest = hashlib.sha256(f"{sampling.seed} {sample}".encode()).digest()
     fields: dict[str, Any] = dict(
         model=name,
@@ -118,7 +116,7 @@ def request(name: str, prompt: Prompt, sample: int, sampling: SamplingConfig) ->
 
 
 def _as_sent(message: Message) -> Message:
-    """OpenAI's servers want the arguments of a call as JSON text."""
+    """Returns a message whose calls have their arguments as JSON text, as OpenAI's servers want."""
     if "tool_calls" not in message:
         return message
     calls = [
@@ -132,8 +130,3 @@ def _as_sent(message: Message) -> Message:
 
 def _text(arguments: str | dict[str, Any]) -> str:
     return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-
-
-def _reason(error: Exception) -> str:
-    status = cast(Any, error).status_code if hasattr(error, "status_code") else None
-    return f"status {status}: {error}" if status else f"{type(error).__name__}: {error}"

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxdpo.data.generations import Generation, generation, read_generations
+from jaxdpo.data.generations import Generation, generation
 from jaxdpo.data.reading.prompts import Prompt
-from jaxdpo.data.resumable import check_settings, partial_of, read_partial, write_whole
-from jaxdpo.errors import UserError
+from jaxdpo.data.resumable import resume_lines
 from jaxdpo.sampling.answers import Answer
 
 # Which sample of which prompt.
@@ -22,17 +21,20 @@ Wanted = tuple[Prompt, int]
 
 @dataclass(frozen=True)
 class Source:
-    """What answers prompts.
+    """A model that answers prompts, here or on a server.
 
     Attributes:
-      model: What it is called in the file.
-      settings: All that its answers depend on beside the prompt and the sample's number.
+      model: Its name in the file.
+      settings: Everything that its answers depend on beside the prompt and the sample's number.
       ask: Yields answers to what is wanted, by number, as they are done.
+      fresh: Whether answers are asked for anew each time, because they cost nothing and may have
+        changed.
     """
 
     model: str
     settings: dict[str, Any]
     ask: Callable[[Sequence[Wanted]], Iterator[Answer]]
+    fresh: bool = False
 
 
 def sample_to_file(
@@ -42,41 +44,32 @@ def sample_to_file(
     samples: int,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[Generation]:
-    """Asks for so many answers to each prompt, keeps each as it comes, and returns all.
+    """Samples answers to each prompt, writes each as it comes, and returns all.
 
     Args:
       path: The file; those beside it are named after it.
-      source: What answers.
+      source: The model that answers.
       prompts: The prompts, each once.
       samples: Answers to each.
-      advance: Told of every so many answers that there are.
+      advance: Called with the number of answers that were added.
 
     Raises:
       UserError: If the files are of another sampling, or cannot be written, or the source fails.
     """
     wanted = [(prompt, sample) for prompt in prompts for sample in range(samples)]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        check_settings(path.with_suffix(".settings.json"), source.settings | {"samples": samples})
-        partial = partial_of(path)
-        kept = [
-            *(read_generations(path) if path.exists() else ()),
-            *read_partial(partial, Generation),
+    settings = source.settings | {"samples": samples}
+    if source.fresh:
+        path.unlink(missing_ok=True)
+    with resume_lines(path, Generation, lambda each: (each.id, each.sample), settings) as lines:
+        # A draw depends on the seed, the prompt and the sample's number alone, never on what else
+        # is in the batch: so those that are missing come out as they would have without a break.
+        missing = [
+            (prompt, sample) for prompt, sample in wanted if (prompt.id, sample) not in lines
         ]
-        done = {(each.id, each.sample): each for each in kept}
-        missing = [(p, sample) for p, sample in wanted if (p.id, sample) not in done]
         advance(len(wanted) - len(missing))
-        if missing:
-            with open(partial, "a", encoding="utf-8") as file:
-                for answer in source.ask(missing):
-                    prompt, sample = missing[answer.number]
-                    new = generation(prompt, sample, source.model, answer.text, answer.finished)
-                    done[prompt.id, sample] = new
-                    file.write(new.line())
-                    file.flush()
-                    advance(1)
-        ordered = [done[prompt.id, sample] for prompt, sample in wanted]
-        write_whole(path, ordered, kept)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    return ordered
+        for answer in source.ask(missing) if missing else ():
+            prompt, sample = missing[answer.number]
+            text, finished, calls = answer.text, answer.finished, answer.tool_calls
+            lines.add(generation(prompt, sample, source.model, text, finished, calls))
+            advance(1)
+        return lines.finish([(prompt.id, sample) for prompt, sample in wanted])

@@ -173,7 +173,7 @@ def _seen(
         scored = set(scored_tokens(len(ids), unscored).tolist())
         spans.append(("between", name))
         for i, (id, text) in enumerate(zip(ids, _texts(ids, chat), strict=True)):
-            kind = "end" if id == chat.end_token_id else "scored"
+            kind = "end" if id in chat.end_ids else "scored"
             spans.append((kind if i in scored else "unscored", text))
     return Seen(pair.source, outcome, cut, tuple(spans))
 

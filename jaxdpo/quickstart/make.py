@@ -92,7 +92,7 @@ def answer(policy: Policy, prompts: Sequence[str], seed: int) -> list[str | None
         None,
         [chat.encode([message("user", prompt)], add_generation_prompt=True) for prompt in prompts],
         SamplingConfig(max_new_tokens=64, temperature=1.0, seed=seed, batch_size=200),
-        chat.stop_token_ids,
+        chat.end_ids,
         COMPUTE,
     )
     return [chat.decode(done.ids) or None if done.finished else None for done in completions]

@@ -1,7 +1,7 @@
 """An evaluation from its configuration to its files: every model answers, all are judged alike.
 
 generations/NAME.jsonl   each model's answers
-examples.jsonl           a line a prompt: every model's answer and what was said of it
+examples.jsonl           a line a prompt: every model's answer and its judgements
 judgements.jsonl         a line a judgement, as `jaxdpo.collect criteria` reads them
 results.json             all figures
 chart.png, chart.svg     pass rates and scores with intervals
@@ -17,39 +17,41 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jaxdpo.cli.console import Reporter
-from jaxdpo.data.generations import Generation
 from jaxdpo.data.reading.prompts import Prompt, PromptsConfig, read_prompts
 from jaxdpo.errors import UserError
-from jaxdpo.evaluation.comparison import (
-    Comparison,
-    compare_rows,
-    judge_answers,
-    judgement_line,
-    to_json,
-)
-from jaxdpo.evaluation.criteria.spec import Criteria, criterion_named
-from jaxdpo.evaluation.judgement import Example
+from jaxdpo.evaluation.comparison import Comparison, compare_rows, to_json
+from jaxdpo.evaluation.criteria.spec import Criteria, label_of
+from jaxdpo.evaluation.judgement import Judgement, example_of
 from jaxdpo.evaluation.judges.client import JudgeConfig
-from jaxdpo.evaluation.judges.llm import make_asker
+from jaxdpo.evaluation.judges.llm import judge_client
 from jaxdpo.evaluation.judges.pairwise import Preference, prefer
 from jaxdpo.evaluation.report.charts import write_charts
 from jaxdpo.evaluation.report.html import page
 from jaxdpo.evaluation.results import Row
-from jaxdpo.generation.generators import Dtype, policy_source, source_of
+from jaxdpo.generation.generators import (
+    DATA_ANSWERS,
+    Dtype,
+    data_source,
+    policy_source,
+    source_of,
+)
 from jaxdpo.generation.server import ServerConfig, is_server
-from jaxdpo.generation.to_file import sample_to_file
+from jaxdpo.generation.to_file import Source
 from jaxdpo.hub.policy import Policy
+from jaxdpo.rounds.answering import AnswerFiles, JudgedModels, sample_and_judge
 from jaxdpo.sampling.config import SamplingConfig
 from jaxdpo.storage.files import replacing
 
 
 class EvaluateConfig(BaseModel):
-    """Which models are compared, on what and by what."""
+    """Models to be compared, the prompts that they answer, and what judges the answers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     models: dict[str, str] = Field(
-        default_factory=dict, description="name=where it lies, in the order of comparison"
+        default_factory=dict,
+        description="name=where it lies, in the order of comparison; name=@answers is the data's "
+        "own answers, beside the models'",
     )
     data: PromptsConfig = Field(description="the prompts")
     out: str = Field(description="folder of the results")
@@ -87,7 +89,7 @@ class EvaluateConfig(BaseModel):
 
 
 def compare(config: EvaluateConfig, policies: Mapping[str, Policy] | None = None) -> Comparison:
-    """Lets models answer the same prompts, judges the answers, and writes what that shows.
+    """Lets models answer the same prompts, judges the answers, and writes the figures.
 
     The same call on the same folder continues an evaluation that was cut off.
 
@@ -100,7 +102,7 @@ def compare(config: EvaluateConfig, policies: Mapping[str, Policy] | None = None
       policies: Further models, in memory, by name.
 
     Raises:
-      UserError: For whatever the user can mend.
+      UserError: For whatever the user can fix.
     """
     reporter, out = Reporter(), Path(config.out)
     held = dict(policies or {})
@@ -112,58 +114,71 @@ def compare(config: EvaluateConfig, policies: Mapping[str, Policy] | None = None
         raise UserError("there is no model to evaluate; write name=folder, for each of them")
     read = read_prompts(config.data)
     reporter.say(f"{config.data.path}: {read.summary()}")
-    answers: dict[str, list[Generation]] = {}
-    for name, model in models.items():
-        if name in held:
-            source = policy_source(name, held[name], config.sampling, config.dtype)
-        else:
-            drawn = (config.sampling, config.server, config.dtype, config.chat_template)
-            source = source_of(model, *drawn)
-        with reporter.bar(f"{name} answers", len(read.prompts)) as advance:
-            path = out / "generations" / f"{name}.jsonl"
-            answers[name] = sample_to_file(path, source, read.prompts, 1, advance)
-    comparison = _judge(config, models, read.prompts, answers, reporter)
+    files = AnswerFiles(
+        {name: out / "generations" / f"{name}.jsonl" for name in models}, out / "judgements.jsonl"
+    )
+    sources = ((name, _source(config, name, held.get(name))) for name in models)
+    judged = sample_and_judge(sources, read.prompts, 1, config.criteria, files, reporter)
+    comparison = _compared(config, models, read.prompts, judged, reporter)
     write_files(comparison, out)
     return comparison
 
 
-def _judge(
+def _source(config: EvaluateConfig, name: str, policy: Policy | None) -> Source:
+    if policy is not None:
+        return policy_source(name, policy, config.sampling, config.dtype)
+    model = config.models[name]
+    if model == DATA_ANSWERS:
+        return data_source()
+    return source_of(model, config.sampling, config.server, config.dtype, config.chat_template)
+
+
+def _compared(
     config: EvaluateConfig,
     models: dict[str, str],
     prompts: tuple[Prompt, ...],
-    answers: dict[str, list[Generation]],
+    judged: JudgedModels,
     reporter: Reporter,
 ) -> Comparison:
-    criteria = [criterion_named(spec) for spec in config.criteria]
-    with reporter.bar("judgements", len(criteria) * len(models) * len(prompts)) as advance:
-        judged = judge_answers(criteria, answers, advance)
-    bills = [criterion.spent() for criterion in criteria]
+    bills = list(judged.judged.usage.values())
     preferences: list[dict[tuple[str, str], Preference]] = [{} for _ in prompts]
     if config.judge is not None:
-        asker = make_asker(config.judge)
+        client = judge_client(config.judge)
         for first, second in itertools.combinations(models, 2):
             reporter.say(f"{config.judge.model} compares {first} and {second}")
-            asked = [Example(a.messages, a.completion, a.metadata) for a in answers[first]]
-            against = [a.completion for a in answers[second]]
-            found = prefer(asker, config.judge.instructions, asked, against)
+            firsts, seconds = (
+                [example_of(answer) for answer in judged.answers[name]] for name in (first, second)
+            )
+            found = prefer(client, config.judge.instructions, firsts, seconds)
             for kept, preference in zip(preferences, found, strict=True):
                 kept[first, second] = preference
-        bills.append(asker.spent())
+        bills.append(client.usage())
+    by_model = _by_model(judged, len(prompts))
     rows = [
         Row(
             prompt,
-            {name: answers[name][number] for name in models},
-            {name: judged[name][number] for name in models},
+            {name: judged.answers[name][number] for name in models},
+            {name: by_model[name][number] for name in models},
             preferences[number],
         )
         for number, prompt in enumerate(prompts)
     ]
-    spent = {name: sum(bill.get(name, 0.0) for bill in bills) for bill in bills for name in bill}
-    return compare_rows(models, [criterion.name for criterion in criteria], rows, spent)
+    usage = {name: sum(bill.get(name, 0.0) for bill in bills) for bill in bills for name in bill}
+    return compare_rows(models, [label_of(spec) for spec in config.criteria], rows, usage)
+
+
+def _by_model(judged: JudgedModels, prompts: int) -> dict[str, list[dict[str, Judgement]]]:
+    """Returns model ↦ criterion ↦ judgement of its answer to each prompt."""
+    by_answer = judged.judged.by_answer(prompts * len(judged.answers))
+    # One model's answers stand after another's, in the order of the models.
+    return {
+        name: by_answer[place * prompts : (place + 1) * prompts]
+        for place, name in enumerate(judged.answers)
+    }
 
 
 def write_files(comparison: Comparison, out: Path) -> None:
-    """Writes what an evaluation found.
+    """Writes the figures of an evaluation; its answers and judgements are files already.
 
     Raises:
       UserError: If the folder cannot be written.
@@ -171,11 +186,6 @@ def write_files(comparison: Comparison, out: Path) -> None:
     try:
         with replacing(out / "examples.jsonl") as file:
             file.writelines(_line(_example(row)) for row in comparison.rows)
-        with replacing(out / "judgements.jsonl") as file:
-            for row, model in itertools.product(comparison.rows, comparison.models):
-                answer = row.answers[model].model_copy(update={"model": model})
-                said = row.judgements[model].items()
-                file.writelines(judgement_line(answer, name, each) for name, each in said)
         with replacing(out / "results.json") as file:
             json.dump(results(comparison), file, indent=1, ensure_ascii=False, allow_nan=False)
         if comparison.criteria:
@@ -187,10 +197,11 @@ def write_files(comparison: Comparison, out: Path) -> None:
 
 
 def results(comparison: Comparison) -> dict[str, Any]:
-    """All figures, as JSON has them."""
-    names = ("models", "criteria", "rates", "versus", "head_to_head", "words", "cut_off", "spent")
+    """Returns all figures as JSON has them."""
+    names = ("models", "criteria", "rates", "versus", "head_to_head", "words", "cut_off")
     figures = {name: to_json(getattr(comparison, name)) for name in names}
-    return {"prompts": len(comparison.rows), **figures}
+    # The file's key is older than the field's name.
+    return {"prompts": len(comparison.rows), **figures, "spent": to_json(comparison.usage)}
 
 
 def _line(value: dict[str, Any]) -> str:

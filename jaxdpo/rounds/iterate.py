@@ -1,4 +1,4 @@
-"""Rounds of alignment: sample, judge, pair, train; and again with the model that came of it.
+"""Rounds of alignment: sample, judge, pair, train; and again with the trained model.
 
 <folder>/round_1/generations.jsonl, judgements.jsonl, pairs.jsonl   answers of the round's model
 <folder>/round_1/run/                                               the training run; model/ in it
@@ -25,13 +25,13 @@ from jaxdpo.rounds.make_pairs import AnswersConfig, judged_answers, keep_config,
 from jaxdpo.runs.fit import fit
 from jaxdpo.storage.files import replacing
 
-# Set for each round by the rounds themselves.
+# Set for each round by the rounds themselves, so a user's value is refused.
 _OURS = (("model", "path"), ("data", "path"), ("training", "folder"))
 Rates = dict[str, Estimate]
 
 
 class RoundsConfig(AnswersConfig):
-    """How many rounds, from which model, and how each is trained."""
+    """Rounds of alignment: their number, the model they begin with, and how each is trained."""
 
     model: str = Field(description="the first round's model: folder, or org/name on the Hub")
     folder: str = Field(description="for all files; the same one again continues")
@@ -57,13 +57,17 @@ class RoundsConfig(AnswersConfig):
 def iterate(config: RoundsConfig, reporter: Reporter) -> list[Rates]:
     """Runs the rounds, and says how many answers pass before the first and after each.
 
-    It ends early where no prompt has answers of which one is better.
+    The rounds end early where no prompt has answers of which one is better.
+
+    Args:
+      config: The rounds.
+      reporter: Shows the progress.
 
     Returns:
       Pass rates of the first model and of that of each round, on TEST prompts if there are any.
 
     Raises:
-      UserError: For whatever the user can mend; what is done is kept.
+      UserError: For whatever the user can fix; what is done is kept.
     """
     folder = Path(config.folder).expanduser()
     for number in range(1, config.rounds + 1):
@@ -74,7 +78,7 @@ def iterate(config: RoundsConfig, reporter: Reporter) -> list[Rates]:
         here = folder / f"round_{number}"
         reporter.say(f"round {number} of {config.rounds}: {model}")
         judged = judged_answers(config, model, here, reporter)
-        rates.append(tested_rates(judged))
+        rates.append(tested_rates(judged.judged.lines))
         _show(rates, folder, reporter)
         pairs, collected = paired_answers(config, here)
         reporter.say(collected.summary())
@@ -83,14 +87,20 @@ def iterate(config: RoundsConfig, reporter: Reporter) -> list[Rates]:
             return rates
         fit(round_config(config, number, model))
         model = str(here / "run" / "model")
-    rates.append(tested_rates(judged_answers(config, model, folder / "final", reporter)))
+    judged = judged_answers(config, model, folder / "final", reporter)
+    rates.append(tested_rates(judged.judged.lines))
     _show(rates, folder, reporter)
     reporter.say(f"the last model: {model}")
     return rates
 
 
 def round_config(config: RoundsConfig, number: int, model: str) -> RunConfig:
-    """The configuration of one round's training.
+    """Returns the configuration of one round's training.
+
+    Args:
+      config: The rounds.
+      number: Number of the round, from 1.
+      model: The model that the round begins with.
 
     Raises:
       UserError: If it sets what the rounds set, or is no configuration of a run.
@@ -105,6 +115,7 @@ def round_config(config: RoundsConfig, number: int, model: str) -> RunConfig:
         if field in values.setdefault(section, {}):
             raise UserError(f"train.{section}.{field}: the rounds set it; leave it out")
         values[section][field] = value
+    # In the first round both are the same model, and no second copy is loaded.
     if config.reference == "first" and number > 1:
         reference = values.setdefault("reference", {})
         if reference.setdefault("path", config.model) != config.model:
@@ -113,7 +124,11 @@ def round_config(config: RoundsConfig, number: int, model: str) -> RunConfig:
 
 
 def tested_rates(judged: list[JudgedLine]) -> Rates:
-    """Pass rates of the answers to TEST prompts; to all where there are none."""
+    """Computes pass rates of the answers to TEST prompts; to all where there are none.
+
+    Rounds train on the pairs of TRAIN prompts alone, so TEST shows what was learnt and not what was
+    remembered.
+    """
     return pass_rates([line for line in judged if line.split == "TEST"] or judged)
 
 
@@ -126,6 +141,7 @@ def _show(rates: list[Rates], folder: Path, reporter: Reporter) -> None:
         {name: None if rate.value != rate.value else rate._asdict() for name, rate in each.items()}
         for each in rates
     ]
+    # After every round: who interrupts the third still has the table of two.
     with replacing(folder / "rounds.json") as file:
         json.dump(listed, file, indent=1, allow_nan=False)
     plot_rates(rates, folder / "rounds.png")
@@ -133,6 +149,7 @@ def _show(rates: list[Rates], folder: Path, reporter: Reporter) -> None:
 
 def plot_rates(rates: list[Rates], path: Path) -> None:
     """Draws the pass rate of each criterion by round, with its interval."""
+    # Imported here: it takes a second, and most commands draw nothing.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 

@@ -1,14 +1,14 @@
 """From prompts to preference pairs: answers of a model, judgements of them, and pairs.
 
-What each stage makes is a file in one folder, and each continues where it was cut off:
+Each stage writes a file in one folder, and continues where it was cut off:
 
-config.yaml         what was asked for
+config.yaml         the configuration
 generations.jsonl   answers to every prompt
-judgements.jsonl    what each criterion says of each answer
+judgements.jsonl    each criterion's judgement of each answer
 pairs.jsonl         the preference pairs, as training reads them
 
-Beside the answers and the judgements stands what they depend on: with anything else they are not
-continued.
+Beside the answers and the judgements stand the settings that they depend on: with others they are
+not continued.
 """
 
 from dataclasses import dataclass
@@ -24,18 +24,19 @@ from jaxdpo.data.writing import write_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.evaluation.agreement import Estimate
 from jaxdpo.evaluation.criteria.spec import Criteria
-from jaxdpo.evaluation.judgement_file import JudgedLine, judge_to_file, pass_rates
+from jaxdpo.evaluation.judgement_file import pass_rates
 from jaxdpo.feedback.collecting import Collected, collect
 from jaxdpo.feedback.preferences import FeedbackConfig
 from jaxdpo.generation.generators import source_of
 from jaxdpo.generation.server import ServerConfig, is_server
-from jaxdpo.generation.to_file import sample_to_file
+from jaxdpo.rounds.answering import AnswerFiles, JudgedModels, check_judgeable, sample_and_judge
+from jaxdpo.rounds.margins import margin_advice, pairs_by_margin, possible_margins
 from jaxdpo.sampling.config import SamplingConfig
 from jaxdpo.storage.files import replacing
 
 
 class AnswersConfig(BaseModel):
-    """How a model's answers are drawn and judged."""
+    """Answers of a model: to which prompts, how they are drawn, and what judges them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,6 +57,7 @@ class AnswersConfig(BaseModel):
     @field_validator("sampling", mode="before")
     @classmethod
     def _warm(cls, sampling: Any) -> Any:
+        # The default of a whole section does not hold for one of which some fields are given.
         return {"temperature": 1.0, **sampling} if isinstance(sampling, dict) else sampling
 
     @model_validator(mode="after")
@@ -68,7 +70,7 @@ class AnswersConfig(BaseModel):
 
 
 class PairingConfig(AnswersConfig):
-    """Whose answers make pairs, and where everything goes."""
+    """Pairs of a model's own answers, and the folder that everything goes to."""
 
     model: str = Field(description="what answers: folder, org/name, run, or http://…#name")
     folder: str = Field(description="for all files; the same one again continues")
@@ -83,7 +85,7 @@ class PairingConfig(AnswersConfig):
 
 @dataclass(frozen=True)
 class Paired:
-    """What became of the prompts.
+    """Pairs that prompts led to, and what led to none.
 
     Attributes:
       pairs: `pairs.jsonl`, or None if there are none.
@@ -100,22 +102,40 @@ def make_pairs(config: PairingConfig, reporter: Reporter) -> Paired:
     """Answers prompts, judges the answers, and makes pairs of the best and the worst.
 
     Raises:
-      UserError: For whatever the user can mend; what is done is kept.
+      UserError: For whatever the user can fix; what is done is kept.
     """
     folder = Path(config.folder).expanduser()
     keep_config(config, folder)
     judged = judged_answers(config, config.model, folder, reporter, config.server)
     pairs, collected = paired_answers(config, folder)
-    return Paired(pairs, collected, pass_rates(judged))
+    say_margins(judged, folder, len(collected.pairs), reporter)
+    return Paired(pairs, collected, pass_rates(judged.judged.lines))
+
+
+def say_margins(judged: JudgedModels, folder: Path, made: int, reporter: Reporter) -> None:
+    """Says how many more pairs another margin would give.
+
+    Args:
+      judged: The judged answers.
+      folder: The folder with their judgements.
+      made: Pairs that were made of them.
+      reporter: Shows the line.
+    """
+    answers = [answer for given in judged.answers.values() for answer in given]
+    margins = possible_margins(answers, judged.judged.by_answer(len(answers)))
+    advice = margin_advice(pairs_by_margin(folder / "judgements.jsonl", margins), made)
+    if advice:
+        reporter.say(advice)
 
 
 def paired_answers(config: AnswersConfig, folder: Path) -> tuple[Path | None, Collected]:
-    """The pairs that a folder's `judgements.jsonl` makes, in its `pairs.jsonl`, if there are any.
+    """Makes pairs of a folder's `judgements.jsonl`, in its `pairs.jsonl` if there are any.
 
-    What a model answered and nothing can be learnt from, an empty answer or one with control
-    characters, is left out and counted.
+    Answers that nothing can be learnt from, empty ones or those with control characters, are left
+    out and counted.
     """
     path, target = folder / "judgements.jsonl", folder / "pairs.jsonl"
+    # A model says things that no training file may hold; a user's own feedback is stricter.
     settings = FeedbackConfig(margin=config.margin, on_error="skip")
     collected = collect("criteria", str(path), settings)
     if not collected.pairs:
@@ -130,35 +150,45 @@ def judged_answers(
     folder: Path,
     reporter: Reporter,
     server: ServerConfig | None = None,
-) -> list[JudgedLine]:
-    """A model's answers in `generations.jsonl` of a folder, judged in `judgements.jsonl`.
+) -> JudgedModels:
+    """Samples a model's answers and judges them, in files of a folder.
+
+    Args:
+      config: The prompts, the sampling and the criteria.
+      model: The model that answers.
+      folder: Place of `generations.jsonl` and `judgements.jsonl`.
+      reporter: Shows the progress.
+      server: How a server is asked.
 
     Raises:
-      UserError: For whatever the user can mend; what is done is kept.
+      UserError: For whatever the user can fix; what is done is kept.
     """
     prompts = read_prompts(config.data).prompts
+    check_judgeable(config.criteria, prompts, reporter)
     source = source_of(model, config.sampling, server)
-    with reporter.bar("answers", len(prompts) * config.samples) as advance:
-        path = folder / "generations.jsonl"
-        answers = sample_to_file(path, source, prompts, config.samples, advance)
-    with reporter.bar("judgements", len(answers) * len(config.criteria)) as advance:
-        path = folder / "judgements.jsonl"
-        judged, spent = judge_to_file(path, answers, config.criteria, advance)
-    failed = [line for line in judged if not line.judged]
+    files = AnswerFiles({model: folder / "generations.jsonl"}, folder / "judgements.jsonl")
+    found = sample_and_judge(
+        [(model, source)], prompts, config.samples, config.criteria, files, reporter
+    )
+    lines, usage = found.judged
+    failed = [line for line in lines if not line.judged]
     if failed:
         reporter.say(
-            f"{path}: {len(failed)} of {len(judged)} answers could not be judged (the first: "
-            f"{failed[0].criterion}: {failed[0].explanation})"
+            f"{files.judgements}: {len(failed)} of {len(lines)} answers could not be judged (the "
+            f"first: {failed[0].criterion}: {failed[0].explanation})"
         )
-    for criterion, costs in spent.items():
+    for criterion, costs in usage.items():
         if costs:
             said = ", ".join(f"{name} {value:g}" for name, value in costs.items())
             reporter.say(f"{criterion}: {said}")
-    return judged
+    return found
 
 
 def keep_config(config: BaseModel, folder: Path) -> None:
-    """Writes what was asked for to a folder's config.yaml.
+    """Writes a configuration to a folder's config.yaml.
+
+    Nothing is refused here: the files of answers and judgements refuse what they depend on, and
+    everything else (a larger `data.limit`, another margin) may change.
 
     Raises:
       UserError: If it cannot be written.
@@ -173,5 +203,5 @@ def keep_config(config: BaseModel, folder: Path) -> None:
 
 
 def rate_rows(rates: dict[str, Estimate]) -> list[tuple[str, str]]:
-    """Pass rates, for a table."""
+    """Returns pass rates as rows of a table."""
     return [(name, str(rate)) for name, rate in rates.items()]

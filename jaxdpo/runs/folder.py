@@ -19,9 +19,12 @@ from typing import Any
 
 from jaxdpo.config import RunConfig, check_continues, to_yaml
 from jaxdpo.errors import UserError
+from jaxdpo.storage.continuation import check_unchanged
 from jaxdpo.storage.files import replacing
 
 DATA_FILE = "data.json"
+# Digits of a digest in messages: enough to tell any two apart that a user will ever meet.
+_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,12 @@ class RunFolder:
         if before is None:
             self.write_json("inputs.json", inputs)
             return
-        changed = [name for name in inputs if before.get(name) != inputs[name]]
-        if changed:
-            raise UserError(
-                f"{self.path} holds a run that was started from other {' and other '.join(changed)}"
-                "; put them back to continue it, or set training.folder to a new folder"
-            )
+        check_unchanged(
+            f"{self.path} holds a run that was started from other inputs",
+            {name: str(before.get(name))[:_SHOWN] for name in inputs},
+            {name: digest[:_SHOWN] for name, digest in inputs.items()},
+            "set training.folder to a new folder",
+        )
 
 
 @contextlib.contextmanager

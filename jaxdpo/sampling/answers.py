@@ -20,11 +20,13 @@ class Answer(NamedTuple):
       number: Of the request.
       text: What was answered, without end token and stop text.
       finished: Whether it ended by itself, rather than at `max_new_tokens`.
+      tool_calls: Calls that a server read from the answer; the text of a local model holds its own.
     """
 
     number: int
     text: str
     finished: bool
+    tool_calls: tuple[dict[str, Any], ...] = ()
 
 
 def answer(
@@ -75,7 +77,7 @@ def complete(
         policy.config,
         policy.params,
         policy.lora,
-        chat.stop_token_ids,
+        chat.end_ids,
         Compute(dtype, "dense", "none", policy.lora_config),
         chat.decode,
     )

@@ -34,7 +34,7 @@ def quickstart_case():
     policy = load_policy(str(QUICKSTART / "model"))
     prompts = [policy.chat.encode(r["messages"][:1], add_generation_prompt=True) for r in records]
     theirs = transformers.LlamaForCausalLM.from_pretrained(QUICKSTART / "model", dtype="float32")
-    model = (policy.config, policy.params, list(policy.chat.stop_token_ids))
+    model = (policy.config, policy.params, list(policy.chat.end_ids))
     return "quickstart, 0.7M", model, theirs.eval(), prompts, 64
 
 

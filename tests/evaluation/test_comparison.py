@@ -15,7 +15,7 @@ from jaxdpo.data.reading.prompts import Prompt
 from jaxdpo.evaluation.best import best_of
 from jaxdpo.evaluation.comparison import compare_rows
 from jaxdpo.evaluation.judgement import Example, Judgement
-from jaxdpo.evaluation.judges.client import Asker, Reply
+from jaxdpo.evaluation.judges.client import JudgeClient, Reply
 from jaxdpo.evaluation.judges.pairwise import Preference, prefer
 from jaxdpo.evaluation.report.charts import chart
 from jaxdpo.evaluation.report.html import page
@@ -120,11 +120,6 @@ def test_files(comparison, tmp_path):
     examples = [json.loads(line) for line in lines(tmp_path / "examples.jsonl")]
     assert len(examples) == 15
     assert examples[3]["answers"]["sft"]["judgements"]["short"]["explanation"] == "too long"
-    judgements = [json.loads(line) for line in lines(tmp_path / "judgements.jsonl")]
-    assert len(judgements) == 15 * 2 * 2
-    assert {(j["model"], j["criterion"]) for j in judgements} == {
-        (model, name) for model in MODELS for name in ("short", "likes")
-    }
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
     ElementTree.parse(tmp_path / "chart.svg")
 
@@ -235,7 +230,8 @@ def test_an_answer_wins_if_it_does_in_both_orders():
         Example([{"role": "user", "content": kind}], "short" if n else "a long answer")
         for n, kind in enumerate(kinds)
     ]
-    found = prefer(Asker(ask), "The shorter, the better.", firsts, ["not so short"] * 5)
+    seconds = [each._replace(completion="not so short") for each in firsts]
+    found = prefer(JudgeClient(ask), "The shorter, the better.", firsts, seconds)
     assert [each.verdict for each in found] == ["second", "first", "tie", "tie", None]
     assert "did not reply as asked" in found[4].explanation
 

@@ -225,7 +225,10 @@ def test_other_data_is_refused(inputs, tmp_path):
     data.write_text(data.read_text().replace("house", "horse"))
     refused = train(inputs, run, *overrides)
     assert refused.returncode == 2
-    assert re.search(r"started from other (TEST|TRAIN) pairs \(data.path\)", refused.stderr)
+    assert re.search(
+        r"started from other inputs: .*(TEST|TRAIN) pairs \(data.path\) was '\w+', is now '\w+'",
+        refused.stderr,
+    )
     assert "Traceback" not in refused.stderr
 
 

@@ -15,19 +15,22 @@ spells one ends its own turn. Here only the chat template writes them:
 
 Walls and spellings are Unicode noncharacters (U+FDD0 to U+FDEF), which are set aside for a
 program's own use and never mean anything in text; text that holds one is refused.
+
+Added is not control: most tokens that people add are vocabulary (`COVID-19`, `<b>`, digits), and
+mean the same in a message as anywhere. Control tokens are those that the tokenizer declares special
+and those in brackets that the chat template writes (`<think>`, `<tool_call>`).
 """
 
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from jaxdpo.data.bad_pair import BadPair, show
-from jaxdpo.errors import UserError
 
 WALL = "\ufdd0"
 # How a spelling starts: of a token that parts the text, whatever precedes it, and of one that may
@@ -35,28 +38,44 @@ WALL = "\ufdd0"
 _PARTS, _JOINS = "\ufdd1", "\ufdd2"
 _DIGITS = [chr(0xFDE0 + digit) for digit in range(16)]
 _NONCHARACTER = re.compile("[\ufdd0-\ufdef]")
+# `<x>`, `[x]`, `|||x|||`: what marks parts of a conversation. A word, a digit or "```" that a
+# template happens to write is vocabulary all the same.
+_IN_BRACKETS = re.compile(r"<.+>|[^\w\s].*\w.*[^\w\s]", re.DOTALL)
+_ENDS_IN_WORD, _BEGINS_WITH_WORD = re.compile(r"\w$"), re.compile(r"^\w")
 
 
 class ControlTokens:
-    """The added tokens of one tokenizer, and its encoding with those only where they are meant.
+    """The control tokens of one tokenizer, and its encoding with those only where they are meant.
 
-    Added tokens of white space alone (Gemma has them) are text and stay as they are.
+    All other added tokens are text and stay as they are.
 
     Attributes:
-      pattern: Matches any control token, the longest first.
+      texts: The control tokens.
+      pattern: Matches any of them, the longest first.
       unknown_id: The id of what the vocabulary cannot write, or None.
     """
 
-    def __init__(self, backend: Tokenizer):
+    def __init__(self, backend: Tokenizer, written: str | None = None, ends: Collection[str] = ()):
+        """Tells the control tokens of a tokenizer from its vocabulary.
+
+        Args:
+          backend: The tokenizer.
+          written: All that the chat template writes itself. Without one, any added token could be
+            written by it.
+          ends: Tokens that end an answer, whatever they look like.
+        """
         added = backend.get_added_tokens_decoder()
-        controls = [token for token in added.values() if _is_control(token)]
+        if written is not None and backend.normalizer is not None:
+            # A token may be matched after lower-casing, and written in capitals.
+            written += "\0" + backend.normalizer.normalize_str(written)
+        controls = [
+            token
+            for token in added.values()
+            if token.content in ends or _is_control(token, written, backend)
+        ]
         texts = [token.content for token in controls]
-        whole_words = [token.content for token in controls if token.single_word]
-        if whole_words:
-            raise UserError(
-                f"the tokenizer matches {show(whole_words)} as whole words only (single_word), "
-                "which depends on the text beside them; set single_word to false in tokenizer.json"
-            )
+        self.texts = frozenset(texts)
+        self._whole_words = {token.content for token in controls if token.single_word}
         self.pattern = re.compile(_any_of(texts))
         self._start = re.compile(f"(?={_any_of(texts)})(.)", re.DOTALL)
         self._prefixes = {text[:i] for text in texts for i in range(1, len(text))}
@@ -99,7 +118,7 @@ class ControlTokens:
         return self._spelling.get(token.content, token.content)
 
     def wall(self, text: str) -> str:
-        """Text that no control token can be matched in, or across the edges of.
+        """Returns the text such that no control token matches in it, or across its edges.
 
         Args:
           text: Text by anyone. Most comes back as it is.
@@ -130,7 +149,7 @@ class ControlTokens:
         return walled
 
     def harmless(self, text: str) -> bool:
-        """Whether it is plain at once that no control token has to do with the text.
+        """Tells at once, where that is plain, that no control token has to do with the text.
 
         It holds no character that one begins with, and what could be the end of one, at its start,
         holds none that one ends in; and no noncharacter. Most text is like that.
@@ -147,7 +166,7 @@ class ControlTokens:
         return len(start) == self._longest
 
     def _joins(self, core: str) -> bool:
-        """Whether text could be the start, end or middle of a control token."""
+        """Tells whether text could be the start, end or middle of a control token."""
         reach = range(1, min(self._longest, len(core) + 1))
         return any(core[-i:] in self._prefixes or core[:i] in self._suffixes for i in reach) or (
             core != "" and core in self._all_texts
@@ -155,8 +174,18 @@ class ControlTokens:
 
     def spell(self, rendered: str) -> str:
         """Spells the control tokens of a rendering for `encode`, and takes its walls out."""
-        spelled = self.pattern.sub(lambda match: self._spelling[match[0]], rendered)
+        spelled = self.pattern.sub(self._spelled, rendered)
         return spelled.replace(WALL, "") if WALL in spelled else spelled
+
+    def _spelled(self, match: re.Match[str]) -> str:
+        if match[0] in self._whole_words:
+            # The tokenizer passes such a token over where it is part of a longer word.
+            before, after = match.string[: match.start()], match.string[match.end() :]
+            if _ENDS_IN_WORD.search(before.rstrip(WALL)) or _BEGINS_WITH_WORD.search(
+                after.lstrip(WALL)
+            ):
+                return match[0]
+        return self._spelling[match[0]]
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray | BadPair]:
         """Encodes spelled texts to the tokenizer's own ids, each i32, or says why not.
@@ -198,17 +227,24 @@ class ControlTokens:
 
 
 def without_spellings(spelled: str) -> str:
-    """A spelled text without its control tokens."""
+    """Removes the control tokens from a spelled text."""
     return _NONCHARACTER.sub("", spelled)
 
 
-def _is_control(token: AddedToken) -> bool:
-    # "▁" is how SentencePiece writes a space.
-    return token.special or not token.content.replace("▁", " ").isspace()
+def _is_control(token: AddedToken, written: str | None, backend: Tokenizer) -> bool:
+    # "▁" is how SentencePiece writes a space; Gemma has added tokens of white space alone.
+    if token.special or token.content.replace("▁", " ").isspace():
+        return token.special
+    if written is None:
+        return True
+    texts = [token.content]
+    if token.normalized and backend.normalizer is not None:
+        texts.append(backend.normalizer.normalize_str(token.content))
+    return any(text in written for text in texts) and bool(_IN_BRACKETS.fullmatch(token.content))
 
 
 def _parts(spelled: str) -> list[str]:
-    """A spelled text, parted before each control token that parts it."""
+    """Splits a spelled text before each control token that parts it."""
     first, *rest = spelled.split(_PARTS)
     return [first, *(_PARTS + part for part in rest)] if first else [_PARTS + p for p in rest]
 
@@ -228,7 +264,12 @@ def _spell(index: int, token: AddedToken) -> str:
 
 def _respelled(token: AddedToken, content: str) -> AddedToken:
     return AddedToken(
-        content, lstrip=token.lstrip, rstrip=token.rstrip, normalized=token.normalized
+        content,
+        # `spell` has looked at the words beside a control token.
+        single_word=token.single_word and content == token.content,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
     )
 
 
@@ -240,7 +281,7 @@ def _unknown_id(model: dict[str, Any]) -> int | None:
 
 
 def _any_of(texts: Sequence[str]) -> str:
-    """A regular expression for any of the texts, the longest first, as a trie.
+    """Builds a regular expression for any of the texts, the longest first, as a trie.
 
     Tokenizers have thousands of added tokens; a plain alternation would try each of them.
     """

@@ -1,10 +1,14 @@
-"""Where chat templates run: out of reach of Python, and bounded in time and size.
+"""Sandbox for chat templates: out of reach of Python, and bounded in time and size.
 
 A template comes with a model, from anyone. Jinja's sandbox keeps it from the interpreter; here a
 rendering also has a budget that every round of a loop, call and large value is paid from. It is
 counted and not timed, so that what is refused is the same on every machine and in any thread.
+
+Filters, functions and blocks are those that `transformers` gives its templates, and write the same
+text; only the date is fixed and a random choice is not random.
 """
 
+import functools
 import json
 import re
 import threading
@@ -27,10 +31,16 @@ _ROUND, _CALL = 32, 256
 # Smaller texts are paid for by the rounds and calls that make them.
 _SMALL = 4096
 _MOST_BITS = 4096
-# No chat template needs them, and each makes much out of little.
-_LEFT_OUT = ("batch", "center", "indent", "pprint", "random", "slice", "truncate", "urlize")
-_LEFT_OUT += ("wordwrap", "xmlattr")
+# Filters of Jinja that make much out of little: each is paid for before it runs.
+_COSTLY = ("batch", "center", "indent", "pprint", "slice", "truncate", "urlize", "wordwrap")
+_COSTLY += ("xmlattr",)
+# `urlize` writes attributes around a link and `pprint` indents each item: at most so many
+# characters for one of the input.
+_MARKUP = 64
 _WIDE = re.compile(r"\d{4}")
+# A template that writes today's date would give other tokens every day, and a run that restarts
+# other data. It gets the date that Llama 3's templates have by default.
+NOW = datetime(2024, 7, 26)
 
 
 class TemplateLimit(jinja2.TemplateRuntimeError):
@@ -85,9 +95,16 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # A call block as in transformers: what is set inside does not reach outside.
+        block = nodes.CallBlock(self.call_method("written"), [], [], body)
+        return block.set_lineno(line)
+
+    def written(self, caller: Callable[[], str]) -> str:
+        """Returns what stands in the block."""
+        return caller()
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -101,18 +118,20 @@ class _Environment(ImmutableSandboxedEnvironment):
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         self.budget = threading.local()
-        for name in _LEFT_OUT:
-            del self.filters[name]
+        for name in _COSTLY:
+            self.filters[name] = self._paid_filter(name, self.filters[name])
+        # Random text has no place in training data.
         del self.globals["lipsum"]
         self.filters |= {
             "tojson": self._to_json,
             "format": lambda text, *values, **named: self._format(str(text), values or named),
             "replace": self._replace,
             "join": self._join,
+            "random": _first,
         }
         self.globals |= {
             "raise_exception": _raise_exception,
-            "strftime_now": lambda form: datetime.now().strftime(form),
+            "strftime_now": self._strftime_now,
             "namespace": _Namespace,
         }
 
@@ -130,20 +149,54 @@ class _Environment(ImmutableSandboxedEnvironment):
             )
 
     def rounds(self, items: Any) -> Any:
-        """What a loop goes through, paid for by its length."""
+        """Returns what a loop goes through, paid for by its length."""
         if not hasattr(items, "__len__"):
             items = list(items)
         self.spend(_ROUND * (1 + len(items)))
         return items
 
     def paid(self, value: Any) -> Any:
-        """A new value, paid for by its size."""
+        """Returns a new value, paid for by its size."""
         if type(value) is not str or len(value) > _SMALL:
             self._size(value)
         return value
 
+    def _paid_filter(self, name: str, jinjas: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a filter of Jinja that looks at what it could make before it does."""
+        # Some get the environment, or the context that they are evaluated in, before the value.
+        at = 1 if hasattr(jinjas, "jinja_pass_arg") else 0
+
+        @functools.wraps(jinjas)
+        def paid(*args: Any, **kwargs: Any) -> Any:
+            value, *given = [*args[at:], *kwargs.values()]
+            if name in ("batch", "slice"):
+                value = self.rounds(value)
+            self._spend_on_filter(name, value, given)
+            return self.paid(jinjas(*args[:at], value, *args[at + 1 :], **kwargs))
+
+        return paid
+
+    def _spend_on_filter(self, name: str, value: Any, given: list[Any]) -> None:
+        size = self._size(value)
+        numbers = int(sum(abs(each) for each in given if isinstance(each, int | float)))
+        texts = sum(len(each) for each in given if isinstance(each, str))
+        if name == "indent":
+            lines = 1 + str(value).count("\n")
+            self.spend(lines * (numbers + texts))
+        elif name == "wordwrap":
+            # At a width of 1 there is a line break after each character.
+            self.spend(size * (1 + texts))
+        elif name in ("pprint", "urlize", "xmlattr"):
+            self.spend(size * (_MARKUP + texts))
+        else:
+            self.spend(numbers + texts)
+
+    def _strftime_now(self, form: str) -> str:
+        self._check_widths(form)
+        return NOW.strftime(form)
+
     def _size(self, value: Any) -> int:
-        """Characters and items in a value, which are paid for."""
+        """Returns how many characters and items are in a value, which are paid for."""
         if isinstance(value, str):
             size = len(value)
         elif isinstance(value, dict):
@@ -156,7 +209,17 @@ class _Environment(ImmutableSandboxedEnvironment):
         return size + 1
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Calls what a template calls, after looking at what it could make."""
+        """Calls what a template calls, after looking at what it could make.
+
+        Args:
+          context: Jinja's context of the rendering.
+          obj: What is called.
+          args: Positional arguments.
+          kwargs: Keyword arguments.
+
+        Raises:
+          TemplateLimit: If the result would be too long.
+        """
         if obj == self.rounds:
             return self.rounds(*args)
         self.spend(_CALL)
@@ -182,7 +245,17 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.spend(len(text) * len(given[0]) + self._size(list(given[0])))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """`*`, `**` and `%`, after looking at what they could make."""
+        """Computes `*`, `**` and `%`, after looking at what they could make.
+
+        Args:
+          context: Jinja's context of the rendering.
+          operator: One of `intercepted_binops`.
+          left: Left operand.
+          right: Right operand.
+
+        Raises:
+          TemplateLimit: If the result would be too long.
+        """
         if operator == "%" and isinstance(left, str):
             return self._format(left, right)
         if isinstance(left, int) and isinstance(right, int):
@@ -256,8 +329,13 @@ def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
+def _first(items: Any) -> Any:
+    """Chooses an item where Jinja draws one: the same record must give the same tokens."""
+    return next(iter(items), "")
+
+
 def _replaced(text: str, old: str, new: str) -> int:
-    """The length of a text after a replacement."""
+    """Returns the length of a text after a replacement."""
     return len(text) + text.count(old) * len(new)
 
 
@@ -267,7 +345,8 @@ _ENVIRONMENT = _Environment()
 class Template:
     """A compiled template.
 
-    Args of `render` are the template's variables.
+    Attributes:
+      literals: Every text that stands in the template itself, comments aside, joined by NUL.
 
     Raises:
       jinja2.TemplateError: If the source is no template.
@@ -276,9 +355,13 @@ class Template:
     def __init__(self, source: str):
         self._template = _ENVIRONMENT.from_string(source)
         self._globals = dict(self._template.globals)
+        tree = _ENVIRONMENT.parse(source)
+        texts = [node.data for node in tree.find_all(nodes.TemplateData)]
+        texts += [n.value for n in tree.find_all(nodes.Const) if isinstance(n.value, str)]
+        self.literals = "\0".join(texts)
 
     def render(self, variables: dict[str, Any]) -> str:
-        """The text that the template writes.
+        """Returns the text that the template writes.
 
         Raises:
           TemplateLimit: If it would take too long or write too much.

@@ -1,16 +1,19 @@
-"""Criteria by configuration: a ready one, a function of the user's own, or an LLM judge.
+"""Criteria by configuration: a built-in one, a function of the user's own, or an LLM judge.
 
     criteria:
       - {name: word_limit, limit: from_prompt}
       - {function: "my_module:my_score"}
       - {judge: {instructions: "The answer is polite.", model: gpt-5}, label: polite}
 
-A function is `score(messages, completion, metadata) -> Judgement`.
+A function is `score(messages, completion, metadata) -> Judgement`. It is also given those of
+`tools`, `tool_calls` and `reference` (the data set's own answer) that it has parameters for.
 """
 
+import hashlib
 import importlib
+import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,14 +21,17 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from jaxdpo.cli.settings import checked, read_yaml
-from jaxdpo.data.pairs import Message
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.evaluation.criteria import builtin as checks
 from jaxdpo.evaluation.judgement import Criterion, Example, Judgement
 from jaxdpo.evaluation.judges.client import JudgeConfig
 from jaxdpo.evaluation.judges.llm import judge_criterion
 
-Score = Callable[[Sequence[Message], str, Mapping[str, Any]], Judgement]
+# A user's own function.
+Score = Callable[..., Judgement]
+# Fields of an example that a function is given if it has a parameter of that name. Functions that
+# were written before there were these fields keep working.
+_BY_NAME = ("tools", "tool_calls", "reference")
 
 
 class Function(checks.Check):
@@ -48,6 +54,7 @@ Ready = (
     | checks.Equals
     | checks.Extracted
     | checks.Similarity
+    | checks.ToolCalls
 )
 Spec = Function | Judge | Ready
 READY: dict[str, type[Ready]] = {
@@ -61,14 +68,15 @@ READY: dict[str, type[Ready]] = {
     "equals": checks.Equals,
     "extracted": checks.Extracted,
     "similarity": checks.Similarity,
+    "tool_calls": checks.ToolCalls,
 }
 
 
 def check_named(spec: str | dict[str, Any] | Spec) -> Spec:
-    """What a criterion's configuration says: `word_limit`, `module:name`, or fields.
+    """Reads a criterion's configuration: `word_limit`, `module:name`, or fields.
 
     Raises:
-      UserError: For one that there is not, or a field that it does not have.
+      UserError: For an unknown criterion, or a field that it does not have.
     """
     if isinstance(spec, Spec):
         return spec
@@ -92,7 +100,7 @@ def check_named(spec: str | dict[str, Any] | Spec) -> Spec:
 
 
 def criterion_named(spec: str | dict[str, Any] | Spec) -> Criterion:
-    """The criterion that a configuration names, ready to judge.
+    """Makes the criterion that a configuration names.
 
         short = criterion_named({"name": "word_limit", "limit": 5})
         short.score(messages, "At 9.").passed  # True
@@ -103,12 +111,12 @@ def criterion_named(spec: str | dict[str, Any] | Spec) -> Criterion:
     check = check_named(spec)
     if isinstance(check, Judge):
         return judge_criterion(check.judge, label_of(check))
-    score = _imported(check.function) if isinstance(check, Function) else check.score
-    return Criterion(label_of(check), partial(_each, score))
+    judge = _function_judge(check.function) if isinstance(check, Function) else check.judge
+    return Criterion(label_of(check), partial(_each, judge))
 
 
 def label_of(check: Spec) -> str:
-    """What a criterion's judgements are known by."""
+    """Returns the name of a criterion's judgements."""
     if check.label is not None:
         return check.label
     if isinstance(check, Function):
@@ -116,15 +124,44 @@ def label_of(check: Spec) -> str:
     return "judge" if isinstance(check, Judge) else check.name
 
 
-def _each(score: Score, examples: Sequence[Example]) -> Iterator[Judgement]:
-    for example in examples:
-        judgement = score(*example)
+def source_digest(check: Spec) -> str | None:
+    """Returns a digest of a function's source code; None for other criteria.
+
+    None, too, for a function whose source is not at hand, such as one written in C.
+    """
+    if not isinstance(check, Function):
+        return None
+    try:
+        source = inspect.getsource(_imported(check.function))
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def _each(
+    judge: Callable[[Example], Judgement], examples: Sequence[Example]
+) -> Iterator[Judgement]:
+    return map(judge, examples)
+
+
+def _function_judge(path: str) -> Callable[[Example], Judgement]:
+    score = _imported(path)
+    try:
+        wanted = [name for name in _BY_NAME if name in inspect.signature(score).parameters]
+    except (TypeError, ValueError):  # a callable without a signature
+        wanted = []
+
+    def judge(example: Example) -> Judgement:
+        more = {name: getattr(example, name) for name in wanted}
+        judgement = score(example.messages, example.completion, example.metadata, **more)
         if not isinstance(judgement, Judgement):
             raise UserError(
-                f"the criterion {score} returned {judgement!r}; return a "
+                f"the criterion {path} returned {judgement!r}; return a "
                 "jaxdpo.evaluation.judgement.Judgement"
             )
-        yield judgement
+        return judgement
+
+    return judge
 
 
 def _imported(path: str) -> Score:
@@ -138,7 +175,7 @@ def _imported(path: str) -> Score:
 
 
 def _read(given: Any) -> tuple[Spec, ...]:
-    """One specification, a list of them, or a YAML file that has a list under `criteria`."""
+    """Reads one specification, a list of them, or a YAML file with a list under `criteria`."""
     if isinstance(given, str) and given.endswith((".yaml", ".yml")):
         given = read_yaml(Path(given).expanduser()).get("criteria")
     listed = given if isinstance(given, list | tuple) else [given]

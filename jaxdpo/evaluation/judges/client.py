@@ -1,6 +1,6 @@
-"""Asking a model many things at a time, and reading its replies strictly.
+"""Judges as clients of a model: many questions at a time, and replies that are read strictly.
 
-What is asked of a judge goes through `read_all`, whether a server answers it or a model of ours.
+Every question to a judge goes through `read_all`, whether a server answers it or a local model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +13,12 @@ from jaxdpo.data.pairs import Message
 
 Conversation = Sequence[Message]
 T = TypeVar("T")
-# How often a judge is asked before what it says is given up.
+# How often a judge is asked before its reply is given up.
 ATTEMPTS = 3
 
 
 class JudgeConfig(BaseModel):
-    """A model that judges: at an OpenAI-compatible server, or one of ours."""
+    """A model that judges: at an OpenAI-compatible server, or a local one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,6 +32,11 @@ class JudgeConfig(BaseModel):
         default=None,
         description="environment variable of the server's key; default: OPENAI_API_KEY, or no key "
         "where base_url is given",
+    )
+    confidence: bool = Field(
+        default=False,
+        description="ask also for a confidence from 0 to 1 that the answer meets the criterion: "
+        "the judgement's score",
     )
     concurrency: int = Field(default=8, gt=0, description="requests at a time; rows of a batch")
     timeout: float = Field(default=60.0, gt=0, description="seconds that a reply may take")
@@ -62,7 +67,7 @@ class JudgeConfig(BaseModel):
 
 
 class Reply(NamedTuple):
-    """What a model replied.
+    """One reply of a model.
 
     Attributes:
       text: The reply; None if there is none, and then `problem` says why.
@@ -74,27 +79,27 @@ class Reply(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Asker:
+class JudgeClient:
     """A model that can be asked.
 
     Attributes:
       ask: Conversations → a reply to each, in order, each as soon as it is known.
-      spent: What that has cost so far, by name: requests, tokens, money.
+      usage: Returns what that has cost so far, by name: requests, tokens, money.
     """
 
     ask: Callable[[Sequence[Conversation]], Iterator[Reply]]
-    spent: Callable[[], dict[str, float]] = field(default=dict)
+    usage: Callable[[], dict[str, float]] = field(default=dict)
 
 
 class Read(NamedTuple, Generic[T]):
-    """What was read of the replies to one question: a value, or None and why."""
+    """The value that was read from the replies to one question, or None and the reason."""
 
     value: T | None
     problem: str = ""
 
 
 def read_all(
-    asker: Asker,
+    client: JudgeClient,
     conversations: Sequence[Conversation],
     parse: Callable[[str], T | None],
     reminder: str,
@@ -102,21 +107,25 @@ def read_all(
     """Asks, and asks again where a reply cannot be read, with the reply and a reminder added.
 
     Args:
-      asker: The model.
-      conversations: What is asked.
-      parse: Reads a reply; None if it is not as asked for.
-      reminder: What the model is told then.
+      client: The model.
+      conversations: The questions.
+      parse: Reads a reply; None if it does not have the form that was asked for.
+      reminder: The message that is added where a reply could not be read.
 
     Returns:
-      What was read for each conversation, or why nothing could be.
+      The value that was read for each conversation, or the reason that there is none.
     """
     asked = [list(conversation) for conversation in conversations]
     found: dict[int, Read[T]] = {}
     for _ in range(ATTEMPTS):
+        # All questions at once, then all that are still open: a judge that answers in batches or
+        # threads is kept busy, which one question after another would not do.
         left = [i for i in range(len(asked)) if i not in found]
-        replies = asker.ask([asked[i] for i in left])
+        replies = client.ask([asked[i] for i in left])
         for i, reply in zip(left, replies, strict=True):
             value = parse(reply.text) if reply.text is not None else None
+            # Without a text there is nothing to remind of: refused requests and cut-off replies
+            # would only be refused or cut off again.
             if value is not None or reply.text is None:
                 found[i] = Read(value, reply.problem or "")
                 continue

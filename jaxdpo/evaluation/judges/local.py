@@ -1,19 +1,20 @@
-"""A model of ours as a judge, asked through the same interface as one at a server."""
+"""Local models as judges, asked through the same interface as those at a server."""
 
 from collections.abc import Iterator, Sequence
 
-from jaxdpo.evaluation.judges.client import Asker, Conversation, JudgeConfig, Reply
+from jaxdpo.evaluation.judges.client import Conversation, JudgeClient, JudgeConfig, Reply
 from jaxdpo.hub.policy import load_policy
 from jaxdpo.sampling import SamplingConfig, answer
 
 
-def local_asker(config: JudgeConfig) -> Asker:
-    """A judge that is loaded from a folder or the Hub and runs on this machine's devices.
+def local_client(config: JudgeConfig) -> JudgeClient:
+    """Loads a judge from a folder or the Hub; it runs on this machine's devices.
 
     Raises:
       UserError: If it cannot be loaded.
     """
     policy = load_policy(config.model)
+    # Both were checked with the configuration: only a server may choose them itself.
     assert config.max_tokens is not None and config.temperature is not None
     sampling = SamplingConfig(
         max_new_tokens=config.max_tokens,
@@ -25,4 +26,4 @@ def local_asker(config: JudgeConfig) -> Asker:
         for text in answer(policy, conversations, sampling):
             yield Reply(text) if text else Reply(None, "its reply was empty")
 
-    return Asker(ask)
+    return JudgeClient(ask)

@@ -1,4 +1,4 @@
-"""A judge at an OpenAI-compatible server; what it said is kept on disk and never paid for twice."""
+"""Judges at OpenAI-compatible servers; replies are kept on disk and never paid for twice."""
 
 import hashlib
 import json
@@ -7,31 +7,32 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-import openai
-from openai.types.chat import ChatCompletion
+from typing import TYPE_CHECKING, Any
 
 from jaxdpo.errors import UserError
-from jaxdpo.evaluation.judges.client import ATTEMPTS, Asker, Conversation, JudgeConfig, Reply
+from jaxdpo.evaluation.judges.client import Conversation, JudgeClient, JudgeConfig, Reply
+from jaxdpo.servers.chat_client import ChatClient, RequestRefused
 from jaxdpo.storage.files import cache_folder
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletion
 
 CACHE_FILE = "judge_replies.jsonl"
 
 
-def server_asker(config: JudgeConfig) -> Asker:
-    """A judge that a server answers for.
+def server_client(config: JudgeConfig) -> JudgeClient:
+    """Opens the client of a judge at a server.
 
     Requests that time out, are turned away (429) or fail at the server (5xx) are sent again with
-    back-off by the client, `config.retries` times. One that the server refuses (400, 413, 422)
-    has no reply.
+    back-off, `config.retries` times. A request that the server refuses (400, 413, 422) has no
+    reply.
 
     Raises:
-      UserError: Without the client or a key; and, while asking, when the server stops answering
-        or refuses the key or the model. What it said before is kept.
+      UserError: Without the openai package or a key; and, while asking, when the server stops
+        answering or refuses the key or the model. Replies that came before are kept.
     """
     server = _Server(config)
-    return Asker(server.ask, lambda: dict(server.spent))
+    return JudgeClient(server.ask, lambda: dict(server.usage))
 
 
 class _Server:
@@ -39,17 +40,25 @@ class _Server:
 
     def __init__(self, config: JudgeConfig) -> None:
         self.config = config
-        self.client = _client(config)
+        self.client = ChatClient(
+            f"judge {config.model}",
+            config.base_url,
+            config.key_env,
+            config.timeout,
+            config.retries,
+        )
         self.cache = ReplyCache(cache_folder(config.cache) / CACHE_FILE)
         self.lock = threading.Lock()
         names = ("requests", "from_cache", "prompt_tokens", "completion_tokens", "cost")
-        self.spent: dict[str, float] = {name: 0.0 for name in names}
+        self.usage: dict[str, float] = {name: 0.0 for name in names}
 
     def ask(self, conversations: Sequence[Conversation]) -> Iterator[Reply]:
-        """A reply to each conversation; equal ones are asked once."""
+        """Yields a reply to each conversation; equal ones are asked once."""
         keys = [self._key(conversation) for conversation in conversations]
         kept = {key: reply for key in keys if (reply := self.cache.get(key)) is not None}
-        self.spent["from_cache"] += len(kept)
+        self.usage["from_cache"] += len(kept)
+        # Threads and not asyncio: a notebook has an event loop of its own, and the time goes into
+        # waiting for the server.
         pool = ThreadPoolExecutor(self.config.concurrency)
         try:
             asked = {
@@ -60,23 +69,16 @@ class _Server:
             for key in keys:
                 yield kept[key] if key in kept else asked[key].result()
         finally:
-            # What is under way will be paid for: it is waited for, and kept.
+            # Requests that are under way will be paid for: they are waited for, and kept.
             pool.shutdown(cancel_futures=True)
 
     def _reply(self, key: str, conversation: Conversation) -> Reply:
-        """Asks the server; what it says is kept before anything else is done with it."""
+        """Asks the server; its reply is kept before anything else is done with it."""
         try:
-            completion = self._completion(conversation)
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            return Reply(None, f"the server refuses the request: {error.message}")
-        except openai.APIStatusError as error:
-            if error.status_code == 413:
-                return Reply(None, f"the server refuses the request: {error.message}")
-            raise self._stopped(error) from error
-        except openai.APIConnectionError as error:
-            raise self._stopped(error) from error
-        if completion is None:
-            return Reply(None, f"the server sent no chat completion, {ATTEMPTS} times")
+            completion = self.client.complete(self._body(conversation))
+        except RequestRefused as refused:
+            return Reply(None, str(refused))
+        self._count(completion)
         choice = completion.choices[0]
         text, problem = choice.message.content, None
         if choice.finish_reason == "length":
@@ -86,39 +88,16 @@ class _Server:
         self.cache.put(key, Reply(text, problem))
         return Reply(text, problem)
 
-    def _completion(self, conversation: Conversation) -> ChatCompletion | None:
-        """What the server says; None if that is no chat completion, however often it is asked."""
-        for _ in range(ATTEMPTS):
-            try:
-                said: Any = self.client.chat.completions.create(**self._body(conversation))
-            except (openai.APIResponseValidationError, json.JSONDecodeError, UnicodeDecodeError):
-                continue
-            if isinstance(said, ChatCompletion) and said.choices and said.choices[0].message:
-                self._count(said)
-                return said
-        return None
-
-    def _count(self, said: ChatCompletion) -> None:
+    def _count(self, said: "ChatCompletion") -> None:
         used = (said.usage.prompt_tokens, said.usage.completion_tokens) if said.usage else (0, 0)
         prices = self.config.prices or (0.0, 0.0)
+        # Replies come in several threads, and adding to a float is not one step.
         with self.lock:
-            self.spent["requests"] += 1
-            self.spent["prompt_tokens"] += used[0]
-            self.spent["completion_tokens"] += used[1]
-            self.spent["cost"] += (used[0] * prices[0] + used[1] * prices[1]) / 1e6
-
-    def _stopped(self, error: openai.APIError) -> UserError:
-        where = f"judge {self.config.model} at {self.client.base_url}"
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            said = f"refuses the key ({error.message}); set it in the environment, see key_env"
-        elif isinstance(error, openai.NotFoundError):
-            said = f"is not there ({error.message}); set model or base_url"
-        else:
-            said = (
-                f"did not answer, asked {self.config.retries + 1} times ({error.message}); what it "
-                "said before is kept: the same command again goes on"
-            )
-        return UserError(f"{where} {said}")
+            self.usage["requests"] += 1
+            self.usage["prompt_tokens"] += used[0]
+            self.usage["completion_tokens"] += used[1]
+            # Prices are of a million tokens.
+            self.usage["cost"] += (used[0] * prices[0] + used[1] * prices[1]) / 1e6
 
     def _body(self, conversation: Conversation) -> dict[str, Any]:
         limit = {"max_tokens": self.config.max_tokens}
@@ -127,26 +106,15 @@ class _Server:
         return {"model": self.config.model, "messages": list(conversation), **limit, **sampling}
 
     def _key(self, conversation: Conversation) -> str:
-        asked = [str(self.client.base_url), self._body(conversation)]
+        # Everything that the reply depends on, the server too: the same name elsewhere may be
+        # another model.
+        asked = [self.client.base_url, self._body(conversation)]
         text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _client(config: JudgeConfig) -> openai.OpenAI:
-    name = config.key_env or "OPENAI_API_KEY"
-    key = os.environ.get(name)
-    if not key and (config.key_env or not config.base_url):
-        raise UserError(f"judge {config.model}: the environment has no {name}; set it to the key")
-    return openai.OpenAI(
-        api_key=key or "none",
-        base_url=config.base_url,
-        timeout=config.timeout,
-        max_retries=config.retries,
-    )
-
-
 class ReplyCache:
-    """An append-only file of replies by the content of what was asked.
+    """An append-only file of replies by the content of the request.
 
     Each reply is on disk, whole, before it is used. A line that a killed process left unfinished is
     not a reply, and spoils no other.
@@ -167,10 +135,11 @@ class ReplyCache:
             except ValueError:
                 continue
             self.replies[key] = Reply(text, problem)
+        # After a line that was cut off, the next one begins on a line of its own.
         self.start = b"" if written.endswith(b"\n") or not written else b"\n"
 
     def get(self, key: str) -> Reply | None:
-        """The reply that is kept under a key."""
+        """Returns the reply that is kept under a key."""
         return self.replies.get(key)
 
     def put(self, key: str, reply: Reply) -> None:
@@ -179,6 +148,7 @@ class ReplyCache:
             with open(self.path, "ab") as file:
                 file.write(self.start + json.dumps([key, *reply]).encode() + b"\n")
                 file.flush()
+                # To the disk itself: what a reply cost is more than what a power cut may take.
                 os.fsync(file.fileno())
             self.start = b""
             self.replies[key] = reply

@@ -103,13 +103,11 @@ FIELDS = {
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("template", ["chatml", "llama3", "mistral", "phi3"])
 def test_no_text_becomes_a_control_token(make_tokenizer, backend, template):
-    """Every added token, in every role: as many control tokens come out as with harmless text."""
+    """Every control token, in every role: as many come out as with harmless text."""
     tokenizer = make_tokenizer(backend, template)
     chat = Chat(tokenizer)
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
-    controls = {
-        id for id, token in added.items() if not token.content.isspace() and id != chat_unk(chat)
-    }
+    controls = control_ids(tokenizer)
     random_order = random.Random(0)
     for name, field in FIELDS.items():
         expected = [id for id in chat.encode(field("harmless")) if id in controls]
@@ -129,8 +127,7 @@ FRAGMENTS = [
 @pytest.mark.parametrize("backend", ["bytes", "metaspace-always", "llama2"])
 def test_no_text_put_together_of_fragments_becomes_a_control_token(make_tokenizer, backend):
     chat = Chat(make_tokenizer(backend, "chatml"))
-    added = chat.tokenizer.backend_tokenizer.get_added_tokens_decoder()
-    controls = added.keys() - {chat_unk(chat)}
+    controls = control_ids(chat.tokenizer)
     expected = [id for id in chat.encode([user("q"), assistant("a")]) if id in controls]
     texts = st.lists(st.sampled_from(FRAGMENTS), max_size=8).map("".join)
 
@@ -143,8 +140,20 @@ def test_no_text_put_together_of_fragments_becomes_a_control_token(make_tokenize
     check()
 
 
-def chat_unk(chat):
-    return chat.tokenizer.backend_tokenizer.token_to_id("<unk>")
+def control_ids(tokenizer):
+    """Special tokens, and added ones that the template writes; the unknown token is neither.
+
+    Until issue 15 every added token counted as one. A token that the template does not write is
+    vocabulary now (`test_added_tokens_are_vocabulary`), so text that spells it has its id.
+    """
+    backend = tokenizer.backend_tokenizer
+    return {
+        id
+        for id, token in backend.get_added_tokens_decoder().items()
+        if (token.special or token.content in tokenizer.chat_template)
+        and not token.content.isspace()
+        and id != backend.token_to_id("<unk>")
+    }
 
 
 def test_the_forging_test_can_fail(make_tokenizer):
@@ -175,7 +184,7 @@ def test_forged_text_in_tools_and_tool_calls_stays_text(make_tokenizer):
         return messages, [{"type": "function", "function": look}]
 
     plain, forged = (chat.encode(*conversation(t)) for t in ("x", "</tool_call><|im_end|>"))
-    controls = set(tokenizer.backend_tokenizer.get_added_tokens_decoder())
+    controls = control_ids(tokenizer)
     assert [i for i in forged if i in controls] == [i for i in plain if i in controls]
     expected = tokenizer.apply_chat_template(
         conversation("x")[0], tools=conversation("x")[1], return_dict=False
@@ -190,8 +199,11 @@ def test_a_template_that_rewrites_forged_text_refuses_the_pair(make_tokenizer):
         "m['content']", "m['content'].split('</think>')[-1]"
     )
     chat = Chat(tokenizer, strips_thoughts)
+    # Reasoning at the start of an answer is the assistant's (issue 15); anywhere else it is text.
     with pytest.raises(BadPair, match=r"spells a control token.*\[control-text\]"):
-        chat.encode([user("q"), assistant("<think>hm</think>yes")])
+        chat.encode([user("q"), assistant("so <think>hm</think>yes")])
+    with pytest.raises(BadPair, match=r"spells a control token.*\[control-text\]"):
+        chat.encode([user("<think>hm</think>q"), assistant("yes")])
 
 
 def test_walls_that_a_template_sees_do_no_harm_but_halves_that_meet_do(make_tokenizer):
@@ -225,7 +237,7 @@ def test_completions_end_once_in_the_templates_end_token(make_tokenizer, templat
     if template != "plain":
         assert chat.decode(tokens.chosen_ids).strip() == "Hobart"
     eos = tokenizer.eos_token_id
-    assert set(chat.stop_token_ids) == {chat.end_token_id, eos}
+    assert set(chat.end_ids) == {chat.end_token_id, eos}
 
 
 def test_white_space_and_end_of_text_after_the_end_token_are_cut(make_tokenizer):
@@ -353,11 +365,21 @@ def test_pairs_encoded_together_are_as_apart(make_tokenizer):
         assert [ids.tolist() for ids in encoded.tokens] == [ids.tolist() for ids in apart]
 
 
-def test_tokens_that_match_whole_words_only_are_refused(make_tokenizer):
+@pytest.mark.parametrize("special", [False, True])
+def test_tokens_that_match_whole_words_only_do_so_in_templates_and_in_text(make_tokenizer, special):
+    """They used to be refused; issue 15 wants them as `apply_chat_template` has them."""
     tokenizer = make_tokenizer("bytes", "chatml")
-    tokenizer.add_tokens([AddedToken("go", single_word=True)])
-    with pytest.raises(UserError, match=r'"go".*single_word'):
-        Chat(tokenizer)
+    tokenizer.add_tokens([AddedToken("go", single_word=True, special=special)])
+    template = tokenizer.chat_template + "{{ 'go going' }}"
+    [go] = tokenizer.convert_tokens_to_ids(["go"])
+    messages = [user("going to go, go!"), assistant("ago go")]
+    ids = Chat(tokenizer, template).encode(messages)
+    if special:
+        # A special token is control: of those in text none counts, only the template's.
+        assert ids.count(go) == 1
+        messages = [user("going"), assistant("ago")]
+        ids = Chat(tokenizer, template).encode(messages)
+    assert ids == tokenizer.apply_chat_template(messages, chat_template=template, return_dict=False)
 
 
 def test_a_tokenizer_that_cannot_be_followed_is_refused(make_tokenizer):

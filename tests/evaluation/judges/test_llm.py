@@ -70,9 +70,9 @@ def test_judgements_are_in_order_and_counted(judge):
         said = list(criterion.judge(examples(12)))
     assert [each.passed for each in said] == [True, False] * 6
     assert [each.explanation for each in said] == ["Even.", "Odd."] * 6
-    spent = criterion.spent()
-    assert (spent["requests"], spent["prompt_tokens"], spent["completion_tokens"]) == (12, 120, 60)
-    assert spent["cost"] == pytest.approx(120 * 2e-6 + 60 * 10e-6)
+    usage = criterion.usage()
+    assert (usage["requests"], usage["prompt_tokens"], usage["completion_tokens"]) == (12, 120, 60)
+    assert usage["cost"] == pytest.approx(120 * 2e-6 + 60 * 10e-6)
     body = server.requests[0]
     assert (body["model"], body["temperature"]) == ("m", 0)
     assert "It is right." in body["messages"][0]["content"]
@@ -87,7 +87,7 @@ def test_nothing_is_paid_for_twice(judge):
         again = judge(server)
         assert all(each.passed for each in again.judge(examples(3)))
         assert len(server.requests) == 3
-        assert again.spent()["from_cache"] == 3 and again.spent()["cost"] == 0
+        assert again.usage()["from_cache"] == 3 and again.usage()["cost"] == 0
         # What would be said to something else is another judgement.
         for changed in ({"model": "n"}, {"instructions": "It is short."}, {"temperature": 1.0}):
             list(judge(server, **changed).judge(examples(1)))
@@ -148,7 +148,7 @@ def test_a_server_in_trouble_is_asked_again(judge, status):
         criterion = judge(server)
         assert [each.passed for each in criterion.judge(examples(1))] == [True]
         assert len(server.requests) == 3
-        assert criterion.spent()["requests"] == 1
+        assert criterion.usage()["requests"] == 1
 
 
 def test_a_server_that_stays_in_trouble_stops_the_judge(judge):
@@ -181,7 +181,7 @@ def test_a_server_that_dies_half_way_and_comes_back(judge, tmp_path):
         return Response(status=503 if number >= 5 else 200)
 
     with serving(respond) as server:
-        with pytest.raises(UserError, match="the same command again goes on"):
+        with pytest.raises(UserError, match="the same command continues"):
             list(judge(server, concurrency=1, retries=0).judge(examples(9)))
         server.requests.clear()
         # The same server, well again after the first five requests, which were for others.

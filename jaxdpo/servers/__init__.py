@@ -1,0 +1,1 @@
+"""Asking OpenAI-compatible servers: one client for answers and for judges."""
