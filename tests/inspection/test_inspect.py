@@ -14,7 +14,7 @@ from jaxdpo.data.reading.reader import read_pairs
 from jaxdpo.data.tokenization.chat import Chat
 from jaxdpo.data.writing import write_pairs
 from jaxdpo.errors import UserError
-from jaxdpo.inspect import main, parse
+from jaxdpo.inspect import main
 from jaxdpo.inspection.cleaning import clean
 from jaxdpo.inspection.findings import almost_equal, find
 from jaxdpo.inspection.languages import language
@@ -288,13 +288,13 @@ def test_languages_are_told_apart(text, expected):
 def test_mistakes_on_the_command_line():
     for arguments, said in [
         (["a", "modle=x"], "did you mean 'model'"),
-        (["a", "data=x"], "write field=value"),
+        (["a", "b"], "'b': a word too many"),
         (["a", "data.max_len=3"], "data.max_len"),
         (["a", "remedies=[dedupe]"], "set write="),
         (["a", "write=x", "remedies=[burn]"], "remedies.0"),
     ]:
         with pytest.raises(UserError, match=re.escape(said)):
-            parse(arguments)
+            main(arguments)
 
 
 def test_looking_at_data_loads_no_jax(tmp_path):
