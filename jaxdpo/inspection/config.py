@@ -35,8 +35,14 @@ class InspectConfig(BaseModel):
         description="pairs that the report shows as tokens: how many, or [their line numbers]",
     )
     write: str | None = Field(default=None, description="JSONL file of the cleaned pairs")
+    supervised: bool | None = Field(
+        default=None,
+        description="whether examples with one answer are read, as loss.type=sft does; default: "
+        "seen from the first records",
+    )
     remedies: tuple[Remedy, ...] = Field(
-        default=(), description="for write: any of dedupe, conflicts, leaks, balance"
+        default=(),
+        description="for write: any of dedupe, near-duplicates, conflicts, leaks, balance",
     )
 
     @field_validator("data", mode="before")
