@@ -10,8 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from jaxdpo.evaluation.agreement import share
 from jaxdpo.evaluation.criteria.spec import Criteria
 from jaxdpo.evaluation.judgement import Criterion, Example
+from jaxdpo.training.best_step import PASS_RATE
 
 # Welleck et al. 2019 count repeated 4-grams; of fewer than 24 tokens too few are left to count.
 _NGRAM, _FEWEST_TOKENS = 4, 24
@@ -20,7 +22,7 @@ _NGRAM, _FEWEST_TOKENS = 4, 24
 _REPETITIVE = 0.5
 # Metrics of answers begin with this, and those of criteria with the second.
 PREFIX = "answers/"
-PASS_RATE = f"{PREFIX}pass_rate/"
+assert PASS_RATE.startswith(PREFIX)
 
 
 class WatchConfig(BaseModel):
@@ -88,7 +90,8 @@ def answer_metrics(
 
     Returns:
       `answers/unfinished`, `answers/empty`, `answers/repetitive`, `answers/broken` (shares),
-      `answers/tokens` (mean), and `answers/pass_rate/<criterion>`.
+      `answers/tokens` (mean), and `answers/pass_rate/<criterion>` with the ends of its 95%
+      interval, the same with `_low` and `_high` behind it.
     """
     unfinished = [not each.finished for each in answers]
     empty = [not each.example.completion.strip() for each in answers]
@@ -106,7 +109,8 @@ def answer_metrics(
     for criterion in criteria:
         passed = [each.passed for each in criterion.judge(examples) if each.passed is not None]
         if passed:
-            metrics[PASS_RATE + criterion.name] = float(np.mean(passed))
+            rate, name = share(sum(passed), len(passed)), PASS_RATE + criterion.name
+            metrics |= {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
     return metrics
 
 

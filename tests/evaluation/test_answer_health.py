@@ -40,6 +40,9 @@ def test_each_fault_has_its_share_and_an_answer_with_two_is_broken_once():
         watched("a b c d e", list(range(9)), finished=False),
     ]
     found = answer_metrics(answers, [criterion_named({"name": "word_limit", "limit": 3})])
+    low, high = (found.pop(f"answers/pass_rate/word_limit_{end}") for end in ("low", "high"))
+    # Wilson's interval of 3 of 4.
+    assert (low, high) == pytest.approx((0.3006, 0.9544), abs=1e-4)
     assert found == {
         "answers/unfinished": 0.5,
         "answers/empty": 0.25,
