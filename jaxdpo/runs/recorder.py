@@ -73,10 +73,10 @@ class Recorder:
                 seen(record["step"], record)
                 if record["split"] == "TEST":
                     self._follow(record["step"], record)
-        if self.best is not None and self.best.step is not None:
-            if not checkpoints.has_best(self.best.step):
-                # It was begun with another `checkpoint.best`: the next evaluation is the first.
-                self.best.step, self.best.value = None, math.nan
+        best = self.best
+        if best is not None and best.step is not None and not checkpoints.has_best(best.step):
+            # It was begun with another `checkpoint.best`: the next evaluation is the first.
+            best.step, best.value = None, math.nan
 
     def __enter__(self) -> Self:
         return self
@@ -203,12 +203,8 @@ class Recorder:
     def _ends_broken(self, step: int, metrics: Metrics) -> bool:
         """Tells whether the run ends here, its loss being infinite and a better step being kept."""
         finite = np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
-        if (
-            finite
-            or self._setup.config.training.stop is None
-            or self.best is None
-            or not self.best.step
-        ):
+        kept = self.best is not None and self.best.step is not None
+        if finite or not kept or self._setup.config.training.stop is None:
             return False
         self.stopped = (
             f"loss is {metrics['loss']}, gradient norm {metrics['grad_norm']} at step {step}"
