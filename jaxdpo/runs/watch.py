@@ -71,7 +71,7 @@ class WatchedPrompts:
             # Prompts that came as token ids have no messages.
             text = [{"role": "user", "content": setup.policy.chat.decode(list(ids)).strip()}]
             examples.append(Example(messages or text, "", source.metadata(index)))
-        sampling = replace_sampling(setup.config.sampling, watch.max_new_tokens)
+        sampling = greedy_sampling(setup.config.sampling, watch.max_new_tokens)
         criteria = [criterion_named(spec) for spec in watch.criteria or ()]
         return cls(setup, sampling, [list(ids) for ids in distinct], examples, criteria)
 
@@ -120,7 +120,7 @@ class WatchedPrompts:
         return {name: value for name, value in found if not math.isnan(value)}
 
 
-def replace_sampling(sampling: SamplingConfig, max_new_tokens: int) -> SamplingConfig:
+def greedy_sampling(sampling: SamplingConfig, max_new_tokens: int) -> SamplingConfig:
     """Returns greedy sampling: its answers change with the policy and with nothing else.
 
     Args:
