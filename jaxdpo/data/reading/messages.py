@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from jaxdpo.data.bad_pair import BadPair, kind, show
-from jaxdpo.data.pairs import Message
+from jaxdpo.data.pairs import SAMPLED, Message
 from jaxdpo.errors import nearest
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -13,7 +13,7 @@ REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _MESSAGE_KEYS = {
     "system": ("role", "content", "name"),
     "user": ("role", "content", "name"),
-    "assistant": ("role", "content", "name", "tool_calls", *REASONING_KEYS),
+    "assistant": ("role", "content", "name", "tool_calls", SAMPLED, *REASONING_KEYS),
     "tool": ("role", "content", "name", "tool_call_id"),
 }
 _TEXT_KEYS = ("name", "tool_call_id", *REASONING_KEYS)
@@ -63,6 +63,7 @@ def parse_message(value: Any, field: str) -> Message:
     if isinstance(message.get("content"), list):
         message["content"] = _text_of_parts(message["content"], f"{field}.content")
     _check_content(value, message, field)
+    _check_sampled(message, field)
     return message
 
 
@@ -115,6 +116,20 @@ def _text_of_parts(parts: list[Any], field: str) -> str:
             )
         texts.append(text)
     return "".join(texts)
+
+
+def _check_sampled(message: Message, field: str) -> None:
+    given = message.get(SAMPLED)
+    if given is None:
+        return
+    ids = given.get("ids") if isinstance(given, dict) else None
+    good = isinstance(ids, list) and all(type(id) is int and 0 <= id < 2**31 for id in ids)
+    if not good or not isinstance(given.get("vocabulary"), str):
+        raise BadPair(
+            "sampled-ids",
+            f"{field}.{SAMPLED} is {show(given)}; it is what sampling wrote, "
+            '{"ids": […], "vocabulary": …}: remove it, and the text is encoded',
+        )
 
 
 def _check_content(value: dict[str, Any], message: Message, field: str) -> None:
