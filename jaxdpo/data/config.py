@@ -1,4 +1,4 @@
-"""What a user may set about preference data."""
+"""The settings of preference data."""
 
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -17,6 +17,36 @@ Format = Literal[
     "ranked",
     "token_ids",
     "labelled",
+    "compared",
+    "rated",
+    "examples",
+    "logs",
+]
+Role = Literal[
+    "prompt",
+    "system",
+    "history",
+    "messages",
+    "chosen",
+    "rejected",
+    "rejected_message",
+    "completion",
+    "reasoning",
+    "text",
+    "label",
+    "score",
+    "answers",
+    "scores",
+    "ranks",
+    "answer_a",
+    "answer_b",
+    "preferred",
+    "chosen_score",
+    "rejected_score",
+    "split",
+    "tools",
+    "metadata",
+    "chat_template_kwargs",
 ]
 
 
@@ -44,6 +74,12 @@ class DataConfig(BaseModel):
     )
     format: Format | None = Field(
         None, description="form of the records; default: recognised from the keys of each file"
+    )
+    columns: dict[Role, str | tuple[str, ...]] = Field(
+        default={},
+        description="columns of the records by what they hold, such as {prompt: question, system: "
+        "persona, chosen: answers.0.text}; a path leads into structures; several columns of "
+        "prompt are joined by line breaks; metadata lists columns that say nothing of the prompt",
     )
     ranked_margin: float | None = Field(
         None,
@@ -83,13 +119,13 @@ class DataConfig(BaseModel):
     )
 
     def weights(self) -> dict[str, float]:
-        """Each source's path and weight."""
+        """Returns each source's path and weight."""
         return {self.path: 1.0} if isinstance(self.path, str) else self.path
 
     def name(self) -> str:
-        """The sources, for messages."""
+        """Names the sources, for messages."""
         return ", ".join(self.weights())
 
     def cache_folder(self) -> Path:
-        """The folder that holds what `cache_dir` says."""
+        """Returns the folder that `cache_dir` stands for."""
         return cache_folder(self.cache_dir)

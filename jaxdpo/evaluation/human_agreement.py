@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxdpo.data.bad_pair import BadLine, BadPair, kind, show
-from jaxdpo.data.reading.format_parsers import listed, need
 from jaxdpo.data.reading.messages import parse_message
+from jaxdpo.data.reading.said import listed, need
 from jaxdpo.data.reading.sources import Source, read_source
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.evaluation.agreement import Estimate, cohen_kappa, share

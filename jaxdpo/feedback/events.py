@@ -29,7 +29,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from jaxdpo.data.bad_pair import BadPair, show
-from jaxdpo.data.reading.format_parsers import need
+from jaxdpo.data.reading.said import need
 from jaxdpo.errors import nearest
 from jaxdpo.feedback.preferences import NoPair
 from jaxdpo.feedback.sources import SourceName

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.data.pairs import SAMPLED
-from jaxdpo.data.reading.format_parsers import need
+from jaxdpo.data.reading.said import need
 from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.feedback.preferences import COMMON, check_keys
 

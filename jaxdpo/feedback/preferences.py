@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jaxdpo.data.bad_pair import BadPair, kind, show
 from jaxdpo.data.pairs import PreferencePair
-from jaxdpo.data.reading.format_parsers import Said, as_messages, listed, need
 from jaxdpo.data.reading.formats import Draft
 from jaxdpo.data.reading.messages import parse_message
-from jaxdpo.data.reading.schema import parse_pair
+from jaxdpo.data.reading.said import Said, as_messages, listed, need
+from jaxdpo.data.reading.schema import Where, parse_pair
 from jaxdpo.errors import nearest
 
 # What a pair takes from a record of any source as it is; and all that such a record may have.
@@ -154,4 +154,4 @@ def make_pair(
         {**common, "metadata": {**metadata, "feedback": feedback}},
         scores=preference.scores,
     )
-    return parse_pair(draft, where, test_fraction)
+    return parse_pair(draft, Where(where, test_fraction))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from jaxdpo.data.bad_pair import BadPair, show
-from jaxdpo.data.reading.format_parsers import Said
+from jaxdpo.data.reading.said import Said
 from jaxdpo.feedback.preferences import (
     FeedbackConfig,
     NoPair,

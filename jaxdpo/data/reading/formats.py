@@ -1,20 +1,26 @@
-"""The forms that preference records come in: one parsed record → drafts of its pairs.
+"""The forms that records come in: one parsed record → drafts of its pairs, or of an example.
 
 A draft says who said what, and by which name each part goes in the user's own file; whether that
 makes a pair is for `schema` to check. Every record of a file is in one form, which is recognised
 from the keys of all of them.
 """
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jaxdpo.data.bad_pair import BadPair, kind, show
 from jaxdpo.data.config import Format
-from jaxdpo.data.reading import format_parsers as forms
-from jaxdpo.data.reading.format_parsers import IGNORED_KEYS, Parts, Said
-from jaxdpo.errors import nearest
+from jaxdpo.data.reading import pair_forms
+from jaxdpo.data.reading.asked import RoleKeys
+from jaxdpo.data.reading.columns import keys_by_role, spelled, typo_of
+from jaxdpo.data.reading.comparing import answers_key, compared, ranked, sides_of
+from jaxdpo.data.reading.conversation import turns_of
+from jaxdpo.data.reading.names import NAMES_OF, SCORE_PAIRS
+from jaxdpo.data.reading.pair_forms import IGNORED_KEYS, READERS, Read
+from jaxdpo.data.reading.said import Parts, Said, listed, need
+from jaxdpo.data.reading.single_forms import labelled, token_ids
+from jaxdpo.data.reading.unread import check_unread
 
 KEYS_OF: dict[Format, str] = {
     "messages": "messages (the chosen answer last), rejected_message",
@@ -26,17 +32,14 @@ KEYS_OF: dict[Format, str] = {
     "ranked": "prompt, completions with a score each (or responses and scores)",
     "token_ids": "prompt_ids, chosen_ids, rejected_ids",
     "labelled": "messages (the answer last), or prompt and completion; label (true or false)",
+    "compared": "prompt, two answers (response_a, response_b), and preferred",
+    "rated": "prompt, response and score; rows one after the other that ask the same are compared",
 }
-_SCORES = (
-    ("chosen_score", "rejected_score"),
-    ("score_chosen", "score_rejected"),
-    ("chosen_rating", "rejected_rating"),
-    ("chosen-rating", "rejected-rating"),
-)
 # Read alike in every form; what a form does not know otherwise is the user's own.
-_COMMON = ("split", "metadata", "tools", "functions", "chat_template_kwargs")
-_SCORE_KEYS = tuple(itertools.chain(*_SCORES))
-_NATIVE_KEYS = ("messages", "rejected_message", *_COMMON, *_SCORE_KEYS)
+COMMON = ("split", "metadata", "tools", "functions", "chat_template_kwargs")
+_NATIVE_SCORES = ("chosen_score", "rejected_score")
+_NATIVE_KEYS = ("messages", "rejected_message", *COMMON, *_NATIVE_SCORES)
+_TOKEN_KEYS = ("chosen_ids", "chosen_input_ids")
 
 
 @dataclass(frozen=True)
@@ -64,114 +67,194 @@ class Draft:
     label: bool | None = None
 
 
-# Of each form: the keys that it reads itself, and what reads them.
-_KNOWN: dict[Format, tuple[str, ...]] = {
-    "openai": ("input", "preferred_output", "non_preferred_output"),
-    "trl": ("prompt", "chosen", "rejected"),
-    "sharegpt": ("conversations", "chosen", "rejected", "system"),
-    "transcript": ("chosen", "rejected"),
-    "alpaca": ("instruction", "input", "system", "history", "chosen", "rejected"),
-    "ranked": ("prompt", "instruction", "completions", "responses", "scores"),
-    "token_ids": tuple(
-        f"{part}_{ids}" for part in ("prompt", "chosen", "rejected") for ids in ("ids", "input_ids")
-    ),
-    "labelled": ("messages", "prompt", "completion", "label"),
-}
-_READERS: dict[Format, Callable[[dict[str, Any]], Parts]] = {
-    "openai": forms.openai,
-    "trl": forms.trl,
-    "sharegpt": forms.sharegpt,
-    "transcript": forms.transcript,
-    "alpaca": forms.alpaca,
-    "labelled": forms.labelled,
-}
+def roles_of(record: Mapping[str, Any]) -> RoleKeys:
+    """Finds the columns of each role in a record; columns that are null are not there."""
+    return keys_by_role(tuple(key for key, value in record.items() if value is not None))
 
 
 def format_of(record: dict[str, Any]) -> Format | None:
-    """The form of one record, by its keys and by how its strings begin; None if it has no mark."""
+    """Recognises the form of one record, by its keys and by how its strings begin.
+
+    Returns:
+      The form, or None if the record has no mark of one that holds preferences.
+    """
     keys = {key for key, value in record.items() if value is not None}
-    marks: list[tuple[Format, set[str]]] = [
-        ("openai", {"preferred_output", "non_preferred_output"}),
-        ("sharegpt", {"conversations"}),
-        ("token_ids", {"chosen_ids", "chosen_input_ids"}),
-        ("messages", {"rejected_message"}),
-        ("ranked", {"completions", "responses"}),
-    ]
-    for form, any_of in marks:
-        if keys & any_of:
-            return form
-    if keys & {"chosen", "rejected"}:
-        if "instruction" in keys:
-            return "alpaca"
-        told = (record.get("chosen"), record.get("rejected"))
-        dialogues = "prompt" not in keys and all(map(forms.begins_transcript, told))
-        return "transcript" if dialogues else "trl"
-    if "label" in keys and keys & {"messages", "completion"}:
+    if keys & {"preferred_output", "non_preferred_output"}:
+        return "openai"
+    if keys & {"rejected_message", *_TOKEN_KEYS}:
+        return "messages" if "rejected_message" in keys else "token_ids"
+    roles = roles_of(record)
+    has_chosen, has_rejected = "chosen" in roles, "rejected" in roles
+    if has_rejected and not has_chosen and "messages" in keys:
+        return "messages"
+    if has_chosen or has_rejected:
+        return _paired(record, keys)
+    if "label" in roles and keys & {"messages", "conversations", *_names("completion")}:
         return "labelled"
+    if sides_of(dict.fromkeys(keys)) is not None:
+        return "compared"
+    if keys & {"completions", "responses"} or answers_key(record, roles) is not None:
+        return "ranked"
+    if "conversations" in keys:
+        return "sharegpt"
+    if {"prompt", "completion", "score"} <= roles.keys():
+        return "rated"
     return "messages" if "messages" in keys else None
 
 
-def drafts_of(record: dict[str, Any], form: Format, margin: float | None) -> list[Draft]:
-    """The pairs that a record makes: one, or of a ranked list as many as `margin` says.
+def _names(role: str) -> tuple[str, ...]:
+    return NAMES_OF[role]  # pyright: ignore[reportArgumentType]
+
+
+def _paired(record: dict[str, Any], keys: set[str]) -> Format:
+    if "conversations" in keys and {"chosen", "rejected"} & keys:
+        return "sharegpt"
+    if "instruction" in keys:
+        return "alpaca"
+    told = (record.get("chosen"), record.get("rejected"))
+    dialogues = "prompt" not in keys and all(map(pair_forms.begins_transcript, told))
+    return "transcript" if dialogues else "trl"
+
+
+def drafts_of(
+    record: dict[str, Any], form: Format, margin: float | None, facts: Sequence[str] = ()
+) -> list[Draft]:
+    """Returns the pairs that a record makes: one, or of a ranked list as many as `margin` says.
 
     Args:
       record: The parsed record.
       form: Its form.
       margin: Of a ranked list, every two whose scores differ by this much make a pair; None: the
         best and the worst.
+      facts: Columns that the user calls facts about the record.
 
     Raises:
       BadPair: If the record is not in that form.
+      NothingToLearn: If it is, and prefers neither answer.
     """
     if form == "messages":
-        return [_native(record)]
-    rest = {key: value for key, value in record.items() if key not in _KNOWN[form]}
-    common = {key: rest.pop(key) for key in _COMMON if key in rest}
+        return [_native(record, facts)]
+    roles = roles_of(record)
     if form == "ranked":
-        return [
-            Draft(*parts, common, rest, scores) for parts, scores in forms.ranked(record, margin)
-        ]
-    scores = _scores(rest)
+        found = ranked(record, roles, margin)
+        return [_drafted(record, each.read, facts, each.scores) for each in found]
+    if form == "compared":
+        return [_drafted(record, *_swapped(compared(record, roles), facts))]
     if form == "token_ids":
-        return [Draft((), (), (), common, rest, scores, forms.token_ids(record))]
-    if form == "openai" and isinstance(record.get("input"), dict):
-        common |= {k: v for k, v in record["input"].items() if k in ("tools", "functions")}
-    label = record.get("label") if form == "labelled" else None
-    return [Draft(*_READERS[form](record), common, rest, scores, label=label)]
+        ids, used = token_ids(record)
+        common, rest = parted(record, used)
+        scores = take_scores(rest)
+        return [Draft((), (), (), common, rest, scores, ids)]
+    if form == "labelled":
+        read, label = labelled(record, roles)
+        return [_drafted(record, read, facts, label=label)]
+    draft = _drafted(record, READERS[form](record, roles), facts)
+    if form == "openai":
+        asked = record["input"]
+        draft.common.update({k: v for k, v in asked.items() if k in ("tools", "functions")})
+    return [draft]
+
+
+def _swapped(found: tuple[Read, Any], facts: Sequence[str]) -> tuple[Read, Sequence[str], Any]:
+    read, scores = found
+    return read, facts, scores
+
+
+def _drafted(
+    record: dict[str, Any],
+    read: Read,
+    facts: Sequence[str],
+    scores: tuple[float, float] | None = None,
+    label: bool | None = None,
+) -> Draft:
+    """Makes a draft of what was read, and looks at what was not."""
+    common, rest = parted(record, read.used)
+    given = take_scores(rest)
+    parts = read.parts
+    if rest:
+        said = [*parts.prompt, *parts.chosen, *parts.rejected]
+        for repeated in check_unread(rest, said, facts, read.prompt_is_named):
+            del rest[repeated]
+    return Draft(*parts, common, rest, scores or given, label=label)
+
+
+def drafted(
+    record: dict[str, Any], read: Read, facts: Sequence[str], scores: tuple[float, float]
+) -> Draft:
+    """Makes a draft of a pair that was read from two records, the first of which has the better.
+
+    Args:
+      record: That record.
+      read: The pair's messages.
+      facts: Columns that the user calls facts.
+      scores: Of chosen and rejected.
+
+    Raises:
+      BadPair: If another column of the record might be a part of what was asked.
+    """
+    return _drafted(record, read, facts, scores)
+
+
+def parted(record: dict[str, Any], used: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits the columns that a form did not read: those of every form, and the user's own."""
+    rest = {key: value for key, value in record.items() if key not in used}
+    common = {key: rest.pop(key) for key in COMMON if key in rest}
+    return common, rest
 
 
 def ignored_keys(record: dict[str, Any], form: Format) -> set[str]:
-    """Fields of a record that say how an answer was sampled, and are not kept."""
-    asked = record.get("input") if form == "openai" else record if form == "messages" else None
-    return set(asked) & IGNORED_KEYS if isinstance(asked, dict) else set()
+    """Returns a record's fields that say how an answer was sampled, and are not kept."""
+    asked = record.get("input") if form in ("openai", "logs") else record
+    if not isinstance(asked, dict):
+        return set()
+    if form in ("openai", "logs"):
+        return set(asked) - {"messages", "tools", "functions"}
+    return set(asked) & IGNORED_KEYS if form == "messages" else set()
 
 
-def _scores(rest: dict[str, Any]) -> tuple[Any, Any] | None:
-    """Takes the scores out of a record's other fields."""
+def take_scores(rest: dict[str, Any]) -> tuple[Any, Any] | None:
+    """Takes the scores out of a record's other fields; one score alone is the user's own field."""
     if not rest:
         return None
-    for names in _SCORES:
-        if any(name in rest for name in names):
-            chosen, rejected = (rest.pop(name, None) for name in names)
-            return None if chosen is None and rejected is None else (chosen, rejected)
-    if rest.get("margin") is not None and isinstance(rest["margin"], int | float):
+    for names in SCORE_PAIRS:
+        keys = [next((key for key in rest if spelled(key) == name), None) for name in names]
+        values = [rest[key] if key is not None else None for key in keys]
+        if None not in values:
+            for key in keys:
+                rest.pop(key)  # pyright: ignore[reportArgumentType]
+            return values[0], values[1]
+    margin = rest.get("margin")
+    if isinstance(margin, int | float) and not isinstance(margin, bool):
         return rest.pop("margin"), 0.0
     return None
 
 
-def native_messages(record: dict[str, Any], *needed: str) -> list[Said]:
-    """The messages of a record in our own form, its keys checked.
+def _native(record: dict[str, Any], facts: Sequence[str]) -> Draft:
+    roles = {} if record.keys() <= set(_NATIVE_KEYS) else roles_of(record)
+    if "rejected_message" not in record and "rejected" in roles:
+        read = pair_forms.conversation_pair(record, roles)
+        return _drafted(record, read, facts)
+    said = native_messages(record)
+    need(record, "rejected_message")
+    other = [Said("rejected_message", record["rejected_message"])]
+    return native_draft(record, Parts(said[:-1], said[-1:], other), facts)
+
+
+def native_messages(record: dict[str, Any]) -> list[Said]:
+    """Returns the messages of a record in our own form, its keys checked.
 
     Raises:
-      BadPair: For an unknown key, or one of `needed` that is missing.
+      BadPair: For a key that is probably misspelt, or if there are no messages.
     """
     for key in record:
-        if key not in _NATIVE_KEYS and key not in IGNORED_KEYS:
-            hint = nearest(key, (*_NATIVE_KEYS, *IGNORED_KEYS)) or (
-                "; the user's own fields go under 'metadata'"
-            )
+        if key in _NATIVE_KEYS or key in IGNORED_KEYS:
+            continue
+        hint = typo_of(key, _NATIVE_KEYS)
+        if hint or not key.strip():
             raise BadPair("unknown-key", f"unknown key {show(key)}{hint}")
-    messages = forms.need(record, "messages", *needed)[0]
+    messages = need(record, "messages")[0]
+    if isinstance(messages, str | dict):
+        messages = _unpacked(messages)
     if not isinstance(messages, list):
         raise BadPair("messages-type", f"messages is {kind(messages)}; write a list of messages")
     if len(messages) < 2:
@@ -179,12 +262,43 @@ def native_messages(record: dict[str, Any], *needed: str) -> list[Said]:
             "messages-short",
             f"messages holds {len(messages)} of at least 2: the prompt, and the chosen answer last",
         )
-    return forms.listed(messages, "messages")
+    if any(isinstance(each, dict) and "from" in each for each in messages):
+        turns = (turns_of(each, f"messages[{i}]") for i, each in enumerate(messages))
+        return [said for each in turns for said in each]
+    return listed(messages, "messages")
 
 
-def _native(record: dict[str, Any]) -> Draft:
-    said = native_messages(record, "rejected_message")
-    common = {key: value for key, value in record.items() if key in _COMMON}
-    scores = _scores({key: value for key, value in record.items() if key in _SCORE_KEYS})
-    other = [Said("rejected_message", record["rejected_message"])]
-    return Draft(said[:-1], said[-1:], other, common, {}, scores)
+def _unpacked(messages: Any) -> Any:
+    """Reads messages that stand as JSON text or as a struct of lists; others are not changed."""
+    from jaxdpo.data.reading.conversation import said_in
+
+    said = said_in(messages, "messages", "user")
+    # Mere text is one message of the user's, a single message is itself: neither is a list.
+    return [each.message for each in said] if len(said) > 1 else messages
+
+
+def native_draft(record: dict[str, Any], parts: Parts, facts: Sequence[str]) -> Draft:
+    """Makes a draft of a record in our own form.
+
+    Args:
+      record: The record.
+      parts: Its messages.
+      facts: Columns that the user calls facts.
+
+    Raises:
+      BadPair: If another column of it might be a part of what was asked.
+    """
+    common = {key: value for key, value in record.items() if key in COMMON}
+    if record.keys() <= set(_NATIVE_KEYS):
+        scores = take_scores({k: v for k, v in record.items() if k in _NATIVE_SCORES})
+        return Draft(*parts, common, {}, scores)
+    from jaxdpo.data.reading.asked import with_system
+
+    prompt, used = with_system(list(parts.prompt), record, roles_of(record))
+    known = {"messages", "rejected_message", *COMMON, *used}
+    rest = {k: v for k, v in record.items() if k not in known and k not in IGNORED_KEYS}
+    scores = take_scores(rest)
+    parts = parts._replace(prompt=prompt)
+    for repeated in check_unread(rest, [*prompt, *parts.chosen, *parts.rejected], facts):
+        del rest[repeated]
+    return Draft(*parts, common, rest, scores)

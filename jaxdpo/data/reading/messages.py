@@ -1,15 +1,18 @@
 """One message, tool call or tool definition of a record, checked and made uniform."""
 
 import json
+from collections import Counter
 from typing import Any
 
 from jaxdpo.data.bad_pair import BadPair, kind, show
 from jaxdpo.data.pairs import SAMPLED, Message
-from jaxdpo.errors import nearest
+from jaxdpo.data.reading.columns import is_prose, sort_of, texts_in, typo_of
 
 ROLES = ("system", "user", "assistant", "tool")
-# What a model thought before it answered, by the names that chat templates read it under.
+# A model's thought before it answered, by the names that chat templates read it under.
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+# By what names a message says whether it is learnt: OpenAI's, LLaMA-Factory's, axolotl's.
+_WEIGHT_KEYS = ("weight", "loss_weight", "train", "training")
 _MESSAGE_KEYS = {
     "system": ("role", "content", "name"),
     "user": ("role", "content", "name"),
@@ -17,26 +20,31 @@ _MESSAGE_KEYS = {
     "tool": ("role", "content", "name", "tool_call_id"),
 }
 _TEXT_KEYS = ("name", "tool_call_id", *REASONING_KEYS)
+# `developer` is what OpenAI calls the system role of its reasoning models.
+_SAME_ROLE = {"function": "tool", "developer": "system"}
 _OTHER_ROLES = {
-    "developer": "write 'system'",
     "human": "write 'user'",
     "gpt": "write 'assistant'",
     "model": "write 'assistant'",
     "bot": "write 'assistant'",
 }
-_NOT_TEXT = ("image", "audio", "video", "file")
+_NOT_TEXT = ("image", "audio", "video", "file", "input_image", "input_audio", "input_file")
+# Sorts of text parts: OpenAI's two APIs', and LLaMA-Factory's, which has `value` for `text`.
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 
-def parse_message(value: Any, field: str) -> Message:
+def parse_message(value: Any, field: str, unread: Counter[str] | None = None) -> Message:
     """Checks a message and makes it uniform.
 
     Fields that are null are left out, a list of text parts becomes their text, the deprecated
-    `function_call` and role `function` become `tool_calls` and `tool`, and the arguments of a call
-    become the object that their JSON text stands for.
+    `function_call` and role `function` become `tool_calls` and `tool`, a refusal becomes the
+    content, and the arguments of a call become the object that their JSON text stands for. A
+    message that is not to be learnt has `weight` 0.
 
     Args:
-      value: What stands in the record.
+      value: The message as it stands in the record.
       field: Where it stands, for messages.
+      unread: Counts the fields that nothing reads, by name.
 
     Raises:
       BadPair: At the first thing that is wrong.
@@ -45,26 +53,85 @@ def parse_message(value: Any, field: str) -> Message:
         raise BadPair(
             "message-type", f'{field} is {kind(value)}; write {{"role": …, "content": …}}'
         )
-    if value.get("role") == "function":
-        value = {**value, "role": "tool"}
+    if isinstance(value.get("role"), str) and value["role"] in _SAME_ROLE:
+        value = {**value, "role": _SAME_ROLE[value["role"]]}
     role = _parse_role(value, field)
     # OpenAI's clients write the fields of a message that are not there as null or [].
     message = {key: item for key, item in value.items() if item is not None and item != []}
-    if role == "assistant" and "function_call" in message:
-        message = _without_function_call(message, field)
+    if role == "assistant":
+        message = _without_other_answers(message, field)
     known = _MESSAGE_KEYS[role]
-    for key, item in message.items():
-        if key not in known:
-            raise BadPair("unknown-message-key", _unknown_key(key, known, role, field))
-        if key in _TEXT_KEYS and not isinstance(item, str):
-            raise BadPair("message-field-type", f"{field}.{key} is {kind(item)}; write a string")
+    if not message.keys() <= set(known):
+        message = _known_alone(message, role, field, unread)
+    for key in _TEXT_KEYS:
+        if key in message and not isinstance(message[key], str):
+            raise BadPair(
+                "message-field-type", f"{field}.{key} is {kind(message[key])}; write a string"
+            )
     if "tool_calls" in message:
         message["tool_calls"] = _parse_tool_calls(message["tool_calls"], f"{field}.tool_calls")
     if isinstance(message.get("content"), list):
-        message["content"] = _text_of_parts(message["content"], f"{field}.content")
+        _take_parts(message, f"{field}.content")
     _check_content(value, message, field)
     _check_sampled(message, field)
     return message
+
+
+def _without_other_answers(message: Message, field: str) -> Message:
+    """Moves what OpenAI has beside content to where it is read: an old call, a refusal."""
+    if "function_call" in message:
+        message = _without_function_call(message, field)
+    refusal = message.get("refusal")
+    if isinstance(refusal, str):
+        # The model writes its refusal as it writes any answer; only the API parts the two.
+        if message.get("content") not in (None, "", refusal):
+            raise BadPair("refusal-twice", f"{field} has a refusal and content; keep one")
+        message = {key: item for key, item in message.items() if key != "refusal"}
+        message["content"] = refusal
+    return message
+
+
+def _known_alone(message: Message, role: str, field: str, unread: Counter[str] | None) -> Message:
+    """Leaves out the fields that nothing reads; refuses those that might say something."""
+    kept = {}
+    known = _MESSAGE_KEYS[role]
+    for key, item in message.items():
+        if key in known:
+            kept[key] = item
+        elif key in _WEIGHT_KEYS:
+            if _parse_weight(item, key, field) == 0 and role == "assistant":
+                kept["weight"] = 0
+        elif any(key in keys for keys in _MESSAGE_KEYS.values()):
+            raise BadPair(
+                "unknown-message-key",
+                f"{field}.{key} is not a field of a message by {role!r}; remove it",
+            )
+        elif _may_say_something(key, item, role):
+            raise BadPair(
+                "unknown-message-key",
+                f"{field} has the unknown key {show(key)}{typo_of(key, known)}; put what it says "
+                "into content, or remove it",
+            )
+        elif unread is not None:
+            unread[key] += 1
+    return kept
+
+
+def _may_say_something(key: str, value: Any, role: str) -> bool:
+    sort = sort_of(key)
+    if typo_of(key, _MESSAGE_KEYS[role]) or sort in ("asked", "not text"):
+        return bool(texts_in(value)) or sort == "not text"
+    # An assistant's other fields are its service's; a user's may be a part of the question.
+    return sort == "unknown" and role != "assistant" and any(map(is_prose, texts_in(value)))
+
+
+def _parse_weight(value: Any, key: str, field: str) -> int:
+    if value not in (0, 1):
+        raise BadPair(
+            "message-weight",
+            f"{field}.{key} is {show(value)}; write 0 or 1; data.weight_key weighs whole pairs",
+        )
+    return int(value)
 
 
 def _without_function_call(message: Message, field: str) -> Message:
@@ -75,12 +142,6 @@ def _without_function_call(message: Message, field: str) -> Message:
     rest = {key: item for key, item in message.items() if key != "function_call"}
     call = {"type": "function", "function": message["function_call"]}
     return {**rest, "tool_calls": [call]}
-
-
-def _unknown_key(key: str, known: tuple[str, ...], role: str, field: str) -> str:
-    if any(key in keys for keys in _MESSAGE_KEYS.values()):
-        return f"{field}.{key} is not a field of a message by {role!r}; remove it"
-    return f"{field} has the unknown key {show(key)}{nearest(key, known)}"
 
 
 def _parse_role(value: dict[str, Any], field: str) -> str:
@@ -96,8 +157,10 @@ def _parse_role(value: dict[str, Any], field: str) -> str:
     return role
 
 
-def _text_of_parts(parts: list[Any], field: str) -> str:
-    texts = []
+def _take_parts(message: Message, field: str) -> None:
+    """Replaces a list of parts by their text; calls and thoughts go where messages have them."""
+    texts, thoughts, calls = [], [], []
+    parts = message["content"]
     for index, part in enumerate(parts):
         sort = part.get("type") if isinstance(part, dict) else None
         if isinstance(sort, str) and sort.startswith(_NOT_TEXT):
@@ -106,16 +169,36 @@ def _text_of_parts(parts: list[Any], field: str) -> str:
                 f"{field}[{index}] is of type {show(sort)}; only text can be trained on: drop the "
                 "line",
             )
-        extra = set(part) - {"type", "text"} if isinstance(part, dict) else set()
-        text = part.get("text") if isinstance(part, dict) else None
-        if sort != "text" or not isinstance(text, str) or any(part[key] for key in extra):
+        text = _text_of_part(part, sort)
+        if isinstance(text, str) and sort in _TEXT_PARTS:
+            texts.append(text)
+        elif isinstance(text, str) and sort in ("reasoning", "thinking"):
+            thoughts.append(text)
+        elif sort == "tool_call" and text is not None:
+            call = _object_or_text(text) if isinstance(text, str) else text
+            calls.append({"type": "function", "function": call})
+        else:
             raise BadPair(
                 "content-parts",
                 f"{field} is a list of {len(parts)} parts, and part {index} is {show(part)}; write "
                 'each as {"type": "text", "text": …}, or all as one string',
             )
-        texts.append(text)
-    return "".join(texts)
+    message["content"] = "".join(texts)
+    if thoughts:
+        message["reasoning_content"] = "".join(thoughts)
+    if calls:
+        message["tool_calls"] = _parse_tool_calls(calls, field)
+
+
+def _text_of_part(part: Any, sort: Any) -> Any:
+    """Returns what a part says, if it says one thing alone."""
+    if not isinstance(part, dict) or not isinstance(sort, str):
+        return None
+    said = [part[key] for key in ("text", "value", "refusal", sort) if part.get(key) is not None]
+    # Caches of prompts and annotations are a service's; any other text would be lost.
+    rest = {k: v for k, v in part.items() if k not in ("type", "text", "value", "refusal", sort)}
+    lost = any(rest[key] for key in rest if key not in ("cache_control", "annotations", "index"))
+    return said[0] if len(said) == 1 and not lost else None
 
 
 def _check_sampled(message: Message, field: str) -> None:
@@ -177,7 +260,7 @@ def _parse_tool_call(call: Any, field: str) -> dict[str, Any]:
 
 
 def _object_or_text(arguments: str | dict[str, Any]) -> str | dict[str, Any]:
-    """OpenAI writes arguments as JSON text, chat templates expect the object itself.
+    """Decodes arguments: OpenAI writes them as JSON text, chat templates expect the object itself.
 
     Text that is not an object stays as it is: a model may have been rejected for writing it.
     """
@@ -191,7 +274,9 @@ def _object_or_text(arguments: str | dict[str, Any]) -> str | dict[str, Any]:
 
 
 def parse_tools(tools: Any, functions: Any) -> tuple[dict[str, Any], ...]:
-    """The function definitions of a record: `tools`, their JSON text, or the older `functions`.
+    """Returns the function definitions of a record: `tools`, their JSON text, or `functions`.
+
+    A definition may stand by itself, as `{"name": …, "parameters": …}`, or within `function`.
 
     Raises:
       BadPair: If they are anything else.
@@ -214,6 +299,11 @@ def parse_tools(tools: Any, functions: Any) -> tuple[dict[str, Any], ...]:
         return ()
     if not isinstance(tools, list):
         raise BadPair("tools-type", f"tools is {kind(tools)}; write a list of function definitions")
+    # ShareGPT's data sets list the functions themselves.
+    tools = [
+        {"type": "function", "function": tool} if _is_bare_function(tool) else tool
+        for tool in tools
+    ]
     for index, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, dict) else None
         named = function.get("name") if isinstance(function, dict) else None
@@ -224,3 +314,7 @@ def parse_tools(tools: Any, functions: Any) -> tuple[dict[str, Any], ...]:
                 '{"type": "function", "function": {"name": …, "parameters": …}}',
             )
     return tuple(tools)
+
+
+def _is_bare_function(tool: Any) -> bool:
+    return isinstance(tool, dict) and "name" in tool and not {"type", "function"} & tool.keys()

@@ -1,4 +1,4 @@
-"""Prompts to be answered: lines that hold nothing else, or preference data of any form."""
+"""Prompts to be answered: lines that hold nothing else, or data of any form with answers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -6,13 +6,21 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from jaxdpo.data.bad_pair import BadLine, BadPair
+from jaxdpo.data.bad_pair import BadLine, BadPair, NothingToLearn
+from jaxdpo.data.config import Role
 from jaxdpo.data.pairs import Message, PreferencePair, Split
+from jaxdpo.data.reading.asked import asked_in, role_of, with_system
 from jaxdpo.data.reading.bad_lines import SHOWN_BAD_LINES
-from jaxdpo.data.reading.formats import drafts_of, format_of
-from jaxdpo.data.reading.schema import parse_pair, parse_supervised
-from jaxdpo.data.reading.sources import find_sources, read_source
+from jaxdpo.data.reading.examples import example_format, example_of
+from jaxdpo.data.reading.formats import Draft, parted, roles_of, take_scores
+from jaxdpo.data.reading.pair_forms import IGNORED_KEYS
+from jaxdpo.data.reading.renaming import Renaming
+from jaxdpo.data.reading.said import Said
+from jaxdpo.data.reading.schema import Where, parse_supervised
+from jaxdpo.data.reading.shapes import flattened
+from jaxdpo.data.reading.sources import find_sources, read_source, splits_by_name
 from jaxdpo.data.reading.splits import prompt_digest
+from jaxdpo.data.reading.unread import check_unread
 from jaxdpo.errors import UserError
 from jaxdpo.storage.files import shipped
 
@@ -21,13 +29,18 @@ _NO_ANSWER: tuple[Message, ...] = ({"role": "assistant", "content": "…"},)
 
 
 class PromptsConfig(BaseModel):
-    """Which prompts are answered."""
+    """The prompts that are answered."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Annotated[str, AfterValidator(shipped)] = Field(
         description="file, folder, glob or org/name:config:split of the Hub: lines of messages, or "
         "of a prompt; or preference data in any form, whose answers are left out"
+    )
+    columns: dict[Role, str | tuple[str, ...]] = Field(
+        default={},
+        description="columns of the lines by what they hold, such as {prompt: question}; as in a "
+        "run's data.columns",
     )
     split: Split | None = Field(default=None, description="TRAIN or TEST; default: both")
     test_fraction: float = Field(
@@ -40,7 +53,7 @@ class PromptsConfig(BaseModel):
 
 
 def with_path(arguments: Sequence[str]) -> list[str]:
-    """Arguments of a command, in which `data=file` stands for `data.path=file`."""
+    """Returns arguments of a command, with `data=file` written as `data.path=file`."""
     return [
         f"data.path={argument.removeprefix('data=')}" if argument.startswith("data=") else argument
         for argument in arguments
@@ -49,7 +62,7 @@ def with_path(arguments: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is asked.
+    """A prompt as a model is asked it.
 
     Attributes:
       id: SHA-256 of messages and tools, in hexadecimal.
@@ -86,7 +99,7 @@ class ReadPrompts:
     repeated: int
 
     def summary(self) -> str:
-        """`40 prompts (3 lines that repeat one are left out)`."""
+        """Says `40 prompts (3 lines that repeat one are left out)`."""
         repeats = f" ({self.repeated} lines that repeat one are left out)" if self.repeated else ""
         return f"{len(self.prompts)} prompts{repeats}"
 
@@ -128,41 +141,85 @@ def _answer_of(pair: PreferencePair) -> tuple[Message, ...]:
 
 
 def _each(config: PromptsConfig, bad_lines: list[str]) -> Iterator[PreferencePair]:
-    for source in find_sources(config.path):
+    sources = find_sources(config.path)
+    by_name = splits_by_name(sources)
+    for source in sources:
+        renaming = Renaming(config.columns)
+        reader = _Lines(config, renaming, source.named_split if by_name else None)
         for record in read_source(source):
             if isinstance(record, BadLine):
                 bad_lines.append(str(record))
             elif record.value is not None:
                 where = f"{source.name}:{record.line}"
                 try:
-                    yield _prompt_of(record.value, where, config.test_fraction)
+                    yield reader.prompt_of(record.value, where)
                 except BadPair as bad:
                     bad_lines.append(f"{where}: {bad}")
+        renaming.check(source.name)
 
 
-def _prompt_of(value: dict[str, Any], where: str, test_fraction: float) -> PreferencePair:
-    """A pair whose prompt is the line's; its answers mean nothing."""
-    if value.get("prompt") is not None and not {"chosen", "rejected", "completions"} & set(value):
-        asked = value["prompt"]
-        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-        value = {**value, "messages": messages}
-        del value["prompt"]
-    form = format_of(value)
-    if form == "messages":
-        return parse_supervised(_answered(value), where, test_fraction, "last")[0]
-    if form is None:
-        raise BadPair("no-prompt", f"has {', '.join(value)}; write messages, or a prompt")
-    if form == "token_ids":
-        raise BadPair("no-prompt", "holds token ids; a prompt to be answered is messages")
-    return parse_pair(drafts_of(value, form, None)[0], where, test_fraction)
+class _Lines:
+    """Reads the prompts of one source, whose lines all say theirs in the same columns."""
+
+    def __init__(self, config: PromptsConfig, renaming: Renaming, split: Split | None) -> None:
+        self._fraction, self._renaming = config.test_fraction, renaming
+        self._split: Split | None = split
+        self._columns: frozenset[str] | None = None
+
+    def prompt_of(self, line: dict[str, Any], place: str) -> PreferencePair:
+        """Returns a pair whose prompt is the line's; its answer means nothing.
+
+        Raises:
+          BadPair: If the line holds no prompt.
+        """
+        value = flattened(self._renaming.apply(line))
+        where = Where(place, self._fraction, self._split)
+        return parse_supervised(self._draft(value), where, "last")[0]
+
+    def _draft(self, value: dict[str, Any]) -> Draft:
+        form = example_format(value)
+        if form == "token_ids":
+            raise BadPair("no-prompt", "holds token ids; a prompt to be answered is messages")
+        if form is None or form == "messages":
+            return self._alone(value)
+        try:
+            return example_of(value, form, None, self._renaming.facts)
+        except NothingToLearn:
+            # Neither answer is better, or the one was found bad: the prompt is as good as any.
+            return self._alone(value)
+
+    def _alone(self, value: dict[str, Any]) -> Draft:
+        """Reads a line that may have no answer."""
+        roles = roles_of(value)
+        if "messages" in roles:
+            return example_of(_answered(value), "messages", None, self._renaming.facts)
+        asked = asked_in(value, roles)
+        if not asked.messages or asked.used != (self._columns or asked.used):
+            raise BadPair("no-prompt", f"has {', '.join(value)}; write messages, or a prompt")
+        self._columns = asked.used
+        prompt, used = with_system(asked.messages, value, roles)
+        common, rest = parted(value, used | asked.used)
+        take_scores(rest)
+        check_unread(rest, prompt, self._renaming.facts)
+        extra = {key: item for key, item in rest.items() if key not in IGNORED_KEYS}
+        if role_of(prompt[-1]) == "assistant":
+            return Draft(prompt[:-1], prompt[-1:], (), common, extra)
+        return Draft(prompt, [Said("the answer", _NO_ANSWER[0])], (), common, extra)
 
 
 def _answered(value: dict[str, Any]) -> dict[str, Any]:
-    """The line with an answer at its end, where it has none, so that it is read as one that has."""
+    """Returns the line with an answer at its end, so that it is read as one that has one.
+
+    Raises:
+      BadPair: If the system alone speaks: a prompt to be answered needs a question.
+    """
     messages = value.get("messages")
     if not isinstance(messages, list) or not messages:
         return value
     last = messages[-1]
-    if isinstance(last, dict) and last.get("role") in ("assistant", "gpt", "model", "bot"):
+    role = last.get("role", last.get("from")) if isinstance(last, dict) else None
+    if role in ("assistant", "gpt", "model", "bot"):
         return value
+    if role in ("system", "developer"):
+        raise BadPair("no-user", "messages holds no user message; a prompt needs one")
     return {**value, "messages": [*messages, *_NO_ANSWER]}

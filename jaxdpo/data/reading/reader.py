@@ -1,20 +1,38 @@
 """Preference data → its pairs, and a report of what was found."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from jaxdpo.data.bad_pair import BadLine, BadPair, bad_line
+from jaxdpo.data.bad_pair import BadLine, BadPair, NothingToLearn, bad_line
 from jaxdpo.data.config import DataConfig, Format
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.reading.bad_lines import handle_bad_lines
-from jaxdpo.data.reading.formats import KEYS_OF, drafts_of, format_of, ignored_keys
+from jaxdpo.data.reading.comparing import Rated, pairs_of_rated, rated
+from jaxdpo.data.reading.doubts import Doubts
+from jaxdpo.data.reading.examples import example_format, example_of
+from jaxdpo.data.reading.formats import (
+    KEYS_OF,
+    drafted,
+    drafts_of,
+    format_of,
+    ignored_keys,
+    roles_of,
+)
 from jaxdpo.data.reading.jsonl import Record
+from jaxdpo.data.reading.renaming import Renaming
 from jaxdpo.data.reading.reports import ReadReport
-from jaxdpo.data.reading.schema import parse_pair, parse_supervised
-from jaxdpo.data.reading.sources import Source, find_sources, raw_of, read_source
+from jaxdpo.data.reading.schema import Where, parse_pair, parse_supervised
+from jaxdpo.data.reading.shapes import flattened
+from jaxdpo.data.reading.sources import (
+    Source,
+    find_sources,
+    raw_of,
+    read_source,
+    splits_by_name,
+)
 from jaxdpo.data.reading.splits import Prompts, pair_digest
 from jaxdpo.errors import UserError
 
@@ -40,8 +58,7 @@ def read_pairs(
       path: A source, or several with their weights, as `data.path` has them.
       config: How it is read; its own path is not looked at.
       rejects_path: With `on_error="skip"`, the file that bad lines are written to.
-      supervised: Whether examples are read, without rejected completions, instead of pairs; their
-        form is `messages`.
+      supervised: Whether examples are read, without rejected completions, instead of pairs.
 
     Raises:
       UserError: If a source cannot be read, holds no pairs or pairs of several forms, if there are
@@ -87,10 +104,6 @@ class Reading:
     """
 
     def __init__(self, weights: Mapping[str, float], config: DataConfig, supervised: bool) -> None:
-        if supervised and config.format not in (None, "messages"):
-            raise UserError(
-                f"data.format is {config.format}, but supervised examples are read as messages only"
-            )
         self._weights, self._config, self._supervised = weights, config, supervised
         self._lines = self._blank = 0
         self._pairs: Counter[str] = Counter()
@@ -98,36 +111,50 @@ class Reading:
         self._kept: Counter[str] = Counter()
         self._formats: Counter[str] = Counter()
         self._labels: Counter[str] = Counter()
+        self._left_out: Counter[str] = Counter()
+        self._unread: Counter[str] = Counter()
+        self._files: Counter[str] = Counter()
+        self._texts = Doubts()
         self._prompts = Prompts()
 
     def __iter__(self) -> Iterator[Met | BadLine]:
-        for name, weight in self._weights.items():
-            for source in find_sources(name):
-                for met in self._source(source):
-                    if isinstance(met, BadLine):
-                        yield met
-                        continue
-                    copies = _copies(met.pair, weight)
-                    if copies:
-                        self._prompts.add(met.pair)
-                    for _ in range(copies):
-                        self._pairs[met.pair.split] += 1
-                        if met.pair.label is not None:
-                            self._labels[str(met.pair.label).lower()] += 1
-                        yield met
+        found = [
+            (each, weight) for name, weight in self._weights.items() for each in find_sources(name)
+        ]
+        by_name = splits_by_name([source for source, _ in found])
+        for source, weight in found:
+            if by_name and source.named_split is not None:
+                self._files[source.named_split] += 1
+            else:
+                source = source._replace(named_split=None)
+            for met in self._source(source):
+                if isinstance(met, BadLine):
+                    yield met
+                    continue
+                copies = _copies(met.pair, weight)
+                if copies:
+                    self._prompts.add(met.pair)
+                    self._texts.add(met.pair)
+                for _ in range(copies):
+                    self._pairs[met.pair.split] += 1
+                    if met.pair.label is not None:
+                        self._labels[str(met.pair.label).lower()] += 1
+                    yield met
         margin = self._config.ranked_margin
-        if margin is not None and "ranked" not in self._formats:
+        if margin is not None and not {"ranked", "rated"} & self._formats.keys():
             raise UserError(
                 f"data.ranked_margin is {margin:g}, but {', '.join(self._weights)} holds no "
                 "ranked lists; leave it out"
             )
 
     def _source(self, source: Source) -> Iterator[Met | BadLine]:
-        """The pairs and bad lines of one source; the rest is noted."""
-        given = "messages" if self._supervised else self._config.format
-        form = given or recognise(source)
+        """Yields the pairs and bad lines of one source, and counts the rest."""
+        renaming = Renaming(self._config.columns)
+        given = self._config.format
+        form = given or recognise(source, renaming, self._supervised)
         self._formats[form] += 1
         first_of: dict[Format, int] = {}
+        group = _Group(self, source, form, renaming)
         held = 0
         for record in read_source(source):
             self._lines += 1
@@ -138,9 +165,18 @@ class Reading:
             if isinstance(record, BadLine) or record.value is None:
                 yield cast(BadLine, record)
                 continue
-            if given is None and (own := format_of(record.value)) is not None:
+            try:
+                value = flattened(renaming.apply(record.value))
+            except BadPair as bad:
+                yield bad_line(source.name, record.line, bad, raw_of(record))
+                continue
+            if given is None and not self._supervised and (own := format_of(value)) is not None:
                 first_of.setdefault(own, record.line)
-            yield from self._record(source.name, record, record.value, form)
+            if form == "rated" and not self._supervised:
+                yield from group.add(record, value)
+            else:
+                yield from self._record(source, record, value, form, renaming.facts)
+        yield from group.close()
         if len(first_of) > 1:
             seen = ", ".join(f"{form} (first at line {line})" for form, line in first_of.items())
             raise UserError(
@@ -150,25 +186,54 @@ class Reading:
         if not held:
             blank = f"only {self._blank} blank lines" if self._blank else "nothing"
             raise UserError(f"{source.name}: holds no pairs, {blank}; write one pair a line")
+        renaming.check(source.name)
 
     def _record(
-        self, name: str, record: Record, value: dict[str, Any], form: Format
+        self,
+        source: Source,
+        record: Record,
+        value: dict[str, Any],
+        form: Format,
+        facts: Sequence[str],
     ) -> list[Met] | list[BadLine]:
         self._ignored.update(ignored_keys(value, form))
-        where, config = f"{name}:{record.line}", self._config
+        where = self.where(source, record)
         try:
             if self._supervised:
-                pairs = parse_supervised(value, where, config.test_fraction, config.turns)
-                return [Met(pair, record) for pair in pairs]
-            drafts = drafts_of(value, form, config.ranked_margin)
-            pairs = [parse_pair(draft, where, config.test_fraction) for draft in drafts]
+                draft = example_of(value, form, self._config.ranked_margin, facts)
+                drafts = [draft]
+                pairs = parse_supervised(draft, where, self._config.turns)
+            else:
+                drafts = drafts_of(value, form, self._config.ranked_margin, facts)
+                pairs = [parse_pair(draft, where) for draft in drafts]
         except BadPair as bad:
-            return [bad_line(name, record.line, bad, raw_of(record))]
-        self._kept.update(drafts[0].extra.keys())
+            return [bad_line(source.name, record.line, bad, raw_of(record))]
+        except NothingToLearn as reason:
+            self.leave_out(reason)
+            return []
+        self.keep(drafts[0].extra)
         return [Met(pair, record) for pair in pairs]
 
+    def where(self, source: Source, record: Record) -> Where:
+        """Returns the place of a record, and what its pairs take from it."""
+        place = f"{source.name}:{record.line}"
+        return Where(place, self._config.test_fraction, source.named_split, self._unread)
+
+    def leave_out(self, reason: NothingToLearn, records: int = 1) -> None:
+        """Counts records that are well formed and teach nothing."""
+        self._left_out[reason.code] += records
+
+    def keep(self, extra: Mapping[str, Any]) -> None:
+        """Counts fields that are kept as metadata."""
+        self._kept.update(extra.keys())
+
+    @property
+    def margin(self) -> float | None:
+        """The margin by which scores must differ."""
+        return self._config.ranked_margin
+
     def report(self, rejected: Mapping[str, int]) -> ReadReport:
-        """What was found, in numbers, once all of it is read.
+        """Returns what was found, in numbers, once all of it is read.
 
         Args:
           rejected: Bad lines by code.
@@ -194,11 +259,69 @@ class Reading:
             kept_fields=dict(self._kept),
             leaked=tuple(self._prompts.leaked()),
             labels=dict(self._labels),
+            left_out=dict(self._left_out),
+            message_fields=dict(self._unread),
+            split_files=dict(self._files),
+            warnings=tuple(self._texts.warnings()),
         )
 
 
-def recognise(source: Source) -> Format:
-    """The form of a source's records, from the first that has the mark of one.
+class _Group:
+    """Rows of one prompt after the other, of which each has one answer with its score.
+
+    Only rows that follow one another are compared, so that a file of any size is read in one pass;
+    data sets of this form write them so.
+    """
+
+    def __init__(self, reading: Reading, source: Source, form: Format, renaming: Renaming) -> None:
+        self._reading, self._source, self._renaming = reading, source, renaming
+        self._rows: list[tuple[Record, dict[str, Any], Rated]] = []
+
+    def add(self, record: Record, value: dict[str, Any]) -> list[Met | BadLine]:
+        """Takes a row; returns the pairs of the rows before, if it asks something else."""
+        try:
+            row = rated(value, roles_of(value))
+        except BadPair as bad:
+            return [bad_line(self._source.name, record.line, bad, raw_of(record))]
+        met = []
+        if self._rows and _messages(self._rows[0][2]) != _messages(row):
+            met = self.close()
+        self._rows.append((record, value, row))
+        return met
+
+    def close(self) -> list[Met | BadLine]:
+        """Returns the pairs of the rows that are held, and holds none."""
+        rows, self._rows = self._rows, []
+        if not rows:
+            return []
+        met: list[Met | BadLine] = []
+        record, facts = rows[0][0], self._renaming.facts
+        try:
+            found = pairs_of_rated([row for _, _, row in rows], self._reading.margin)
+            for read, scores, better in found:
+                record, value, _ = rows[better]
+                draft = drafted(value, read, facts, scores)
+                pair = parse_pair(draft, self._reading.where(self._source, record))
+                self._reading.keep(draft.extra)
+                met.append(Met(pair, record))
+        except BadPair as bad:
+            met.append(bad_line(self._source.name, record.line, bad, raw_of(record)))
+        except NothingToLearn as reason:
+            self._reading.leave_out(reason, len(rows))
+        return met
+
+
+def _messages(row: Rated) -> list[Any]:
+    return [said.message for said in row.asked.messages]
+
+
+def recognise(source: Source, renaming: Renaming, supervised: bool = False) -> Format:
+    """Recognises the form of a source's records, from the first that has the mark of one.
+
+    Args:
+      source: The source.
+      renaming: What its columns are called.
+      supervised: Whether forms without a preference are looked for.
 
     Raises:
       UserError: If none has, though there are records.
@@ -207,7 +330,11 @@ def recognise(source: Source) -> Format:
     for record in read_source(source):
         if isinstance(record, BadLine) or record.value is None:
             continue
-        form = format_of(record.value)
+        try:
+            value = flattened(renaming.apply(record.value))
+        except BadPair:
+            continue
+        form = example_format(value) if supervised else format_of(value)
         if form is not None:
             return form
         keys.update(record.value.keys())
@@ -215,7 +342,8 @@ def recognise(source: Source) -> Format:
         known = "\n".join(f"  {form}: {needs}" for form, needs in KEYS_OF.items())
         raise UserError(
             f"{source.name}: its records have {', '.join(sorted(keys)[:12])}: no known form of "
-            f"preferences; the forms are\n{known}"
+            f"{'examples' if supervised else 'preferences'}; name the columns by data.columns, "
+            f"such as {{prompt: …, chosen: …, rejected: …}}, or write one of the forms\n{known}"
         )
     # Nothing but bad or blank lines: each of them is said.
     return "messages"

@@ -1,4 +1,4 @@
-"""What was found on the way from a file to token ids, to be said to the user."""
+"""Reports of what was found on the way from a file to token ids."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from jaxdpo.data.pairs import Split
 
 @dataclass(frozen=True)
 class ReadReport:
-    """What a preference file held.
+    """The contents of a source, in numbers.
 
     Attributes:
       path: The file or files, as the user named them.
@@ -21,6 +21,10 @@ class ReadReport:
       kept_fields: Lines by field that is none of the form's, and was kept as metadata.
       leaked: `file:line` of TEST pairs whose prompt stands in TRAIN too.
       labels: Answers that were judged by themselves, by label; they count as pairs.
+      left_out: Records that are well formed and teach nothing, by why: ties, weights of 0, ….
+      message_fields: Fields of messages that nothing reads, by how many messages have them.
+      split_files: Files that are TRAIN or TEST by their names.
+      warnings: What looks wrong in what was read.
     """
 
     path: str
@@ -33,9 +37,13 @@ class ReadReport:
     kept_fields: dict[str, int] = field(default_factory=dict)
     leaked: tuple[str, ...] = ()
     labels: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    message_fields: dict[str, int] = field(default_factory=dict)
+    split_files: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """The report in a few lines of text."""
+        """Returns the report in a few lines of text."""
         said = [
             f"{self.path}: {self.lines} lines, {self.pairs['TRAIN']} TRAIN and "
             f"{self.pairs['TEST']} TEST pairs"
@@ -44,6 +52,10 @@ class ReadReport:
             said.append(f"files by form: {tally(self.formats)}")
         if self.labels:
             said.append(f"labelled answers: {tally(self.labels)}")
+        if self.split_files:
+            said.append(f"files that are a split by their name: {tally(self.split_files)}")
+        if self.left_out:
+            said.append(f"records left out, nothing to learn: {tally(self.left_out)}")
         if self.blank:
             said.append(f"blank lines: {self.blank}")
         if self.rejected:
@@ -54,6 +66,9 @@ class ReadReport:
             said.append(f"request fields ignored: {tally(self.ignored_fields)}")
         if self.kept_fields:
             said.append(f"fields kept as metadata: {tally(self.kept_fields)}")
+        if self.message_fields:
+            said.append(f"fields of messages not read: {tally(self.message_fields)}")
+        said += [f"warning: {warning}" for warning in self.warnings]
         if self.leaked:
             said.append(
                 f"warning: {len(self.leaked)} TEST pairs have a prompt that stands in TRAIN too "
@@ -66,7 +81,7 @@ class ReadReport:
 
 @dataclass(frozen=True)
 class TokenizeReport:
-    """What became of pairs that were tokenised.
+    """The fate of pairs that were tokenised.
 
     Attributes:
       pairs: How many there are now.
@@ -91,7 +106,7 @@ class TokenizeReport:
     rejected: tuple[str, ...] = ()
 
     def summary(self, max_length: int) -> str:
-        """The report in a few lines of text; nothing where nothing happened."""
+        """Returns the report in a few lines of text; nothing where nothing happened."""
         counts = [
             (self.cut_by_message, f"prompts lost their oldest messages to fit {max_length} tokens"),
             (self.cut_by_token, f"prompts were cut within a message to fit {max_length} tokens"),
@@ -117,5 +132,5 @@ class TokenizeReport:
 
 
 def tally(counts: Mapping[str, int]) -> str:
-    """Counts in one line: `"nul 1, surrogate 2"`."""
+    """Writes counts in one line: `"nul 1, surrogate 2"`."""
     return ", ".join(f"{key} {count}" for key, count in sorted(counts.items()))

@@ -1,17 +1,20 @@
 """The draft of a pair → `PreferencePair`, or why not: roles, their order, completions, split."""
 
-from typing import Any, get_args
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple, get_args
 
-from jaxdpo.data.bad_pair import BadPair, kind, show
+from jaxdpo.data.bad_pair import BadPair, NothingToLearn, kind, show
 from jaxdpo.data.config import Turns
 from jaxdpo.data.pairs import SAMPLED, Message, PreferencePair, Split
-from jaxdpo.data.reading.format_parsers import check_score
-from jaxdpo.data.reading.formats import Draft, native_messages
+from jaxdpo.data.reading.formats import Draft
 from jaxdpo.data.reading.messages import parse_message, parse_tools
-from jaxdpo.data.reading.splits import hashed_split, ids_as_prompt
+from jaxdpo.data.reading.said import Said, check_score
+from jaxdpo.data.reading.splits import hashed_split, ids_as_prompt, split_named
 from jaxdpo.errors import nearest
 
-# What `apply_chat_template` takes for itself, and what a conversation says elsewhere.
+# Variables that `apply_chat_template` takes for itself, or that a conversation says elsewhere.
 _RESERVED_KWARGS = frozenset(
     [
         *("messages", "conversation", "tools", "documents", "chat_template", "tokenize"),
@@ -24,20 +27,35 @@ _RESERVED_KWARGS = frozenset(
 _Labelled = tuple[str, Message]
 
 
-def parse_pair(draft: Draft, source: str, test_fraction: float) -> PreferencePair:
+class Where(NamedTuple):
+    """The place of a record, and what its pairs take from it.
+
+    Attributes:
+      source: The place, as `file:line`.
+      test_fraction: Share of prompts that go to TEST where nothing names their split.
+      split: The split that the file's name says, if any; a record's own goes before it.
+      unread: Counts the fields of messages that nothing reads.
+    """
+
+    source: str
+    test_fraction: float
+    split: Split | None = None
+    unread: Counter[str] | None = None
+
+
+def parse_pair(draft: Draft, where: Where) -> PreferencePair:
     """Checks a draft and makes it a pair.
 
     Args:
       draft: Who said what, as the record has it.
-      source: Where it stands, as `file:line`.
-      test_fraction: Share of prompts that go to TEST where the record names no split.
+      where: The record's place.
 
     Raises:
       BadPair: At the first thing that is wrong.
+      NothingToLearn: If no message of an answer is to be learnt.
     """
     prompt, chosen, rejected = (
-        [(said.field, parse_message(said.message, said.field)) for said in part]
-        for part in (draft.prompt, draft.chosen, draft.rejected)
+        _parsed(part, where.unread) for part in (draft.prompt, draft.chosen, draft.rejected)
     )
     if draft.label is not None:
         _check_prompt(prompt, chosen)
@@ -47,17 +65,19 @@ def parse_pair(draft: Draft, source: str, test_fraction: float) -> PreferencePai
         _check_conversations(prompt, chosen, rejected)
     elif draft.token_ids[1] == draft.token_ids[2]:
         raise BadPair("identical-completions", "chosen and rejected are the same ids")
+    if any(answer and not _is_learnt(answer) for answer in (chosen, rejected)):
+        raise NothingToLearn("weight 0")
     tools = parse_tools(draft.common.get("tools"), draft.common.get("functions"))
-    messages = _messages(prompt)
+    messages = _asked(prompt)
     asked = messages or ids_as_prompt(draft.token_ids)
     return PreferencePair(
         prompt=messages,
         chosen=_messages(chosen),
         rejected=_messages(rejected),
-        split=_parse_split(draft.common.get("split")) or hashed_split(asked, tools, test_fraction),
+        split=_split(draft, where) or hashed_split(asked, tools, where.test_fraction),
         tools=tools,
         metadata=_parse_metadata(draft),
-        source=source,
+        source=where.source,
         scores=_parse_scores(draft.scores),
         template_kwargs=_parse_kwargs(draft.common.get("chat_template_kwargs")),
         token_ids=draft.token_ids,
@@ -65,48 +85,77 @@ def parse_pair(draft: Draft, source: str, test_fraction: float) -> PreferencePai
     )
 
 
-def parse_supervised(
-    line: dict[str, Any], source: str, test_fraction: float, turns: Turns
-) -> list[PreferencePair]:
-    """Checks one parsed line and makes it examples: pairs without a rejected completion.
+def parse_supervised(draft: Draft, where: Where, turns: Turns) -> list[PreferencePair]:
+    """Checks a draft and makes it examples: pairs without a rejected completion.
 
-    A preference line is taken for its chosen answer.
+    A preference is taken for its chosen answer. A message by the assistant whose `weight` is 0 is
+    no example.
 
     Args:
-      line: The JSON object; `rejected_message` may be missing.
-      source: Where it stands, as `file:line`.
-      test_fraction: As in `parse_pair`.
-      turns: "last" for the last message, "all" for an example of every assistant's message, each
+      draft: Who said what; `chosen` holds the last answer, `rejected` is not looked at.
+      where: The record's place.
+      turns: "last" for the last message that is learnt, "all" for an example of every one, each
         with what was said before it as its prompt.
 
     Raises:
       BadPair: At the first thing that is wrong.
+      NothingToLearn: If no message is to be learnt.
     """
-    labelled = [(s.field, parse_message(s.message, s.field)) for s in native_messages(line)]
+    labelled = _parsed([*draft.prompt, *draft.chosen], where.unread)
     _check_prompt(labelled[:-1], labelled[-1:])
     _check_tool_order(labelled)
-    messages = _messages(labelled)
-    answers = [
-        index
-        for index, message in enumerate(messages)
-        if message["role"] == "assistant" and any(m["role"] == "user" for m in messages[:index])
-    ]
-    tools = parse_tools(line.get("tools"), line.get("functions"))
-    split = _parse_split(line.get("split")) or hashed_split(messages[:-1], tools, test_fraction)
-    metadata = _parse_metadata(Draft((), (), (), line))
-    kwargs = _parse_kwargs(line.get("chat_template_kwargs"))
+    messages = _asked(labelled)
+    answers = _learnt(labelled, turns)
+    tools = parse_tools(draft.common.get("tools"), draft.common.get("functions"))
+    # All turns of a conversation go to one split.
+    split = _split(draft, where) or hashed_split(messages[:-1], tools, where.test_fraction)
+    metadata = _parse_metadata(draft)
+    kwargs = _parse_kwargs(draft.common.get("chat_template_kwargs"))
     examples = []
-    for index in answers if turns == "all" else [len(messages) - 1]:
+    for index in answers:
         _check_completion([labelled[index]], "last-not-assistant")
         said = (messages[:index], (messages[index],), ())
         examples.append(
-            PreferencePair(*said, split, tools, metadata, source, template_kwargs=kwargs)
+            PreferencePair(*said, split, tools, metadata, where.source, template_kwargs=kwargs)
         )
     return examples
 
 
+def _learnt(labelled: list[_Labelled], turns: Turns) -> list[int]:
+    """Chooses the messages that are learnt, by their places in the conversation."""
+    by_user = [i for i, (_, message) in enumerate(labelled) if message["role"] == "user"]
+    # A greeting before the first question is no answer; where there is none, the system asks.
+    first = by_user[0] if by_user else 0
+    weighed = [
+        i
+        for i, (_, message) in enumerate(labelled)
+        if message["role"] == "assistant" and i > first and message.get("weight") != 0
+    ]
+    if not weighed:
+        raise NothingToLearn("weight 0")
+    return weighed if turns == "all" else weighed[-1:]
+
+
+def _is_learnt(answer: list[_Labelled]) -> bool:
+    return any(m["role"] == "assistant" and m.get("weight") != 0 for _, m in answer)
+
+
+def _parsed(said: Sequence[Said], unread: Counter[str] | None) -> list[_Labelled]:
+    return [(each.field, parse_message(each.message, each.field, unread)) for each in said]
+
+
 def _messages(labelled: list[_Labelled]) -> tuple[Message, ...]:
     return tuple(message for _, message in labelled)
+
+
+def _asked(labelled: list[_Labelled]) -> tuple[Message, ...]:
+    """Returns messages without their weights, which say nothing of what was asked."""
+    return tuple(
+        {key: item for key, item in message.items() if key != "weight"}
+        if "weight" in message
+        else message
+        for _, message in labelled
+    )
 
 
 def _check_conversations(
@@ -140,7 +189,7 @@ def _check_prompt(prompt: list[_Labelled], chosen: list[_Labelled]) -> None:
             f"{field}.role is {show(last['role'])}; the last message is the chosen answer, by the "
             "assistant",
         )
-    if not any(message["role"] == "user" for _, message in prompt):
+    if not any(message["role"] in ("user", "system") for _, message in prompt):
         name = prompt[0][0].split("[")[0] if prompt else "the prompt"
         raise BadPair("no-user", f"{name} holds no user message; a prompt needs one")
     for field, message in prompt[1:]:
@@ -207,21 +256,40 @@ def _check_completion(messages: list[_Labelled], last_code: str) -> None:
             )
 
 
-def _parse_split(split: Any) -> Split | None:
-    if split is not None and split not in get_args(Split):
+def _split(draft: Draft, where: Where) -> Split | None:
+    split = draft.common.get("split")
+    if split is None:
+        return where.split
+    if split in get_args(Split):
+        return split
+    named = split_named(split) if isinstance(split, str) else None
+    if named is None:
         hint = nearest(split.upper(), get_args(Split)) if isinstance(split, str) else ""
         raise BadPair(
             "bad-split",
             f"split is {show(split)}; write 'TRAIN' or 'TEST', or leave it out{hint}",
         )
-    return split
+    return named
 
 
 def _parse_metadata(draft: Draft) -> dict[str, Any]:
     metadata = draft.common.get("metadata")
+    if isinstance(metadata, str):
+        # A table without structures keeps them as JSON text.
+        metadata = _object_in(metadata)
     if metadata is not None and not isinstance(metadata, dict):
         raise BadPair("metadata-type", f"metadata is {kind(metadata)}; write an object")
     return {**draft.extra, **(metadata or {})}
+
+
+def _object_in(text: str) -> Any:
+    if not text.strip():
+        return None
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return text
+    return value if isinstance(value, dict) or value is None else text
 
 
 def _parse_scores(scores: tuple[Any, Any] | None) -> tuple[float, float] | None:

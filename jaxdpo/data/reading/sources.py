@@ -1,28 +1,34 @@
-"""Where records come from: a file of any of several kinds, a folder or glob of them, or the Hub."""
+"""Sources of records: a file of any of several kinds, a folder or glob of them, or the Hub."""
 
 import contextlib
 import glob
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
-from jaxdpo.data.bad_pair import BadLine, BadPair, bad_line
+from jaxdpo.data.bad_pair import BadLine
+from jaxdpo.data.pairs import Split
+from jaxdpo.data.reading.csv_table import read_csv
 from jaxdpo.data.reading.json_array import read_array
-from jaxdpo.data.reading.jsonl import Record, check_value, read_records
+from jaxdpo.data.reading.jsonl import Record, read_records
+from jaxdpo.data.reading.splits import split_of_file
+from jaxdpo.data.reading.tables import arrow_rows, parquet_rows, records_of_rows
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.storage.files import file_digest, replacing, stamp_of
 
-SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow")
+_TEXT_TABLES = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow", *_TEXT_TABLES)
 _PACKED = (".gz", ".zst")
 _ROWS = 1024
 # File systems tell times of change this much apart, at the coarsest.
@@ -41,16 +47,18 @@ class Source(NamedTuple):
     """One file, or one split of a data set on the Hub.
 
     Attributes:
-      name: How it is named in messages: the path, or `org/name:config:split`.
+      name: Its name in messages: the path, or `org/name:config:split`.
       hub: Whether it is on the Hub.
+      named_split: The split that its name says. `split_of_sources` tells whether that counts.
     """
 
     name: str
     hub: bool = False
+    named_split: Split | None = None
 
 
 def find_sources(path: str) -> list[Source]:
-    """The files that a path, folder or glob stands for, sorted by name, or the Hub's data set.
+    """Finds the files that a path, folder or glob stands for, by name, or the Hub's data set.
 
     Raises:
       UserError: If there are none.
@@ -58,29 +66,55 @@ def find_sources(path: str) -> list[Source]:
     file = Path(path).expanduser()
     if file.is_dir():
         names = [str(each.relative_to(file)) for each in file.rglob("*") if each.is_file()]
-        found = [Source(os.path.join(path, name)) for name in sorted(names) if _is_data(name)]
+        found = [
+            Source(os.path.join(path, name), named_split=split_of_file(name))
+            for name in sorted(names)
+            if _is_data(name)
+        ]
         if not found:
             raise UserError(
                 f"{path}: is a folder without data files ({', '.join(SUFFIXES)}; plain, .gz, .zst)"
             )
         return found
     if file.exists():
-        return [Source(path)]
+        return [Source(path, named_split=split_of_file(file.name))]
     if glob.has_magic(path):
         found = sorted(filter(os.path.isfile, glob.glob(str(file), recursive=True)))
         if not found:
             raise UserError(f"{path}: no file is named like this; set data.path")
-        return [Source(each) for each in found]
+        # Of the way to the first wildcard nothing is a name of a split.
+        fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), file.parts))
+        return [
+            Source(each, named_split=split_of_file(os.path.relpath(each, Path(*fixed))))
+            for each in found
+        ]
     if _HUB_NAME.fullmatch(path) and not file.parent.is_dir() and not _is_data(path):
         return [Source(path, hub=True)]
     beside = os.listdir(file.parent) if file.parent.is_dir() else []
     raise UserError(f"{path}: no such file{nearest(file.name, beside)}; set data.path")
 
 
+def splits_by_name(sources: Iterable[Source]) -> bool:
+    """Tells whether files are TRAIN and TEST by their names.
+
+    They are where one is named as a test and another is not. A file by itself, or shards that are
+    all `train-…`, are split by the prompts' hashes as any other data.
+
+    Args:
+      sources: All sources of a run.
+    """
+    named = {source.named_split == "TEST" for source in sources if not source.hub}
+    return named == {True, False}
+
+
 def _is_data(name: str) -> bool:
     hidden = any(part.startswith(".") for part in Path(name).parts)
-    plain = name.removesuffix(_PACKED[0]).removesuffix(_PACKED[1])
+    plain = _unpacked_name(name)
     return not hidden and plain.endswith(SUFFIXES) and Path(name).name not in _NOT_DATA
+
+
+def _unpacked_name(name: str) -> str:
+    return name.removesuffix(_PACKED[0]).removesuffix(_PACKED[1]).lower()
 
 
 def read_source(source: Source) -> Iterator[Record | BadLine]:
@@ -94,7 +128,7 @@ def read_source(source: Source) -> Iterator[Record | BadLine]:
     """
     if source.hub:
         rows = (row for batch in _hub_batches(source.name) for row in batch.to_pylist())
-        yield from _rows(source.name, rows)
+        yield from records_of_rows(source.name, rows)
         return
     with _opened(source.name) as stream:
         start = stream.peek(16)[:16]
@@ -104,17 +138,19 @@ def read_source(source: Source) -> Iterator[Record | BadLine]:
             if start.startswith(magic):
                 raise UserError(f"{source.name}: {remedy}")
         if start.startswith(b"PAR1"):
-            yield from _rows(source.name, _parquet_rows(source.name))
+            yield from records_of_rows(source.name, parquet_rows(source.name))
         elif start.startswith(b"ARROW1") or source.name.endswith(".arrow"):
-            yield from _rows(source.name, _arrow_rows(source.name))
+            yield from records_of_rows(source.name, arrow_rows(source.name))
         elif start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
             yield from read_array(cast(BinaryIO, stream), source.name)
+        elif (delimiter := _TEXT_TABLES.get(Path(_unpacked_name(source.name)).suffix)) is not None:
+            yield from read_csv(cast(BinaryIO, stream), source.name, delimiter)
         else:
             yield from read_records(cast(BinaryIO, stream), source.name)
 
 
 def digest_of(source: Source, memory: Path) -> str:
-    """SHA-256 of a source's content.
+    """Returns the SHA-256 of a source's content.
 
     Args:
       source: The source.
@@ -150,13 +186,13 @@ def digest_of(source: Source, memory: Path) -> str:
 
 
 def raw_of(record: Record) -> bytes:
-    """A record's text; a table's row as JSON."""
+    """Returns a record's text; a table's row as JSON."""
     return record.raw or json.dumps(record.value, ensure_ascii=False, default=str).encode()
 
 
 @contextlib.contextmanager
 def _opened(name: str) -> Iterator[io.BufferedReader]:
-    """The bytes of a file, unpacked. What goes wrong while they are read is the user's to mend."""
+    """Opens the bytes of a file, unpacked; an error while they are read is the user's to fix."""
     try:
         with open(Path(name).expanduser(), "rb") as file:
             start = file.peek(4)[:4]
@@ -172,48 +208,8 @@ def _opened(name: str) -> Iterator[io.BufferedReader]:
         raise UserError(f"{name}: cannot be read to its end: {reason}") from error
 
 
-def _rows(name: str, rows: Iterator[dict[str, Any]]) -> Iterator[Record | BadLine]:
-    for number, row in enumerate(rows, start=1):
-        value = {key: _without_nulls(item) for key, item in row.items() if item is not None}
-        try:
-            check_value(value)
-            yield Record(number, value, b"")
-        except BadPair as bad:
-            yield bad_line(name, number, bad, str(row).encode("utf-8", "backslashreplace"))
-
-
-def _without_nulls(value: Any) -> Any:
-    """Arrow writes a key that any row has into all rows: there null stands for no such key."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
-
-
-def _parquet_rows(name: str) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(Path(name).expanduser()) as file:
-        for batch in file.iter_batches(batch_size=_ROWS):
-            yield from batch.to_pylist()
-
-
-def _arrow_rows(name: str) -> Iterator[dict[str, Any]]:
-    with pa.memory_map(str(Path(name).expanduser())) as file:
-        try:
-            opened = pa.ipc.open_file(file)
-            batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
-        except pa.ArrowInvalid:
-            file.seek(0)
-            batches = iter(pa.ipc.open_stream(file))
-        for batch in batches:
-            for start in range(0, batch.num_rows, _ROWS):
-                yield from batch.slice(start, _ROWS).to_pylist()
-
-
 def _hub_batches(name: str) -> Iterator[pa.Table]:
-    """The rows of `org/name:config:split`, some at a time.
+    """Yields the rows of `org/name:config:split`, some at a time.
 
     Config and split may be left out where there is but one.
     """

@@ -1,6 +1,8 @@
-"""Which prompts train and which test, decided by the prompt alone."""
+"""The split of a pair: by its line, by its file's name, or by its prompt alone."""
 
+import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxdpo.data.pairs import Message, PreferencePair, Split
@@ -8,7 +10,7 @@ from jaxdpo.storage.files import json_digest
 
 
 def prompt_digest(prompt: Sequence[Message], tools: Sequence[dict[str, Any]]) -> bytes:
-    """SHA-256 of what the model is asked: the messages before the answer, and the tools.
+    """Returns the SHA-256 of what the model is asked: messages before the answer, and tools.
 
     The order of an object's keys makes no difference.
     """
@@ -16,23 +18,65 @@ def prompt_digest(prompt: Sequence[Message], tools: Sequence[dict[str, Any]]) ->
 
 
 def pair_digest(pair: PreferencePair) -> bytes:
-    """`prompt_digest` of a pair's prompt; of its ids where it has no messages."""
+    """Returns `prompt_digest` of a pair's prompt, or of its ids where it has no messages."""
     return prompt_digest(pair.prompt or ids_as_prompt(pair.token_ids), pair.tools)
 
 
 def ids_as_prompt(token_ids: Sequence[Sequence[int]] | None) -> list[Message]:
-    """What stands for the prompt of a pair that came as ids."""
+    """Returns what stands for the prompt of a pair that came as ids."""
     return [{"ids": list(token_ids[0])}] if token_ids else []
+
+
+# Names of splits: of the Hub, of scikit-learn's users, of OpenAI's `valid1`.
+_TRAIN = r"train|training|trn|sft_train"
+_TEST = r"test|testing|valid|validation|val|dev|develop|eval|evaluation|held[_-]?out|holdout"
+_NAMED = re.compile(rf"(?:({_TRAIN})|({_TEST}))(?:\d*|[_-](?:\w+))", re.IGNORECASE)
+_FILE_BEGINS = re.compile(
+    rf"(?:({_TRAIN})|({_TEST}))(?:_\w+)?(?:[-.]\d[\w-]*|\d*)(?:\.\w+)*", re.IGNORECASE
+)
+_FILE_ENDS = re.compile(rf".*[_\-.](?:({_TRAIN})|({_TEST}))(?:-\d[\w-]*)?(?:\.\w+)*", re.IGNORECASE)
+
+
+def split_named(name: str) -> Split | None:
+    """Reads the name of a split, such as `"train_prefs"`, `"TEST"` or `"validation"`.
+
+    >>> split_named("train_prefs"), split_named("valid1"), split_named("other")
+    ('TRAIN', 'TEST', None)
+    """
+    found = _NAMED.fullmatch(name.strip())
+    return None if found is None else "TRAIN" if found[1] else "TEST"
+
+
+def split_of_file(path: str) -> Split | None:
+    """Reads the split that a file's name says, or else the name of a folder that it lies in.
+
+    >>> split_of_file("data/train-00000-of-00002.parquet"), split_of_file("prefs_test.jsonl")
+    ('TRAIN', 'TEST')
+
+    Args:
+      path: The file, below the folder that was asked for.
+    """
+    for part in reversed(Path(path).parts):
+        found = _FILE_BEGINS.fullmatch(part) or _FILE_ENDS.fullmatch(part)
+        if found is not None:
+            return "TRAIN" if found[1] else "TEST"
+    return None
 
 
 def hashed_split(
     prompt: Sequence[Message], tools: Sequence[dict[str, Any]], test_fraction: float
 ) -> Split:
-    """The split of a prompt that no line assigns.
+    """Draws the split of a prompt that no line assigns.
 
     Equal prompts never straddle, and adding, removing or reordering lines never moves one. Raising
     `test_fraction` moves prompts from TRAIN to TEST only.
+
+    Args:
+      prompt: The messages before the answer.
+      tools: The function definitions.
+      test_fraction: Share of prompts that go to TEST.
     """
+    # The first 64 bits of a digest are a uniform number, the same on every machine.
     position = int.from_bytes(prompt_digest(prompt, tools)[:8], "big") / 2**64
     return "TEST" if position < test_fraction else "TRAIN"
 
@@ -54,12 +98,12 @@ class Prompts:
             self._tested.append((digest, pair.source))
 
     def leaked(self) -> list[str]:
-        """Where TEST pairs stand whose prompt TRAIN has too (by the lines' own splits)."""
+        """Lists where TEST pairs stand whose prompt TRAIN has too (by the lines' own splits)."""
         return [source for digest, source in self._tested if digest in self._trained]
 
 
 def leaked_prompts(pairs: Iterable[PreferencePair]) -> list[str]:
-    """Where TEST pairs stand whose prompt TRAIN has too."""
+    """Lists where TEST pairs stand whose prompt TRAIN has too."""
     prompts = Prompts()
     for pair in pairs:
         prompts.add(pair)

@@ -31,7 +31,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.storage.files import json_digest, replacing
 
 # Part of every key: raise it when the same files would be read as other pairs.
-READING_VERSION = 1
+READING_VERSION = 2
 _SPLITS: tuple[Split, ...] = ("TRAIN", "TEST")
 _REJECTS, _ABOUT = "rejects.jsonl", "about.json"
 # Pairs that are encoded together, and how many such batches are worked on at a time: one is
@@ -88,7 +88,7 @@ def _source_key(config: DataConfig, chat: Chat, supervised: bool) -> str:
         (name, weight, [(source.name, digest_of(source, memory)) for source in find_sources(name)])
         for name, weight in config.weights().items()
     ]
-    read = {"format", "ranked_margin", "test_fraction", "max_length", "turns"}
+    read = {"format", "columns", "ranked_margin", "test_fraction", "max_length", "turns"}
     versions = [FORMAT_VERSION, READING_VERSION, chat.fingerprint, supervised]
     state = [*versions, config.model_dump(include=read), sources]
     return json_digest(state)
@@ -98,7 +98,9 @@ def _open(folder: Path, key: str) -> LoadedPairs | None:
     """What `_store` stored, if it is there and whole."""
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        report = ReadReport(**{**about["report"], "leaked": tuple(about["report"]["leaked"])})
+        # JSON has lists alone, and a report holds tuples.
+        lists = {name: tuple(about["report"][name]) for name in ("leaked", "warnings")}
+        report = ReadReport(**{**about["report"], **lists})
         if about["key"] != key or not (folder / _REJECTS).is_file():
             return None
     except (OSError, ValueError, LookupError, TypeError):

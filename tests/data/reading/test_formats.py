@@ -1,5 +1,7 @@
 """The same pairs in every form and every kind of file become the same tokens."""
 
+import datetime
+import decimal
 import gzip
 import itertools
 import json
@@ -246,9 +248,11 @@ def test_fields_of_the_user_and_scores_are_kept(tmp_path):
     assert [pair.scores for pair in result.pairs] == [(8.0, 2.5), (2.0, 0.0)]
     assert result.report.kept_fields == {"source": 1}
     assert "fields kept as metadata: source 1" in result.report.summary()
-    for bad in ({"score_chosen": 8}, {"score_chosen": "8", "score_rejected": 1}):
-        with pytest.raises(UserError, match=r"the score of .* write a number \[score-type\]"):
-            read(write(tmp_path / "a.jsonl", [{**record, **bad}]))
+    with pytest.raises(UserError, match=r"the score of .* write a number \[score-type\]"):
+        read(write(tmp_path / "a.jsonl", [{**record, "score_chosen": "8", "score_rejected": 1}]))
+    # One score alone says nothing of the two answers: it is the user's own field.
+    [pair] = read(write(tmp_path / "a.jsonl", [{**record, "score_chosen": 8}])).pairs
+    assert (pair.scores, pair.metadata) == (None, {"score_chosen": 8})
 
 
 def test_scores_stand_beside_the_tokens(chat, tmp_path):
@@ -324,7 +328,7 @@ def test_sources_are_mixed_by_weight(tmp_path):
         ({"prompt": "q", "chosen": "a", "rejected": "b", "chat_template_kwargs": {"tools": 1}},
          "chat_template_kwargs.tools is not for a record"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "tools": "["}, 'tools is the string "["'),
-        ({"prompt": "q", "chosen": "a", "rejected": "b", "split": "train"}, "did you mean 'TRAIN'"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "split": "tain"}, "did you mean 'TRAIN'"),
         ({"conversations": [turn("robot", "q")], "chosen": "a", "rejected": "b"},
          'conversations[0].from is "robot"'),
         ({"conversations": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "is no turn"),
@@ -444,15 +448,37 @@ def test_damaged_tables_and_packed_files_are_named(tmp_path):
         (tmp_path / name).write_bytes(whole[:-9])
         with pytest.raises(UserError, match=f"{name}: cannot be read to its end"):
             read(str(tmp_path / name))
-    bad = [
-        {**record, "x": value} for record, value in zip(records, [1.0, float("nan")], strict=False)
-    ]
-    pq.write_table(pa.Table.from_pylist(bad), tmp_path / "b.parquet")
-    with pytest.raises(UserError, match=r"b.parquet:2: x is nan.*\[not-finite\]"):
+
+
+def test_columns_of_a_table_that_nothing_reads_never_stop_it(tmp_path):
+    records = [FORMS["trl strings"](*asked) for asked in ASKED[:2]]
+    moment = datetime.datetime(2026, 11, 27, 8, 30)
+    columns = {
+        "x": [1.0, float("nan")],
+        "infinite": [float("inf"), 2.0],
+        "seen_at": [moment, None],
+        "day": [moment.date(), None],
+        "took": [datetime.timedelta(seconds=3), None],
+        "price": [decimal.Decimal("1.25"), None],
+        "thumbnail": [b"\1\2", None],
+        "chosen_score": [7.5, float("nan")],
+    }
+    table = pa.table({**pa.Table.from_pylist(records).to_pydict(), **columns})
+    pq.write_table(table, tmp_path / "a.parquet")
+    first, second = read(str(tmp_path / "a.parquet")).pairs
+    assert first.metadata == {
+        "x": 1.0,
+        "seen_at": "2026-11-27T08:30:00",
+        "day": "2026-11-27",
+        "took": 3.0,
+        "price": 1.25,
+        "thumbnail": {"bytes": 2},
+        "chosen_score": 7.5,
+    }
+    assert second.metadata == {"infinite": 2.0}
+    assert (first.scores, second.scores) == (None, None)
+    # Where bytes stand in a column that is read, the row is refused by name.
+    read_columns = {**table.to_pydict(), "rejected": [b"\1", b"\2"]}
+    pq.write_table(pa.table(read_columns), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b.parquet:1: rejected\.role is missing"):
         read(str(tmp_path / "b.parquet"))
-    pq.write_table(
-        pa.table({**pa.Table.from_pylist(records[:1]).to_pydict(), "x": [b"\1"]}),
-        tmp_path / "c.parquet",
-    )
-    with pytest.raises(UserError, match=r"c.parquet:1: x is of type bytes.*\[not-json\]"):
-        read(str(tmp_path / "c.parquet"))

@@ -187,7 +187,7 @@ def late_system(make: Maker, line: Line) -> None:
 
 
 def no_user(make: Maker, line: Line) -> None:
-    line["messages"] = [{"role": "system", "content": make.text()}, line["messages"][-1]]
+    line["messages"] = [{"role": "assistant", "content": make.text()}, line["messages"][-1]]
 
 
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -238,10 +238,10 @@ FAULTS: list[tuple[str, Callable[[Maker, Line], None]]] = [
     ("tools-type", change("tools", "no JSON")),
     ("tools-twice", lambda _, line: line.update(tools=[], functions=[])),
     ("tool-type", change("tools", [{"type": "function", "function": {}}])),
-    ("bad-split", change("split", "train")),
+    ("bad-split", change("split", "trian")),
     ("bad-split", change("split", 0)),
     ("metadata-type", change("metadata", ["x"])),
-    ("score-type", change("chosen_score", 1)),
+    ("score-type", lambda _, line: line.update(chosen_score=1, rejected_score="2")),
     ("score-type", lambda _, line: line.update(chosen_score=True, rejected_score=1)),
     ("template-kwargs", change("chat_template_kwargs", "x")),
     ("template-kwargs", change("chat_template_kwargs", {"messages": []})),

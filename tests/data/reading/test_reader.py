@@ -69,14 +69,15 @@ BAD_LINES = [
     ("missing-key", text(rejected_message=...), "rejected_message is missing"),
     ("missing-key", text(rejected_message=None), "rejected_message is null"),
     ("unknown-key", text(rejected_mesage=BAD), "did you mean 'rejected_message'?"),
-    ("unknown-key", text(zzz=1), "unknown key \"zzz\"; the user's own fields go under 'metadata'"),
+    ("unknown-key", text(**{"": 1}), 'unknown key ""'),
+    ("unread-text", text(zzz="Be brief."), 'zzz is "Be brief.", which may be a part of what the'),
     # Messages.
     ("messages-type", text(messages="Hobart"), "messages is a string"),
     ("messages-short", text(messages=[GOOD]), "messages holds 1 of at least 2"),
     ("message-type", text(messages=["hi", GOOD]), "messages[0] is a string"),
     ("message-type", text(rejected_message="Paris"), "rejected_message is a string"),
     ("role-missing", prompt({"content": "x"}), "messages[0].role is missing"),
-    ("unknown-role", prompt({"role": "developer", "content": "x"}), "write 'system'"),
+    ("unknown-role", prompt({"role": "human", "content": "x"}), "write 'user'"),
     ("unknown-role", prompt({"role": ["user"], "content": "x"}), 'messages[0].role is ["user"]'),
     ("unknown-message-key", prompt({**USER, "contnet": "x"}), "did you mean 'content'?"),
     ("unknown-message-key", prompt({**USER, "tool_calls": [CALL]}), "not a field of a message by"),
@@ -84,7 +85,7 @@ BAD_LINES = [
     ("tool-call-name", prompt(USER, {**GOOD, "function_call": {}}), "function.name is null"),
     ("message-field-type", prompt({**USER, "name": 3}), "messages[0].name is a number"),
     ("last-not-assistant", text(messages=[USER, USER]), 'messages[1].role is "user"'),
-    ("no-user", prompt({"role": "system", "content": "x"}), "no user message"),
+    ("no-user", prompt(GOOD), "no user message"),
     ("system-not-first", prompt(USER, {"role": "system", "content": "x"}), "messages[1].role"),
     ("rejected-role", text(rejected_message=USER), 'rejected_message.role is "user"'),
     # Contents.
@@ -110,7 +111,7 @@ BAD_LINES = [
     ("tools-type", text(tools={"type": "function"}), "tools is an object"),
     ("tool-type", text(tools=[{"type": "function", "name": "look"}]), "tools[0] names no function"),
     # The rest.
-    ("bad-split", text(split="train"), "split is \"train\"; write 'TRAIN' or 'TEST'"),
+    ("bad-split", text(split="half"), "split is \"half\"; write 'TRAIN' or 'TEST'"),
     ("bad-split", text(split=["TRAIN"]), 'split is ["TRAIN"]'),
     ("metadata-type", text(metadata="x"), "metadata is a string"),
 ]

@@ -55,7 +55,7 @@ def test_both_forms_say_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (native("Q?", "A", 1), r"thumbs.jsonl:1: label is 1; write true or false \[label-type\]"),
+        (native("Q?", "A", 2), r"thumbs.jsonl:1: label is 2; write true or false \[label-type\]"),
         (native("Q?", "A", "true"), r'label is "true"; write true or false'),
         (native("Q?", " ", True), r"messages\[1\].content is only white space"),
         (

@@ -1,0 +1,72 @@
+"""Warnings about what was read: it is well formed, and probably not what was meant."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+
+from jaxdpo.data.pairs import Message, PreferencePair
+
+# An answer of fewer characters may well be a name or a number, without a full stop.
+_LONG = 200
+# This share of long answers breaks off where answers were cut to a length.
+_CUT_SHARE = 0.3
+_MANY = 10
+
+
+class Doubts:
+    """Takes note of pairs as they go by, and warns at the end."""
+
+    def __init__(self) -> None:
+        self._labels: Counter[bool] = Counter()
+        self._blank: list[str] = []
+        self._long = self._cut = 0
+
+    def add(self, pair: PreferencePair) -> None:
+        """Takes note of one pair."""
+        if pair.label is not None:
+            self._labels[pair.label] += 1
+        if pair.prompt and not any(map(_has_text, pair.prompt)):
+            self._blank.append(pair.source)
+        for answer in (pair.chosen, pair.rejected):
+            if not answer:
+                continue
+            if not any(_has_text(message) or "tool_calls" in message for message in answer):
+                self._blank.append(pair.source)
+            text = answer[-1].get("content", "")
+            if isinstance(text, str) and len(text) > _LONG:
+                self._long += 1
+                self._cut += _breaks_off(text)
+
+    def warnings(self) -> Iterator[str]:
+        """Yields what looks wrong."""
+        if len(self._labels) == 1:
+            (label,) = self._labels
+            yield (
+                f"all {self._labels.total()} labelled answers are {str(label).lower()}; KTO needs "
+                "answers of both labels to learn a difference"
+            )
+        if self._blank:
+            yield (
+                f"{len(self._blank)} prompts or answers hold only white space or characters "
+                f"without width (first at {self._blank[0]})"
+            )
+        if self._long >= _MANY and self._cut > _CUT_SHARE * self._long:
+            yield (
+                f"{self._cut} of {self._long} long answers end in the middle of a sentence; were "
+                "they cut at a length when they were sampled?"
+            )
+
+
+def _has_text(message: Message) -> bool:
+    text = message.get("content") or ""
+    if not isinstance(text, str) or text[:1].isalnum():
+        return True
+    # Cf is the category of characters without width, and of marks of direction.
+    return any(not c.isspace() and unicodedata.category(c) != "Cf" for c in text)
+
+
+def _breaks_off(text: str) -> bool:
+    # Code, lists and tables end in anything; prose that was cut ends in a letter or a comma.
+    last = text.rstrip()
+    line = last[last.rfind("\n") + 1 :]
+    return (last[-1:].isalpha() or last[-1:] == ",") and line.count(" ") > 5

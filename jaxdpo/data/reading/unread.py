@@ -1,0 +1,99 @@
+"""The columns of a record that no form reads: facts to keep, or text that must not be lost."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jaxdpo.data.bad_pair import BadPair, show
+from jaxdpo.data.reading.columns import OTHER, is_prose, sort_of, texts_in
+from jaxdpo.data.reading.said import Said
+
+# Shorter text may stand in a message by chance.
+_TELLING = 16
+
+
+def check_unread(
+    rest: Mapping[str, Any],
+    said: Iterable[Said],
+    facts: Sequence[str] = (),
+    prompt_is_named: bool = True,
+) -> set[str]:
+    """Refuses a record whose other columns might say what the model was asked.
+
+    A column may be left out if its name is that of a fact (`prompt_id`, `score`), if it holds no
+    text, or if its text stands in the messages already: data sets repeat themselves.
+
+    Args:
+      rest: The columns that no form has read.
+      said: All messages of the record.
+      facts: Columns that the user calls facts, by `data.columns`.
+      prompt_is_named: Whether a column of the record is a prompt by its name. If the prompt is what
+        both answers begin with, any text at all might be the real one.
+
+    Returns:
+      The columns that only repeat what was asked.
+
+    Raises:
+      BadPair: Naming the first such column.
+    """
+    repeats = set()
+    known: list[str] | None = None
+    for name, value in rest.items():
+        # Numbers and dates ask nothing; most columns are decided here or by their name.
+        if not isinstance(value, str | list | dict):
+            continue
+        sort = sort_of(name)
+        if not value:
+            # An instruction without an input has the column all the same.
+            repeats |= {name} if sort == "asked" else set()
+            continue
+        if sort == "fact" or name in facts:
+            continue
+        if sort == "not text":
+            raise BadPair(
+                "content-not-text",
+                f"{name} is {show(value)}, and only text can be trained on: drop the line, or set "
+                f"data.columns={{metadata: {name}}}",
+            )
+        texts = texts_in(value)
+        if sort == "unknown" and prompt_is_named:
+            texts = list(filter(is_prose, texts))
+        if not texts:
+            continue
+        known = _contents(said) if known is None else known
+        missing = [text for text in texts if not _stands_in(text, known)]
+        if missing:
+            raise _lost(name, value, prompt_is_named)
+        if sort == "asked":
+            repeats.add(name)
+    return repeats
+
+
+def _contents(said: Iterable[Said]) -> list[str]:
+    return [
+        content.strip()
+        for _, message in said
+        if isinstance(message, dict)
+        for content in texts_in(message.get("content"))
+    ]
+
+
+def _stands_in(text: str, contents: Sequence[str]) -> bool:
+    text = text.strip()
+    if text in contents or text in ("user", "assistant", "system", "human", "gpt", "tool"):
+        return True
+    return len(text) >= _TELLING and any(text in content for content in contents)
+
+
+def _lost(name: str, value: Any, prompt_is_named: bool) -> BadPair:
+    column = name.removesuffix(OTHER)
+    if prompt_is_named:
+        remedy = (
+            f"set data.columns={{system: {column}}} or {{prompt: [prompt, {column}]}} to use it"
+        )
+    else:
+        remedy = f"set data.columns={{prompt: {column}}} to use it"
+    return BadPair(
+        "unread-text",
+        f"{column} is {show(value)}, which may be a part of what the model was asked, and nothing "
+        f"reads it; {remedy}, or {{metadata: {column}}} to leave it out",
+    )
