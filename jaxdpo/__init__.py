@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from jaxdpo.runs.fit import RunResult, fit
     from jaxdpo.sampling import SamplingConfig, answer
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "EvaluateConfig": "jaxdpo.rounds.compare",
     "Policy": "jaxdpo.hub.policy",

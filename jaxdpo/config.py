@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from jaxdpo.cli.settings import fields_text, load_settings, read_yaml, section_type
+from jaxdpo.cli.help import fields_help
+from jaxdpo.cli.settings import load_settings, read_yaml
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.packing.plan import BatchConfig
 from jaxdpo.devices.sharding import MeshConfig
@@ -205,9 +206,5 @@ def check_continues(config: RunConfig, path: Path) -> None:
 
 
 def help_text() -> str:
-    """Every field of the configuration, its default, and a line of what it does."""
-    return "\n".join(
-        f"{section}: {field.description}\n"
-        + fields_text(section_type(field.annotation), f"{section}.")
-        for section, field in RunConfig.model_fields.items()
-    )
+    """Returns every field of the configuration, its type and default, and a line of help."""
+    return fields_help(RunConfig)

@@ -1,177 +1,28 @@
 """`python -m jaxdpo.convert source=… target=…`: models, runs and checkpoints, in other formats."""
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from jaxdpo.cli.command import Command, run_command
 
-from jaxdpo.cli.command import run_command
-from jaxdpo.cli.console import Reporter
-from jaxdpo.devices.sharding import path_name
-from jaxdpo.errors import UserError, nearest
-from jaxdpo.hub.adapter import ADAPTER_CONFIG, lazy_adapter
-from jaxdpo.hub.export import exporting
-from jaxdpo.hub.folder import find_folder
-from jaxdpo.hub.policy import Policy
-from jaxdpo.hub.read import lazy_params
-from jaxdpo.hub.write import write_json, write_texts
-from jaxdpo.model.decoder import Params
-from jaxdpo.runs.load import CARD, ORBAX, open_source
-from jaxdpo.storage.lazy_array import matrices
-from jaxdpo.storage.orbax import write_arrays
-
-USAGE = """usage: python -m jaxdpo.convert source=PATH target=FOLDER [field=value …] [--check]
-
+COMMAND = Command(
+    name="convert",
+    summary="convert a model, an adapter, a run or a checkpoint to another format",
+    synopsis=("source=PATH target=FOLDER [field=value …] [--check]",),
+    about="""
 Writes a model folder from a model folder, a PEFT adapter folder, org/name on the Hub, a run folder,
 one of a run's checkpoints, or a folder that this command wrote with format=orbax.
 --check reads what was written and compares every tensor.
-"""
-
-
-class ConvertConfig(BaseModel):
-    """What is converted, and to what."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str = Field(description="model, adapter, run, checkpoint, or org/name on the Hub")
-    target: str = Field(description="folder to write")
-    format: Literal["huggingface", "orbax"] = Field(
-        default="huggingface", description="of the target"
-    )
-    lora: Literal["merged", "adapter"] = Field(
-        default="merged", description="adapters added into the weights, or a PEFT adapter folder"
-    )
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, description="dtype of the weights; default: float32, or as a run has them"
-    )
-    shard_gb: float = Field(default=5.0, gt=0, description="most gigabytes of one file of weights")
+""",
+)
 
 
 def main(arguments: list[str]) -> None:
     """Converts as the arguments say; `--help` shows every field."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        fields = ConvertConfig.model_fields.items()
-        shown = (
-            f"  {name}={f.default if not f.is_required() else '…'}\n      {f.description}"
-            for name, f in fields
-        )
-        print(USAGE + "\n" + "\n".join(shown))
-        return
-    check = "--check" in arguments
-    config = parse([argument for argument in arguments if argument != "--check"])
-    convert(config, check)
-
-
-def parse(arguments: Sequence[str]) -> ConvertConfig:
-    """The configuration that `field=value` arguments give.
-
-    Raises:
-      UserError: For an unknown field, or a value that a field can't have.
-    """
-    values = {}
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals:
-            raise UserError(f"{argument!r}: an argument has the form field=value")
-        if name not in ConvertConfig.model_fields:
-            known = list(ConvertConfig.model_fields)
-            raise UserError(
-                f"{name}: unknown field{nearest(name, known)}; there are {', '.join(known)}"
-            )
-        values[name] = value
-    try:
-        return ConvertConfig.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise UserError(f"{problem['loc'][0]}: {problem['msg']}") from None
-
-
-def convert(config: ConvertConfig, check: bool = False) -> None:
-    """Reads the source and writes the target, a tensor at a time; with `check` compares them.
-
-    Raises:
-      UserError: For what cannot be read, written, or expressed in the format asked for.
-    """
-    reporter = Reporter(quiet=False)
-    reporter.say(f"reading {config.source}")
-    policy = open_source(config.source)
-    if config.lora == "adapter" and policy.lora is None:
-        raise UserError(f"{config.source}: has no adapters; leave lora=adapter out")
-    if config.lora == "adapter" and (config.format == "orbax" or config.dtype is not None):
-        raise UserError(
-            "lora=adapter: adapters are written as PEFT keeps them, in float32; leave format and "
-            "dtype out"
-        )
-    if config.lora == "adapter" and (find_folder(policy.source) / ADAPTER_CONFIG).exists():
-        raise UserError(
-            f"{config.source}: was trained on top of the adapter {policy.source}, which an adapter "
-            "cannot stand on; use lora=merged"
-        )
-    if config.lora == "merged":
-        policy = policy.merged()
-    target = Path(config.target).expanduser()
-    written = policy.lora if config.lora == "adapter" else policy.params
-    size = sum(stored.nbytes for stored in jax.tree.leaves(written))
-    with reporter.transfer(f"writing {target}", size) as seen:
-        shown = _watched(policy, seen)
-        if config.format == "orbax":
-            _write_orbax(shown, target, config.dtype)
-        else:
-            shown.save(target, config.lora, config.dtype, int(config.shard_gb * 1e9))
-    if check:
-        with reporter.transfer(f"checking {target}", size) as seen:
-            count = _check(_watched(policy, seen), config, target)
-        reporter.say(f"checked: {count} arrays read back equal")
-
-
-def _watched(policy: Policy, seen: Callable[[int], None]) -> Policy:
-    """The policy; `seen` is called with the bytes that are read of it."""
-
-    def watched(arrays: Params) -> Params:
-        return jax.tree.map(lambda stored: stored.watched(seen), arrays)
-
-    lora = None if policy.lora is None else watched(policy.lora)
-    return replace(policy, params=watched(policy.params), lora=lora)
-
-
-def _write_orbax(policy: Policy, target: Path, dtype: str | None) -> None:
-    name = dtype or jax.tree.leaves(policy.params)[0].dtype.name
-    params = jax.tree.map(lambda stored: stored.cast(jnp.dtype(name)), policy.params)
-    with exporting(target) as temporary:
-        write_json(temporary / "config.json", {**policy.hf_config, "dtype": name})
-        write_json(temporary / "generation_config.json", policy.generation_config or {})
-        policy.chat.tokenizer.save_pretrained(temporary)
-        if policy.card is not None:
-            write_texts(temporary, {CARD: policy.card})
-        write_arrays(temporary / ORBAX, params)
-
-
-def _check(policy: Policy, config: ConvertConfig, target: Path) -> int:
-    """Compares every array with what was written; returns how many."""
-    expected: Any = policy.params
-    if config.format == "orbax":
-        found: Any = open_source(str(target)).params
-    elif config.lora == "adapter":
-        expected = policy.lora
-        found, _ = lazy_adapter(target, policy.config, policy.hf_config)
-    else:
-        dtype = jnp.dtype(config.dtype or jax.tree.leaves(expected)[0].dtype)
-        found = lazy_params(target, policy.config, dtype)
-    written = {path_name(path): stored for path, stored in jax.tree.leaves_with_path(found)}
-    arrays = jax.tree.leaves_with_path(expected)
-    for path, wanted in arrays:
-        stored = written[path_name(path)]
-        wanted = wanted.cast(stored.dtype)
-        for indices in np.ndindex(matrices(wanted.shape)):
-            if wanted.at(indices).tobytes() != stored.at(indices).tobytes():
-                raise UserError(f"{target}: {path_name(path)} reads back differently")
-    return len(arrays)
+    with COMMAND.loading(arguments):
+        from jaxdpo.cli.settings import load_settings
+        from jaxdpo.runs.convert import ConvertConfig, convert
+    given = COMMAND.read(arguments, ConvertConfig)
+    convert(load_settings(ConvertConfig, given.file, given.overrides))
 
 
 if __name__ == "__main__":

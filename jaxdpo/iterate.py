@@ -2,27 +2,28 @@
 
 import sys
 
-from jaxdpo.cli.command import run_command
-from jaxdpo.cli.console import Reporter
-from jaxdpo.cli.settings import load_settings, sections_text, split_arguments
-from jaxdpo.data.reading.prompts import with_path
-from jaxdpo.rounds.iterate import RoundsConfig, iterate
+from jaxdpo.cli.command import Command, run_command
 
-USAGE = """usage: python -m jaxdpo.iterate [CONFIG.yaml] model=… data=PROMPTS criteria=… folder=…
-
+COMMAND = Command(
+    name="iterate",
+    summary="sample, judge, pair and train, in rounds, each with the model of the last",
+    synopsis=("[CONFIG.yaml] model=… data=PROMPTS criteria=… folder=… [field=value …]",),
+    about="""
 In each round a model answers prompts, criteria judge the answers, the best and the worst make
 pairs, and the model is trained on them. The same command again continues.
 Fields of train.… are those of python -m jaxdpo.train.
-"""
+""",
+)
 
 
 def main(arguments: list[str]) -> None:
     """Runs the rounds that the arguments ask for; `--help` shows every field."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE + "\n" + sections_text(RoundsConfig))
-        return
-    config = load_settings(RoundsConfig, *split_arguments(with_path(arguments)))
-    iterate(config, Reporter())
+    with COMMAND.loading(arguments):
+        from jaxdpo.cli.console import Reporter
+        from jaxdpo.cli.settings import load_settings
+        from jaxdpo.rounds.iterate import RoundsConfig, iterate
+    given = COMMAND.read(arguments, RoundsConfig)
+    iterate(load_settings(RoundsConfig, given.file, given.overrides), Reporter())
 
 
 if __name__ == "__main__":

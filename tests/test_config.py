@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 import jaxdpo
-from jaxdpo.cli.settings import section_type, split_arguments
+from jaxdpo.cli.fields import section_type
 from jaxdpo.config import (
     RunConfig,
     check_continues,
@@ -108,14 +108,6 @@ def test_a_run_is_continued_only_as_it_was(tmp_path):
         check_continues(changed, path)
     for part in ("loss.beta was 0.1, is now 0.3", "lora", "training.seed was 0, is now 1"):
         assert part in str(refused.value)
-
-
-def test_command_line():
-    assert split_arguments(["c.yaml", "a.b=1", "c.d=2"]) == ("c.yaml", ["a.b=1", "c.d=2"])
-    with pytest.raises(UserError, match=r"--beta=1: fields are set as section.field=value"):
-        split_arguments(["--beta=1"])
-    with pytest.raises(UserError, match=r"one configuration file at a time"):
-        split_arguments(["a.yaml", "b.yaml"])
 
 
 def fields() -> list[tuple[str, str, type[BaseModel]]]:

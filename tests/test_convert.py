@@ -11,11 +11,11 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from jaxdpo.config import load_config, to_yaml
-from jaxdpo.convert import ConvertConfig, convert, main, parse
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import load_policy
 from jaxdpo.model.decoder import abstract_params
 from jaxdpo.model.lora import init_lora
+from jaxdpo.runs.convert import ConvertConfig, convert, main
 from jaxdpo.storage.lazy_array import Stored
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.optimizer import make_optimizer, make_schedule
@@ -65,8 +65,8 @@ def test_one_matrix_at_a_time_is_read(model, tmp_path, monkeypatch):
         return part
 
     monkeypatch.setattr(Stored, "at", seen)
-    convert(ConvertConfig(source=str(run), target=str(orbax), format="orbax"), check=True)
-    convert(ConvertConfig(source=str(orbax), target=str(tmp_path / "out")), check=True)
+    convert(ConvertConfig(source=str(run), target=str(orbax), format="orbax", check=True))
+    convert(ConvertConfig(source=str(orbax), target=str(tmp_path / "out"), check=True))
     assert max(sizes) == largest
     # And on disk a matrix is a chunk.
     store = {"driver": "ocdbt", "base": f"file://{orbax}/params/state/"}
@@ -78,7 +78,9 @@ def test_one_matrix_at_a_time_is_read(model, tmp_path, monkeypatch):
 def test_dtype_and_size_of_shards(model, tmp_path):
     target = tmp_path / "small"
     convert(
-        ConvertConfig(source=str(model), target=str(target), dtype="bfloat16", shard_gb=2e-5), True
+        ConvertConfig(
+            source=str(model), target=str(target), dtype="bfloat16", shard_gb=2e-5, check=True
+        )
     )
     shards = list(target.glob("model-*.safetensors"))
     assert len(shards) > 1
@@ -117,7 +119,7 @@ def test_a_run_and_its_checkpoints(model, tmp_path):
         (run, trained[1]),
         (run / "checkpoints" / "step_00000001", trained[0]),
     ):
-        convert(ConvertConfig(source=str(source), target=str(tmp_path / "out")), check=True)
+        convert(ConvertConfig(source=str(source), target=str(tmp_path / "out"), check=True))
         assert_same(load_policy(str(tmp_path / "out")).params, expected)
     state = run / "checkpoints" / "step_00000002" / "state"
     damaged = next(path for path in state.rglob("*") if path.is_file())
@@ -130,7 +132,7 @@ def test_adapters_apart_and_merged(model, tmp_path):
     trained = make_run(tmp_path / "run", model, ["lora.rank=2"])
     for lora in ("adapter", "merged"):
         target = str(tmp_path / lora)
-        convert(ConvertConfig(source=str(tmp_path / "run"), target=target, lora=lora), check=True)
+        convert(ConvertConfig(source=str(tmp_path / "run"), target=target, lora=lora, check=True))
     adapter = load_policy(str(tmp_path / "adapter"))
     assert_same(adapter.lora, trained[1])
     assert_same(adapter.merged().params, load_policy(str(tmp_path / "merged")).params)
@@ -139,16 +141,16 @@ def test_adapters_apart_and_merged(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target"], "'--target': an argument has the form field=value"),
-        (["sorce=a"], r"sorce: unknown field; did you mean 'source'\?"),
-        (["source=a"], "target: Field required"),
+        (["--target"], "--target: its value is missing; write --target VALUE or target=VALUE"),
+        (["sorce=a"], r"sorce: unknown key; did you mean 'source'\?"),
+        (["source=a"], "target: must be given; set target=…"),
         (["source=a", "target=b", "dtype=int8"], "dtype: Input should be 'float32'"),
         (["source=a", "target=b", "shard_gb=0"], "shard_gb: Input should be greater than 0"),
     ],
 )
 def test_mistakes_are_named(arguments, message):
     with pytest.raises(UserError, match=message):
-        parse(arguments)
+        main(arguments)
 
 
 def test_adapters_that_are_not_there(model, tmp_path):

@@ -139,7 +139,7 @@ def test_models_in_memory_are_compared(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["critera=word_limit"], r"critera: unknown field; did you mean 'criteria'\?; a model"),
+        (["critera=word_limit"], r"critera: unknown key; did you mean 'criteria'\?; a model"),
         (["a=./sft"], "nothing judges the answers"),
         (["b/a=./sft", "criteria=word_limit"], "can't name a file"),
         (["a=./sft", "criteria=word_limt"], "did you mean 'word_limit'"),

@@ -1,1 +1,1 @@
-"""What every command shares: settings from YAML and arguments, the console, exit statuses."""
+"""Reads settings from YAML and arguments, and runs commands: one way for all of them."""

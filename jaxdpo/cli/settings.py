@@ -1,17 +1,42 @@
-"""From a YAML file and `section.field=value` arguments to a checked configuration of any kind."""
+"""Makes a checked configuration of any kind from a YAML file and `section.field=value` overrides.
 
-import typing
+config = load_settings(RunConfig, "dpo.yaml", ["loss.beta=0.2", "model=runs/sft/model"])
+"""
+
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
+from jaxdpo.cli.fields import (
+    PATHS,
+    accepts_text,
+    find_key,
+    leaves,
+    only_text,
+    other_names,
+    section_of,
+    suggestion,
+)
 from jaxdpo.errors import UserError, nearest
 
 Config = TypeVar("Config", bound=BaseModel)
+
+
+@dataclass
+class _Values:
+    """Nested values on their way to a configuration.
+
+    Attributes:
+      tree: By section and field.
+      unread: Where a value stands that YAML could not read, and that was taken as text.
+    """
+
+    tree: dict[str, Any]
+    unread: set[tuple[str, ...]] = field(default_factory=set)
 
 
 def load_settings(
@@ -19,92 +44,48 @@ def load_settings(
 ) -> Config:
     """Reads a YAML file, if any, and applies `section.field=value` overrides, values in YAML too.
 
+    Args:
+      model: The kind of configuration.
+      path: The YAML file.
+      overrides: As `key=value`; a value that YAML cannot read is taken as text.
+
     Raises:
       UserError: For a missing or malformed file, an unknown key (naming the nearest known one) or a
         value out of its range.
     """
-    values = read_yaml(Path(path)) if path is not None else {}
+    values = _Values(read_yaml(Path(path)) if path is not None else {})
+    values.tree = _adopted(model, values.tree)
     for override in overrides:
-        _apply(values, override)
-    return checked(model, values, f"{path}: " if path is not None else "")
+        _apply(model, values, override)
+    return _checked(model, values, f"{path}: " if path is not None else "")
 
 
 def checked(model: type[Config], values: dict[str, Any], where: str = "") -> Config:
-    """The configuration that values make.
-
-    Args:
-      model: Its kind.
-      values: By section and field.
-      where: What each message begins with.
-
-    Raises:
-      UserError: As for `load_settings`.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problems = [_describe(model, problem) for problem in error.errors()]
-        raise UserError("\n".join(f"{where}{problem}" for problem in problems)) from None
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """A command line's configuration file, if any, and its overrides.
-
-    Raises:
-      UserError: For an option, or more than one file.
-    """
-    overrides = [argument for argument in arguments if "=" in argument]
-    paths = [argument for argument in arguments if "=" not in argument]
-    options = [argument for argument in arguments if argument.startswith("-")]
-    if options:
-        raise UserError(f"{options[0]}: fields are set as section.field=value, without dashes")
-    if len(paths) > 1:
-        raise UserError(f"one configuration file at a time, not {' and '.join(paths)}")
-    return (paths[0] if paths else None), overrides
-
-
-def fields_text(model: type[BaseModel], section: str = "", given: Any = None) -> str:
-    """The fields of one configuration, each with its default and a line of what it does.
+    """Returns the configuration that values make.
 
     Args:
       model: The kind of configuration.
-      section: What each field's name begins with.
-      given: The section where none is set, if its values are not the fields' own defaults.
+      values: By section and field.
+      where: Text that each message begins with.
+
+    Raises:
+      UserError: For an unknown key, a missing field, or a value out of its range.
     """
-    return "\n".join(
-        _field_text(section + name, field, getattr(given, name, None))
-        for name, field in model.model_fields.items()
-    )
+    return _checked(model, _Values(_adopted(model, values)), where)
 
 
-def sections_text(model: type[BaseModel]) -> str:
-    """The fields of a configuration, and of those that are its sections."""
-    lines = []
-    for name, field in model.model_fields.items():
-        inner = section_type(field.annotation)
-        section = issubclass(inner, BaseModel)
-        given = None if field.is_required() else field.get_default(call_default_factory=True)
-        lines.append(fields_text(inner, f"{name}.", given) if section else _field_text(name, field))
-    return "\n".join(lines)
-
-
-def _field_text(name: str, field: FieldInfo, given: Any = None) -> str:
-    default = "required"
-    if given is not None or not field.is_required():
-        value = field.get_default(call_default_factory=True) if given is None else given
-        plain = list(value) if isinstance(value, tuple) else value
-        default = yaml.safe_dump(plain, default_flow_style=True).split("\n")[0]
-    return f"  {name}={default}\n      {field.description}"
-
-
-def section_type(annotation: Any) -> type[Any]:
-    """The class of an annotation: of `LoraConfig | None`, LoraConfig."""
-    options = typing.get_args(annotation) or (annotation,)
-    return next((option for option in options if isinstance(option, type)), object)
+def _checked(model: type[Config], values: _Values, where: str) -> Config:
+    try:
+        return model.model_validate(values.tree)
+    except ValidationError as error:
+        problems = dict.fromkeys(
+            _describe(model, problem, values.unread) for problem in error.errors()
+        )
+        raise UserError("\n".join(f"{where}{problem}" for problem in problems)) from None
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error and not the last one's value."""
+    """YAML in which a repeated key is an error; PyYAML itself keeps the last value silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -119,10 +100,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The sections of a YAML file; a key that stands twice is an error.
+    """Reads the sections of a YAML file; a repeated key is an error.
 
     Raises:
-      UserError: If it is missing, or anything else.
+      UserError: If the file is missing, is not YAML, or holds no sections.
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
@@ -133,6 +114,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -140,42 +123,131 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _adopted(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values of a YAML file with `model: PATH` and `model: {path: PATH}` made one."""
+    adopted = dict(values)
+    for name in PATHS:
+        known = model.model_fields.get(name)
+        given = values.get(name)
+        if known is None or given is None:
+            continue
+        section = section_of(known.annotation)
+        if section is not None and not isinstance(given, dict):
+            adopted[name] = {"path": given}
+        elif section is None and isinstance(given, dict):
+            adopted |= _spread(model, name, given)
+    return adopted
+
+
+def _spread(model: type[BaseModel], name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields that the section of another command's configuration sets in this one."""
+    if not given.keys() & {"path", *(each.rpartition(".")[2] for each in other_names(model))}:
+        return {name: given}
+    spread = {}
+    for key, value in given.items():
+        place = find_key(model, f"{name}.{key}")
+        if place is None:
+            raise UserError(_unknown(model, f"{name}.{key}"))
+        spread[place.parts[0]] = value
+    return spread
+
+
+def _apply(model: type[BaseModel], values: _Values, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"{override!r}: an override has the form section.field=value")
+    place = find_key(model, key)
+    if place is None:
+        raise UserError(_unknown(model, key))
+    value, readable = _read_value(key, text, place.annotation)
+    parts = place.parts
+    section = section_of(place.annotation)
+    if section is not None and key in PATHS and not _is_section(section, value):
+        parts = (*parts, "path")
+    if not readable:
+        values.unread.add(parts)
+    tree = values.tree
+    for i, part in enumerate(parts[:-1]):
+        inner = tree.get(part)
+        if inner is not None and not isinstance(inner, dict):
+            whole = ".".join(parts[: i + 1])
+            raise UserError(f"{key}: {whole} is already set, to {inner!r}; set one of the two")
+        tree[part] = dict(inner or {})
+        tree = tree[part]
+    last, before = parts[-1], tree.get(parts[-1])
+    if section is not None and isinstance(before, dict) and isinstance(value, dict):
+        value = before | value
+    tree[last] = value
+
+
+def _is_section(section: type[BaseModel], value: Any) -> bool:
+    """Whether a value has the fields of a section; of a mapping of paths to weights, it has not."""
+    return value is None or (isinstance(value, dict) and bool(set(section.model_fields) & {*value}))
+
+
+def _read_value(key: str, text: str, annotation: Any) -> tuple[Any, bool]:
+    """Returns the value that a text stands for, and whether YAML could read it."""
+    if not text:
+        raise UserError(f"{key}=: no value is given; write {key}=VALUE, or {key}=null for none")
     try:
         value = yaml.load(text, _UniqueKeyLoader)
+    except yaml.constructor.ConstructorError as error:
+        raise UserError(f"{key}: {error.problem}, in {text!r}") from None
     except yaml.YAMLError:
-        raise UserError(f"{override!r}: the value is not valid YAML; quote it") from None
-    *sections, field = key.split(".")
-    for section in sections:
-        inner = values.get(section)
-        values[section] = dict(inner) if isinstance(inner, dict) else {}
-        values = values[section]
-    values[field] = value
+        return text, False
+    if text[0] in "'\"":
+        return value, True
+    # YAML takes `a #1` for `a` and a comment, `a: b` for a mapping, and 2026 for a number; where
+    # only a text may stand, the user has typed one.
+    written_as_text = isinstance(value, str) and accepts_text(annotation)
+    other = only_text(annotation) and value is not None
+    return (text if written_as_text or other else value), True
 
 
-def _describe(config: type[BaseModel], problem: Any) -> str:
+def _unknown(model: type[BaseModel], key: str) -> str:
+    """Returns the message for a key that no field has: the nearest known one, and all beside it."""
+    names = key.split(".")
+    # A message is about the outermost part that is unknown: of `los.beta` about `los`.
+    for i in range(1, len(names)):
+        if find_key(model, ".".join(names[:i])) is None:
+            names = names[:i]
+            break
+    section = ".".join(names[:-1])
+    place = find_key(model, section) if section else None
+    inner = model if not section else section_of(place.annotation) if place else None
+    known = list(inner.model_fields) if inner is not None else []
+    hint = suggestion(model, ".".join(names)) or suggestion(model, key)
+    listed = f"; {section or 'the configuration'} has {', '.join(known)}" if known else ""
+    return f"{'.'.join(names)}: unknown key{hint}{listed}"
+
+
+def _describe(config: type[BaseModel], problem: Any, unread: set[tuple[str, ...]]) -> str:
     location = [str(part) for part in problem["loc"]]
     name = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(config, location[:-1])
-        return (
-            f"{name}: unknown key{nearest(location[-1], known)}; "
-            f"{'.'.join(location[:-1]) or 'the configuration'} has {', '.join(known)}"
-        )
+        return _unknown(config, name)
     if problem["type"] == "missing":
-        return f"{name}: must be given; set {name}=… on the command line or in the YAML file"
+        return f"{name}: must be given; set {_required(config, name)} on the command line or in " \
+            "the YAML file"  # fmt: skip
     if problem["type"] == "value_error":
-        # Said by a section's own check, which names fields and values.
+        # A section's own check names the fields and their values itself.
         return f"{name}{': ' if name else ''}{problem['ctx']['error']}"
-    return f"{name}: {problem['msg']}; it is {problem['input']!r}"
+    said = f"{name}: {problem['msg']}; it is {problem['input']!r}"
+    if problem["type"] == "literal_error":
+        choices = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        said += nearest(str(problem["input"]), choices)
+    if any(tuple(location[: len(place)]) == place for place in unread):
+        said += (
+            "; the value is not valid YAML and was taken as text: quote it, or close its brackets"
+        )
+    return said
 
 
-def _fields_at(config: type[BaseModel], location: Sequence[str]) -> list[str]:
-    for name in location:
-        if name not in config.model_fields:
-            return []
-        config = section_type(config.model_fields[name].annotation)
-    return list(config.model_fields)
+def _required(config: type[BaseModel], name: str) -> str:
+    """Returns how a missing field is set; of a section, each field that it cannot do without."""
+    place = find_key(config, name)
+    section = section_of(place.annotation) if place is not None else None
+    if section is None:
+        return f"{name}=…"
+    needed = [f"{name}.{key}=…" for key, field in leaves(section) if field.is_required()]
+    return " and ".join(needed) or f"{name}=…"

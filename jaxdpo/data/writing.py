@@ -1,7 +1,7 @@
 """Pairs → JSON Lines that any run reads again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,21 @@ from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.storage.files import replacing
 
 
-def write_pairs(pairs: Sequence[PreferencePair], path: Path) -> None:
+def write_pairs(pairs: Iterable[PreferencePair], path: Path, single: bool | None = None) -> None:
     """Writes pairs, all in one form: `messages` and `rejected_message` where that can hold them.
 
     A file with an answer of several messages has prompt, chosen and rejected instead, and pairs
-    that came as ids stay ids. Answers judged one by one have a label in place of a second one.
+    that came as ids stay ids. Answers judged one by one have a label in place of a second one, and
+    supervised examples have `messages` alone.
+
+    Args:
+      pairs: The pairs; those of a file that is too large for the memory as they are read.
+      path: The file.
+      single: Whether every answer is one message; by default it is looked up, with all pairs held.
     """
-    single = all(len(pair.chosen) == len(pair.rejected) == 1 for pair in pairs)
+    if single is None:
+        pairs = tuple(pairs)
+        single = all(len(pair.chosen) == len(pair.rejected) == 1 for pair in pairs)
     with replacing(path) as file:
         for pair in pairs:
             file.write(json.dumps(_record(pair, single), ensure_ascii=False) + "\n")
@@ -28,6 +36,8 @@ def _record(pair: PreferencePair, single: bool) -> dict[str, Any]:
         record = dict(zip(names, pair.token_ids, strict=True))
     elif pair.label is not None:
         record = {"prompt": pair.prompt, "completion": pair.chosen, "label": pair.label}
+    elif not pair.rejected:
+        record = {"messages": pair.prompt + pair.chosen}
     elif single:
         record = {"messages": pair.prompt + pair.chosen, "rejected_message": pair.rejected[0]}
     else:

@@ -19,7 +19,7 @@ from jaxdpo.feedback.preferences import (
     check_keys,
     index_in,
 )
-from jaxdpo.inspection.findings import almost_equal
+from jaxdpo.inspection.survey import almost_equal
 from jaxdpo.inspection.texts import said
 
 SourceName = Literal["expert_edits", "criteria", "user_choice", "regenerations", "user_edits"]

@@ -1,65 +1,110 @@
 """Remedies for what was found; each change is reported."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from jaxdpo.data.pairs import PreferencePair
-from jaxdpo.data.reading.splits import leaked_prompts, pair_digest
-from jaxdpo.errors import UserError
-from jaxdpo.inspection.findings import repeated
-from jaxdpo.inspection.texts import answers
+import numpy as np
 
-Remedy = Literal["dedupe", "conflicts", "leaks", "balance"]
+from jaxdpo.data.pairs import PreferencePair
+from jaxdpo.errors import UserError
+from jaxdpo.inspection.findings import leaks, repeated
+from jaxdpo.inspection.survey import Survey, survey_pairs
+
+Remedy = Literal["dedupe", "near-duplicates", "conflicts", "leaks", "balance"]
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """What remedies do to N pairs.
+
+    Attributes:
+      dropped_N: bool `[N]`, which pairs go.
+      moved_N: bool `[N]`, which TEST pairs move to TRAIN.
+      lines: A line for each change.
+    """
+
+    dropped_N: np.ndarray
+    moved_N: np.ndarray
+    lines: tuple[str, ...]
+
+    def apply(self, pairs: Iterable[PreferencePair]) -> Iterator[PreferencePair]:
+        """Yields the pairs that are left, of all that were surveyed, in the same order."""
+        for pair, dropped, moved in zip(pairs, self.dropped_N, self.moved_N, strict=True):
+            if not dropped:
+                yield dataclasses.replace(pair, split="TRAIN") if moved else pair
+
+
+def decide(survey: Survey, remedies: Sequence[Remedy]) -> Changes:
+    """Decides what remedies change: conflicts, dedupe, near-duplicates, leaks, then balance.
+
+    Each looks at what those before it have left.
+
+    Raises:
+      UserError: For `balance` of answers that stand alone.
+    """
+    count = len(survey)
+    dropped, moved = np.zeros(count, bool), np.zeros(count, bool)
+    lines: list[str] = []
+
+    def drop(find: Callable[[np.ndarray], np.ndarray], why: str) -> None:
+        indices = find(np.flatnonzero(~dropped))
+        dropped[indices] = True
+        lines.extend(f"{place}: dropped, {why}" for place in survey.places.take(indices))
+
+    if "conflicts" in remedies:
+        drop(lambda left: repeated(survey, left)[1], "another pair has its labels turned round")
+    if "dedupe" in remedies:
+        drop(lambda left: repeated(survey, left)[0], "it repeats an earlier pair")
+    if "near-duplicates" in remedies:
+        drop(lambda left: np.intersect1d(left, survey.near), "it nearly repeats an earlier pair")
+    train = survey.train_N.copy()
+    if "leaks" in remedies:
+        leaked = leaks(survey, np.flatnonzero(~dropped))
+        moved[leaked] = train[leaked] = True
+        lines += [
+            f"{place}: moved to TRAIN, where its prompt stands too"
+            for place in survey.places.take(leaked)
+        ]
+    if "balance" in remedies:
+        if (survey.chars_N2 == 0).any():
+            alone = "answers were judged one by one" if survey.labels else "examples are single"
+            raise UserError(
+                f"remedies: balance evens out the lengths of pairs, and these {alone}; leave it out"
+            )
+        drop(
+            lambda left: _surplus(survey, left[train[left]]),
+            "more chosen answers are longer than shorter, or the other way",
+        )
+    return Changes(dropped, moved, tuple(lines))
 
 
 def clean(
     pairs: Sequence[PreferencePair], remedies: Sequence[Remedy]
-) -> tuple[list[PreferencePair], list[str]]:
-    """Applies remedies in the order: conflicts, dedupe, leaks, balance.
+) -> tuple[list[PreferencePair], Sequence[str]]:
+    """Applies remedies to pairs in memory.
 
     Returns:
       The pairs that are left, and a line for each change.
 
     Raises:
-      UserError: For `balance` of answers that were judged one by one.
+      UserError: As `decide` does.
     """
-    left, changes = list(pairs), []
-
-    def drop(indices: Sequence[int], why: str) -> None:
-        changes.extend(f"{left[i].source}: dropped, {why}" for i in indices)
-        gone = set(indices)
-        left[:] = [pair for i, pair in enumerate(left) if i not in gone]
-
-    if "conflicts" in remedies:
-        drop(repeated(left)[1], "another pair has its labels turned round")
-    if "dedupe" in remedies:
-        drop(repeated(left)[0], "it repeats an earlier pair")
-    if "leaks" in remedies:
-        leaked = set(leaked_prompts(left))
-        for i, pair in enumerate(left):
-            if pair.split == "TEST" and pair.source in leaked:
-                left[i] = dataclasses.replace(pair, split="TRAIN")
-                changes.append(f"{pair.source}: moved to TRAIN, where its prompt stands too")
-    if "balance" in remedies and any(pair.label is not None for pair in left):
-        raise UserError(
-            "remedies: balance evens out the lengths of pairs, and these answers were judged one "
-            "by one; leave it out"
-        )
-    if "balance" in remedies:
-        drop(_surplus(left), "more chosen answers are longer than shorter, or the other way")
-    return left, changes
+    changes = decide(survey_pairs(pairs), remedies)
+    return list(changes.apply(pairs)), changes.lines
 
 
-def _surplus(pairs: Sequence[PreferencePair]) -> list[int]:
-    """TRAIN pairs to drop so that as many chosen answers are longer as are shorter."""
-    longer: list[int] = []
-    shorter: list[int] = []
-    for i, pair in enumerate(pairs):
-        chosen, rejected = map(len, answers(pair))
-        if pair.split == "TRAIN" and chosen != rejected:
-            (longer if chosen > rejected else shorter).append(i)
+def _surplus(survey: Survey, train: np.ndarray) -> np.ndarray:
+    """Returns the pairs to drop so that as many chosen answers are longer as are shorter.
+
+    Args:
+      survey: The survey.
+      train: i64, the TRAIN pairs that are left.
+    """
+    chosen, rejected = survey.chars_N2[train].T
+    longer, shorter = train[chosen > rejected], train[chosen < rejected]
     larger, smaller = sorted((longer, shorter), key=len, reverse=True)
-    # Which ones go depends on the pair alone, not on where it stands.
-    larger.sort(key=lambda i: (pair_digest(pairs[i]), answers(pairs[i])))
-    return larger[len(smaller) :]
+    # Which ones go depends on the pair alone, not on where it stands: the hashes draw lots.
+    lots = np.lexsort([survey.first_N[larger], survey.prompt_N[larger]])
+    return larger[lots[len(smaller) :]]

@@ -1,12 +1,20 @@
 """The configuration of an inspection."""
 
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.packing.plan import BatchConfig
 from jaxdpo.inspection.cleaning import Remedy
+from jaxdpo.storage.files import shipped
 
 
 class InspectConfig(BaseModel):
@@ -18,7 +26,7 @@ class InspectConfig(BaseModel):
     batch: BatchConfig = Field(
         default=BatchConfig(), description="steps and rows, for the forecast"
     )
-    model: str | None = Field(
+    model: Annotated[str, AfterValidator(shipped)] | None = Field(
         default=None, description="folder or org/name whose tokenizer counts tokens"
     )
     report: str = Field(default="inspect.html", description="HTML file of the report")
@@ -27,6 +35,24 @@ class InspectConfig(BaseModel):
         description="pairs that the report shows as tokens: how many, or [their line numbers]",
     )
     write: str | None = Field(default=None, description="JSONL file of the cleaned pairs")
-    remedies: tuple[Remedy, ...] = Field(
-        default=(), description="for write: any of dedupe, conflicts, leaks, balance"
+    supervised: bool | None = Field(
+        default=None,
+        description="whether examples with one answer are read, as loss.type=sft does; default: "
+        "seen from the first records",
     )
+    remedies: tuple[Remedy, ...] = Field(
+        default=(),
+        description="for write: any of dedupe, near-duplicates, conflicts, leaks, balance",
+    )
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _skip_bad_lines(cls, data: Any) -> Any:
+        # An inspection counts the bad lines that would stop a run.
+        return {"on_error": "skip", **data} if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _check_remedies(self) -> Self:
+        if self.remedies and self.write is None:
+            raise ValueError("remedies are given, but nothing is written; set write=clean.jsonl")
+        return self

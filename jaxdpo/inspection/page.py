@@ -1,11 +1,13 @@
-"""The report as one HTML file that needs nothing else."""
+"""The report as one HTML file that needs nothing else; every text in it is escaped."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from jaxdpo.inspection.findings import Finding
+from jaxdpo.inspection.findings import SHOWN, Finding
+from jaxdpo.inspection.histograms import draw_histograms
+from jaxdpo.inspection.places import Places
 from jaxdpo.inspection.shortcuts import Shortcut
-from jaxdpo.inspection.tokens import Seen, Tokenized, histogram, length_lines, part_names
+from jaxdpo.inspection.tokens import Seen, Tokenized, length_lines, part_names
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em;
@@ -16,6 +18,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #ddd; pa
 .prompt { background: #eee } .scored { background: #cfe8cf } .end { background: #f3c98b }
 .unscored { background: #ddd; color: #666 } .cut { color: #a33; text-decoration: line-through }
 .between { font-weight: bold; display: block }
+summary { cursor: pointer } details { max-height: 20em; overflow: auto }
 .tokens span:nth-child(even) { filter: brightness(.95) }
 """
 
@@ -28,22 +31,28 @@ def page(
     shortcuts: Sequence[Shortcut],
     tokenized: Tokenized | None,
 ) -> str:
-    """The whole report; every text in it is escaped."""
+    """Returns the whole report as HTML.
+
+    Args:
+      title: The data's name.
+      summary: What reading said, in lines.
+      counts: Counts by what was counted.
+      findings: What was found, with all its places.
+      shortcuts: The trivial rules that were tried.
+      tokenized: The pairs as tokens, if a tokenizer was named.
+    """
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>",
         f"<style>{_STYLE}</style><h1>{escape(title)}</h1><pre>{escape(summary)}</pre>",
         "<h2>Findings</h2>",
+        _findings(findings) if findings else "<p>Nothing was found.</p>",
+        "<h2>Trivial rules</h2>",
         table(
-            ("kind", "pairs", "what", "where", "what to do"),
-            [(f.code, f"{f.count}", f.title, ", ".join(f.where), f.remedy) for f in findings],
+            ("rule", "predicts the chosen answer for", "what it learned"),
+            [(s.name, s.share(), s.detail) for s in shortcuts],
         )
-        if findings
-        else "<p>Nothing was found.</p>",
-        "<h2>What trivial rules can tell</h2>",
-        table(
-            ("rule", "right", "what it learnt"),
-            [(s.name, f"{s.accuracy:.0%} ± {s.interval:.0%}", s.detail) for s in shortcuts],
-        ),
+        if shortcuts
+        else "<p>There are no two answers to compare.</p>",
         "<h2>Counts</h2>",
         table(("", ""), list(counts.items())),
     ]
@@ -53,24 +62,48 @@ def page(
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of text."""
-    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    """Returns a table of text."""
+    return _table(header, [[escape(cell) for cell in row] for row in rows])
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table whose cells are HTML already; the header is text."""
+    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
+def _findings(findings: Sequence[Finding]) -> str:
+    rows = [
+        [escape(f.code), f"{f.count:,}", escape(f.title), _places(f.where), escape(f.remedy)]
+        for f in findings
+    ]
+    return _table(("kind", "pairs", "what", "where", "what to do"), rows)
+
+
+def _places(where: Places) -> str:
+    """Returns the first places, and all of them where one clicks."""
+    shown = escape(", ".join(where[:SHOWN]))
+    if len(where) <= SHOWN:
+        return shown
+    # Every place is written out, so that the browser's search finds a line by its number.
+    every = "<br>".join(escape(place) for place in where)
+    return f"{shown}<details><summary>all {len(where):,}</summary>{every}</details>"
+
+
 def _token_parts(tokenized: Tokenized) -> list[str]:
-    parts = [table(("tokens", "median", "95 %", "longest"), length_lines(tokenized.lengths))]
-    for name, column in zip(part_names(tokenized.lengths), tokenized.lengths.T, strict=True):
-        parts.append(f"<h3>{name}</h3>{bars(histogram(column))}")
-    parts.append("<h2>Packing and cost</h2>")
-    parts += [f"<p>{escape(line)}</p>" for line in tokenized.forecast]
-    parts.append(
+    lengths = tokenized.lengths
+    columns = list(zip(part_names(lengths), lengths.T, strict=True))
+    return [
+        table(("tokens", "median", "95 %", "longest"), length_lines(lengths)),
+        draw_histograms(columns, "tokens", "pairs"),
+        "<h2>Packing and cost</h2>",
+        *(f"<p>{escape(line)}</p>" for line in tokenized.forecast),
         "<h2>What the model sees</h2><p><span class=prompt>prompt</span> "
         "<span class=scored>scored</span> <span class=end>end token</span> "
-        "<span class=unscored>not scored</span> <span class=cut>cut</span></p>"
-    )
-    return parts + [_tokens(seen) for seen in tokenized.shown]
+        "<span class=unscored>not scored</span> <span class=cut>cut</span></p>",
+        *map(_tokens, tokenized.shown),
+    ]
 
 
 def _tokens(seen: Seen) -> str:
@@ -78,19 +111,3 @@ def _tokens(seen: Seen) -> str:
     cut = f", {seen.cut} prompt tokens cut" if seen.cut else ""
     note = "" if seen.outcome == "whole" else f" ({seen.outcome.replace('_', ' ')}{cut})"
     return f"<h3>{escape(seen.source)}{note}</h3><pre class=tokens>{spans}</pre>"
-
-
-def bars(counts: Sequence[tuple[int, int]]) -> str:
-    """A bar chart of (upper edge, count)."""
-    most = max((count for _, count in counts), default=0) or 1
-    rects = "".join(
-        f'<rect x="{i * 20}" y="{100 - 100 * count / most:.1f}" width="18" '
-        f'height="{100 * count / most:.1f}" fill="#47a"><title>below {edge}: {count}</title></rect>'
-        for i, (edge, count) in enumerate(counts)
-    )
-    last = counts[-1][0] if counts else 0
-    return (
-        f'<svg viewBox="0 0 {20 * len(counts)} 120" width="600" role="img">{rects}'
-        f'<text x="0" y="116" font-size="12">0</text><text x="{20 * len(counts)}" y="116" '
-        f'font-size="12" text-anchor="end">{last} tokens</text></svg>'
-    )

@@ -1,8 +1,8 @@
-"""How well trivial rules tell chosen from rejected: what they can learn, DPO will learn first."""
+"""Trivial rules that tell chosen from rejected: what they can learn, DPO will learn first."""
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxdpo.data.pairs import PreferencePair
@@ -20,9 +20,9 @@ class Shortcut:
 
     Attributes:
       name: What it looks at.
-      accuracy: Share of pairs it gets right; where it cannot say, half a pair.
-      interval: Half of the 95% interval of that.
-      detail: What it learnt, in words.
+      accuracy: Share of pairs it gets right; a pair on which it cannot decide counts as half.
+      interval: Half of the 95% interval of the accuracy.
+      detail: What it learned, in words.
     """
 
     name: str
@@ -32,31 +32,35 @@ class Shortcut:
 
     @property
     def notable(self) -> bool:
-        """Whether it does so well that a model would learn it."""
+        """True if the rule does so well that a model would learn it."""
         return self.accuracy - self.interval > _NOTABLE
 
-
-Features = Callable[[str], set[str]]
+    def share(self) -> str:
+        """Returns the accuracy with its interval, as text."""
+        low, high = max(self.accuracy - self.interval, 0), min(self.accuracy + self.interval, 1)
+        return f"{self.accuracy:.0%} of pairs (95% interval {100 * low:.0f} to {100 * high:.0f})"
 
 
 def find_shortcuts(pairs: Sequence[PreferencePair]) -> list[Shortcut]:
     """Fits each rule to four fifths of the prompts and tries it on the fifth, five times.
 
-    Of answers that were judged one by one, each found good is set against one found bad.
+    Of answers that were labelled one by one, each good one is set against a bad one. Where there is
+    nothing to tell apart, as in supervised examples, there are no rules.
     """
     # By prompt: a rule is not tried on a prompt that it has seen.
-    every = [(answers(pair), pair_digest(pair)[16] % _FOLDS) for pair in pairs]
-    alone = [one for one, pair in zip(every, pairs, strict=True) if pair.label is not None]
-    both = [one for one, pair in zip(every, pairs, strict=True) if pair.label is None]
+    texts = [(answers(pair), pair_digest(pair)[16] % _FOLDS) for pair in pairs]
+    alone = [one for one, pair in zip(texts, pairs, strict=True) if pair.label is not None]
+    both = [(one, fold) for one, fold in texts if all(one)]
     both += _set_against_each_other(alone)
+    if not both:
+        return []
     told, folds = [one for one, _ in both], [fold for _, fold in both]
-    rules: list[tuple[str, Features]] = [
-        ("first word", lambda text: set(words(text)[:1])),
-        ("bag of words", lambda text: set(words(text))),
-    ]
     found = [_length(told, folds)]
-    for name, features in rules:
-        seen = [(features(chosen), features(rejected)) for chosen, rejected in told]
+    for name, first_words in (("first word", 1), ("bag of words", None)):
+        seen = [
+            (set(words(chosen)[:first_words]), set(words(rejected)[:first_words]))
+            for chosen, rejected in told
+        ]
         found.append(_by_features(name, seen, folds))
     return found
 
@@ -65,11 +69,12 @@ _Told = tuple[str, str]
 
 
 def _set_against_each_other(alone: Sequence[tuple[_Told, int]]) -> list[tuple[_Told, int]]:
-    """Within each fold as many (good, bad) as there are of the rarer label."""
+    """Returns as many (good, bad) answers of each fold as it has of the rarer label."""
     found = []
     for fold in range(_FOLDS):
         good = [told[0] for told, of in alone if of == fold and told[0]]
         bad = [told[1] for told, of in alone if of == fold and told[1]]
+        # The longer list's rest is left out: pairs of good and bad alone balance the labels.
         found += [(both, fold) for both in zip(good, bad, strict=False)]
     return found
 

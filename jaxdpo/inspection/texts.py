@@ -1,4 +1,4 @@
-"""The texts of a pair, for looking at them without a tokenizer."""
+"""Texts of a pair, for looking at them without a tokenizer."""
 
 import json
 import re
@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 from jaxdpo.data.pairs import Message, PreferencePair
 
+# Japanese and Chinese write no spaces: each of their characters counts as a word.
+_WORD = re.compile(r"[぀-ヿ㐀-鿿]|[^\W_぀-ヿ㐀-鿿]+")
+
 
 def said(messages: Sequence[Message]) -> str:
-    """What is said in messages: contents, and calls as JSON."""
+    """Returns the contents of messages, and their tool calls as JSON, in lines."""
     parts = []
     for message in messages:
         parts.append(message.get("content") or "")
@@ -17,18 +20,19 @@ def said(messages: Sequence[Message]) -> str:
 
 
 def answers(pair: PreferencePair) -> tuple[str, str]:
-    """Chosen and rejected text; of pairs that came as ids, the ids.
+    """Returns the chosen and the rejected text; for pairs that came as ids, the ids.
 
-    An answer that was judged by itself stands in the first place if it was found good, in the
-    second if not; the other is empty.
+    An answer that was labelled by itself stands in the first place if it is good, in the second if
+    not; the other is empty. A supervised example has a first answer alone.
     """
     if pair.token_ids is not None:
-        return tuple(" ".join(map(str, ids)) for ids in pair.token_ids[1:])  # pyright: ignore
+        _, chosen, rejected = pair.token_ids
+        return " ".join(map(str, chosen)), " ".join(map(str, rejected))
     if pair.label is False:
         return "", said(pair.chosen)
     return said(pair.chosen), said(pair.rejected)
 
 
 def words(text: str) -> list[str]:
-    """Its words in lower case; of scripts without spaces, its characters."""
-    return re.findall(r"[぀-ヿ㐀-鿿]|[^\W_぀-ヿ㐀-鿿]+", text.lower())
+    """Returns the words of a text in lower case; for scripts without spaces, its characters."""
+    return _WORD.findall(text.lower())

@@ -1,6 +1,7 @@
-"""What a model will see of pairs: lengths, what is cut, how they pack, and their tokens."""
+"""Pairs as a model will see them: lengths, what is cut, how they pack, and their tokens."""
 
-from collections import Counter
+from array import array
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,12 +10,15 @@ import numpy as np
 from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.data.packing.plan import BatchConfig, Packer, choose_row_length, make_train_plan
 from jaxdpo.data.pairs import PreferencePair, TokenizedPair, scored_tokens
-from jaxdpo.data.tokenization.chat import Chat
+from jaxdpo.data.reading.reports import tally
+from jaxdpo.data.tokenization.chat import Chat, EncodedPair
 from jaxdpo.data.tokenization.truncation import fit
-from jaxdpo.devices.sizes import ceil_div
+from jaxdpo.data.warnings import warn_of_drops, warn_of_steps
 from jaxdpo.inspection.findings import Finding
+from jaxdpo.inspection.places import NO_PLACES, PlacesWriter
 
-_EXAMPLES = 5
+# Pairs that the tokenizer, which uses all cores, is given at a time.
+_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Tokenized:
     """Pairs as tokens.
 
     Attributes:
-      lengths: i32 `[N, 3]` of the pairs that can be used, TRAIN first; of labelled answers
-        `[N, 2]`.
+      lengths: i32 `[N, 3]` of the pairs that can be used, TRAIN first; `[N, 2]` where they have one
+        answer each.
       forecast: Lines on packing and cost.
       findings: What tokenising brought up.
       shown: The pairs to look at.
@@ -50,6 +54,117 @@ class Tokenized:
     forecast: tuple[str, ...]
     findings: tuple[Finding, ...]
     shown: tuple[Seen, ...]
+
+
+class TokenCounter:
+    """Takes pairs one by one, encodes and fits them, and keeps their lengths and outcomes.
+
+    Args:
+      chat: What encodes them.
+      max_length: Most tokens of a prompt and one completion.
+      show: Pairs to look at: how many, or those that stand on these lines.
+    """
+
+    def __init__(self, chat: Chat, max_length: int, show: int | tuple[int, ...]) -> None:
+        self._chat, self._max_length, self._show = chat, max_length, show
+        self._waiting: list[PreferencePair] = []
+        self._places = PlacesWriter()
+        self._outcomes: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
+        self._refused: Counter[str] = Counter()
+        # Three numbers a pair, by split.
+        self._lengths = {"TRAIN": array("i"), "TEST": array("i")}
+        self._shown: list[Seen] = []
+        self._count = self._prompt_tokens = self._kept_tokens = 0
+        self._labelled = True
+
+    def add(self, pair: PreferencePair) -> None:
+        """Takes the next pair."""
+        self._waiting.append(pair)
+        if len(self._waiting) == _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        encoded = self._chat.encode_pairs(self._waiting) if self._waiting else []
+        for pair, each in zip(self._waiting, encoded, strict=True):
+            self._places.add(pair.source)
+            self._labelled = self._labelled and pair.label is not None
+            if isinstance(each, BadPair):
+                self._refused[each.code] += 1
+                self._outcomes["refused"].append(self._count)
+            else:
+                self._fit(pair, each)
+            self._count += 1
+        self._waiting = []
+
+    def _fit(self, pair: PreferencePair, encoded: EncodedPair) -> None:
+        fitted = fit(pair, encoded.tokens, self._chat, self._max_length)
+        self._outcomes[fitted.outcome].append(self._count)
+        if encoded.spelled_control:
+            self._outcomes["control"].append(self._count)
+        if fitted.tokens is not None:
+            self._prompt_tokens += len(encoded.tokens.prompt_ids)
+            self._kept_tokens += len(fitted.tokens.prompt_ids)
+            self._lengths[pair.split].extend(len(ids) for ids in fitted.tokens[:3])
+        show = self._show
+        if len(self._shown) < show if isinstance(show, int) else _line(pair) in show:
+            seen = _seen(pair, encoded.tokens, fitted.tokens, fitted.outcome, self._chat)
+            self._shown.append(seen)
+
+    def finish(self, batch: BatchConfig) -> Tokenized:
+        """Returns what was seen, and plans an epoch of the TRAIN pairs.
+
+        Args:
+          batch: How the epoch is planned.
+        """
+        self._flush()
+        train, test = (
+            np.array(self._lengths[split], np.int32).reshape(-1, 3) for split in ("TRAIN", "TEST")
+        )
+        both = np.concatenate([train, test])
+        if len(both) and not both[:, 2].any():
+            both = both[:, :2]
+            if self._labelled and len(train):
+                # In training each stands beside an answer to another prompt.
+                train = np.concatenate([train[:, :2], np.roll(train[:, 1:2], 1, axis=0)], axis=1)
+        forecast, findings = _forecast(train, batch) if len(train) else (_NOTHING, ())
+        if lost := self._prompt_tokens - self._kept_tokens:
+            total, limit = self._prompt_tokens, self._max_length
+            forecast = (
+                f"{lost:,} of {total:,} prompt tokens are cut to fit {limit}", *forecast
+            )  # fmt: skip
+        return Tokenized(both, forecast, (*self._findings(), *findings), tuple(self._shown))
+
+    def _findings(self) -> list[Finding]:
+        limit, places = self._max_length, self._places.finish()
+        dropped = f"pairs are dropped: completions leave {limit} no room"
+        codes = f" ({tally(self._refused)})" if self._refused else ""
+        kinds = [
+            (
+                "refused", "refused", f"pairs cannot be rendered or encoded{codes}",
+                "fix or drop them",
+            ),
+            (
+                "cut", "cut_by_message", f"prompts lose their oldest turns to fit {limit} tokens",
+                "raise data.max_length if memory allows",
+            ),
+            (
+                "cut-within", "cut_by_token", f"prompts are cut within a message to fit {limit}",
+                "raise data.max_length if memory allows",
+            ),
+            ("dropped", "dropped", dropped, "raise data.max_length, or shorten the answers"),
+            (
+                "control-text", "control", "pairs spell control tokens in their text",
+                "they are kept as plain text; look whether they were meant to be",
+            ),
+        ]  # fmt: skip
+        found = [
+            Finding(code, title, len(indices), places.take(indices), remedy)
+            for code, key, title, remedy in kinds
+            if len(indices := np.array(self._outcomes[key], np.int64))
+        ]
+        kept = sum(map(len, self._lengths.values())) // 3
+        count = len(self._outcomes["dropped"])
+        return found + _whole("half-dropped", warn_of_drops(count, kept, limit), count)
 
 
 def tokenize(
@@ -68,85 +183,47 @@ def tokenize(
       batch: How an epoch is planned.
       show: Pairs to look at: how many, or those that stand on these lines.
     """
-    outcomes: dict[str, list[str]] = {}
-    lengths: dict[str, list[list[int]]] = {"TRAIN": [], "TEST": []}
-    shown: list[Seen] = []
-    prompts, kept = 0, 0
-    for start in range(0, len(pairs), 1024):
-        some = pairs[start : start + 1024]
-        for pair, encoded in zip(some, chat.encode_pairs(some), strict=True):
-            if isinstance(encoded, BadPair):
-                outcomes.setdefault("refused", []).append(f"{pair.source} [{encoded.code}]")
-                continue
-            fitted = fit(pair, encoded.tokens, chat, max_length)
-            outcomes.setdefault(fitted.outcome, []).append(pair.source)
-            if encoded.spelled_control:
-                outcomes.setdefault("control", []).append(pair.source)
-            if fitted.tokens is not None:
-                prompts += len(encoded.tokens.prompt_ids)
-                kept += len(fitted.tokens.prompt_ids)
-                lengths[pair.split].append([len(ids) for ids in fitted.tokens[:3]])
-            if len(shown) < show if isinstance(show, int) else _line(pair) in show:
-                shown.append(_seen(pair, encoded.tokens, fitted.tokens, fitted.outcome, chat))
-    train = np.array(lengths["TRAIN"], np.int32).reshape(-1, 3)
-    both = np.array(lengths["TRAIN"] + lengths["TEST"], np.int32).reshape(-1, 3)
-    if len(train) and all(pair.label is not None for pair in pairs):
-        # In training each stands beside an answer to another prompt.
-        train = np.concatenate([train[:, :2], np.roll(train[:, 1:2], 1, axis=0)], axis=1)
-        both = both[:, :2]
-    forecast = _forecast(train, batch) if len(train) else ("no TRAIN pair can be used",)
-    if kept < prompts:
-        lost = prompts - kept
-        forecast = (f"{lost:,} of {prompts:,} prompt tokens are cut to fit {max_length}", *forecast)
-    return Tokenized(both, forecast, tuple(_findings(outcomes, max_length)), tuple(shown))
+    counter = TokenCounter(chat, max_length, show)
+    for pair in pairs:
+        counter.add(pair)
+    return counter.finish(batch)
 
 
-def _findings(outcomes: dict[str, list[str]], max_length: int) -> list[Finding]:
-    kinds = [
-        ("refused", "refused", "pairs cannot be rendered or encoded", "mend or drop them"),
-        (
-            "cut", "cut_by_message", f"prompts lose their oldest turns to fit {max_length} tokens",
-            "raise data.max_length if memory allows",
-        ),
-        (
-            "cut-within", "cut_by_token", f"prompts are cut within a message to fit {max_length}",
-            "raise data.max_length if memory allows",
-        ),
-        (
-            "dropped", "dropped", f"pairs are dropped: completions leave {max_length} no room",
-            "raise data.max_length, or shorten the answers",
-        ),
-        (
-            "control-text", "control", "pairs spell control tokens in their text",
-            "they are kept as plain text; look whether they were meant to be",
-        ),
-    ]  # fmt: skip
-    return [
-        Finding(code, title, len(outcomes[key]), tuple(outcomes[key][:_EXAMPLES]), remedy)
-        for code, key, title, remedy in kinds
-        if key in outcomes
-    ]
+_NOTHING = ("no TRAIN pair can be used",)
 
 
-def _forecast(lengths: np.ndarray, batch: BatchConfig) -> tuple[str, ...]:
+def _whole(code: str, warning: str | None, count: int) -> list[Finding]:
+    """Returns a warning, if there is one, as a finding about the data as a whole."""
+    if warning is None:
+        return []
+    title, _, remedy = warning.rpartition("; ")
+    return [Finding(code, f"pairs: {title}", count, NO_PLACES, remedy)]
+
+
+def _forecast(lengths: np.ndarray, batch: BatchConfig) -> tuple[tuple[str, ...], Sequence[Finding]]:
+    """Returns lines on the packing and cost of an epoch, and what is wrong with it."""
     if batch.size > len(lengths):
-        return (f"batch.size {batch.size} is more than the {len(lengths)} TRAIN pairs",)
+        return (f"batch.size {batch.size} is more than the {len(lengths)} TRAIN pairs",), ()
     row_length = choose_row_length(lengths, batch, batch.rows_per_device)
     packer = Packer(lengths, batch, batch.rows_per_device, row_length)
     plan = make_train_plan(packer, seed=0, epochs=1.0, max_steps=None)
-    microbatches = [m for step in range(plan.num_steps) for m in plan.microbatches(step)]
-    pairs = np.concatenate([np.concatenate(microbatch) for microbatch in microbatches])
-    padded = len(microbatches) * batch.rows_per_device * row_length
-    tokens = int(lengths[pairs.astype(np.int64)].sum())
-    apart = tokens + int(lengths[pairs.astype(np.int64), 0].sum())
-    return (
-        f"an epoch is {plan.num_steps} steps of {batch.size} pairs, in {len(microbatches)} "
+    microbatches = sum(len(plan.microbatches(step)) for step in range(plan.num_steps))
+    pairs = np.concatenate([plan.pairs(step) for step in range(plan.num_steps)])
+    padded = microbatches * batch.rows_per_device * row_length
+    tokens = int(lengths[pairs].sum(dtype=np.int64))
+    # A prompt is laid out twice only where two completions follow it.
+    again = np.where(lengths[pairs, 2] > 0, lengths[pairs, 0], 0)
+    unpacked = tokens + int(again.sum(dtype=np.int64))
+    lines = (
+        f"an epoch is {plan.num_steps} steps of {batch.size} pairs, in {microbatches} "
         f"microbatches of {batch.rows_per_device} × {row_length} tokens",
         f"{tokens / padded:.0%} of {padded:,} computed tokens are data; prompts shared by both "
-        f"completions save {1 - tokens / apart:.0%}",
+        f"completions save {1 - tokens / unpacked:.0%}",
         f"about {6 * padded:.3g} floating point operations an epoch for each parameter of the "
         "model, and a third as many for the reference",
     )
+    few = warn_of_steps(plan.num_steps, len(lengths), batch.size, "an epoch")
+    return lines, _whole("few-steps", few, len(lengths))
 
 
 def _seen(
@@ -179,7 +256,7 @@ def _seen(
 
 
 def _prompt_parts(whole: np.ndarray, kept: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """The prompt with what was cut from it, where the rest stands unchanged on either side."""
+    """Returns the prompt with what was cut from it, if the rest is unchanged on either side."""
     same = whole[: len(kept)] == kept[: len(whole)]
     start = len(kept) if same.all() else int(same.argmin())
     end = len(whole) - (len(kept) - start)
@@ -194,11 +271,13 @@ def _line(pair: PreferencePair) -> int | None:
 
 
 def _texts(ids: np.ndarray, chat: Chat) -> list[str]:
-    """What each token adds to the text; a character of several tokens stands with its last."""
+    """Returns what each token adds to the text; a character of several tokens adds to its last."""
     tokenizer = chat.tokenizer
     texts, start = [], 0
     for end in range(1, len(ids) + 1):
         text = str(tokenizer.decode(ids[start:end].tolist()))
+        # Byte-level tokens may end within a character: wait for the token that completes it, but
+        # no longer than a character of UTF-8 has bytes.
         if text.endswith("\ufffd") and end - start < 4 and end < len(ids):
             texts.append("")
             continue
@@ -208,7 +287,7 @@ def _texts(ids: np.ndarray, chat: Chat) -> list[str]:
 
 
 def length_lines(lengths: np.ndarray) -> list[tuple[str, ...]]:
-    """Rows of a table: part, median, 95th percentile and longest, in tokens."""
+    """Returns the rows of a table: part, median, 95th percentile and longest, in tokens."""
     if not len(lengths):
         return []
     return [
@@ -218,12 +297,5 @@ def length_lines(lengths: np.ndarray) -> list[tuple[str, ...]]:
 
 
 def part_names(lengths: np.ndarray) -> tuple[str, ...]:
-    """What the columns of lengths are of."""
+    """Returns the names of the columns of lengths."""
     return ("prompt", "answer") if lengths.shape[1] == 2 else ("prompt", "chosen", "rejected")
-
-
-def histogram(values: np.ndarray, bins: int = 30) -> list[tuple[int, int]]:
-    """(upper edge, count) of equal bins from 0 to the longest."""
-    width = max(ceil_div(int(values.max(initial=0)) + 1, bins), 1)
-    counts = Counter((values // width).tolist())
-    return [(width * (i + 1), counts[i]) for i in range(int(values.max(initial=0)) // width + 1)]

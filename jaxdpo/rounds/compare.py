@@ -12,9 +12,9 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from jaxdpo.cli.console import Reporter
 from jaxdpo.data.reading.prompts import Prompt, PromptsConfig, read_prompts
@@ -40,7 +40,11 @@ from jaxdpo.generation.to_file import Source
 from jaxdpo.hub.policy import Policy
 from jaxdpo.rounds.answering import AnswerFiles, JudgedModels, sample_and_judge
 from jaxdpo.sampling.config import SamplingConfig
-from jaxdpo.storage.files import replacing
+from jaxdpo.storage.files import replacing, shipped
+
+
+def _place(model: str) -> str:
+    return model if model == DATA_ANSWERS else shipped(model)
 
 
 class EvaluateConfig(BaseModel):
@@ -48,7 +52,7 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    models: dict[str, str] = Field(
+    models: dict[str, Annotated[str, AfterValidator(_place)]] = Field(
         default_factory=dict,
         description="name=where it lies, in the order of comparison; name=@answers is the data's "
         "own answers, beside the models'",
@@ -65,10 +69,14 @@ class EvaluateConfig(BaseModel):
         default=SamplingConfig(), description="how answers are drawn, the same for all models"
     )
     dtype: Dtype | None = Field(
-        default=None, description="of activations; default: float32 on CPU, bfloat16 elsewhere"
+        default=None,
+        description="of activations; default: float32 on CPU, bfloat16 elsewhere",
+        json_schema_extra={"also": "model.compute_dtype"},
     )
     chat_template: str | None = Field(
-        default=None, description="Jinja file to use in place of the models' chat templates"
+        default=None,
+        description="Jinja file to use in place of the models' chat templates",
+        json_schema_extra={"also": "data.chat_template"},
     )
     server: ServerConfig | None = Field(default=None, description="how a server is asked")
 

@@ -10,9 +10,9 @@ Each stage continues where it was cut off, and one that is finished is not done 
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from jaxdpo.cli.console import Reporter
 from jaxdpo.cli.settings import checked, read_yaml
@@ -23,7 +23,7 @@ from jaxdpo.evaluation.judgement_file import JudgedLine, pass_rates
 from jaxdpo.generation.server import is_server
 from jaxdpo.rounds.make_pairs import AnswersConfig, judged_answers, keep_config, paired_answers
 from jaxdpo.runs.fit import fit
-from jaxdpo.storage.files import replacing
+from jaxdpo.storage.files import replacing, shipped
 
 # Set for each round by the rounds themselves, so a user's value is refused.
 _OURS = (("model", "path"), ("data", "path"), ("training", "folder"))
@@ -33,7 +33,9 @@ Rates = dict[str, Estimate]
 class RoundsConfig(AnswersConfig):
     """Rounds of alignment: their number, the model they begin with, and how each is trained."""
 
-    model: str = Field(description="the first round's model: folder, or org/name on the Hub")
+    model: Annotated[str, AfterValidator(shipped)] = Field(
+        description="the first round's model: folder, or org/name on the Hub"
+    )
     folder: str = Field(description="for all files; the same one again continues")
     rounds: int = Field(default=3, ge=1, description="how often a model is trained")
     train: str | dict[str, Any] = Field(

@@ -13,10 +13,10 @@ not continued.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from jaxdpo.cli.console import Reporter
 from jaxdpo.data.reading.prompts import PromptsConfig, read_prompts
@@ -32,7 +32,7 @@ from jaxdpo.generation.server import ServerConfig, is_server
 from jaxdpo.rounds.answering import AnswerFiles, JudgedModels, check_judgeable, sample_and_judge
 from jaxdpo.rounds.margins import margin_advice, pairs_by_margin, possible_margins
 from jaxdpo.sampling.config import SamplingConfig
-from jaxdpo.storage.files import replacing
+from jaxdpo.storage.files import replacing, shipped
 
 
 class AnswersConfig(BaseModel):
@@ -72,7 +72,9 @@ class AnswersConfig(BaseModel):
 class PairingConfig(AnswersConfig):
     """Pairs of a model's own answers, and the folder that everything goes to."""
 
-    model: str = Field(description="what answers: folder, org/name, run, or http://…#name")
+    model: Annotated[str, AfterValidator(shipped)] = Field(
+        description="what answers: folder, org/name, run, or http://…#name"
+    )
     folder: str = Field(description="for all files; the same one again continues")
     server: ServerConfig | None = Field(default=None, description="how a server is asked")
 
@@ -126,6 +128,21 @@ def say_margins(judged: JudgedModels, folder: Path, made: int, reporter: Reporte
     advice = margin_advice(pairs_by_margin(folder / "judgements.jsonl", margins), made)
     if advice:
         reporter.say(advice)
+
+
+def prefer(config: PairingConfig) -> None:
+    """Makes pairs, and shows how many answers pass and how many pairs there are.
+
+    Raises:
+      UserError: For whatever the user can fix, and if no prompt makes a pair.
+    """
+    reporter = Reporter()
+    paired = make_pairs(config, reporter)
+    reporter.table("Answers that pass", ("criterion", "share"), rate_rows(paired.rates))
+    reporter.say(paired.collected.summary())
+    if paired.pairs is None:
+        raise UserError(f"{config.folder}: no prompt has answers of which one is better")
+    reporter.say(f"written: {paired.pairs}")
 
 
 def paired_answers(config: AnswersConfig, folder: Path) -> tuple[Path | None, Collected]:

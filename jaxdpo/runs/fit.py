@@ -326,7 +326,7 @@ def _complete(
         return kept
     prompts = [source[index].prompt_ids.tolist() for index in range(count)]
     done = complete(policy, numbered(prompts), config.sampling, run.compute.dtype)
-    texts = [each.text for each in sorted(done, key=lambda each: each.number)]
+    texts = [each.text for each in sorted(done)]
     folder.write_json(name, texts)
     return texts
 

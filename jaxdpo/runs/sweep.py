@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import yaml
 
+from jaxdpo.cli.arguments import Arguments, read_arguments
 from jaxdpo.cli.console import Reporter
-from jaxdpo.cli.settings import split_arguments
 from jaxdpo.config import RunConfig, flat, load_config
 from jaxdpo.data.tokenization.load_pairs import load_pairs
-from jaxdpo.devices.sharding import make_mesh
+from jaxdpo.devices.sharding import join_processes, make_mesh
 from jaxdpo.errors import UserError
 from jaxdpo.runs.fit import RunResult, fit_together
 from jaxdpo.runs.setup import load_start
@@ -31,6 +31,19 @@ _SHARED = ("model", "data", "mesh", "training.folder")
 _SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "kl", "logps/chosen_per_token")
 
 Setting = dict[str, Any]
+
+
+def sweep_command(given: Arguments) -> None:
+    """Runs the sweep that a command line asks for.
+
+    Raises:
+      UserError: For a mistake in it, and for whatever a run refuses.
+    """
+    at_once, rest = parse_at_once(given.tail or [])
+    axes = parse_axes(rest)
+    join_processes()
+    base = [*([given.file] if given.file is not None else []), *given.overrides]
+    sweep(base, axes, at_once)
 
 
 def parse_axes(arguments: Sequence[str]) -> dict[str, list[Any]]:
@@ -149,7 +162,8 @@ def sweep(
             "--sweep loss.type: sft alone reads no rejected completions, so it shares no data with "
             "other losses; run it by itself"
         )
-    folder = Path(load_config(*split_arguments(base)).training.folder)
+    given = read_arguments(base)
+    folder = Path(load_config(given.file, given.overrides).training.folder)
     reporter = Reporter(quiet=jax.process_index() != 0)
     first = configs[0]
     bases = {"full" if config.lora is None else config.lora.base for config in configs}
@@ -181,7 +195,7 @@ def sweep(
 
 
 def _config_of(base: Sequence[str], setting: Setting) -> RunConfig:
-    path, overrides = split_arguments(base)
+    path, overrides, _ = read_arguments(base)
     overrides += [f"{field}={json.dumps(value)}" for field, value in setting.items()]
     folder = Path(load_config(path, overrides).training.folder) / name_of(setting)
     return load_config(path, [*overrides, f"training.folder={json.dumps(str(folder))}"])

@@ -34,3 +34,9 @@ class UseCasesConfig(BaseModel):
     @classmethod
     def _sized(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {**QUICK, **values} if values.get("size") == "quick" else values
+
+
+class UseCasesCommand(UseCasesConfig):
+    """The use case that the command runs, beside its settings."""
+
+    name: str = Field(description="the use case, or all")

@@ -20,12 +20,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxdpo.convert import ConvertConfig, convert
 from jaxdpo.hub.adapter import save_adapter
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.write import save_pretrained
 from jaxdpo.model.decoder import abstract_params
 from jaxdpo.model.lora import LoraConfig, init_lora
+from jaxdpo.runs.convert import ConvertConfig, convert
 from jaxdpo.storage.lazy_array import Stored
 from tests.folders import sentence, tokenizer
 
@@ -85,7 +85,7 @@ def measure(arguments: str) -> None:
     jax.devices()
     before = largest_resident()
     start = time.perf_counter()
-    convert(ConvertConfig.model_validate_json(arguments), check=True)
+    convert(ConvertConfig.model_validate_json(arguments))
     seconds, after = time.perf_counter() - start, largest_resident()
     print(json.dumps({"before": before, "after": after, "seconds": seconds}))
 

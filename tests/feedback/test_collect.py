@@ -161,9 +161,9 @@ def test_annotators_who_judge_answers_are_compared(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["expert_edit", "{in}", "-o", "{out}"], "no source of feedback; did you mean 'expert_ed"),
-        (["expert_edits", "{in}"], "-o must be given once"),
-        (["expert_edits", "-o", "{out}"], "given for SOURCE and IN.jsonl"),
+        (["expert_edit", "{in}", "-o", "{out}"], "it is 'expert_edit'; did you mean 'expert_ed"),
+        (["expert_edits", "{in}"], "out: must be given; set out=… on"),
+        (["expert_edits", "-o", "{out}"], "data: must be given; set data=…"),
         (["expert_edits", "{in}", "-o", "{out}", "margn=1"], "unknown key; did you mean 'margin'"),
         (["expert_edits", "{in}", "-o", "{out}/x/y"], "cannot be written"),
         (["expert_edits", "nowhere.jsonl", "-o", "{out}"], "nowhere.jsonl: cannot be read"),

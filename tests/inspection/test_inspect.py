@@ -14,11 +14,12 @@ from jaxdpo.data.reading.reader import read_pairs
 from jaxdpo.data.tokenization.chat import Chat
 from jaxdpo.data.writing import write_pairs
 from jaxdpo.errors import UserError
-from jaxdpo.inspect import main, parse
+from jaxdpo.inspect import main
 from jaxdpo.inspection.cleaning import clean
-from jaxdpo.inspection.findings import almost_equal, find
+from jaxdpo.inspection.findings import find
 from jaxdpo.inspection.languages import language
 from jaxdpo.inspection.shortcuts import find_shortcuts
+from jaxdpo.inspection.survey import almost_equal, survey_pairs
 from jaxdpo.inspection.tokens import tokenize
 
 WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in ("ra", "ne", "to", "li")]
@@ -52,7 +53,7 @@ def read(path):
 
 def codes(tmp_path, records):
     pairs = read(write(tmp_path / "a.jsonl", records))
-    return {f.code: f for f in find(pairs, find_shortcuts(pairs))}
+    return {f.code: f for f in find(survey_pairs(pairs), find_shortcuts(pairs))}
 
 
 def test_nothing_is_found_in_clean_data(tmp_path):
@@ -173,7 +174,7 @@ def test_remedies_do_what_they_say_and_say_what_they_do(tmp_path):
     surplus = [len(p.chosen[0]["content"]) - len(p.rejected[0]["content"]) for p in train]
     assert sum(each > 0 for each in surplus) == sum(each < 0 for each in surplus) > 0
     assert {"duplicate", "opposite", "leak"}.isdisjoint(
-        {finding.code for finding in find(pairs, ())}
+        {finding.code for finding in find(survey_pairs(pairs), ())}
     )
 
 
@@ -276,7 +277,7 @@ def test_each_kind_of_finding_in_tokens_is_found_where_it_stands(make_tokenizer,
         ("日本の首都はどこですか。", "Japanese"),
         ("日本的首都是哪里？", "Chinese"),
         ("일본의 수도는 어디입니까?", "Korean"),
-        ("Где находится столица?", "Cyrillic script"),
+        ("Где находится столица?", "Russian"),
         ("Bogolo marata kiseno", "Latin script"),
         ("2 + 3 = ?", "no words"),
     ],
@@ -288,13 +289,13 @@ def test_languages_are_told_apart(text, expected):
 def test_mistakes_on_the_command_line():
     for arguments, said in [
         (["a", "modle=x"], "did you mean 'model'"),
-        (["a", "data=x"], "write field=value"),
+        (["a", "b"], "'b': a word too many"),
         (["a", "data.max_len=3"], "data.max_len"),
         (["a", "remedies=[dedupe]"], "set write="),
         (["a", "write=x", "remedies=[burn]"], "remedies.0"),
     ]:
         with pytest.raises(UserError, match=re.escape(said)):
-            parse(arguments)
+            main(arguments)
 
 
 def test_looking_at_data_loads_no_jax(tmp_path):

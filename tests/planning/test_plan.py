@@ -9,7 +9,7 @@ import pytest
 from jaxdpo import plan
 from jaxdpo.devices.machine import Machine
 from jaxdpo.errors import UserError
-from jaxdpo.planning import chips
+from jaxdpo.planning import chips, plan_run
 from jaxdpo.planning.aot import Compiled, collectives_in
 from jaxdpo.planning.lengths import assumed_lengths
 from jaxdpo.planning.plan import Plan
@@ -54,7 +54,7 @@ def test_lengths_are_those_of_the_data_and_no_weights_are_read(tmp_path, capsys)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["topolgy=v5e:4x4"], "topolgy=v5e:4x4: unknown field; there are topology"),
+        (["topolgy=v5e:4x4"], "topolgy: unknown key; did you mean 'topology'?"),
         (["prompt=10"], "prompt is read with pairs="),
         (["pairs=0"], "pairs: Input should be greater than or equal to 1"),
         (["pairs=9", "data.path=x"], "pairs=… stands in place of data.path"),
@@ -66,7 +66,7 @@ def test_lengths_are_those_of_the_data_and_no_weights_are_read(tmp_path, capsys)
     ],
 )
 def test_mistakes_are_named(shape, monkeypatch, arguments, message):
-    monkeypatch.setattr(plan, "keep_to_cpu", lambda: None)
+    monkeypatch.setattr(plan_run, "keep_to_cpu", lambda: None)
     monkeypatch.setattr(chips, "find_spec", lambda name: "there")
     with pytest.raises(UserError) as refused:
         plan.main([f"model.path={shape}", *arguments])
@@ -75,7 +75,7 @@ def test_mistakes_are_named(shape, monkeypatch, arguments, message):
 
 @pytest.mark.parametrize(("topology", "extra"), [("v5e:4x4", "tpu"), ("h100:8", "plan-gpu")])
 def test_a_missing_compiler_says_what_to_install(shape, monkeypatch, topology, extra):
-    monkeypatch.setattr(plan, "keep_to_cpu", lambda: None)
+    monkeypatch.setattr(plan_run, "keep_to_cpu", lambda: None)
     monkeypatch.setattr(chips, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"pip install 'jaxdpo\[{extra}\]'"):
         plan.main([f"model.path={shape}", "pairs=99", f"topology={topology}"])

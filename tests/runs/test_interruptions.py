@@ -18,8 +18,8 @@ from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 
 from jaxdpo.config import load_config
-from jaxdpo.convert import ConvertConfig, convert
 from jaxdpo.errors import UserError
+from jaxdpo.runs.convert import ConvertConfig, convert
 from jaxdpo.runs.fit import fit
 from tests.folders import write_model, write_pairs
 

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from jaxdpo.config import load_config
-from jaxdpo.convert import ConvertConfig, convert
 from jaxdpo.data.packing.layout import pack_batch
 from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.data.tokenization.load_pairs import load_pairs
@@ -21,6 +20,7 @@ from jaxdpo.hub.policy import load_policy, on_mesh, open_policy
 from jaxdpo.model.decoder import Compute, hidden_states, logits
 from jaxdpo.model.digest import weights_digest
 from jaxdpo.model.quantized import quantize
+from jaxdpo.runs.convert import ConvertConfig, convert
 from jaxdpo.runs.fit import fit
 from jaxdpo.runs.load import load_source
 from tests.folders import write_model, write_pairs
@@ -98,7 +98,7 @@ def test_the_merged_model_is_the_one_that_was_trained(model, trained):
 
 def test_a_checkpoint_converts_to_the_same_and_samples_the_same(trained, tmp_path):
     run = trained[0].folder
-    convert(ConvertConfig(source=str(run), target=str(tmp_path / "again")), check=True)
+    convert(ConvertConfig(source=str(run), target=str(tmp_path / "again"), check=True))
     jax.tree.map(np.testing.assert_array_equal, weights(tmp_path / "again"), weights(run / "model"))
     opened = load_source(str(run))
     assert opened.base == "nf4"
@@ -123,7 +123,7 @@ def test_resuming_gives_the_same_bits(trained):
 
 def test_its_adapter_works_in_peft(model, trained, tmp_path):
     run = str(trained[0].folder)
-    convert(ConvertConfig(source=run, target=str(tmp_path / "adapter"), lora="adapter"), True)
+    convert(ConvertConfig(source=run, target=str(tmp_path / "adapter"), lora="adapter", check=True))
     base = AutoModelForCausalLM.from_pretrained(model)
     adapted = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
     # On the numbers that the codes stand for, PEFT has the model that was exported.

@@ -1,6 +1,6 @@
 """Prompts to be answered: lines that hold nothing else, or data of any form with answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -50,14 +50,6 @@ class PromptsConfig(BaseModel):
         description="share of prompts, by hash, that are TEST where a line names no split",
     )
     limit: int | None = Field(default=None, ge=1, description="the first so many; default: all")
-
-
-def with_path(arguments: Sequence[str]) -> list[str]:
-    """Returns arguments of a command, with `data=file` written as `data.path=file`."""
-    return [
-        f"data.path={argument.removeprefix('data=')}" if argument.startswith("data=") else argument
-        for argument in arguments
-    ]
 
 
 @dataclass(frozen=True)

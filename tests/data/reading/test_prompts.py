@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxdpo.data.reading.prompts import PromptsConfig, read_prompts, with_path
+from jaxdpo.data.reading.prompts import PromptsConfig, read_prompts
 from jaxdpo.errors import UserError
 
 ASKED = {"role": "user", "content": "Capital of Tasmania?"}
@@ -71,7 +71,3 @@ def test_split_limit_and_repeats(tmp_path):
 def test_bad_lines_are_named(tmp_path, lines, message):
     with pytest.raises(UserError, match=message):
         read(tmp_path, lines, split="TEST")
-
-
-def test_data_stands_for_its_path():
-    assert with_path(["data=x.jsonl", "data.limit=3"]) == ["data.path=x.jsonl", "data.limit=3"]

@@ -1,0 +1,95 @@
+"""Histograms of lengths as one SVG picture, on axes that can be compared."""
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from jaxdpo.devices.sizes import ceil_div
+
+_BINS = 30
+# In the picture's own units: the plot, its margins for the labels, and the gap between plots.
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 560, 110, 70, 22, 20
+_STEP = _TOP + _HEIGHT + _BOTTOM
+
+
+def histogram(values: np.ndarray, width: int, bins: int) -> np.ndarray:
+    """Counts whole numbers in bins of equal width from 0.
+
+    Args:
+      values: i32 `[N]`, 0 or more and less than `width * bins`.
+      width: Of a bin.
+      bins: How many there are.
+
+    Returns:
+      i64 `[bins]`.
+    """
+    return np.bincount(values // width, minlength=bins)
+
+
+def draw_histograms(columns: Sequence[tuple[str, np.ndarray]], unit: str, counted: str) -> str:
+    """Draws a histogram of each column, one below the other, as SVG.
+
+    All have the same bins and the same scales, so that a bar of one is compared with a bar of
+    another by eye.
+
+    Args:
+      columns: The name and the values, i32 `[N]`, of each.
+      unit: What the horizontal axis counts.
+      counted: What the vertical axis counts.
+    """
+    longest = max((int(values.max(initial=0)) for _, values in columns), default=0)
+    width = ceil_div(longest + 1, _BINS)
+    bins = longest // width + 1
+    counts = [histogram(values, width, bins) for _, values in columns]
+    most = max((int(each.max(initial=0)) for each in counts), default=0)
+    plots = [
+        _plot(name, each, width, max(most, 1), _STEP * i)
+        for i, ((name, _), each) in enumerate(zip(columns, counts, strict=True))
+    ]
+    height = _STEP * len(columns) + 20
+    middle = _LEFT + _WIDTH / 2
+    labels = _text(middle, height - 4, f"{unit} (each bar: {width})", "middle") + (
+        f'<text transform="translate(12 {(height - 20) / 2}) rotate(-90)" font-size="12" '
+        f'text-anchor="middle">{escape(counted)}</text>'
+    )
+    return (
+        f'<svg viewBox="0 0 {_LEFT + _WIDTH + 20} {height}" width="650" role="img">'
+        f"{''.join(plots)}{labels}</svg>"
+    )
+
+
+def _plot(name: str, counts: np.ndarray, width: int, most: int, top: int) -> str:
+    base, bar = top + _TOP + _HEIGHT, _WIDTH / len(counts)
+    parts = [_text(_LEFT, top + 14, name, "start")]
+    for tick in _ticks(most):
+        y = base - _HEIGHT * tick / most
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
+            + _text(_LEFT - 6, y + 4, f"{tick:,}", "end")
+        )
+    for i, count in enumerate(counts.tolist()):
+        height = _HEIGHT * count / most
+        parts.append(
+            f'<rect x="{_LEFT + i * bar:.1f}" y="{base - height:.1f}" width="{0.9 * bar:.1f}" '
+            f'height="{height:.1f}" fill="#47a">'
+            f"<title>{i * width} to {(i + 1) * width - 1}: {count:,}</title></rect>"
+        )
+    end = width * len(counts)
+    for tick in _ticks(end):
+        parts.append(_text(_LEFT + _WIDTH * tick / end, base + 14, f"{tick:,}", "middle"))
+    return "".join(parts)
+
+
+def _ticks(end: int) -> list[int]:
+    """Returns round numbers from 0 to `end`, three to six of them where `end` is 2 or more."""
+    rough = max(end / 5, 1)
+    power = 10 ** int(np.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    return list(range(0, end + 1, step))
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="12" text-anchor="{anchor}">{escape(text)}</text>'
+    )
