@@ -11,11 +11,12 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from jaxdpo.config import load_config, to_yaml
+from jaxdpo.convert import main
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import load_policy
 from jaxdpo.model.decoder import abstract_params
 from jaxdpo.model.lora import init_lora
-from jaxdpo.runs.convert import ConvertConfig, convert, main
+from jaxdpo.runs.convert import ConvertConfig, convert
 from jaxdpo.storage.lazy_array import Stored
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.optimizer import make_optimizer, make_schedule

@@ -113,7 +113,8 @@ def suggestion(model: type[BaseModel], key: str) -> str:
     inner = section_of(place.annotation) if place is not None else None
     beside = list(inner.model_fields) if inner is not None else []
     known = {each: each.rpartition(".")[2] for each, _ in leaves(model)}
-    namesakes = [each for each, last in known.items() if last == name]
+    namesakes = [each for each in model.model_fields if each == name and sections]
+    namesakes += [each for each, last in known.items() if last == name]
     if close := nearest(name, beside):
         return close
     if namesakes:

@@ -237,9 +237,7 @@ def _describe(config: type[BaseModel], problem: Any, unread: set[tuple[str, ...]
         choices = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         said += nearest(str(problem["input"]), choices)
     if any(tuple(location[: len(place)]) == place for place in unread):
-        said += (
-            "; the value is not valid YAML and was taken as text: quote it, or close its brackets"
-        )
+        said += "; the value is not valid YAML, so it was taken as text"
     return said
 
 

@@ -15,13 +15,17 @@ def wrapped(text: str, depth: int, hanging: int = 0) -> list[str]:
       depth: Steps of two columns that all lines are indented by.
       hanging: Further steps, of all lines but the first.
     """
+    return _wrap(text, "  " * depth, "  " * (depth + hanging))
+
+
+def _wrap(text: str, first: str, rest: str) -> list[str]:
     width = max(40, shutil.get_terminal_size((_FALLBACK, 24)).columns)
-    first = "  " * depth
     return textwrap.wrap(
         text,
         width,
         initial_indent=first,
-        subsequent_indent=first + "  " * hanging,
+        subsequent_indent=rest,
+        # A key or a path that is broken in two can't be copied.
         break_long_words=False,
         break_on_hyphens=False,
     )
@@ -43,7 +47,7 @@ def paragraphs(text: str) -> str:
 
 def usage(forms: Sequence[str]) -> str:
     """Returns the lines that say how a command is called, a form a line where they fit."""
-    lines = wrapped(f"usage: {forms[0]}", 0, hanging=4)
-    for form in forms[1:]:
-        lines += [f"       {line}".rstrip() for line in wrapped(form, 0, hanging=1)]
+    lines: list[str] = []
+    for form in forms:
+        lines += _wrap(form, "       " if lines else "usage: ", "         ")
     return "\n".join(lines)
