@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 from jaxdpo.data.bad_pair import BadPair, kind, show
-from jaxdpo.data.pairs import Message
+from jaxdpo.data.pairs import SAMPLED, Message
 from jaxdpo.data.reading.columns import is_prose, sort_of, texts_in, typo_of
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -18,7 +18,7 @@ _ROLE_SET = ("user", "assistant", "system")
 _MESSAGE_KEYS = {
     "system": ("role", "content", "name"),
     "user": ("role", "content", "name"),
-    "assistant": ("role", "content", "name", "tool_calls", *REASONING_KEYS),
+    "assistant": ("role", "content", "name", "tool_calls", SAMPLED, *REASONING_KEYS),
     "tool": ("role", "content", "name", "tool_call_id"),
 }
 _TEXT_KEYS = ("name", "tool_call_id", *REASONING_KEYS)
@@ -78,6 +78,7 @@ def parse_message(value: Any, field: str, unread: Counter[str] | None = None) ->
     if isinstance(message.get("content"), list):
         _take_parts(message, f"{field}.content")
     _check_content(value, message, field)
+    _check_sampled(message, field)
     return message
 
 
@@ -203,6 +204,20 @@ def _text_of_part(part: Any, sort: Any) -> Any:
     rest = {k: v for k, v in part.items() if k not in ("type", "text", "value", "refusal", sort)}
     lost = any(rest[key] for key in rest if key not in ("cache_control", "annotations", "index"))
     return said[0] if len(said) == 1 and not lost else None
+
+
+def _check_sampled(message: Message, field: str) -> None:
+    given = message.get(SAMPLED)
+    if given is None:
+        return
+    ids = given.get("ids") if isinstance(given, dict) else None
+    good = isinstance(ids, list) and all(type(id) is int and 0 <= id < 2**31 for id in ids)
+    if not good or not isinstance(given.get("vocabulary"), str):
+        raise BadPair(
+            "sampled-ids",
+            f"{field}.{SAMPLED} is {show(given)}; it is what sampling wrote, "
+            '{"ids": […], "vocabulary": …}: remove it, and the text is encoded',
+        )
 
 
 def _check_content(value: dict[str, Any], message: Message, field: str) -> None:
