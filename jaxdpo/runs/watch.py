@@ -23,6 +23,7 @@ from jaxdpo.model.decoder import Params
 from jaxdpo.runs.folder import RunFolder
 from jaxdpo.runs.setup import Setup
 from jaxdpo.sampling import SamplingConfig, complete, numbered
+from jaxdpo.sampling.answers import Answer
 from jaxdpo.storage.files import replacing
 from jaxdpo.training.metrics import Metrics
 
@@ -97,11 +98,7 @@ class WatchedPrompts:
         metrics: Metrics = {}
         if folder.writes:
             answers = [
-                WatchedAnswer(
-                    example._replace(completion=each.text),
-                    np.array(each.ids, np.int32),
-                    each.finished,
-                )
+                WatchedAnswer(example._replace(completion=each.text), _ids(each), each.finished)
                 for example, each in zip(self.examples, found, strict=True)
             ]
             _keep(folder, step, answers)
@@ -118,6 +115,12 @@ class WatchedPrompts:
         shared = np.asarray(multihost_utils.broadcast_one_to_all(values))
         found = zip(names, shared.tolist(), strict=True)
         return {name: value for name, value in found if not math.isnan(value)}
+
+
+def _ids(answer: Answer) -> np.ndarray:
+    # A stop text that was removed from the end leaves no ids, and an answer that ended by it is
+    # none that goes on for ever.
+    return np.array([] if answer.sampled is None else answer.sampled.ids, np.int32)
 
 
 def greedy_sampling(sampling: SamplingConfig, max_new_tokens: int) -> SamplingConfig:
