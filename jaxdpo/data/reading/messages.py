@@ -80,7 +80,6 @@ def parse_message(value: Any, field: str, unread: Counter[str] | None = None) ->
     if isinstance(message.get("content"), list):
         _take_parts(message, f"{field}.content")
     _check_content(value, message, field)
-    _check_sampled(message, field)
     return message
 
 
@@ -89,7 +88,7 @@ def _check_sampled(value: Any, field: str) -> None:
     ids = value.get("ids") if isinstance(value, dict) else None
     if (
         not isinstance(ids, list)
-        or not all(type(each) is int and each >= 0 for each in ids)
+        or not all(type(each) is int and 0 <= each < 2**31 for each in ids)
         or not isinstance(value.get("vocabulary"), str)
     ):
         raise BadPair(
@@ -220,20 +219,6 @@ def _text_of_part(part: Any, sort: Any) -> Any:
     rest = {k: v for k, v in part.items() if k not in ("type", "text", "value", "refusal", sort)}
     lost = any(rest[key] for key in rest if key not in ("cache_control", "annotations", "index"))
     return said[0] if len(said) == 1 and not lost else None
-
-
-def _check_sampled(message: Message, field: str) -> None:
-    given = message.get(SAMPLED)
-    if given is None:
-        return
-    ids = given.get("ids") if isinstance(given, dict) else None
-    good = isinstance(ids, list) and all(type(id) is int and 0 <= id < 2**31 for id in ids)
-    if not good or not isinstance(given.get("vocabulary"), str):
-        raise BadPair(
-            "sampled-ids",
-            f"{field}.{SAMPLED} is {show(given)}; it is what sampling wrote, "
-            '{"ids": […], "vocabulary": …}: remove it, and the text is encoded',
-        )
 
 
 def _check_content(value: dict[str, Any], message: Message, field: str) -> None:
