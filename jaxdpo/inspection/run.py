@@ -86,6 +86,8 @@ def _has_one_answer(config: InspectConfig) -> bool:
     data = config.data
     if data.format not in (None, "messages"):
         return False
+    # Reading the first records both ways asks the reader itself, whatever forms it knows. A file of
+    # neither kind ends in its own error when it is read.
     firsts: list[Met | BadLine] = []
     with contextlib.suppress(UserError):
         firsts = list(itertools.islice(Reading(data.weights(), data, supervised=False), _PEEKED))
@@ -187,6 +189,7 @@ def _write_cleaned(
 ) -> None:
     """Reads the data a second time and writes what the remedies leave of it."""
     assert config.write is not None
+    # The survey knows each pair by its number in the order of reading, which is the same again.
     changes = decide(survey, config.remedies)
     reading = Reading(config.data.weights(), config.data, supervised)
     left = changes.apply(_pairs(reading, config, reporter, BadLines()))
