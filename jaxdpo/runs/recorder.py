@@ -19,6 +19,7 @@ from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.health import Watch, check_finite, check_step_zero
 from jaxdpo.training.held_out import preference_metrics
 from jaxdpo.training.metrics import DeviceMetrics, LaggedMetrics, Metrics
+from jaxdpo.training.remedies import Remedies
 from jaxdpo.training.signals import StopRequest
 from jaxdpo.training.state import TrainState
 from jaxdpo.training.writers import MetricWriter, read_metrics
@@ -58,7 +59,8 @@ class Recorder:
         self._every = config.training.evaluate_every or ceil_div(num_steps, 10)
         self._writer = MetricWriter(folder.path, first_step) if folder.writes else None
         self._lagged = LaggedMetrics()
-        self._watch = Watch(num_steps, config.optimizer.max_grad_norm)
+        lora = config.lora is not None
+        self._watch = Watch(Remedies(config.loss, config.optimizer, lora, num_steps))
         # A run that continues has seen, and said, what was recorded before.
         for record in read_metrics(folder.path):
             if record["step"] <= first_step:
