@@ -12,6 +12,7 @@ from jaxdpo.devices.sharding import agreed
 from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.evaluation.answer_health import collapsed
 from jaxdpo.model.decoder import Params
+from jaxdpo.runs.displacement import most_displacing, named
 from jaxdpo.runs.folder import RunFolder
 from jaxdpo.runs.setup import Setup
 from jaxdpo.runs.watch import WatchedPrompts
@@ -22,10 +23,13 @@ from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.health import Watch, check_finite, check_step_zero
 from jaxdpo.training.held_out import metric_intervals, preference_metrics
 from jaxdpo.training.metrics import DeviceMetrics, LaggedMetrics, Metrics
+from jaxdpo.training.remedies import Remedies
 from jaxdpo.training.signals import StopRequest
 from jaxdpo.training.state import TrainState
 from jaxdpo.training.writers import MetricWriter, read_metrics
 
+# Pairs that the warning of displacement names.
+_NAMED_DISPLACING = 5
 # The status that a shell reports of a process that SIGTERM ended.
 _STOPPED = 128 + 15
 
@@ -59,7 +63,8 @@ class Recorder:
         self._every = config.training.evaluate_every or ceil_div(num_steps, 10)
         self._writer = MetricWriter(folder.path, first_step) if folder.writes else None
         self._lagged = LaggedMetrics()
-        self._watch = Watch(num_steps, config.optimizer.max_grad_norm)
+        lora = config.lora is not None
+        self._watch = Watch(Remedies(config.loss, config.optimizer, lora, num_steps))
         self._watched = WatchedPrompts.of(setup)
         self._first_test: Metrics | None = None
         self.best: BestStep | None = None
@@ -156,7 +161,10 @@ class Recorder:
         if self._writer:
             self._writer.write(step, "TEST", metrics)
         self._reporter.evaluation(step, metrics)
+        before = set(self._watch.warned)
         self._warn(self._watch.test(step, metrics))
+        if "displaced" in self._watch.warned - before:
+            self._name_displacing(params, lora)
         self._lagged.restart_clock()
 
     def _follow(self, step: int, metrics: Metrics) -> bool:
@@ -177,6 +185,20 @@ class Recorder:
                 f"step {self.best.step}"
             )
         return is_best
+
+    def _name_displacing(self, params: Params, lora: Params | None) -> None:
+        """Names the TRAIN pairs that displace most, under the policy as it is now."""
+        setup = self._setup
+        compute, model = setup.objective.compute, setup.objective.model
+        found = most_displacing(
+            model, params, lora, compute, setup.train, setup.mesh, _NAMED_DISPLACING
+        )
+        if found.pairs:
+            self._reporter.say(
+                f"  the likeliest causes, of {found.scored} TRAIN pairs, by CHES score (median "
+                f"{found.median:.2f}): {named(found.pairs)}. Read them, and drop those whose two "
+                "answers differ in nothing that matters"
+            )
 
     def save_now(self, step: int, state: TrainState) -> None:
         """Saves the state whether or not a checkpoint is due, and waits until it is on disk."""
