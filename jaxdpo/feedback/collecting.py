@@ -129,7 +129,7 @@ class _Collecting:
                 self.bad_lines.append(record)
             elif record.value is not None:
                 where = f"{self.path}:{record.line}"
-                # Only `parse` is guarded: what the caller does with a line is not that line's fault.
+                # Only `parse` is guarded: what the caller does with a line is no fault of the line.
                 try:
                     parsed = parse(record.value, where)
                 except BadPair as bad:
