@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from jaxdpo.hub.policy import Policy, load_policy
     from jaxdpo.rounds.compare import EvaluateConfig, compare
     from jaxdpo.runs.fit import RunResult, fit
+    from jaxdpo.runs.score_config import ScoreConfig
+    from jaxdpo.runs.score_pairs import score
     from jaxdpo.sampling import SamplingConfig, answer
 
 __version__ = "0.1.0"
@@ -30,6 +32,7 @@ _HOMES = {
     "RunConfig": "jaxdpo.config",
     "RunResult": "jaxdpo.runs.fit",
     "SamplingConfig": "jaxdpo.sampling",
+    "ScoreConfig": "jaxdpo.runs.score_config",
     "UserError": "jaxdpo.errors",
     "answer": "jaxdpo.sampling",
     "compare": "jaxdpo.rounds.compare",
@@ -38,6 +41,7 @@ _HOMES = {
     "load_pairs": "jaxdpo.data.tokenization.load_pairs",
     "load_policy": "jaxdpo.hub.policy",
     "read_pairs": "jaxdpo.data.reading.reader",
+    "score": "jaxdpo.runs.score_pairs",
 }
 
 __all__ = [
@@ -46,6 +50,7 @@ __all__ = [
     "RunConfig",
     "RunResult",
     "SamplingConfig",
+    "ScoreConfig",
     "UserError",
     "answer",
     "compare",
@@ -54,6 +59,7 @@ __all__ = [
     "load_pairs",
     "load_policy",
     "read_pairs",
+    "score",
 ]
 
 
