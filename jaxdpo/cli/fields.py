@@ -81,7 +81,7 @@ def other_names(model: type[BaseModel]) -> dict[str, str]:
     A field declares one by `json_schema_extra={"also": "model.compute_dtype"}`.
     """
     found = {}
-    for name, field in model.model_fields.items():
+    for name, field in leaves(model):
         extra = field.json_schema_extra
         if isinstance(extra, dict) and "also" in extra:
             found[str(extra["also"])] = name
@@ -90,7 +90,8 @@ def other_names(model: type[BaseModel]) -> dict[str, str]:
 
 def flag_names(model: type[BaseModel]) -> set[str]:
     """Returns the keys that are true or false, and may stand as `--key` alone."""
-    return {key for key, field in leaves(model) if bool in _options(field.annotation)}
+    found = {key for key, field in leaves(model) if bool in _options(field.annotation)}
+    return found | {other for other, key in other_names(model).items() if key in found}
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

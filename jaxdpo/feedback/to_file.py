@@ -8,6 +8,7 @@ from jaxdpo.data.writing import write_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.feedback.collecting import Feedback, collect
 from jaxdpo.feedback.preferences import FeedbackConfig
+from jaxdpo.storage.files import refuse_existing
 
 
 class CollectConfig(FeedbackConfig):
@@ -16,6 +17,7 @@ class CollectConfig(FeedbackConfig):
     source: Feedback = Field(description="kind of feedback")
     data: str = Field(description="JSONL file of the feedback")
     out: str = Field(description="JSONL file of the pairs; -o for short")
+    overwrite: bool = Field(default=False, description="replace the file if it is there already")
 
 
 def collect_to_file(config: CollectConfig) -> None:
@@ -26,6 +28,8 @@ def collect_to_file(config: CollectConfig) -> None:
         written.
     """
     target = Path(config.out).expanduser()
+    if not config.overwrite:
+        refuse_existing(target)
     collected = collect(config.source, config.data, config)
     print(collected.summary())
     if not collected.pairs:

@@ -23,6 +23,7 @@ from jaxdpo.hub.policy import Policy, load_policy, on_mesh, open_policy
 from jaxdpo.model.decoder import Compute
 from jaxdpo.model.digest import weights_digest
 from jaxdpo.model.lora import init_lora
+from jaxdpo.runs.base import keep_base
 from jaxdpo.runs.execution import resolve
 from jaxdpo.runs.folder import DATA_FILE, RunFolder
 from jaxdpo.scoring.reference import (
@@ -110,6 +111,8 @@ def prepare(
         for split, each in pairs.splits.items()
     }
     folder.write_json(DATA_FILE, counted)
+    if folder.writes:
+        keep_base(folder.path, config, policy)
     resolved = resolve(config, policy.config, train.lengths, test.lengths, mesh, local_machine())
     compute, plan, shape, scoring = (
         resolved.compute, resolved.plan, resolved.shape, resolved.scoring,

@@ -141,7 +141,7 @@ def test_a_benchmark_of_reward_models_by_subset(capsys):
     right = margins(found) > 0
     assert rows["chat"][2].startswith(f"{right[:5].mean():.3f} (")
     assert rows["all"][2].startswith(f"{right.mean():.3f} (")
-    assert "safety" in shown and "prefers chosen" in shown
+    assert "safety" in shown and "bench_scores.jsonl: 12 lines" in shown
     with pytest.raises(UserError, match=r"group_by=subst: no line's metadata has it; there are su"):
         tables(found, "subst")
 
