@@ -1,4 +1,4 @@
-"""What a run folder keeps of the model that the run started from, so that it opens anywhere.
+"""Keeps, in a run folder, the model that the run started from, so that the folder opens anywhere.
 
 base/
   config.json, generation_config.json, tokenizer files   of that model, without its weights
@@ -44,7 +44,7 @@ def keep_base(folder: Path, config: RunConfig, policy: Policy) -> None:
 
 
 def has_base(folder: Path) -> bool:
-    """Whether a run folder keeps what `keep_base` writes."""
+    """Tells whether a run folder holds what `keep_base` writes."""
     return (folder / BASE / _ORIGIN).exists()
 
 

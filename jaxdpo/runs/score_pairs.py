@@ -135,7 +135,7 @@ def read_answers(data: ScoredData) -> tuple[list[PreferencePair], list[Generatio
 
 
 def _holds_generations(path: Path) -> bool:
-    """Whether the first line of a file is an answer of a model, as `jaxdpo sample` writes it."""
+    """Tells whether the first line of a file is an answer, as `jaxdpo sample` writes it."""
     try:
         with open(path, encoding="utf-8") as file:
             first = json.loads(next(line for line in file if line.strip()))
