@@ -215,7 +215,7 @@ def _unknown(model: type[BaseModel], key: str) -> str:
     names = key.split(".")
     # A message is about the outermost part that is unknown: of `los.beta` about `los`.
     for i in range(1, len(names)):
-        # (The whole key is unknown, or this were not called; the loop looks at what leads to it.)
+        # The shortest beginning that no field has is where the user went wrong.
         if find_key(model, ".".join(names[:i])) is None:
             names = names[:i]
             break
