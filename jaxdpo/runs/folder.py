@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxdpo.config import RunConfig, check_continues, to_yaml
 from jaxdpo.errors import UserError
 from jaxdpo.storage.continuation import check_unchanged
@@ -85,15 +87,16 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def open_run_folder(config: RunConfig, writes: bool) -> Iterator[RunFolder]:
+def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
     """Makes or reopens the run folder, and holds it until the block ends.
 
     Raises:
       UserError: If it cannot be written, is in use, or holds a run with another configuration.
     """
     path = Path(config.training.folder)
-    if not writes:
-        yield RunFolder(path, writes)
+    # The first of a run's processes writes for all.
+    if jax.process_index() != 0:
+        yield RunFolder(path, writes=False)
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -125,11 +128,11 @@ def open_run_folder(config: RunConfig, writes: bool) -> Iterator[RunFolder]:
                 _clear(path)
         with replacing(resolved) as file:
             file.write(to_yaml(config))
-        yield RunFolder(path, writes)
+        yield RunFolder(path, writes=True)
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a folder is a run's; one that was copied has no lock, but its inputs."""
+    """Tells whether a folder is a run's; one that was copied has no lock, but its inputs."""
     return (path / _LOCK).exists() or (path / "inputs.json").exists()
 
 
@@ -148,7 +151,7 @@ def _check_empty(path: Path, overwrite: bool) -> None:
 
 
 def _has_begun(path: Path) -> bool:
-    """Whether a run's first step was taken: only then is there something to continue."""
+    """Tells whether a run took its first step: only then is there something to continue."""
     if (path / _SUMMARY).exists() or any(path.glob("checkpoints/step_*/manifest.json")):
         return True
     return any(record.get("step", 0) > 0 for record in read_metrics(path))

@@ -38,7 +38,9 @@ from jaxdpo.model.decoder import Compute
 from jaxdpo.runs.load import open_source
 from jaxdpo.runs.score_config import ScoreConfig, ScoredData
 from jaxdpo.runs.score_table import Scored, best_answers, score_lines, select_pairs, tables
-from jaxdpo.scoring.score import make_score_step, score_pairs
+from jaxdpo.scoring.dataset_pass import score_pairs
+from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs
+from jaxdpo.scoring.score import make_score_step
 from jaxdpo.storage.files import refuse_existing, replacing
 
 # Pairs that are encoded together, for the tokenizer's own threads.
@@ -235,7 +237,8 @@ def completion_logps(
         packer = Packer(lengths, batch, rows, row_length, longest_sequence(lengths))
         shape = scoring_shape([packer], LAYOUTS[kind])
         step = make_score_step(model.config, Compute(jnp.dtype(used), kind, "none"), mesh)
-        found = score_pairs(step, model.params, None, answers, packer, shape, mesh)
+        planned = PlannedPairs(answers, packer, shape, PairColumns())
+        found = score_pairs(step, model.params, None, planned, mesh)
         with reporter.counting(what, len(answers)) as counted:
             for indices, scores in counted(found):
                 logps[indices], tokens[indices] = scores.plain_logps, scores.tokens

@@ -16,11 +16,12 @@ from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.hub.write import tensor_arrays, tensor_specs
 from jaxdpo.losses.against_reference import sigmoid_loss
-from jaxdpo.model.decoder import Compute, head_weight, hidden_states, logits
+from jaxdpo.model.decoder import Compute, head_weight, logits
 from jaxdpo.sampling import SamplingConfig, generate
 from jaxdpo.scoring.logprobs import Head, token_scores
 from jaxdpo.scoring.score import score_completions
 from tests.hub.conftest import EVERYTHING, REPRESENTATIVES, make_torch_model, whole_sequences
+from tests.tiny import hidden_states
 
 # Longer than every window and every original context.
 LENGTH = 40
@@ -123,7 +124,7 @@ def test_gradients_of_the_dpo_loss(each_family, pairs, batch):
     config, params = load(each_family)
 
     def loss(params):
-        policy = score_completions(config, params, None, batch, DENSE).logps
+        policy = score_completions(config, params, None, batch, DENSE).completions.logps
         ratios = policy - jnp.asarray(REFERENCE)[batch.pair_index]
         losses = sigmoid_loss(ratios[..., 0], ratios[..., 1], beta=BETA)
         return jnp.sum(jnp.where(batch.pair_index >= 0, losses, 0.0)) / len(pairs)

@@ -1,9 +1,10 @@
 """The columns of a record that no form reads: facts to keep, or text that must not be lost."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxdpo.data.bad_pair import BadPair, show
+from jaxdpo.data.reading import rendered
 from jaxdpo.data.reading.columns import OTHER, is_prose, sort_of, texts_in
 from jaxdpo.data.reading.said import Said
 
@@ -13,18 +14,19 @@ _TELLING = 16
 
 def check_unread(
     rest: Mapping[str, Any],
-    said: Iterable[Said],
+    said: Sequence[Said],
     facts: Sequence[str] = (),
     prompt_is_named: bool = True,
 ) -> set[str]:
     """Refuses a record whose other columns might say what the model was asked.
 
     A column may be left out if its name is that of a fact (`prompt_id`, `score`), if it holds no
-    text, or if its text stands in the messages already: data sets repeat themselves.
+    text, or if its text stands in the messages already: data sets repeat themselves. Where no
+    column is the prompt by its name, that of a fact may hold it, too.
 
     Args:
       rest: The columns that no form has read.
-      said: All messages of the record.
+      said: All messages of the record: prompt, chosen and rejected answer.
       facts: Columns that the user calls facts, by `data.columns`.
       prompt_is_named: Whether a column of the record is a prompt by its name. If the prompt is what
         both answers begin with, any text at all might be the real one.
@@ -42,11 +44,14 @@ def check_unread(
         if not isinstance(value, str | list | dict):
             continue
         sort = sort_of(name)
+        if isinstance(value, list) and _repeats(value, said):
+            repeats.add(name)
+            continue
         if not value:
             # An instruction without an input has the column all the same.
             repeats |= {name} if sort == "asked" else set()
             continue
-        if sort == "fact" or name in facts:
+        if name in facts or (sort == "fact" and prompt_is_named):
             continue
         if sort == "not text":
             raise BadPair(
@@ -55,7 +60,7 @@ def check_unread(
                 f"data.columns={{metadata: {name}}}",
             )
         texts = texts_in(value)
-        if sort == "unknown" and prompt_is_named:
+        if sort == "fact" or (sort == "unknown" and prompt_is_named):
             texts = list(filter(is_prose, texts))
         if not texts:
             continue
@@ -68,12 +73,19 @@ def check_unread(
     return repeats
 
 
-def _contents(said: Iterable[Said]) -> list[str]:
+def _repeats(value: list[Any], said: Sequence[Said]) -> bool:
+    """Tells a list of the very messages of prompt and chosen answer, as many data sets have it."""
+    return len(value) <= len(said) and all(
+        item == each.message for item, each in zip(value, said, strict=False)
+    )
+
+
+def _contents(said: Sequence[Said]) -> list[str]:
+    contents = [message.get("content") for _, message in said if isinstance(message, dict)]
     return [
-        content.strip()
-        for _, message in said
-        if isinstance(message, dict)
-        for content in texts_in(message.get("content"))
+        text.strip()
+        for content in contents
+        for text in ([content] if isinstance(content, str) else texts_in(content))
     ]
 
 
@@ -81,7 +93,11 @@ def _stands_in(text: str, contents: Sequence[str]) -> bool:
     text = text.strip()
     if text in contents or text in ("user", "assistant", "system", "human", "gpt", "tool"):
         return True
-    return len(text) >= _TELLING and any(text in content for content in contents)
+    if len(text) >= _TELLING and any(text in content for content in contents):
+        return True
+    # Alpaca has the whole example once more, as its template renders it.
+    messages = rendered.messages_of(text, "", is_answer=True)
+    return messages is not None and all(each["content"].strip() in contents for each in messages)
 
 
 def _lost(name: str, value: Any, prompt_is_named: bool) -> BadPair:
