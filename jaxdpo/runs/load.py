@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxdpo.config import load_config
 from jaxdpo.data.tokenization.chat import load_chat
 from jaxdpo.errors import UserError
-from jaxdpo.hub.adapter import ADAPTER_CONFIG
+from jaxdpo.hub.adapter_config import ADAPTER_CONFIG
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import member, read_config, read_json
 from jaxdpo.hub.policy import Policy, open_policy
