@@ -8,7 +8,6 @@ from jaxdpo.data.writing import write_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.feedback.collecting import Feedback, collect
 from jaxdpo.feedback.preferences import FeedbackConfig
-from jaxdpo.storage.files import refuse_existing
 
 
 class CollectConfig(FeedbackConfig):
@@ -24,18 +23,26 @@ def collect_to_file(config: CollectConfig) -> None:
     """Makes pairs of the feedback, prints the counts, and writes the pairs.
 
     Raises:
-      UserError: If the feedback cannot be read, no line makes a pair, or the file cannot be
-        written.
+      UserError: If the feedback cannot be read, no line makes a pair, the file cannot be written,
+        or another one is in its place.
     """
     target = Path(config.out).expanduser()
-    if not config.overwrite:
-        refuse_existing(target)
     collected = collect(config.source, config.data, config)
     print(collected.summary())
     if not collected.pairs:
         raise UserError(f"{config.data}: no line makes a pair; {target} is not written")
+    new = target.with_name(f".{target.name}.new")
     try:
-        write_pairs(collected.pairs, target)
+        write_pairs(collected.pairs, new)
+        # The same command again may write the same file; anything else there is not ours to lose.
+        if target.exists() and not config.overwrite and new.read_bytes() != target.read_bytes():
+            raise UserError(
+                f"{target}: is there already, and holds something else; set overwrite=true, or "
+                "name another file"
+            )
+        new.replace(target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+    finally:
+        new.unlink(missing_ok=True)
     print(f"written: {target}")

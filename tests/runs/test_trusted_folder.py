@@ -132,7 +132,7 @@ def test_collected_pairs_replace_no_file(here):
     record = {"messages": [{"role": "user", "content": "a"}], "output": "one", "edited": "two"}
     Path("edits.jsonl").write_text(json.dumps(record) + "\n")
     Path("out.jsonl").write_text("mine\n")
-    with pytest.raises(UserError, match=r"out.jsonl: is there already; set overwrite=true"):
+    with pytest.raises(UserError, match=r"out.jsonl: is there already.*set overwrite=true"):
         collect.main(["expert_edits", "edits.jsonl", "-o", "out.jsonl"])
     assert Path("out.jsonl").read_text() == "mine\n"
     collect.main(["expert_edits", "edits.jsonl", "-o", "out.jsonl", "--overwrite"])
