@@ -15,6 +15,7 @@ from jaxdpo.devices.sharding import make_mesh
 from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.card import run_card
+from jaxdpo.runs.description import describe_run
 from jaxdpo.runs.folder import RunFolder, open_run_folder
 from jaxdpo.runs.recorder import Recorder, exit_stopped
 from jaxdpo.runs.setup import Setup, set_up
@@ -126,7 +127,9 @@ def begin_or_continue(
         setup.mesh,
         keep=setup.keeps_policy,
     )
-    checkpoints = Checkpoints(folder.path / "checkpoints", setup.config.checkpoint.keep)
+    described = describe_run(setup.config, setup.policy)
+    keep = setup.config.checkpoint.keep
+    checkpoints = Checkpoints(folder.path / "checkpoints", keep, described)
     state = checkpoints.restore(jax.tree.map(_abstract, state)) or state
     if int(state.step):
         reporter.say(f"continuing after step {int(state.step)}")

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxdpo.config import load_config
+from jaxdpo.config import RunConfig, load_config
 from jaxdpo.data.tokenization.chat import load_chat
+from jaxdpo.errors import UserError
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import member, read_config, read_json
 from jaxdpo.hub.policy import Policy, open_policy
@@ -16,7 +18,13 @@ from jaxdpo.model.decoder import abstract_params
 from jaxdpo.model.lora import init_lora
 from jaxdpo.runs.card import run_card
 from jaxdpo.storage.orbax import stored_arrays
-from jaxdpo.training.checkpoint import newest_checkpoint, stored_trainable
+from jaxdpo.training.checkpoint import (
+    MODEL_FOLDER,
+    is_checkpoint,
+    newest_checkpoint,
+    read_manifest,
+    stored_trainable,
+)
 
 # The parameters in a folder written with format=orbax, beside config.json and the tokenizer.
 ORBAX = "params"
@@ -24,15 +32,17 @@ CARD = "README.md"
 
 
 def load_source(source: str, chat_template: str | None = None) -> Policy:
-    """The model of anything that `open_source` opens, on the first device."""
+    """Loads the model of anything that `open_source` opens, onto the first device."""
     policy = open_source(source, chat_template)
     lora = None if policy.lora is None else on_devices(policy.lora, None)
     return replace(policy, params=on_devices(policy.params, None), lora=lora)
 
 
 def open_source(source: str, chat_template: str | None = None) -> Policy:
-    """The model of a folder, an adapter folder, `org/name`, a run (its newest checkpoint), one
-    checkpoint, or a folder written by `convert` with format=orbax; its weights left in their files.
+    """Opens a model wherever it lies, its weights left in their files.
+
+    A source is a folder, an adapter folder, `org/name`, a run (its newest checkpoint), one
+    checkpoint with or without its run beside it, or a folder that `convert` wrote in Orbax format.
 
     Args:
       source: Where it lies.
@@ -42,10 +52,10 @@ def open_source(source: str, chat_template: str | None = None) -> Policy:
       UserError: If it is none of these, or cannot be loaded.
     """
     path = Path(source).expanduser()
-    for run in (path, path.parent.parent):
-        if (run / "config.yaml").exists() and (run / "checkpoints").is_dir():
-            checkpoint = newest_checkpoint(run / "checkpoints") if run == path else path
-            return _open_run(run, checkpoint, chat_template)
+    if (path / "config.yaml").exists() and (path / "checkpoints").is_dir():
+        return _open_checkpoint(newest_checkpoint(path / "checkpoints"), chat_template)
+    if is_checkpoint(path):
+        return _open_checkpoint(path, chat_template)
     card = None
     if (path / CARD).exists():
         card = member(path, CARD).read_text(encoding="utf-8")
@@ -59,22 +69,61 @@ def open_source(source: str, chat_template: str | None = None) -> Policy:
     return replace(open_policy(source, chat_template=chat_template), card=card)
 
 
-def _open_run(folder: Path, checkpoint: Path, chat_template: str | None) -> Policy:
-    run = load_config(folder / "config.yaml")
-    base = open_policy(
-        run.model.path,
-        run.model.param_dtype,
-        chat_template or run.data.chat_template,
-        run.data.max_length,
+def _open_checkpoint(folder: Path, chat_template: str | None) -> Policy:
+    """Opens a checkpoint by its own description, or an earlier version's by its run's folder."""
+    manifest, folder = read_manifest(folder), folder.absolute()
+    beside = folder.parent.parent
+    in_run = (beside / "config.yaml").exists()
+    if "run" in manifest:
+        run = RunConfig.model_validate(manifest["run"])
+    elif in_run:
+        run = load_config(beside / "config.yaml")
+    else:
+        raise UserError(
+            f"{folder}: an earlier version wrote it, which kept the configuration in the run's "
+            "folder alone; move it back into checkpoints/ there"
+        )
+    policy = (
+        _trained_parameters(folder, manifest, run, chat_template)
+        if run.lora is None and "model" in manifest
+        else _on_its_base(folder, run, chat_template)
     )
+    card = run_card(run, beside if in_run else None, manifest["step"])
+    return replace(policy, card=card)
+
+
+def _trained_parameters(
+    folder: Path, manifest: dict[str, Any], run: RunConfig, chat_template: str | None
+) -> Policy:
+    """Opens all parameters of a model, which need nothing but the checkpoint itself."""
+    files = folder / MODEL_FOLDER
+    config = config_from_hf(manifest["model"], run.data.max_length)
+    params = stored_trainable(folder, abstract_params(config, jnp.dtype(run.model.param_dtype)))
+    # The run's template was saved with the tokenizer.
+    chat = load_chat(str(files), chat_template)
+    generation = read_json(files, "generation_config.json") or None
+    return Policy(config, params, chat, run.model.path, manifest["model"], generation)
+
+
+def _on_its_base(folder: Path, run: RunConfig, chat_template: str | None) -> Policy:
+    """Opens adapters on the base model that they were trained on."""
+    try:
+        base = open_policy(
+            run.model.path,
+            run.model.param_dtype,
+            chat_template or run.data.chat_template,
+            run.data.max_length,
+        )
+    except UserError as error:
+        raise UserError(
+            f"{folder}: needs the model that it was trained from, model.path={run.model.path}: "
+            f"{error}"
+        ) from None
     policy, lora_config = base.merged(), run.lora
     if lora_config is None:
         expected = abstract_params(base.config, jnp.dtype(run.model.param_dtype))
-        step, params = stored_trainable(checkpoint, expected)
-        policy = replace(policy, params=params)
-    else:
-        policy = policy.quantized(lora_config.base)
-        expected = jax.eval_shape(lambda: init_lora(base.config, lora_config, jax.random.key(0)))
-        step, lora = stored_trainable(checkpoint, expected)
-        policy = replace(policy, lora=lora, lora_config=lora_config, source=run.model.path)
-    return replace(policy, card=run_card(run, folder, step))
+        return replace(policy, params=stored_trainable(folder, expected))
+    policy = policy.quantized(lora_config.base)
+    expected = jax.eval_shape(lambda: init_lora(base.config, lora_config, jax.random.key(0)))
+    lora = stored_trainable(folder, expected)
+    return replace(policy, lora=lora, lora_config=lora_config, source=run.model.path)
