@@ -44,13 +44,6 @@ def run_card(config: RunConfig, folder: Path | None, step: int | None = None) ->
     base, objective = _portable(config.model.path), " + ".join(config.loss.type)
     data: Any = _portable(config.data.path)
     sources = [data] if isinstance(data, str) else list(data)
-    header = ModelCardData(
-        library_name="peft" if config.lora and config.export.lora == "adapter" else "transformers",
-        pipeline_tag="text-generation",
-        base_model=base if _is_on_hub(config.model.path) else None,
-        datasets=[name.split(":")[0] for name in sources if _ON_HUB.fullmatch(name)] or None,
-        tags=["jaxdpo", "sft" if config.loss.supervised else "dpo", *config.loss.type],
-    )
     settings = {
         section: _portable({name: value for name, value in fields.items() if name not in _PLACES})
         for section, fields in config.model_dump(mode="json").items()
@@ -61,7 +54,7 @@ def run_card(config: RunConfig, folder: Path | None, step: int | None = None) ->
     if config.lora and config.lora.base != "full":
         kind = f"a LoRA on layers in {config.lora.base}"
     return f"""---
-{header.to_yaml()}
+{_header(config, base, sources).to_yaml()}
 ---
 
 # {Path(base).name}, aligned
@@ -86,6 +79,17 @@ From {", ".join(f"`{name}`" for name in sources)}.
 
 Versions: {versions}.
 """
+
+
+def _header(config: RunConfig, base: str, sources: list[str]) -> ModelCardData:
+    """Fills in the fields by which the Hub finds models."""
+    return ModelCardData(
+        library_name="peft" if config.lora and config.export.lora == "adapter" else "transformers",
+        pipeline_tag="text-generation",
+        base_model=base if _is_on_hub(config.model.path) else None,
+        datasets=[name.split(":")[0] for name in sources if _ON_HUB.fullmatch(name)] or None,
+        tags=["jaxdpo", "sft" if config.loss.supervised else "dpo", *config.loss.type],
+    )
 
 
 def _data_table(folder: Path | None) -> str:

@@ -89,7 +89,7 @@ def convert(config: ConvertConfig) -> None:
 
 
 def _watched(policy: Policy, seen: Callable[[int], None]) -> Policy:
-    """The policy; `seen` is called with the bytes that are read of it."""
+    """Returns the policy; `seen` is called with the bytes that are read of it."""
 
     def watched(arrays: Params) -> Params:
         return jax.tree.map(lambda stored: stored.watched(seen), arrays)

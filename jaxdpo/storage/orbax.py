@@ -24,7 +24,7 @@ _UNDER_WAY = 2**27
 
 
 def saved_by_matrix() -> ocp.Context:
-    """The context in which Orbax is to save, so that `stored_arrays` reads single matrices."""
+    """Returns the context to save in, so that `stored_arrays` reads single matrices."""
     context = ocp.Context()
     context.array.saving.scoped_storage_options_creator = _by_matrix
     return context
@@ -37,7 +37,7 @@ def _by_matrix(key: Any, value: Any) -> ocp.options.ArrayOptions.Saving.StorageO
 
 
 def stored_arrays(folder: Path, expected: Any, *within: str) -> Any:
-    """A tree of arrays that was saved, left on disk.
+    """Opens a tree of arrays that was saved, left on disk.
 
     Args:
       folder: As it was given to Orbax.
@@ -83,6 +83,7 @@ def write_arrays(folder: Path, arrays: Any) -> None:
     Orbax first saves zeros in their places, which take up no memory, and nearly none on disk.
     """
     context = saved_by_matrix()
+    # The zeros are one number, broadcast: a copy would take up what they only stand for.
     context.memory.deepcopy_host_arrays = False
     zeros = jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), arrays)
     with context:
@@ -94,6 +95,7 @@ def write_arrays(folder: Path, arrays: Any) -> None:
             part = stored.at(indices)
             under_way.append(array[indices].write(part))
             size += part.nbytes
+            # Writes run ahead of the disk, but not by a model's size.
             if size >= _UNDER_WAY:
                 _finish(under_way)
                 size = 0

@@ -39,7 +39,7 @@ _FAR = -3.0
 
 @dataclass
 class Watch:
-    """What has been seen of a run so far.
+    """Watches a run for what goes wrong in DPO, by all that was seen of it so far.
 
     Attributes:
       num_steps: Optimizer steps of the run.
