@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ def _model_files(policy: Policy) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         policy.chat.tokenizer.save_pretrained(folder)
-        _write(folder / "config.json", dict(policy.hf_config))
+        _write(folder / "config.json", policy.hf_config)
         _write(folder / "generation_config.json", policy.generation_config or {})
         return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(value), indent=2) + "\n", encoding="utf-8")
