@@ -25,16 +25,16 @@ class Doubts:
         """Takes note of one pair."""
         if pair.label is not None:
             self._labels[pair.label] += 1
-        if pair.prompt and not any(map(_has_text, pair.prompt)):
+        if pair.prompt and not _has_text(pair.prompt[-1]) and not any(map(_has_text, pair.prompt)):
             self._blank.append(pair.source)
         for answer in (pair.chosen, pair.rejected):
             if answer:
                 self._add_answer(answer, pair.source)
 
     def _add_answer(self, answer: Sequence[Message], source: str) -> None:
-        if not any(_has_text(message) or "tool_calls" in message for message in answer):
-            self._blank.append(source)
         text = answer[-1].get("content", "")
+        if not text[:1].isalnum() and not any(_has_text(m) or "tool_calls" in m for m in answer):
+            self._blank.append(source)
         if len(text) > _LONG:
             self._long += 1
             # Most answers end in a full stop, and no more of them is looked at.

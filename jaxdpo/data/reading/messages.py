@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 from jaxdpo.data.bad_pair import BadPair, kind, show
-from jaxdpo.data.pairs import Message
+from jaxdpo.data.pairs import SAMPLED, Message
 from jaxdpo.data.reading.columns import is_prose, sort_of, texts_in, typo_of
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -18,7 +18,7 @@ _ROLE_SET = ("user", "assistant", "system")
 _MESSAGE_KEYS = {
     "system": ("role", "content", "name"),
     "user": ("role", "content", "name"),
-    "assistant": ("role", "content", "name", "tool_calls", *REASONING_KEYS),
+    "assistant": ("role", "content", "name", "tool_calls", SAMPLED, *REASONING_KEYS),
     "tool": ("role", "content", "name", "tool_call_id"),
 }
 _TEXT_KEYS = ("name", "tool_call_id", *REASONING_KEYS)
@@ -75,10 +75,26 @@ def parse_message(value: Any, field: str, unread: Counter[str] | None = None) ->
             )
     if "tool_calls" in message:
         message["tool_calls"] = _parse_tool_calls(message["tool_calls"], f"{field}.tool_calls")
+    if SAMPLED in message:
+        _check_sampled(message[SAMPLED], f"{field}.{SAMPLED}")
     if isinstance(message.get("content"), list):
         _take_parts(message, f"{field}.content")
     _check_content(value, message, field)
     return message
+
+
+def _check_sampled(value: Any, field: str) -> None:
+    """Refuses ids beside an answer's text that no sampler wrote."""
+    ids = value.get("ids") if isinstance(value, dict) else None
+    if (
+        not isinstance(ids, list)
+        or not all(type(each) is int and each >= 0 for each in ids)
+        or not isinstance(value.get("vocabulary"), str)
+    ):
+        raise BadPair(
+            "sampled-ids",
+            f'{field} is {show(value)}; write {{"ids": […], "vocabulary": …}}, or remove it',
+        )
 
 
 def _without_other_answers(message: Message, field: str) -> Message:
