@@ -85,7 +85,7 @@ def set_up(
         if isinstance(examples, LabelledPairs):
             reporter.say(f"{split}: {examples.summary()}")
     train, test = splits["TRAIN"], splits["TEST"]
-    columns = {split: read_columns(config, examples) for split, examples in splits.items()}
+    columns = _read_columns(config, splits)
     digest = weights_digest(policy.params)
     reference = open_reference(config, policy, digest, mesh, reporter)
     # By content and not by path: what lies at a path may have changed since the run was begun.
@@ -116,6 +116,10 @@ def set_up(
         planned_test,
         make_score_step(policy.config, compute, mesh, loss.ld_alpha, loss.use_weighting),
     )
+
+
+def _read_columns(config: RunConfig, splits: Mapping[Split, Examples]) -> dict[Split, PairColumns]:
+    return {split: read_columns(config, examples) for split, examples in splits.items()}
 
 
 def _with_reference(
