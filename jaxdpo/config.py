@@ -39,7 +39,11 @@ class PolicyConfig(BaseModel):
     path: Annotated[str, AfterValidator(shipped)] = Field(
         description="Hugging Face folder, or org/name on the Hub"
     )
-    param_dtype: Dtype = Field(default="float32", description="dtype of the parameters")
+    param_dtype: Dtype = Field(
+        default="float32",
+        description="dtype that the parameters are loaded and computed in; those that train are "
+        "kept in float32 beside it, so that small updates add up",
+    )
     compute_dtype: Dtype | None = Field(
         default=None,
         description="dtype of activations; default: float32 on CPU, bfloat16 elsewhere",

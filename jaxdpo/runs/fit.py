@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxdpo.cli.console import Reporter
@@ -132,6 +133,11 @@ def begin_or_continue(
         setup.mesh,
         keep=setup.keeps_policy,
     )
+    params = setup.policy.params
+    in_fp32 = jax.tree.leaves(params)[0].dtype == jnp.float32
+    if setup.objective.compute.lora is None and not (in_fp32 or setup.keeps_policy or frozen):
+        # The state holds them in fp32 and rounds them for each forward pass; these are in its way.
+        jax.tree.map(lambda leaf: leaf.delete(), params)
     described = describe_run(setup.config, setup.policy)
     keep = setup.config.checkpoint.keep
     checkpoints = Checkpoints(folder.path / "checkpoints", keep, described)

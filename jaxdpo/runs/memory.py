@@ -33,7 +33,8 @@ class StepMemory:
     """Bytes on one device during an optimizer step, by part.
 
     Attributes:
-      parameters: What is trained: the parameters, or under LoRA the adapters.
+      parameters: What is trained: the parameters in fp32, and rounded where they are computed in
+        another dtype; or under LoRA the adapters.
       frozen: LoRA's base, and the reference's parameters.
       optimizer: The optimizer's state.
       gradients: fp32, summed over microbatches.
@@ -183,7 +184,10 @@ def step_memory(
         math.prod(leaf.sharding.shard_shape(leaf.shape))
         for leaf in jax.tree.leaves(state.trainable)
     )
-    params = state.trainable if config.lora is None else frozen
+    # What the forward pass reads: LoRA's base, or all parameters rounded to their dtype.
+    dtype = jnp.dtype(config.model.param_dtype)
+    params = _placed(_abstract_base(model, dtype, None), mesh) if config.lora is None else frozen
+    copied = config.lora is None and dtype != jnp.float32
     kept = kept_bytes(model, params, compute, shape, mesh)
     rows = shape.rows // math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     # Held for a moment at a time, and so counted once: the head's chunk, and one layer.
@@ -194,7 +198,7 @@ def step_memory(
         workspace += (everything - kept) // model.num_layers
     workspace += _numbers_bytes(params, compute) // mesh.shape["tensor"]
     return StepMemory(
-        parameters=device_bytes(state.trainable),
+        parameters=device_bytes(state.trainable) + (device_bytes(params) if copied else 0),
         frozen=device_bytes(frozen) + device_bytes(state.reference),
         optimizer=device_bytes(state.optimizer),
         # Of several microbatches, the sum so far and the one under way.

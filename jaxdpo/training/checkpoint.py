@@ -298,7 +298,8 @@ def stored_trainable(folder: Path, expected: Any) -> Any:
     Raises:
       UserError: If its arrays are others.
     """
-    return stored_arrays(folder / "state", expected, "trainable")
+    # What trains is fp32; the parameters are computed with, and exported, in their own dtype.
+    return stored_arrays(folder / "state", expected, "trainable", rounded=True)
 
 
 def _present(state: TrainState) -> dict[str, Any]:

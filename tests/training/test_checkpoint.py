@@ -144,6 +144,19 @@ def test_a_failed_save_is_said_and_leaves_the_one_before(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
 
 
+def test_parameters_that_an_earlier_version_trained_in_bfloat16_go_on_in_float32(tmp_path):
+    mesh = mesh_of(1, 1, 1)
+    state = state_on(mesh)
+    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.trainable)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(3, state._replace(trainable=halves))
+    checkpoints.wait()
+    restored = checkpoints.restore(abstract(state, mesh))
+    assert restored is not None
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), halves)
+    assert_equal(restored, state._replace(trainable=wide))
+
+
 def test_it_describes_itself(tmp_path):
     description = Description({"loss": {"beta": 0.2}}, {"hidden_size": 32}, {"tokenizer": b"\x00"})
     checkpoints = Checkpoints(tmp_path, keep=2, description=description)
