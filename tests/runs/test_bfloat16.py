@@ -70,3 +70,35 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(runs, inputs):
     assert (half / model).read_bytes() == (whole / model).read_bytes()
     steps = [json.loads(line)["step"] for line in (half / "metrics.jsonl").read_text().splitlines()]
     assert steps.count(24) == 2
+
+
+def test_merged_adapters_say_what_rounding_loses_of_them(inputs, capsys):
+    """The share by hand, from the files: the merged weights, the base's, and the adapter's."""
+    adapters = ("lora.rank=4", "model.param_dtype=bfloat16")
+    run = fit(run_config(inputs, inputs / "merged", *SETTINGS, *adapters))
+    said = capsys.readouterr().out.replace("\n", " ")
+    policy = run.policy
+    lost = learned = 0.0
+    with safe_open(run.folder / "model" / "model.safetensors", framework="np") as file:
+        for name, path in (("q", "self_attn.q_proj"), ("down", "mlp.down_proj")):
+            part = "attention" if name == "q" else "mlp"
+            kernel = np.asarray(policy.params["layers"][part][name]["kernel"], np.float64)
+            pair = policy.lora["layers"][part][name]
+            a, b = (np.asarray(pair[side], np.float64) for side in "ab")
+            delta = policy.lora_config.scale * a @ b
+            for layer in range(2):
+                tensor = file.get_tensor(f"model.layers.{layer}.{path}.weight")
+                lost += np.square(tensor.T.astype(np.float64) - kernel[layer] - delta[layer]).sum()
+                learned += np.square(delta[layer]).sum()
+    share = np.sqrt(lost / learned)
+    assert share > 0.05
+    # Two of seven maps stand for all of them.
+    np.testing.assert_allclose(run.summary["rounding_loss"], share, rtol=0.3)
+    assert "of what the adapters learned" in said and "export.lora=adapter keeps all of it" in said
+
+    wide = fit(run_config(inputs, inputs / "wide", *SETTINGS, *adapters, "export.dtype=float32"))
+    assert wide.summary["rounding_loss"] < 1e-4
+    exact = policy.lora_config.scale * a[0] @ b[0] + kernel[0]
+    with safe_open(wide.folder / "model" / "model.safetensors", framework="np") as file:
+        merged = file.get_tensor("model.layers.0.mlp.down_proj.weight").T
+    np.testing.assert_allclose(merged, exact, atol=1e-7)
