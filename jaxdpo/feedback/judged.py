@@ -17,12 +17,15 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from jaxdpo.data.bad_pair import BadPair
+from jaxdpo.data.pairs import SAMPLED
 from jaxdpo.data.reading.said import need
 from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.feedback.preferences import COMMON, check_keys
 
 _SAID = ("passed", "score", "explanation")
 _ABOUT = ("model", "sample", "finished", "annotator", "time")
+# Of a generation: what beside its text belongs to the answer, and what nothing here reads.
+_BESIDE = (SAMPLED, "tool_calls", "reference")
 _PROMPT = tuple(key for key in COMMON if key not in _ABOUT)
 
 
@@ -36,6 +39,7 @@ class Judged(NamedTuple):
       criterion: The name of what it was judged by.
       judgement: What was said.
       about: Who said it, of which sample of which model.
+      sampled: The ids that the answer was sampled as, if it stands there as a text with them.
     """
 
     where: str
@@ -44,6 +48,7 @@ class Judged(NamedTuple):
     criterion: str
     judgement: Judgement
     about: dict[str, Any]
+    sampled: dict[str, Any] | None = None
 
     def key(self) -> str:
         """Equal of lines about one answer to one prompt."""
@@ -56,7 +61,7 @@ def parse_judged(record: dict[str, Any], where: str) -> Judged:
     Raises:
       BadPair: If it is not as documented.
     """
-    check_keys(record, "id", "completion", "sample", "finished", "criterion", *_SAID)
+    check_keys(record, "id", "completion", "sample", "finished", "criterion", *_SAID, *_BESIDE)
     _, completion = need(record, "messages", "completion")
     if isinstance(completion, str) and not completion.strip():
         raise BadPair("empty-completion", "completion is empty; nothing can be learnt from it")
@@ -71,7 +76,8 @@ def parse_judged(record: dict[str, Any], where: str) -> Judged:
         raise BadPair("judgement", f"{problem['loc'][0]}: {problem['msg']}") from None
     about = {key: record[key] for key in _ABOUT if record.get(key) is not None}
     prompt = {key: record[key] for key in _PROMPT if record.get(key) is not None}
-    return Judged(where, prompt, completion, criterion, judgement, about)
+    sampled = record.get(SAMPLED) if isinstance(completion, str) else None
+    return Judged(where, prompt, completion, criterion, judgement, about, sampled)
 
 
 def by_prompt(judged: Iterable[Judged]) -> Iterator[tuple[str, dict[str, Any], int]]:
@@ -111,4 +117,8 @@ def _valued(lines: list[Judged]) -> dict[str, Any]:
         for one in lines
     ]
     value = fmean(fmean(each) for each in values.values())
-    return {"completion": lines[0].answer, "value": value, "why": {"judgements": said}}
+    answer, sampled = lines[0].answer, lines[0].sampled
+    if sampled is not None:
+        # Training takes what was sampled; its text would not always be encoded to the same ids.
+        answer = {"role": "assistant", "content": answer, SAMPLED: sampled}
+    return {"completion": answer, "value": value, "why": {"judgements": said}}

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdpo.data.generations import SampledIds
 from jaxdpo.data.pairs import Message
 from jaxdpo.hub.policy import Policy
 from jaxdpo.model.decoder import Compute
@@ -21,12 +22,16 @@ class Answer(NamedTuple):
       text: What was answered, without end token and stop text.
       finished: Whether it ended by itself, rather than at `max_new_tokens`.
       tool_calls: Calls that a server read from the answer; the text of a local model holds its own.
+      sampled: Its token ids with the one that ended it, None of a server's answer. Training takes
+        them in place of the text, which would not always be encoded to the same. None as well where
+        a stop text was removed from the end.
     """
 
     number: int
     text: str
     finished: bool
     tool_calls: tuple[dict[str, Any], ...] = ()
+    sampled: SampledIds | None = None
 
 
 def answer(
@@ -84,9 +89,12 @@ def complete(
         chat.decode,
     )
     for number, completion in generate_each(model, requests, sampling):
+        whole = chat.decode(completion.ids)
         # The engine stops after the token in which a stop text ends; the text ends before it.
-        text = before(sampling.stop, chat.decode(completion.ids))
-        yield Answer(number, text, completion.finished)
+        text = before(sampling.stop, whole)
+        ended = () if completion.stop is None else (completion.stop,)
+        ids = SampledIds(ids=(*completion.ids, *ended), vocabulary=chat.vocabulary)
+        yield Answer(number, text, completion.finished, sampled=ids if text == whole else None)
 
 
 def before(stops: Sequence[str], text: str) -> str:

@@ -64,10 +64,12 @@ class Completion(NamedTuple):
     Attributes:
       ids: Its tokens, without the stop token.
       finished: Whether a stop token or text ended it, rather than `max_new_tokens`.
+      stop: The stop token that ended it, or None.
     """
 
     ids: list[int]
     finished: bool
+    stop: int | None = None
 
 
 def generate(
@@ -82,7 +84,7 @@ def generate(
     """Samples one completion of each prompt; repeat a prompt for several.
 
         generate(config, params, None, [[5, 9], [7]], SamplingConfig(), [2], compute)
-        # [Completion(ids=[11, 4], finished=True), Completion(ids=[8], finished=True)]
+        # [Completion([11, 4], finished=True, stop=2), Completion([8], finished=True, stop=2)]
 
     Args:
       config: Architecture.
@@ -261,11 +263,12 @@ class _Rows:
         # A segment may go on behind the end of a row, until enough others have ended.
         ids = drawn[: self._sampling.max_new_tokens]
         stops = [i for i, token in enumerate(ids) if token in self._model.stop_token_ids]
+        stop = ids[stops[0]] if stops else None
         ids = ids[: stops[0]] if stops else ids
         with_text = self._up_to_text(ids)
         if with_text is not None:
             return Completion(ids[:with_text], finished=True)
-        return Completion(ids, finished=bool(stops)) if stopped else None
+        return Completion(ids, stop is not None, stop) if stopped else None
 
     def _up_to_text(self, ids: list[int]) -> int | None:
         """Returns how many tokens it takes to have written a stop text; None if none is."""

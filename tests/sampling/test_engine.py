@@ -148,9 +148,10 @@ def test_a_stop_token_ends_a_completion_and_is_left_out(params):
     completions = generate(CONFIG, params, None, PROMPTS, greedy, stops, COMPUTE)
     for ids, completion in zip(free, completions, strict=True):
         places = [i for i, token in enumerate(ids) if token in stops]
-        expected = Completion(ids[: places[0]], True) if places else Completion(ids, False)
-        assert completion == expected
-    assert completions[1] == Completion([], finished=True)
+        at = places[0] if places else len(ids)
+        stop = ids[at] if places else None
+        assert completion == Completion(ids[:at], finished=bool(places), stop=stop)
+    assert completions[1] == Completion([], finished=True, stop=free[1][0])
 
 
 def draw_each(params, requests, **fields):
@@ -169,7 +170,8 @@ def test_rows_that_are_filled_again_answer_as_if_alone(params, batch_size):
     for prompt, completion in zip(prompts, completions, strict=True):
         free = full_forward_greedy(params, prompt, 20)
         end = next((i for i, token in enumerate(free) if token in stops), None)
-        assert completion == Completion(free[:end], finished=end is not None)
+        stop = None if end is None else free[end]
+        assert completion == Completion(free[:end], finished=end is not None, stop=stop)
     assert len({len(completion.ids) for completion in completions}) > 5
 
 

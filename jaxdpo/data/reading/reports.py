@@ -94,6 +94,10 @@ class TokenizeReport:
       cut_by_token: Those whose prompt was cut within a message.
       dropped: Those whose completions leave no room for a prompt.
       spelled_control: Those with text that spells a control token, kept as ordinary text.
+      reopened: Those with an answer that the chat template writes without what the generation
+        prompt opens; they are put after the prompt as it will be asked.
+      ids_unused: Those with an answer whose sampled ids are another vocabulary's, or another
+        text's: the text was encoded.
       rejected: Those that the chat template or tokenizer refuses; they are bad lines, too.
     """
 
@@ -102,6 +106,8 @@ class TokenizeReport:
     cut_by_token: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     spelled_control: tuple[str, ...] = ()
+    reopened: tuple[str, ...] = ()
+    ids_unused: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
 
     def summary(self, max_length: int) -> str:
@@ -111,6 +117,16 @@ class TokenizeReport:
             (self.cut_by_token, f"prompts were cut within a message to fit {max_length} tokens"),
             (self.dropped, f"pairs dropped: their completions leave {max_length} tokens no room"),
             (self.spelled_control, "pairs spell control tokens in their text; kept as plain text"),
+            (
+                self.reopened,
+                "pairs have answers that the chat template writes without what its generation "
+                "prompt opens (reasoning); trained after the prompt as it will be asked",
+            ),
+            (
+                self.ids_unused,
+                "pairs have answers with sampled ids that are not this tokenizer's or not of "
+                "their text; the text was encoded",
+            ),
             (self.rejected, "pairs skipped that cannot be rendered"),
         ]
         said = [

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, get_args
 
 from jaxdpo.data.bad_pair import BadPair, NothingToLearn, kind, show
 from jaxdpo.data.config import Turns
-from jaxdpo.data.pairs import Message, PreferencePair, Split
+from jaxdpo.data.pairs import SAMPLED, Message, PreferencePair, Split
 from jaxdpo.data.reading import rendered
 from jaxdpo.data.reading.formats import Draft
 from jaxdpo.data.reading.messages import parse_message, parse_tools
@@ -202,7 +202,7 @@ def _check_conversations(
     _check_completion(rejected, "rejected-role")
     if has_tools:
         _check_tool_order([*prompt, *rejected])
-    if _messages(chosen) == _messages(rejected):
+    if _texts(chosen) == _texts(rejected):
         # DPO's gradient of a pair with equal answers is zero: such a line is a mistake upstream.
         (field, message), preferred = rejected[-1], chosen[-1][0]
         named = "the chosen message" if preferred.startswith("messages[") else preferred
@@ -211,6 +211,11 @@ def _check_conversations(
             f"{field} equals {named}, {show(message.get('content'))}; "
             "a pair needs a preference: edit one or drop the line",
         )
+
+
+def _texts(labelled: list[_Labelled]) -> list[Message]:
+    """Returns messages without the ids that they were sampled as: one text has several."""
+    return [{k: v for k, v in message.items() if k != SAMPLED} for _, message in labelled]
 
 
 def _check_prompt(prompt: list[_Labelled], chosen: list[_Labelled]) -> None:
