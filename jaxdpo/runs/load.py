@@ -10,12 +10,14 @@ import jax.numpy as jnp
 from jaxdpo.config import RunConfig, load_config
 from jaxdpo.data.tokenization.chat import load_chat
 from jaxdpo.errors import UserError
+from jaxdpo.hub.adapter_config import ADAPTER_CONFIG
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import member, read_config, read_json
 from jaxdpo.hub.policy import Policy, open_policy
 from jaxdpo.hub.read import on_devices
 from jaxdpo.model.decoder import abstract_params
 from jaxdpo.model.lora import init_lora
+from jaxdpo.runs.base import base_chat, base_files, find_base, has_base
 from jaxdpo.runs.card import run_card
 from jaxdpo.storage.orbax import stored_arrays
 from jaxdpo.training.checkpoint import (
@@ -52,8 +54,10 @@ def open_source(source: str, chat_template: str | None = None) -> Policy:
       UserError: If it is none of these, or cannot be loaded.
     """
     path = Path(source).expanduser()
-    if (path / "config.yaml").exists() and (path / "checkpoints").is_dir():
-        return _open_checkpoint(newest_checkpoint(path / "checkpoints"), chat_template)
+    for run in (path, path.parent.parent):
+        if (run / "config.yaml").exists() and (run / "checkpoints").is_dir():
+            checkpoint = newest_checkpoint(run / "checkpoints") if run == path else path
+            return _open_run(run, checkpoint, chat_template)
     if is_checkpoint(path):
         return _open_checkpoint(path, chat_template)
     card = None
@@ -69,60 +73,94 @@ def open_source(source: str, chat_template: str | None = None) -> Policy:
     return replace(open_policy(source, chat_template=chat_template), card=card)
 
 
-def _open_checkpoint(folder: Path, chat_template: str | None) -> Policy:
-    """Opens a checkpoint by its own description, or an earlier version's by its run's folder."""
-    manifest, folder = read_manifest(folder), folder.absolute()
-    beside = folder.parent.parent
-    in_run = (beside / "config.yaml").exists()
-    if "run" in manifest:
-        run = RunConfig.model_validate(manifest["run"])
-    elif in_run:
-        run = load_config(beside / "config.yaml")
+def _open_run(folder: Path, checkpoint: Path, chat_template: str | None) -> Policy:
+    """Opens a checkpoint of a run, from any directory.
+
+    Where all parameters trained, the checkpoint and the run folder hold everything; adapters need
+    the weights of their base model, too.
+    """
+    run, step = load_config(folder / "config.yaml"), read_manifest(checkpoint)["step"]
+    if run.lora is None and has_base(folder):
+        hf_config, generation = base_files(folder)
+        config = config_from_hf(hf_config, run.data.max_length)
+        expected = abstract_params(config, jnp.dtype(run.model.param_dtype))
+        params = stored_trainable(checkpoint, expected)
+        chat = base_chat(folder, chat_template)
+        card = run_card(run, folder, step)
+        return Policy(config, params, chat, run.model.path, hf_config, generation, card=card)
+    try:
+        found = find_base(folder, run.model.path)
+    except UserError:
+        # A finished run has the adapters' sum with their base, which needs no base any more.
+        whole = folder / "model"
+        newest = checkpoint == newest_checkpoint(folder / "checkpoints")
+        if newest and (folder / "summary.json").exists() and not (whole / ADAPTER_CONFIG).exists():
+            return open_source(str(whole), chat_template)
+        raise
+    # The run's own template is a file that may have stayed behind; the run folder keeps a copy.
+    template = chat_template if has_base(folder) else chat_template or run.data.chat_template
+    base = open_policy(found, run.model.param_dtype, template, run.data.max_length)
+    policy, lora_config = base.merged(), run.lora
+    if lora_config is None:
+        # A run folder of an earlier version, which keeps nothing of its base.
+        expected = abstract_params(base.config, jnp.dtype(run.model.param_dtype))
+        policy = replace(policy, params=stored_trainable(checkpoint, expected))
     else:
+        policy = policy.quantized(lora_config.base)
+        expected = jax.eval_shape(lambda: init_lora(base.config, lora_config, jax.random.key(0)))
+        lora = stored_trainable(checkpoint, expected)
+        policy = replace(policy, lora=lora, lora_config=lora_config, source=found)
+    if has_base(folder) and chat_template is None and run.data.chat_template is not None:
+        policy = replace(policy, chat=base_chat(folder, None))
+    return replace(policy, card=run_card(run, folder, step))
+
+
+def _open_checkpoint(folder: Path, chat_template: str | None) -> Policy:
+    """Opens a checkpoint that lies by itself, by its own description."""
+    manifest = read_manifest(folder)
+    if "run" not in manifest:
         raise UserError(
             f"{folder}: an earlier version wrote it, which kept the configuration in the run's "
             "folder alone; move it back into checkpoints/ there"
         )
-    policy = (
-        _trained_parameters(folder, manifest, run, chat_template)
-        if run.lora is None and "model" in manifest
-        else _on_its_base(folder, run, chat_template)
-    )
-    card = run_card(run, beside if in_run else None, manifest["step"])
-    return replace(policy, card=card)
+    run = RunConfig.model_validate(manifest["run"])
+    opened = _trained_parameters if run.lora is None else _on_its_base
+    policy = opened(folder, manifest["model"], run, chat_template)
+    return replace(policy, card=run_card(run, None, manifest["step"]))
 
 
 def _trained_parameters(
-    folder: Path, manifest: dict[str, Any], run: RunConfig, chat_template: str | None
+    folder: Path, hf_config: dict[str, Any], run: RunConfig, chat_template: str | None
 ) -> Policy:
     """Opens all parameters of a model, which need nothing but the checkpoint itself."""
     files = folder / MODEL_FOLDER
-    config = config_from_hf(manifest["model"], run.data.max_length)
+    config = config_from_hf(hf_config, run.data.max_length)
     params = stored_trainable(folder, abstract_params(config, jnp.dtype(run.model.param_dtype)))
     # The run's template was saved with the tokenizer.
     chat = load_chat(str(files), chat_template)
     generation = read_json(files, "generation_config.json") or None
-    return Policy(config, params, chat, run.model.path, manifest["model"], generation)
+    return Policy(config, params, chat, run.model.path, hf_config, generation)
 
 
-def _on_its_base(folder: Path, run: RunConfig, chat_template: str | None) -> Policy:
+def _on_its_base(
+    folder: Path, hf_config: dict[str, Any], run: RunConfig, chat_template: str | None
+) -> Policy:
     """Opens adapters on the base model that they were trained on."""
     try:
         base = open_policy(
-            run.model.path,
-            run.model.param_dtype,
-            chat_template or run.data.chat_template,
-            run.data.max_length,
+            run.model.path, run.model.param_dtype, chat_template, run.data.max_length
         )
     except UserError as error:
         raise UserError(
             f"{folder}: needs the model that it was trained from, model.path={run.model.path}: "
             f"{error}"
         ) from None
+    base = replace(base, hf_config=hf_config)
+    if chat_template is None:
+        # The run's template was saved with the tokenizer.
+        base = replace(base, chat=load_chat(str(folder / MODEL_FOLDER)))
     policy, lora_config = base.merged(), run.lora
-    if lora_config is None:
-        expected = abstract_params(base.config, jnp.dtype(run.model.param_dtype))
-        return replace(policy, params=stored_trainable(folder, expected))
+    assert lora_config is not None
     policy = policy.quantized(lora_config.base)
     expected = jax.eval_shape(lambda: init_lora(base.config, lora_config, jax.random.key(0)))
     lora = stored_trainable(folder, expected)
