@@ -15,7 +15,7 @@ from jaxdpo.cli.settings import load_settings, read_yaml
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.packing.plan import BatchConfig
 from jaxdpo.devices.sharding import MeshConfig
-from jaxdpo.losses.config import SORTED, LossConfig
+from jaxdpo.losses import LossConfig
 from jaxdpo.model.lora import LoraConfig
 from jaxdpo.sampling import SamplingConfig
 from jaxdpo.scoring.reference import ReferenceConfig, ReferenceKind
@@ -125,7 +125,7 @@ class RunConfig(BaseModel):
             )
         self.loss.check_read("data.weight_key", self.data.weight_key)
         self.loss.check_read("data.margin_key", self.data.margin_key)
-        if self.data.weight_key is not None and SORTED & set(self.loss.type):
+        if self.data.weight_key is not None and self.loss.sorts:
             raise ValueError("data.weight_key has no meaning for losses that sort the pairs (aot)")
         if reference.kind == "adapter_off" and self.lora is None:
             raise ValueError(

@@ -19,8 +19,8 @@ from jaxdpo.model.lora import init_lora
 from jaxdpo.runs.convert import ConvertConfig, convert
 from jaxdpo.storage.lazy_array import Stored
 from jaxdpo.training.checkpoint import Checkpoints
-from jaxdpo.training.optimizer import make_optimizer, make_schedule
-from jaxdpo.training.step import init_state
+from jaxdpo.training.optimizer import Optimizer
+from jaxdpo.training.state import init_state
 from tests.folders import write_model
 from tests.tiny import mesh_of
 
@@ -102,8 +102,7 @@ def make_run(folder: Path, model: Path, overrides: list[str]):
     trainable = policy.params
     if config.lora is not None:
         trainable = init_lora(policy.config, config.lora, jax.random.key(0))
-    schedule = make_schedule(config.optimizer, 7, lora=config.lora is not None)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    optimizer = Optimizer(config.optimizer, 7, lora=config.lora is not None)
     checkpoints, trained = Checkpoints(folder / "checkpoints", keep=2), []
     for step in (1, 2):
         changed = jax.tree.map(lambda leaf, by=step: leaf + 0.01 * by, trainable)

@@ -73,7 +73,8 @@ class DataConfig(BaseModel):
         "its weight: how often an epoch has its TRAIN pairs"
     )
     format: Format | None = Field(
-        None, description="form of the records; default: recognised from the keys of each file"
+        default=None,
+        description="form of the records; default: recognised from the keys of each file",
     )
     columns: dict[Role, str | tuple[str, ...]] = Field(
         default={},
@@ -82,38 +83,38 @@ class DataConfig(BaseModel):
         "prompt are joined by line breaks; metadata lists columns that say nothing of the prompt",
     )
     ranked_margin: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="ranked lists: pair all whose scores differ by this; default: best and worst",
     )
     on_error: Literal["stop", "skip"] = Field(
-        "stop",
+        default="stop",
         description="at bad lines: stop before training, or skip them and write them to a file",
     )
     test_fraction: float = Field(
-        0.2,
+        default=0.2,
         ge=0.0,
         lt=1.0,
         description="share of prompts, by hash, that go to TEST where a line names no split",
     )
     max_length: int = Field(
-        1024, ge=32, description="most tokens of a prompt and one completion together"
+        default=1024, ge=32, description="most tokens of a prompt and one completion together"
     )
     chat_template: str | None = Field(
-        None, description="Jinja file to use in place of the tokenizer's chat template"
+        default=None, description="Jinja file to use in place of the tokenizer's chat template"
     )
     turns: Turns = Field(
-        "last",
+        default="last",
         description="what supervised fine-tuning learns of a conversation: its last answer, or all",
     )
     weight_key: str | None = Field(
-        None, description="field of a pair's metadata: a factor on its loss"
+        default=None, description="field of a pair's metadata: a factor on its loss"
     )
     margin_key: str | None = Field(
-        None, description="field of a pair's metadata: the reward margin it should have"
+        default=None, description="field of a pair's metadata: the reward margin it should have"
     )
     cache_dir: str | None = Field(
-        None,
+        default=None,
         description="folder of tokenised data, reference log-probs and compiled programs, for "
         "all runs; default: $JAXDPO_CACHE, or ~/.cache/jaxdpo",
     )

@@ -238,25 +238,29 @@ def local_rows(mesh: Mesh, rows: int) -> list[int]:
     return sorted({row for span in spans if span for row in range(*span[0].indices(rows))})
 
 
-def put_rows(
-    local: np.ndarray, rows: list[int], count: int, mesh: Mesh, row_axis: int
-) -> jax.Array:
-    """Makes a global array of `count` rows from the rows this process has built.
+def put_rows(local: Any, rows: list[int], count: int, mesh: Mesh, row_axis: int) -> Any:
+    """Makes global arrays of `count` rows from the rows that this process has built.
 
     Args:
-      local: The array with its axis `row_axis` holding the rows `rows`, in that order.
+      local: A tree of arrays whose axis `row_axis` holds the rows `rows`, in that order.
       rows: As given by `local_rows`.
-      count: Rows of the global array.
+      count: Rows of the global arrays.
       mesh: The mesh.
       row_axis: Which axis counts rows.
     """
     place = {row: slot for slot, row in enumerate(rows)}
-    shape = (*local.shape[:row_axis], count, *local.shape[row_axis + 1 :])
+    sharding = row_sharding(mesh, row_axis)
 
-    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
-        assert index is not None
-        start, stop, _ = index[row_axis].indices(count)
-        slots = slice(place[start], place[stop - 1] + 1)
-        return local[(*index[:row_axis], slots, *index[row_axis + 1 :])]
+    def put(array: np.ndarray) -> jax.Array:
+        shape = (*array.shape[:row_axis], count, *array.shape[row_axis + 1 :])
 
-    return jax.make_array_from_callback(shape, row_sharding(mesh, row_axis), piece)
+        def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            start, stop, _ = index[row_axis].indices(count)
+            # A device's rows stand together in the local array, as they do in the global one.
+            slots = slice(place[start], place[stop - 1] + 1)
+            return array[(*index[:row_axis], slots, *index[row_axis + 1 :])]
+
+        return jax.make_array_from_callback(shape, sharding, piece)
+
+    return jax.tree.map(put, local)

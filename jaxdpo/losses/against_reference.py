@@ -1,29 +1,43 @@
 """Losses of the policy's log-ratios to a reference: a = log π − log ref of each completion.
 
-All take `chosen_logratios` and `rejected_logratios`, f32 `[...]`, summed over a completion's
-tokens, in nats, and give f32 `[...]`, one loss a pair. Where a loss allows another divergence than
-the reverse KL, it takes what `divergence_scores` makes of the log-ratios instead.
+All return one loss for each pair, f32 `[...]`. Their parameters have the same names everywhere,
+because `table.LOSSES` passes them by name:
+
+  chosen_logratios     f32 `[...]`, a_c, summed over the chosen completion's tokens, in nats
+  rejected_logratios   f32 `[...]`, a_r
+  chosen_tokens        f32 `[...]`, n_c, how many tokens the chosen completion has
+  rejected_tokens      f32 `[...]`, n_r
+  margins              f32 `[...]`, target margins of reward from the data, or 0
+  beta                 β, strength of the pull to the reference, 1/nats of reward
+  label_smoothing      ε, share of pairs whose preference is taken to be wrong
+
+A loss that allows another divergence than the reverse KL is given `divergence_scores` of the
+log-ratios in their place.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 
-from jaxdpo.losses.config import Divergence
+Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 
 # Above this exponent e^x goes on as a straight line: finite in fp32, squared too, with a gradient.
 _LARGEST_EXPONENT = 30.0
 
 
 def capped_expm1(x: jax.Array) -> jax.Array:
-    """e^x − 1, which above x = 30 goes on along its tangent."""
+    """Computes e^x − 1, continued along its tangent above x = 30."""
     cap = _LARGEST_EXPONENT
     top = jnp.exp(jnp.float32(cap))
+    # `minimum` inside the branch that is not taken: an overflow there would make the gradient of
+    # `where` NaN, since it multiplies the unused branch's infinite slope by 0.
     return jnp.where(x <= cap, jnp.expm1(jnp.minimum(x, cap)), top * (1 + x - cap) - 1)
 
 
 def divergence_scores(logratios: jax.Array, kind: Divergence, alpha: float) -> jax.Array:
-    """f'(π / ref) up to a constant, so that it is 0 where the policy equals its reference.
+    """Computes f'(π / ref) up to a constant that makes it 0 where the policy equals its reference.
 
     Wang et al. 2023, "Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse
     Divergence Constraints", table 1.
@@ -36,13 +50,14 @@ def divergence_scores(logratios: jax.Array, kind: Divergence, alpha: float) -> j
       logratios: f32 `[...]`, u = log π − log ref.
       kind: reverse_kl u; forward_kl 1 − e^−u; js_divergence log 2 + log σ(u); alpha_divergence
         (e^((α−1)u) − 1) / (α − 1).
-      alpha: Of the alpha-divergence; at 1 it is the reverse KL.
+      alpha: α of the alpha-divergence; at 1 it is the reverse KL.
     """
     if kind == "forward_kl":
         return -capped_expm1(-logratios)
     if kind == "js_divergence":
         # log σ(u) = −log 2 at 0 in the same rounding, so that the score there is 0 exactly.
         return log_sigmoid(logratios) - log_sigmoid(jnp.zeros((), logratios.dtype))
+    # Near α = 1 the quotient is 0 / 0; its limit is u itself.
     if kind == "alpha_divergence" and abs(alpha - 1) > 1e-6:
         return capped_expm1((alpha - 1) * logratios) / (alpha - 1)
     return logratios
@@ -56,7 +71,7 @@ def sigmoid_loss(
     label_smoothing: float = 0.0,
     margins: jax.Array | float = 0.0,
 ) -> jax.Array:
-    """DPO: −(1−ε) log σ(x) − ε log σ(−x), x = β(a_c − a_r) − margin.
+    """Computes the DPO loss: −(1−ε) log σ(x) − ε log σ(−x), x = β(a_c − a_r) − margin.
 
     Rafailov et al. 2023, "Direct Preference Optimization: Your Language Model is Secretly a Reward
     Model", equation 7; with ε cDPO, Mitchell 2023, "A note on DPO with noisy preferences", equation
@@ -66,12 +81,20 @@ def sigmoid_loss(
     >>> import numpy as np
     >>> sigmoid_loss(*np.zeros((2, 1), np.float32), beta=0.1).round(4)
     Array([0.6931], dtype=float32)
+
+    Args:
+      chosen_logratios: f32 `[...]`, nats.
+      rejected_logratios: f32 `[...]`, nats.
+      beta: β.
+      label_smoothing: ε.
+      margins: f32 `[...]`, target margins of reward.
     """
     return smoothed(beta * (chosen_logratios - rejected_logratios) - margins, label_smoothing)
 
 
 def smoothed(logits: jax.Array, label_smoothing: float) -> jax.Array:
-    """−(1−ε) log σ(x) − ε log σ(−x)."""
+    """Computes −(1−ε) log σ(x) − ε log σ(−x)."""
+    # log_sigmoid, never the log of a sigmoid: σ underflows to 0 for x below −104 in fp32.
     right = -log_sigmoid(logits)
     if label_smoothing == 0:
         return right
@@ -85,9 +108,15 @@ def hinge_loss(
     beta: float,
     margins: jax.Array | float = 0.0,
 ) -> jax.Array:
-    """RSO and SLiC: max(0, 1 − x), x = β(a_c − a_r) − margin.
+    """Computes the hinge loss of RSO and SLiC: max(0, 1 − x), x = β(a_c − a_r) − margin.
 
     Liu et al. 2023, "Statistical Rejection Sampling Improves Preference Optimization", equation 10.
+
+    Args:
+      chosen_logratios: f32 `[...]`, nats.
+      rejected_logratios: f32 `[...]`, nats.
+      beta: β.
+      margins: f32 `[...]`, target margins of reward.
     """
     return jax.nn.relu(1 - (beta * (chosen_logratios - rejected_logratios) - margins))
 
@@ -100,10 +129,17 @@ def ipo_loss(
     *,
     beta: float,
 ) -> jax.Array:
-    """IPO: (a_c / n_c − a_r / n_r − 1 / 2β)², averaged over each completion's n tokens.
+    """Computes the IPO loss: (a_c / n_c − a_r / n_r − 1 / 2β)².
 
     Azar et al. 2023, "A General Theoretical Paradigm to Understand Learning from Human
     Preferences", equation 17, β written τ; the average over tokens is what its authors use.
+
+    Args:
+      chosen_logratios: f32 `[...]`, nats.
+      rejected_logratios: f32 `[...]`, nats.
+      chosen_tokens: f32 `[...]`, n_c.
+      rejected_tokens: f32 `[...]`, n_r.
+      beta: β; 1 / 2β is the margin, in nats a token, at which the loss is 0.
     """
     difference = chosen_logratios / chosen_tokens - rejected_logratios / rejected_tokens
     return jnp.square(difference - 1 / (2 * beta))
@@ -118,10 +154,18 @@ def sigmoid_norm_loss(
     beta: float,
     margins: jax.Array | float = 0.0,
 ) -> jax.Array:
-    """Length-normalised DPO: −log σ(β(a_c / n_c − a_r / n_r) − margin).
+    """Computes length-normalised DPO: −log σ(β(a_c / n_c − a_r / n_r) − margin).
 
     Lambert et al. 2024, "Tülu 3: Pushing Frontiers in Open Language Model Post-Training",
     equation 6. Its β is larger than DPO's by about the number of tokens (5 in the paper).
+
+    Args:
+      chosen_logratios: f32 `[...]`, nats.
+      rejected_logratios: f32 `[...]`, nats.
+      chosen_tokens: f32 `[...]`, n_c.
+      rejected_tokens: f32 `[...]`, n_r.
+      beta: β.
+      margins: f32 `[...]`, target margins of reward.
     """
     difference = chosen_logratios / chosen_tokens - rejected_logratios / rejected_tokens
     return -log_sigmoid(beta * difference - margins)
@@ -134,10 +178,16 @@ def robust_loss(
     beta: float,
     label_smoothing: float,
 ) -> jax.Array:
-    """Robust DPO: [−(1−ε) log σ(x) + ε log σ(−x)] / (1 − 2ε), unbiased if a share ε is flipped.
+    """Computes robust DPO: [−(1−ε) log σ(x) + ε log σ(−x)] / (1 − 2ε).
 
-    Chowdhury et al. 2024, "Provably Robust DPO: Aligning Language Models with Noisy Feedback",
-    equation 12.
+    It is unbiased if a share ε of the preferences is flipped. Chowdhury et al. 2024, "Provably
+    Robust DPO: Aligning Language Models with Noisy Feedback", equation 12.
+
+    Args:
+      chosen_logratios: f32 `[...]`, nats.
+      rejected_logratios: f32 `[...]`, nats.
+      beta: β.
+      label_smoothing: ε, below one half.
     """
     logits = beta * (chosen_logratios - rejected_logratios)
     epsilon = label_smoothing
@@ -152,10 +202,16 @@ def exo_pair_loss(
     beta: float,
     label_smoothing: float,
 ) -> jax.Array:
-    """EXO: KL of (σ(x), σ(−x)) from (1−ε, ε).
+    """Computes the EXO loss: the KL divergence of (σ(x), σ(−x)) from (1−ε, ε).
 
     Ji et al. 2024, "Towards Efficient Exact Optimization of Language Model Alignment",
     equation 16, for two completions.
+
+    Args:
+      chosen_logratios: f32 `[...]`, nats.
+      rejected_logratios: f32 `[...]`, nats.
+      beta: β.
+      label_smoothing: ε, above 0: the loss takes its logarithm.
     """
     logits = beta * (chosen_logratios - rejected_logratios)
     right = log_sigmoid(logits) - jnp.log1p(-label_smoothing)
@@ -166,10 +222,15 @@ def exo_pair_loss(
 def nca_pair_loss(
     chosen_logratios: jax.Array, rejected_logratios: jax.Array, *, beta: float
 ) -> jax.Array:
-    """NCA: −log σ(βa_c) − ½ log σ(−βa_c) − ½ log σ(−βa_r).
+    """Computes the NCA loss: −log σ(βa_c) − ½ log σ(−βa_c) − ½ log σ(−βa_r).
 
     Chen et al. 2024, "Noise Contrastive Alignment of Language Models with Explicit Rewards",
     equation 11, for two completions.
+
+    Args:
+      chosen_logratios: f32 `[...]`, nats.
+      rejected_logratios: f32 `[...]`, nats.
+      beta: β.
     """
     chosen, rejected = beta * chosen_logratios, beta * rejected_logratios
     return -log_sigmoid(chosen) - 0.5 * log_sigmoid(-chosen) - 0.5 * log_sigmoid(-rejected)
@@ -178,10 +239,15 @@ def nca_pair_loss(
 def bco_pair_loss(
     chosen_logratios: jax.Array, rejected_logratios: jax.Array, *, beta: float
 ) -> jax.Array:
-    """BCO on pairs: −log σ(βa_c) − log σ(−βa_r).
+    """Computes the BCO loss of pairs: −log σ(βa_c) − log σ(−βa_r).
 
     Jung et al. 2024, "Binary Classifier Optimization for Large Language Model Alignment",
     equation 9, its reward shift δ being 0.
+
+    Args:
+      chosen_logratios: f32 `[...]`, nats.
+      rejected_logratios: f32 `[...]`, nats.
+      beta: β.
     """
     return -log_sigmoid(beta * chosen_logratios) - log_sigmoid(-beta * rejected_logratios)
 
@@ -189,10 +255,15 @@ def bco_pair_loss(
 def sppo_hard_loss(
     chosen_logratios: jax.Array, rejected_logratios: jax.Array, *, beta: float
 ) -> jax.Array:
-    """SPPO: (a_c − 1 / 2β)² + (a_r + 1 / 2β)².
+    """Computes the SPPO loss: (a_c − 1 / 2β)² + (a_r + 1 / 2β)².
 
     Wu et al. 2024, "Self-Play Preference Optimization for Language Model Alignment", equation 4.7
     with the win rate of the chosen completion taken as 1.
+
+    Args:
+      chosen_logratios: f32 `[...]`, nats.
+      rejected_logratios: f32 `[...]`, nats.
+      beta: β.
     """
     target = 1 / (2 * beta)
     return jnp.square(chosen_logratios - target) + jnp.square(rejected_logratios + target)
@@ -201,10 +272,15 @@ def sppo_hard_loss(
 def apo_zero_loss(
     chosen_logratios: jax.Array, rejected_logratios: jax.Array, *, beta: float
 ) -> jax.Array:
-    """APO-zero: 1 − σ(βa_c) + σ(βa_r), for chosen completions better than the model's own.
+    """Computes APO-zero: 1 − σ(βa_c) + σ(βa_r), for chosen completions better than the model's own.
 
     D'Oosterlinck et al. 2024, "Anchored Preference Optimization and Contrastive Revisions",
     equation 7.
+
+    Args:
+      chosen_logratios: f32 `[...]`, nats.
+      rejected_logratios: f32 `[...]`, nats.
+      beta: β.
     """
     return sigmoid(-beta * chosen_logratios) + sigmoid(beta * rejected_logratios)
 
@@ -212,39 +288,53 @@ def apo_zero_loss(
 def apo_down_loss(
     chosen_logratios: jax.Array, rejected_logratios: jax.Array, *, beta: float
 ) -> jax.Array:
-    """APO-down: σ(βa_c) + 1 − σ(β(a_c − a_r)), for chosen completions worse than the model's own.
+    """Computes APO-down: σ(βa_c) + 1 − σ(β(a_c − a_r)).
 
-    D'Oosterlinck et al. 2024, equation 8.
+    It is for chosen completions that are worse than the model's own. D'Oosterlinck et al. 2024,
+    "Anchored Preference Optimization and Contrastive Revisions", equation 8.
+
+    Args:
+      chosen_logratios: f32 `[...]`, nats.
+      rejected_logratios: f32 `[...]`, nats.
+      beta: β.
     """
     difference = chosen_logratios - rejected_logratios
     return sigmoid(beta * chosen_logratios) + sigmoid(-beta * difference)
 
 
 def discopop_loss(
-    chosen_logratios: jax.Array, rejected_logratios: jax.Array, *, beta: float, tau: float
+    chosen_logratios: jax.Array, rejected_logratios: jax.Array, *, beta: float, discopop_tau: float
 ) -> jax.Array:
-    """DiscoPOP: −log σ(x)(1 − m) + e^−x m, m = σ(x / τ), x = β(a_c − a_r).
+    """Computes DiscoPOP: −log σ(x)(1 − m) + e^−x m, m = σ(x / τ), x = β(a_c − a_r).
 
     Lu et al. 2024, "Discovering Preference Optimization Algorithms with and for Large Language
-    Models", equation 5. Where x is far below 0, e^−x overflows and m underflows; here their
-    product is one exponential, e^(−x + log m), bounded for τ < 1 (TRL 1.16 gives NaN).
+    Models", equation 5.
+
+    Args:
+      chosen_logratios: f32 `[...]`, nats.
+      rejected_logratios: f32 `[...]`, nats.
+      beta: β.
+      discopop_tau: τ, below 1.
     """
     logits = beta * (chosen_logratios - rejected_logratios)
-    logistic = -log_sigmoid(logits) * sigmoid(-logits / tau)
-    return logistic + jnp.exp(-logits + log_sigmoid(logits / tau))
+    logistic = -log_sigmoid(logits) * sigmoid(-logits / discopop_tau)
+    # Where x is far below 0, e^−x overflows and m underflows, and TRL 1.16 gives NaN. Their product
+    # is one exponential, e^(−x + log m), which is bounded for τ < 1.
+    return logistic + jnp.exp(-logits + log_sigmoid(logits / discopop_tau))
 
 
 def mismatched_kl(mismatched_logratios: jax.Array, is_pair: jax.Array) -> jax.Array:
-    """KTO's z: max(0, the mean log-ratio of answers to other prompts); no gradient goes through it.
+    """Computes KTO's z: max(0, the mean log-ratio of answers to other prompts).
 
-    Ethayarajh et al. 2024, section 4.1, over the optimizer step's answers (TRL: a micro-batch's).
+    Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", section 4.1,
+    over the optimizer step's answers (TRL: a micro-batch's).
 
     Args:
       mismatched_logratios: f32 `[...]`, log π − log ref, summed over tokens, in nats.
       is_pair: bool `[...]`, false where there is padding.
 
     Returns:
-      f32 scalar.
+      f32 scalar, through which no gradient goes.
     """
     total = jnp.sum(jnp.where(is_pair, mismatched_logratios, 0.0))
     mean = total / jnp.maximum(jnp.sum(is_pair), 1)
@@ -260,7 +350,7 @@ def kto_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> jax.Array:
-    """KTO: λ_D (1 − σ(β(a − z))) of an answer found good, λ_U (1 − σ(β(z − a))) of a bad one.
+    """Computes the KTO loss: λ_D (1 − σ(β(a − z))) of good answers, λ_U (1 − σ(β(z − a))) of bad.
 
     Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", equation 8
     without the constant λ_y. At the reference it is λ / 2.
@@ -290,27 +380,58 @@ def aot_loss(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> jax.Array:
-    """AOT: `smoothed(βδ)` of the sorted differences δ = sort(first) − sort(second).
+    """Computes paired AOT: `smoothed(βδ)`, δ = sort(policy margins) − sort(reference margins).
 
     Melnyk et al. 2024, "Distributional Preference Alignment of LLMs via Optimal Transport",
-    equations 7 and 9: paired with the margins c − r of policy and reference, unpaired with the
-    log-ratios of chosen and of rejected completions. All pairs of the optimizer step are sorted
-    together (TRL sorts each micro-batch by itself).
+    equation 7. All pairs of the optimizer step are sorted together (TRL sorts each micro-batch by
+    itself).
 
     Args:
-      policy_margins: f32 `[n]`.
-      reference_margins: f32 `[n]`.
-      is_pair: bool `[n]`, false where there is padding.
-      beta: As in DPO.
+      policy_margins: f32 `[...]`, log π of the chosen completion less the rejected one's, in nats.
+      reference_margins: f32 `[...]`, the same of the reference.
+      is_pair: bool `[...]`, false where there is padding.
+      beta: β.
       label_smoothing: ε.
 
     Returns:
-      f32 `[n]`, by rank; the first as many as there are pairs count, the others are 0.
+      f32 `[...]`, by rank in the flattened array and not by pair; the first as many as there are
+      pairs count, the others are 0.
     """
+    shape = is_pair.shape
+    flat, present = (policy_margins.reshape(-1), reference_margins.reshape(-1)), is_pair.reshape(-1)
 
     def ranked(values: jax.Array) -> jax.Array:
-        return jnp.sort(jnp.where(is_pair, values, jnp.finfo(jnp.float32).max))
+        # Padding is sorted to the end.
+        return jnp.sort(jnp.where(present, values, jnp.finfo(jnp.float32).max))
 
-    counted = jnp.arange(is_pair.size) < jnp.sum(is_pair)
-    difference = jnp.where(counted, ranked(policy_margins) - ranked(reference_margins), 0.0)
-    return jnp.where(counted, smoothed(beta * difference, label_smoothing), 0.0)
+    counted = jnp.arange(present.size) < jnp.sum(present)
+    difference = jnp.where(counted, ranked(flat[0]) - ranked(flat[1]), 0.0)
+    return jnp.where(counted, smoothed(beta * difference, label_smoothing), 0.0).reshape(shape)
+
+
+def aot_unpaired_loss(
+    chosen_logratios: jax.Array,
+    rejected_logratios: jax.Array,
+    is_pair: jax.Array,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> jax.Array:
+    """Computes unpaired AOT: `smoothed(βδ)`, δ = sort(a_c) − sort(a_r).
+
+    Melnyk et al. 2024, "Distributional Preference Alignment of LLMs via Optimal Transport",
+    equation 9.
+
+    Args:
+      chosen_logratios: f32 `[...]`, nats.
+      rejected_logratios: f32 `[...]`, nats.
+      is_pair: bool `[...]`, false where there is padding.
+      beta: β.
+      label_smoothing: ε.
+
+    Returns:
+      f32 `[...]`, by rank, as `aot_loss` returns them.
+    """
+    return aot_loss(
+        chosen_logratios, rejected_logratios, is_pair, beta=beta, label_smoothing=label_smoothing
+    )

@@ -1,70 +1,36 @@
-"""Which losses there are, and which options each of them reads."""
+"""The configuration of what a run minimises, checked against the table of losses."""
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-LossName = Literal[
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "sigmoid_norm",
-    "robust",
-    "exo_pair",
-    "nca_pair",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "orpo",
-    "simpo",
-    "cpo",
-    "alphapo",
-    "sft",
-    "kto",
-]
-Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+from jaxdpo.losses.against_reference import Divergence
+from jaxdpo.losses.table import LOSSES, LossName, readers
 
-# A pair's loss depends on its rank among the other pairs of its optimizer step.
-SORTED = frozenset({"aot", "aot_unpaired"})
-# Fields of LossConfig, and keys of the pairs' metadata, by what they do: the losses that read them.
-# What no chosen loss reads must stay at its default.
-_DIVERGING = {"sigmoid", "hinge", "ipo", "sigmoid_norm", "robust", "exo_pair", "discopop"}
-_READERS: dict[str, set[str]] = {
-    "beta": set(get_args(LossName)) - {"sft"},
-    "label_smoothing": {
-        *("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired", "simpo", "cpo"),
-    },
-    "data.margin_key": {"sigmoid", "hinge", "sigmoid_norm", "simpo"},
-    "gamma": {"simpo", "alphapo"},
-    "discopop_tau": {"discopop"},
-    "f_divergence": _DIVERGING,
-    "alpha": {"alphapo", *_DIVERGING},
-    "ld_alpha": set(get_args(LossName)) - {"sft", "kto"},
-    "use_weighting": set(get_args(LossName)) - {"kto", *SORTED},
-    "data.weight_key": set(get_args(LossName)) - SORTED,
-    "desirable_weight": {"kto"},
-    "undesirable_weight": {"kto"},
-}
-WITHOUT_REFERENCE = frozenset({"orpo", "simpo", "cpo", "alphapo", "sft"})
-# A pair's loss depends on the other pairs of its optimizer step.
-COUPLED = SORTED | {"kto"}
+# Defaults of options that only some losses read: the configuration holds None where nobody set
+# them, so that a value given to a loss that ignores it is noticed.
+_GAMMA, _TAU, _ALPHA = 0.5, 0.05, 0.5
+# DPO's own loss is `sigmoid` in the field's configurations; people write what they mean.
+_SYNONYMS = {"dpo": "sigmoid"}
 
 
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
+def _loss_names(value: Any) -> Any:
+    """Makes a list of one name, and puts the table's names for their synonyms."""
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, list | tuple):
+        return names
+    return tuple(_SYNONYMS.get(each, each) if isinstance(each, str) else each for each in names)
 
 
 class LossConfig(BaseModel):
-    """What is minimised: Σ weight · loss over the named losses, averaged over a step's pairs."""
+    """The objective: Σ weight · loss over the named losses, averaged over a step's pairs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    type: Annotated[tuple[LossName, ...], BeforeValidator(_as_tuple)] = Field(
-        default=("sigmoid",), min_length=1, description="a loss, or a list of losses to be mixed"
+    type: Annotated[tuple[LossName, ...], BeforeValidator(_loss_names)] = Field(
+        default=("sigmoid",),
+        min_length=1,
+        description="a loss, or a list of losses to be mixed; dpo is sigmoid",
     )
     weights: tuple[float, ...] | None = Field(
         default=None, description="a weight for each loss of the list; default: 1 each"
@@ -117,19 +83,20 @@ class LossConfig(BaseModel):
             raise ValueError(
                 "kto learns from answers one by one and the others from pairs; leave it by itself"
             )
+        known = {option for loss in LOSSES.values() for option in loss.options}
         for option, field in type(self).model_fields.items():
-            if option in _READERS:
+            if option in known:
                 self.check_read(option, getattr(self, option), field.default)
         if "exo_pair" in self.type and self.label_smoothing == 0:
             raise ValueError("exo_pair needs label_smoothing > 0, such as 0.001: it takes its log")
-        if self.use_weighting and SORTED & set(self.type):
+        if self.use_weighting and self.sorts:
             raise ValueError("use_weighting has no meaning for losses that sort the pairs (aot)")
-        diverging = self.f_divergence != "reverse_kl"
-        others = set(self.type) - _DIVERGING - {"sft"}
-        if diverging and others:
+        # Supervised learning is mixed with any divergence: it has no log-ratios to apply it to.
+        others = set(self.type) - set(readers("f_divergence")) - {"sft"}
+        if self.f_divergence != "reverse_kl" and others:
             raise ValueError(
                 f"f_divergence is {self.f_divergence!r}, but {' and '.join(sorted(others))} would "
-                f"ignore it; {', '.join(sorted(_DIVERGING))} read it"
+                f"ignore it; {', '.join(readers('f_divergence'))} read it"
             )
         alpha_read = self.f_divergence == "alpha_divergence" or "alphapo" in self.type
         if self.alpha is not None and not alpha_read:
@@ -143,40 +110,57 @@ class LossConfig(BaseModel):
         """Refuses an option that none of the losses reads.
 
         Args:
-          option: Its name, among the readers above.
+          option: Its name, as the table of losses has it.
           value: What it is set to.
           default: What it is where nobody sets it.
 
         Raises:
           ValueError: Naming option, value, losses and those that would read it.
         """
-        readers = _READERS[option]
-        if value != default and not readers & set(self.type):
+        reading = readers(option)
+        if value != default and not set(reading) & set(self.type):
             raise ValueError(
                 f"{option} is {value!r}, but {' and '.join(self.type)} would ignore it; "
-                f"{', '.join(name for name in get_args(LossName) if name in readers)} read it"
+                f"{', '.join(reading)} read it"
             )
 
+    def formula_options(self) -> dict[str, float]:
+        """Returns what the formulas take beside arrays, by their parameters' names."""
+        return {
+            "beta": self.beta,
+            "label_smoothing": self.label_smoothing,
+            "gamma": _GAMMA if self.gamma is None else self.gamma,
+            "alpha": _ALPHA if self.alpha is None else self.alpha,
+            "discopop_tau": _TAU if self.discopop_tau is None else self.discopop_tau,
+            "desirable_weight": self.desirable_weight,
+            "undesirable_weight": self.undesirable_weight,
+        }
+
     def weighted_types(self) -> list[tuple[LossName, float]]:
-        """The losses and their weights."""
+        """Returns the losses and their weights."""
         return list(zip(self.type, self.weights or (1.0,) * len(self.type), strict=True))
 
     @property
     def coupled(self) -> bool:
-        """Whether a pair's loss depends on the other pairs of its step."""
-        return bool(COUPLED & set(self.type))
+        """True if a pair's loss depends on the other pairs of its step."""
+        return any(LOSSES[name].couples for name in self.type)
+
+    @property
+    def sorts(self) -> bool:
+        """True if any of the losses sorts the step's pairs, so that none can be weighted."""
+        return any(LOSSES[name].sorts for name in self.type)
 
     @property
     def reads_reference(self) -> bool:
-        """Whether any of the losses is against a reference."""
-        return bool(set(self.type) - WITHOUT_REFERENCE)
+        """True if any of the losses is against a reference."""
+        return any(LOSSES[name].needs_reference for name in self.type)
 
     @property
     def labelled(self) -> bool:
-        """Whether answers are learnt one by one, each with its label."""
+        """True if answers are learnt one by one, each with its label (KTO)."""
         return self.type == ("kto",)
 
     @property
     def supervised(self) -> bool:
-        """Whether chosen completions alone are learnt, so that rejected ones are not read."""
+        """True if chosen completions alone are learnt, so that rejected ones are not read."""
         return self.type == ("sft",)

@@ -7,16 +7,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxdpo.config import RunConfig
 from jaxdpo.devices.sharding import replicated, row_sharding
 from jaxdpo.errors import UserError
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.runs.execution import Resolved, objective_of
+from jaxdpo.runs.columns import blank_columns
+from jaxdpo.runs.execution import Resolved
 from jaxdpo.runs.memory import abstract_rows, abstract_run
-from jaxdpo.training.optimizer import make_optimizer, make_schedule
-from jaxdpo.training.step import PairInputs, make_train_step
+from jaxdpo.runs.objective import objective_of, optimizer_of
+from jaxdpo.training.step import make_train_step
 
 # A quarter of the compile time, and a peak that was up to 7% lower in trials.
 _FAST = {"exec_time_optimization_effort": -1.0}
@@ -62,14 +64,13 @@ def compile_step(
       platform: "cpu", "gpu" or "tpu", theirs.
     """
     state, frozen = abstract_run(config, model, mesh)
-    schedule = make_schedule(config.optimizer, resolved.plan.num_steps, config.lora is not None)
-    optimizer = make_optimizer(config.optimizer, schedule)
     objective = objective_of(config, model, resolved.compute)
-    step = make_train_step(objective, optimizer, schedule, mesh, state)
-    batch, inputs = _abstract_inputs(config, resolved, mesh)
+    optimizer = optimizer_of(config, resolved.plan.num_steps)
+    step = make_train_step([objective], [optimizer], mesh, state)
+    batch, columns = _abstract_inputs(config, resolved, mesh)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     try:
-        traced = step.trace(state, frozen, batch, inputs, count)
+        traced = step.trace(state, frozen, batch, columns, count)
     except RuntimeError as error:
         if "cuDNN" not in str(error):
             raise
@@ -101,15 +102,8 @@ def _abstract_inputs(config: RunConfig, resolved: Resolved, mesh: Mesh) -> tuple
     def stacked(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((shape.microbatches, *leaf.shape), leaf.dtype, sharding=placed)
 
-    of_pairs = jax.ShapeDtypeStruct((shape.rows, shape.pairs), jnp.float32)
-    logps = jax.ShapeDtypeStruct((shape.rows, shape.pairs, 2), jnp.float32)
-    given = PairInputs(
-        logps if config.reference_kind == "precomputed" else None,
-        None if config.data.weight_key is None else of_pairs,
-        None if config.data.margin_key is None else of_pairs,
-        of_pairs if config.loss.labelled else None,
-    )
-    return jax.tree.map(stacked, abstract_rows(shape)), jax.tree.map(stacked, given)
+    columns = blank_columns(config, 1).at(np.zeros((shape.rows, shape.pairs), np.int32))
+    return jax.tree.map(stacked, abstract_rows(shape)), jax.tree.map(stacked, columns)
 
 
 def collectives_in(text: str) -> dict[str, int]:

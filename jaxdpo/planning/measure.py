@@ -3,17 +3,19 @@
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxdpo.config import RunConfig
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.planning.aot import Compiled
 from jaxdpo.planning.lengths import RandomPairs
+from jaxdpo.runs.columns import blank_columns
 from jaxdpo.runs.execution import Resolved
 from jaxdpo.runs.memory import abstract_run
-from jaxdpo.training.loop import LaggedMetrics, TrainData, run_steps
-from jaxdpo.training.step import TrainState
+from jaxdpo.scoring.planned_pairs import PlannedPairs
+from jaxdpo.training.loop import run_steps
+from jaxdpo.training.metrics import LaggedMetrics
+from jaxdpo.training.state import TrainState
 
 # Timed steps; one before them is not, since the first touches memory for the first time.
 _STEPS = 4
@@ -47,21 +49,9 @@ def measure(
     frozen = _born(frozen, _SPREAD)
     plan = resolved.plan
     pairs = RandomPairs(plan.packer.lengths, model.vocab_size)
-    reference = None
-    if config.reference_kind == "precomputed":
-        reference = np.zeros((len(pairs), 2), np.float32)
-    ones = np.ones(len(pairs), np.float32)
-    data = TrainData(
-        pairs,
-        plan,
-        resolved.shape,
-        reference,
-        None if config.data.weight_key is None else ones,
-        None if config.data.margin_key is None else ones,
-        ones if config.loss.labelled else None,
-    )
+    data = PlannedPairs(pairs, plan.packer, resolved.shape, blank_columns(config, len(pairs)))
     lagged, seconds = LaggedMetrics(), []
-    for step, _, metrics in run_steps(compiled.program, state, frozen, data, mesh, 0):
+    for step, _, metrics in run_steps(compiled.program, state, frozen, data, plan, mesh, 0):
         ready = lagged.push(step, metrics)
         if ready is not None and "step_seconds" in ready[1]:
             seconds.append(ready[1]["step_seconds"])

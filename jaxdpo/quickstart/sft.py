@@ -16,7 +16,7 @@ COMPUTE = Compute(jnp.float32, attention="dense", remat="none")
 
 def supervised_loss(config: ModelConfig, params: Params, batch: PackedBatch) -> jax.Array:
     """Mean negative log-likelihood, in nats a token, of both completions of each prompt."""
-    logps = score_completions(config, params, None, batch, COMPUTE).logps
+    logps = score_completions(config, params, None, batch, COMPUTE).completions.logps
     return -jnp.sum(logps) / jnp.sum(batch.score_pair > 0)
 
 

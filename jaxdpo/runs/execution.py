@@ -25,7 +25,6 @@ from jaxdpo.model.attention.dense import LAYOUTS, AttentionKind
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute
 from jaxdpo.runs.memory import step_memory
-from jaxdpo.training.step import MovingReference, Objective
 
 # How full a device may be by the estimate of `jaxdpo.runs.memory`, which knows nothing of what the
 # compiler adds.
@@ -138,18 +137,3 @@ def _least_remat(
         if memory.total <= _FULL * machine.memory:
             return remat
     return _REMATS[-1]
-
-
-def objective_of(config: RunConfig, model: ModelConfig, compute: Compute) -> Objective:
-    """What the run's steps minimise."""
-    moving = config.reference_kind == "moving"
-    return Objective(
-        model,
-        compute,
-        config.loss,
-        config.batch.size,
-        config.training.seed,
-        has_reference=config.reference_kind != "none",
-        moving=MovingReference(*config.reference.moves) if moving else None,
-        offloaded=config.reference.offload,
-    )

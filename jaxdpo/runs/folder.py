@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxdpo.config import RunConfig, check_continues, to_yaml
 from jaxdpo.errors import UserError
 from jaxdpo.storage.continuation import check_unchanged
@@ -72,15 +74,16 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def open_run_folder(config: RunConfig, writes: bool) -> Iterator[RunFolder]:
+def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
     """Makes or reopens the run folder, and holds it until the block ends.
 
     Raises:
       UserError: If it cannot be written, is in use, or holds a run with another configuration.
     """
     path = Path(config.training.folder)
-    if not writes:
-        yield RunFolder(path, writes)
+    # The first of a run's processes writes for all.
+    if jax.process_index() != 0:
+        yield RunFolder(path, writes=False)
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -102,4 +105,4 @@ def open_run_folder(config: RunConfig, writes: bool) -> Iterator[RunFolder]:
             check_continues(config, resolved)
         with replacing(resolved) as file:
             file.write(to_yaml(config))
-        yield RunFolder(path, writes)
+        yield RunFolder(path, writes=True)

@@ -22,10 +22,10 @@ from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, abstract_params
 from jaxdpo.model.lora import LoraConfig, init_lora
 from jaxdpo.model.quantized import is_quantized, quantize_layers
+from jaxdpo.runs.objective import objective_of, optimizer_of
 from jaxdpo.scoring.logprobs import CHUNK_LOGITS
 from jaxdpo.scoring.score import score_completions
-from jaxdpo.training.optimizer import make_optimizer, make_schedule
-from jaxdpo.training.step import TrainState, init_state
+from jaxdpo.training.state import TrainState, begin
 
 
 @dataclass(frozen=True)
@@ -55,32 +55,32 @@ class StepMemory:
 
 
 def abstract_run(config: RunConfig, model: ModelConfig, mesh: Mesh) -> tuple[TrainState, Any]:
-    """Shapes, dtypes and shardings of a run's state before step 0, and of what is frozen."""
+    """Returns shapes, dtypes and shardings of a run's state before step 0, and of what is frozen.
 
-    def placed(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            tree,
-            shardings_for(tree, mesh),
-        )
+    Args:
+      config: The run.
+      model: Architecture.
+      mesh: The mesh; of compile-only devices too.
+    """
+    # Of how the model is computed, the state depends on the adapters alone.
+    compute = Compute(jnp.dtype("float32"), "dense", "full", config.lora)
+    objective, optimizer = objective_of(config, model, compute), optimizer_of(config, num_steps=1)
+    params = _placed(_abstract_base(model, jnp.dtype(config.model.param_dtype), config.lora), mesh)
+    state, frozen = jax.eval_shape(lambda given: begin(objective, optimizer, given, mesh), params)
+    # `eval_shape` forgets where arrays lie; the table of shardings says it again.
+    frozen = _placed(frozen, mesh)
+    if objective.offloaded:
+        where = on_host(frozen, mesh)
+        frozen = jax.tree.map(lambda leaf, at: leaf.update(sharding=at), frozen, where)
+    return _placed(state, mesh), frozen
 
-    params = placed(_abstract_base(model, jnp.dtype(config.model.param_dtype), config.lora))
-    trainable, frozen, lora = params, None, config.lora
-    if lora is not None:
-        trainable = jax.eval_shape(lambda: init_lora(model, lora, jax.random.key(0)))
-        frozen = params
-    elif config.reference_kind == "frozen":
-        frozen = params
-    if config.reference.offload:
-        where = on_host(params, mesh)
-        frozen = jax.tree.map(lambda leaf, at: leaf.update(sharding=at), params, where)
-    reference = params if config.reference_kind == "moving" else None
-    schedule = make_schedule(config.optimizer, 1, lora is not None)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    state = jax.eval_shape(
-        lambda tree, moved: init_state(tree, optimizer, mesh, moved), trainable, reference
+
+def _placed(tree: Any, mesh: Mesh) -> Any:
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        tree,
+        shardings_for(tree, mesh),
     )
-    return placed(state), frozen
 
 
 def _abstract_base(model: ModelConfig, dtype: Any, lora: LoraConfig | None) -> Any:
@@ -143,7 +143,7 @@ def _kept_shapes(
     def backward(params: Any, adapters: Any, batch: PackedBatch) -> Any:
         def score(trainable: Any) -> jax.Array:
             both = (trainable, None) if adapters is None else (params, trainable)
-            return score_completions(model, *both, batch, compute).logps
+            return score_completions(model, *both, batch, compute).completions.logps
 
         return jax.vjp(score, params if adapters is None else adapters)[1]
 

@@ -1,32 +1,39 @@
-"""What a run records while it lasts: the metrics of steps and evaluations, checked and shown."""
+"""The records of a run: metrics of steps and evaluations, checked and shown, and checkpoints."""
+
+import sys
+from typing import NoReturn, Self
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxdpo.cli.console import Reporter, StepProgress
-from jaxdpo.config import RunConfig
 from jaxdpo.devices.sharding import agreed
+from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.folder import RunFolder
-from jaxdpo.runs.setup import Prepared
-from jaxdpo.scoring.score import score_pairs
-from jaxdpo.scoring.scores import Completions
-from jaxdpo.training.health import Watch
+from jaxdpo.runs.setup import Setup
+from jaxdpo.scoring.dataset_pass import score_pairs
+from jaxdpo.scoring.scores import CompletionScores
+from jaxdpo.training.checkpoint import Checkpoints
+from jaxdpo.training.health import Watch, check_finite, check_step_zero
 from jaxdpo.training.held_out import preference_metrics
-from jaxdpo.training.loop import DeviceMetrics, LaggedMetrics, check_finite, check_step_zero
+from jaxdpo.training.metrics import DeviceMetrics, LaggedMetrics, Metrics
 from jaxdpo.training.signals import StopRequest
+from jaxdpo.training.state import TrainState
 from jaxdpo.training.writers import MetricWriter, read_metrics
+
+# The status that a shell reports of a process that SIGTERM ended.
+_STOPPED = 128 + 15
 
 
 class Recorder:
-    """Reads metrics off the device, checks them, writes and shows them.
+    """Reads a run's metrics off the device, checks, writes and shows them, and saves its state.
 
     Args:
-      config: The run's configuration.
-      run: What the run works with.
-      mesh: The mesh.
+      setup: The run.
+      frozen: Parameters that do not train, or None.
       folder: The run folder.
+      checkpoints: Where the state is saved.
       reporter: Where evaluations are shown.
       bar: Where steps are shown.
       first_step: Steps already done.
@@ -34,80 +41,136 @@ class Recorder:
 
     def __init__(
         self,
-        config: RunConfig,
-        run: Prepared,
-        mesh: Mesh,
+        setup: Setup,
+        frozen: Params | None,
         folder: RunFolder,
+        checkpoints: Checkpoints,
         reporter: Reporter,
         bar: StepProgress,
         first_step: int,
     ):
-        self._config, self._run, self._mesh = config, run, mesh
-        self._reporter, self._bar = reporter, bar
+        self._setup, self._frozen = setup, frozen
+        self._checkpoints, self._reporter, self._bar = checkpoints, reporter, bar
+        config, num_steps = setup.config, setup.plan.num_steps
+        self._every = config.training.evaluate_every or ceil_div(num_steps, 10)
         self._writer = MetricWriter(folder.path, first_step) if folder.writes else None
         self._lagged = LaggedMetrics()
-        self._watch = Watch(run.train.plan.num_steps, config.optimizer.max_grad_norm)
+        self._watch = Watch(num_steps, config.optimizer.max_grad_norm)
         # A run that continues has seen, and said, what was recorded before.
         for record in read_metrics(folder.path):
             if record["step"] <= first_step:
                 seen = self._watch.test if record["split"] == "TEST" else self._watch.train
                 seen(record["step"], record)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer:
+            self._writer.close()
+
     def step(self, step: int, metrics: DeviceMetrics) -> None:
         """Takes the metrics of a step under way; records those of the step before it."""
         self._record(self._lagged.push(step, metrics))
+        # The first step's metrics are checked before there is a second.
+        if step == 1:
+            self.flush()
 
     def flush(self) -> None:
         """Waits for the last step's metrics and records them."""
         self._record(self._lagged.flush())
 
-    def evaluate(self, step: int, trainable: Params, stop: StopRequest) -> None:
+    def saves_after(self, step: int) -> bool:
+        """Tells whether a checkpoint is due after a step."""
+        every = self._setup.config.checkpoint.every
+        return step == self._setup.plan.num_steps or step % every == 0
+
+    def evaluates_after(self, step: int) -> bool:
+        """Tells whether an evaluation is due after a step; one is due before the first."""
+        return step == self._setup.plan.num_steps or step % self._every == 0
+
+    def keep(self, step: int, state: TrainState, stop: StopRequest) -> None:
+        """Saves the state and scores the TEST pairs, whichever is due after a step.
+
+        Args:
+          step: Steps done.
+          state: The state after them.
+          stop: Cuts an evaluation off.
+        """
+        # Nothing is saved that has not been checked.
+        self.flush()
+        if self.saves_after(step):
+            self._checkpoints.save(step, state)
+        if self.evaluates_after(step):
+            self.evaluate(step, state, stop)
+
+    def evaluate(self, step: int, state: TrainState, stop: StopRequest) -> None:
         """Scores the TEST pairs, if there are any, and records their metrics, once a step.
 
         Asked to stop, it leaves off; the run that continues from this step evaluates it.
+
+        Args:
+          step: Steps done.
+          state: The state after them.
+          stop: Whether the process was asked to stop.
         """
-        run = self._run
-        if run.test is None or agreed(self._writer is None or self._writer.has_test(step)):
+        setup = self._setup
+        if setup.test is None or agreed(self._writer is None or self._writer.has_test(step)):
             return
-        params, lora = (trainable, None) if run.compute.lora is None else (run.frozen, trainable)
-        test = run.test
-        scored: list[tuple[np.ndarray, Completions]] = []
-        for scores in score_pairs(
-            run.score_step, params, lora, test.source, test.packer, test.shape, self._mesh
-        ):
+        params, lora = setup.objective.split(state.trainable, self._frozen)
+        scored: list[tuple[np.ndarray, CompletionScores]] = []
+        for scores in score_pairs(setup.score_step, params, lora, setup.test, setup.mesh):
             scored.append(scores)
             # Several processes score together or not at all.
-            if stop.asked and jax.process_count() == 1:
+            if stop.alone:
                 return
+        # Pairs were packed in an order of their own; the columns are in the data's.
         order = np.argsort(np.concatenate([indices for indices, _ in scored]))
-        policy: Completions = jax.tree.map(
+        policy: CompletionScores = jax.tree.map(
             lambda *leaves: np.concatenate(leaves)[order], *(found for _, found in scored)
         )
-        metrics = preference_metrics(self._config.loss, policy, test)
+        metrics = preference_metrics(setup.config.loss, policy, setup.test.columns)
         if self._writer:
             self._writer.write(step, "TEST", metrics)
         self._reporter.evaluation(step, metrics)
         self._warn(self._watch.test(step, metrics))
         self._lagged.restart_clock()
 
-    def close(self) -> None:
-        """Closes the files."""
-        if self._writer:
-            self._writer.close()
+    def save_now(self, step: int, state: TrainState) -> None:
+        """Saves the state whether or not a checkpoint is due, and waits until it is on disk."""
+        self.flush()
+        self._checkpoints.save(step, state)
+        self._checkpoints.wait()
 
-    def _record(self, ready: tuple[int, dict[str, float]] | None) -> None:
+    def _record(self, ready: tuple[int, Metrics] | None) -> None:
         if ready is None:
             return
         step, metrics = ready
-        check_finite(step, metrics, self._run.train)
-        started_equal = self._config.reference.path is None
-        if step == 1 and started_equal and self._config.reference_kind != "none":
-            check_step_zero(metrics, self._config.loss.beta, self._run.compute.dtype.name)
+        setup, config = self._setup, self._setup.config
+        check_finite(step, metrics, lambda: self._sources(step - 1))
+        started_equal = config.reference.path is None and config.reference_kind != "none"
+        if step == 1 and started_equal:
+            check_step_zero(metrics, config.loss.beta, setup.objective.compute.dtype.name)
         if self._writer:
             self._writer.write(step, "TRAIN", metrics)
         self._bar.update(step, metrics)
         self._warn(self._watch.train(step, metrics))
 
+    def _sources(self, step: int) -> list[str]:
+        source = self._setup.train.source
+        return [source.source(int(index)) for index in self._setup.plan.pairs(step)]
+
     def _warn(self, warnings: list[str]) -> None:
         for warning in warnings:
             self._reporter.say(warning)
+
+
+def exit_stopped(reporter: Reporter, step: int) -> NoReturn:
+    """Ends the process as one that SIGTERM ended, its state being saved.
+
+    Raises:
+      SystemExit: With status 143.
+    """
+    done = f"saved after step {step}" if step else "stopped before the first step"
+    reporter.say(f"SIGTERM: {done}; run it again to continue")
+    sys.exit(_STOPPED)

@@ -21,7 +21,8 @@ from jaxdpo.config import RunConfig, flat, load_config
 from jaxdpo.data.tokenization.load_pairs import load_pairs
 from jaxdpo.devices.sharding import join_processes, make_mesh
 from jaxdpo.errors import UserError
-from jaxdpo.runs.fit import RunResult, fit_together
+from jaxdpo.runs.fit import RunResult, fit
+from jaxdpo.runs.fit_together import fit_together
 from jaxdpo.runs.setup import load_start
 from jaxdpo.storage.files import replacing
 from jaxdpo.training.multi_run import NUMBERS
@@ -178,7 +179,10 @@ def sweep(
     for group in groups_of(configs, at_once):
         for number in group:
             reporter.say(f"setting {number + 1} of {len(settings)}: {name_of(settings[number])}")
-        trained = fit_together([configs[number] for number in group], policy, pairs)
+        if len(group) == 1:
+            trained = [fit(configs[group[0]], policy, pairs)]
+        else:
+            trained = fit_together([configs[number] for number in group], policy, pairs)
         results |= dict(zip(group, trained, strict=True))
     rows = []
     for number, (setting, config) in enumerate(zip(settings, configs, strict=True)):

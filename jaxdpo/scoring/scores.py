@@ -1,11 +1,11 @@
-"""What a model says of a batch's completions: the arrays that losses and metrics are made of."""
+"""Scores of a batch's completions: the arrays that losses and metrics are made of."""
 
 from typing import NamedTuple
 
 import jax
 
 
-class Completions(NamedTuple):
+class CompletionScores(NamedTuple):
     """Scores of completions, f32 `[..., 2]`: chosen and rejected; 0 where there is no pair.
 
     Attributes:
@@ -24,3 +24,15 @@ class Completions(NamedTuple):
     log_weights: jax.Array | None = None
     entropy: jax.Array | None = None
     correct: jax.Array | None = None
+
+
+class BatchScores(NamedTuple):
+    """Scores of a microbatch.
+
+    Attributes:
+      completions: Those of its completions, f32 `[R, P, 2]`.
+      router_loss: f32 scalar, the experts' load-balancing loss; None without experts.
+    """
+
+    completions: CompletionScores
+    router_loss: jax.Array | None = None

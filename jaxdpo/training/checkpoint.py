@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jaxdpo.errors import UserError
 from jaxdpo.storage.files import file_digest, replacing, sync_tree
 from jaxdpo.storage.orbax import saved_by_matrix, stored_arrays
-from jaxdpo.training.step import TrainState
+from jaxdpo.training.state import TrainState
 
 _MANIFEST = "manifest.json"
 _log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Checkpoints:
             except OSError as error:
                 raise UserError(
                     f"{self._folder}: the checkpoint could not be saved: {error}; make room or "
-                    "mend the folder and run the same command again, it continues from the last "
+                    "fix the folder and run the same command again, it continues from the last "
                     "whole checkpoint"
                 ) from error
 

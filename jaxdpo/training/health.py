@@ -5,10 +5,14 @@ are loose: a healthy run says nothing.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import fmean
 
-Metrics = dict[str, float]
+import numpy as np
+
+from jaxdpo.errors import UserError
+from jaxdpo.training.metrics import Metrics
 
 # Steps that a TRAIN figure is averaged over before it is judged; one batch says little.
 _WINDOW = 10
@@ -204,3 +208,52 @@ class Watch:
                 "(training.max_steps), raise loss.beta, or add pairs",
             )
         ]
+
+
+def check_finite(step: int, metrics: Metrics, sources: Callable[[], list[str]]) -> None:
+    """Stops a run whose loss or gradients are no longer finite.
+
+    Args:
+      step: Steps done.
+      metrics: The last one's.
+      sources: Gives where the step's pairs came from, as `file:line`; called when they are needed.
+
+    Raises:
+      UserError: Naming the step and its pairs. The state was left as it was before the step.
+    """
+    if np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
+        return
+    pairs = sources()
+    raise UserError(
+        f"step {step}: loss is {metrics['loss']}, gradient norm {metrics['grad_norm']}; the step "
+        f"was not applied. Its pairs: {', '.join(pairs[:8])}{' …' if len(pairs) > 8 else ''}. "
+        "Lower optimizer.learning_rate, or compute in float32 (model.compute_dtype)"
+    )
+
+
+def check_step_zero(metrics: Metrics, beta: float, dtype: str) -> None:
+    """Checks that the policy still equals its reference before the first update.
+
+    Then every reward is 0. Log-probs of a completion, summed over its tokens, are given 0.02 nats
+    of rounding in float32 and 0.5 in bfloat16.
+
+    Args:
+      metrics: The first step's.
+      beta: Factor of the rewards.
+      dtype: Name of the dtype of activations.
+
+    Raises:
+      UserError: If they differ.
+    """
+    allowed = beta * (0.02 if dtype == "float32" else 0.5)
+    names = ("rewards/chosen", "rewards/rejected", "rewards/margins")
+    # A step of labelled answers may hold none with either label.
+    found = {name: metrics[name] for name in names if name in metrics}
+    if any(abs(value) > allowed for value in found.values()):
+        shown = ", ".join(f"{name} {value:.5f}" for name, value in found.items())
+        raise UserError(
+            f"step 1: {shown}, but a policy that equals its reference has rewards of 0 (allowed: "
+            f"±{allowed:.3g}). The reference was not computed with the weights or tokens that "
+            "training starts from: delete the reference folder in data.cache_dir, or set "
+            "reference.kind=frozen to compare"
+        )

@@ -1,11 +1,20 @@
-"""What a step reports, by the field's names; sums over pairs first, means at the end."""
+"""Metrics by the field's names: sums over pairs first, means at the end."""
 
+import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxdpo.scoring.scores import Completions
+from jaxdpo.devices.machine import peak_memory
+from jaxdpo.losses import LossConfig
+from jaxdpo.losses.mixture import implicit_rewards
+from jaxdpo.scoring.planned_pairs import PairColumns
+from jaxdpo.scoring.scores import CompletionScores
+
+# Of one step or evaluation: on the host, and still on the device.
+Metrics = dict[str, float]
+DeviceMetrics = dict[str, Any]
 
 # Sums over tokens ↦ the sum of the tokens they are over, and what the quotient is called.
 _PER_TOKEN = {
@@ -32,22 +41,45 @@ def by_label(values: Any, labels: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: jnp.where(own, leaf[..., :1], 0.0), values)
 
 
-def reward_sums(
-    rewards: jax.Array, is_pair: jax.Array, labels: jax.Array | None = None
+def pair_metrics(
+    loss: LossConfig, policy: CompletionScores, columns: PairColumns, is_pair: jax.Array
 ) -> dict[str, jax.Array]:
-    """Sums over pairs of rewards, margins and accuracies.
+    """Sums over pairs what is reported of them beside the losses.
+
+    Args:
+      loss: The loss, for its rewards.
+      policy: The policy's scores, f32 `[..., 2]`.
+      columns: The pairs' own numbers, f32 `[...]`.
+      is_pair: bool `[...]`, false where there is padding.
+
+    Returns:
+      f32 scalars, to be added over batches and divided by `means`.
+    """
+    sums = completion_sums(policy, columns, is_pair)
+    # Supervised training compares nothing, so it has no rewards.
+    if not loss.supervised:
+        rewards = implicit_rewards(loss, policy, columns.reference)
+        sums |= reward_sums(rewards, columns, is_pair)
+    return sums
+
+
+def reward_sums(
+    rewards: jax.Array, columns: PairColumns, is_pair: jax.Array
+) -> dict[str, jax.Array]:
+    """Sums over pairs rewards, margins and accuracies.
 
     Ties count one half in the accuracies, so a policy equal to its reference reads 0.5.
 
     Args:
       rewards: f32 `[..., 2]`, of chosen and rejected completions.
-      is_pair: bool `[...]`, false where there is padding.
-      labels: Of labelled answers, as in `by_label`; they have no margins of their own, and their
+      columns: The pairs' own numbers. Labelled answers have no margins of their own, and their
         accuracies come with the loss.
+      is_pair: bool `[...]`, false where there is padding.
 
     Returns:
       f32 scalars, to be added over batches.
     """
+    labels = columns.labels
     if labels is not None:
         placed = jnp.where(is_pair[..., None], by_label(rewards, labels), 0.0)
         return {
@@ -66,12 +98,9 @@ def reward_sums(
 
 
 def completion_sums(
-    policy: Completions,
-    reference_logps: jax.Array | None,
-    is_pair: jax.Array,
-    labels: jax.Array | None = None,
+    policy: CompletionScores, columns: PairColumns, is_pair: jax.Array
 ) -> dict[str, jax.Array]:
-    """Sums over pairs of what the policy says of the completions.
+    """Sums over pairs log-probs, lengths, entropy and divergence of the completions.
 
     `kl` is (log π − log ref)² / 2n of a completion of n tokens, averaged over the pair's two: a
     lower bound, from sums alone, of the sum over its tokens of Schulman's estimator ½(log r)² of
@@ -79,15 +108,15 @@ def completion_sums(
 
     Args:
       policy: The policy's scores, f32 `[..., 2]`.
-      reference_logps: f32 `[..., 2]`, or None for no reference.
+      columns: The pairs' own numbers. Of labelled answers those found good are the chosen ones, the
+        bad ones are the rejected; mismatched ones are not looked at, and `kl` comes with the loss.
       is_pair: bool `[...]`, false where there is padding.
-      labels: Of labelled answers, as in `by_label`: chosen are those found good, rejected the bad
-        ones, mismatched ones are not looked at, and `kl` comes with the loss.
 
     Returns:
       f32 scalars, to be added over batches; `num_pairs` counts what they sum over, of labelled
       answers `num_chosen` and `num_rejected` those with either label.
     """
+    labels = columns.labels
     if labels is not None:
         policy = by_label(policy, labels)
     tokens = policy.tokens
@@ -101,8 +130,8 @@ def completion_sums(
     if labels is not None:
         per_pair["num_chosen"] = jnp.where(labels > 0, 1.0, 0.0)
         per_pair["num_rejected"] = jnp.where(labels > 0, 0.0, 1.0)
-    elif reference_logps is not None:
-        ratios = policy.logps - reference_logps
+    elif columns.reference is not None:
+        ratios = policy.logps - columns.reference
         per_pair["kl"] = jnp.mean(jnp.square(ratios) / (2 * jnp.maximum(tokens, 1.0)), axis=-1)
     if policy.entropy is not None and policy.correct is not None:
         per_pair["entropy_sum"] = policy.entropy.sum(-1)
@@ -119,6 +148,7 @@ def means(sums: dict[str, float]) -> dict[str, float]:
     """
     averaged = {}
     for name, value in sums.items():
+        # `rewards/chosen` is divided by `num_chosen` where that is counted, else by all pairs.
         count = sums.get(f"num_{name.rpartition('/')[2]}", sums["num_pairs"])
         if name.startswith("num_"):
             averaged[name] = value
@@ -134,3 +164,44 @@ def means(sums: dict[str, float]) -> dict[str, float]:
         elif name in averaged:
             del averaged[name], averaged[tokens]
     return averaged
+
+
+class LaggedMetrics:
+    """Reads metrics one step late, when the next step is under way already.
+
+    So reading never holds the device up. Times are taken between readings; the first after
+    `restart_clock` has none, because compiling or evaluating went before it.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[int, DeviceMetrics] | None = None
+        self._last: float | None = None
+
+    def push(self, step: int, metrics: DeviceMetrics) -> tuple[int, Metrics] | None:
+        """Takes a step's metrics; returns the step before it and its metrics, if any."""
+        ready = self.flush()
+        self._pending = (step, metrics)
+        return ready
+
+    def flush(self) -> tuple[int, Metrics] | None:
+        """Returns the metrics that are pending, once they are computed."""
+        if self._pending is None:
+            return None
+        step, device_metrics = self._pending
+        self._pending = None
+        sums = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+        now = time.perf_counter()
+        slots = sums.pop("num_slots")
+        of_step = {name: sums.pop(name) for name in ("grad_norm", "learning_rate")}
+        metrics = means(sums) | of_step
+        metrics["packing_efficiency"] = sums["num_tokens"] / slots
+        metrics["peak_memory_gib"] = peak_memory() / 2**30
+        if self._last is not None:
+            metrics["step_seconds"] = now - self._last
+            metrics["pairs_per_second"] = sums["num_pairs"] / metrics["step_seconds"]
+        self._last = now
+        return step, metrics
+
+    def restart_clock(self) -> None:
+        """Leaves what happens until the next reading out of the times."""
+        self._last = None

@@ -1,5 +1,6 @@
 """AdamW with warm-up, a schedule, clipping and a weight-decay mask."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -49,16 +50,46 @@ class OptimizerConfig(BaseModel):
     )
 
     def peak(self, lora: bool) -> float:
-        """The configured learning rate or the default for what is trained."""
+        """Returns the configured learning rate, or the default for what is trained."""
         if self.learning_rate is not None:
             return self.learning_rate
         return _LORA_LEARNING_RATE if lora else _FULL_LEARNING_RATE
 
 
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW over the steps of a run, as static values.
+
+    Attributes:
+      config: Its options.
+      num_steps: Optimizer steps of the run, over which the learning rate falls.
+      lora: Whether adapters are trained, whose default rate is higher.
+    """
+
+    config: OptimizerConfig
+    num_steps: int
+    lora: bool = False
+
+    def schedule(self) -> optax.Schedule:
+        """Returns step (from 0) ↦ learning rate."""
+        return make_schedule(self.config, self.num_steps, self.lora)
+
+    def update_rule(self) -> optax.GradientTransformation:
+        """Returns clipping and AdamW at the schedule's rate."""
+        return make_optimizer(self.config, self.schedule())
+
+
 def make_schedule(config: OptimizerConfig, num_steps: int, lora: bool) -> optax.Schedule:
-    """Step (from 0) ↦ learning rate: linear warm-up to the peak, then the schedule down to 0."""
+    """Returns step (from 0) ↦ learning rate: linear warm-up to the peak, then down to 0.
+
+    Args:
+      config: Peak, shape, and share of the steps that warm up.
+      num_steps: Optimizer steps of the run.
+      lora: Whether adapters are trained, whose default peak is higher.
+    """
     peak = config.peak(lora)
     warmup = round(config.warmup_ratio * num_steps)
+    # At least one step, so that a run that is all warm-up divides by no 0.
     rest = max(1, num_steps - warmup)
     after = {
         "cosine": optax.cosine_decay_schedule(peak, rest),
@@ -73,12 +104,14 @@ def make_schedule(config: OptimizerConfig, num_steps: int, lora: bool) -> optax.
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW (Loshchilov & Hutter 2019, algorithm 2)."""
+    """Returns clipping by global norm, then AdamW (Loshchilov & Hutter 2019, algorithm 2)."""
     clip = (
         optax.identity()
         if config.max_grad_norm is None
         else optax.clip_by_global_norm(config.max_grad_norm)
     )
+    # Clipped before the moments see it: one exploding gradient would stay in the mean of squares
+    # for a thousand steps.
     adamw = optax.adamw(
         schedule,
         b1=config.beta1,
@@ -92,8 +125,9 @@ def make_optimizer(
 
 
 def decayed(params: Any) -> Any:
-    """True for the matrices of a parameter tree: kernels, embeddings and adapters."""
+    """Marks the matrices of a parameter tree: kernels, embeddings and adapters."""
 
+    # By name and not by rank: stacked over layers, a norm's scale is [L, D], as a matrix is.
     def is_matrix(path: Any, _: Any) -> bool:
         return path[-1].key in ("kernel", "weight", "a", "b")
 

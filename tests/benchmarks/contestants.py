@@ -60,10 +60,11 @@ def jaxdpo(task: Task) -> dict:
     from jaxdpo.devices.sharding import make_mesh
     from jaxdpo.hub.policy import load_policy
     from jaxdpo.runs.folder import open_run_folder
-    from jaxdpo.runs.setup import prepare
-    from jaxdpo.training.loop import LaggedMetrics, run_steps
-    from jaxdpo.training.optimizer import make_optimizer, make_schedule
-    from jaxdpo.training.step import Objective, init_state, make_train_step
+    from jaxdpo.runs.setup import set_up
+    from jaxdpo.training.loop import run_steps
+    from jaxdpo.training.metrics import LaggedMetrics
+    from jaxdpo.training.state import begin, init_state
+    from jaxdpo.training.step import make_train_step
 
     compiled: list[float] = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -91,25 +92,20 @@ def jaxdpo(task: Task) -> dict:
         logprobs.CHUNK_LOGITS = 2**62
     config = load_config(None, [f"{name}={value}" for name, value in settings.items()])
     mesh = make_mesh(config.mesh)
-    with open_run_folder(config, writes=True) as folder, jax.set_mesh(mesh):
+    with open_run_folder(config) as folder, jax.set_mesh(mesh):
         before = time.perf_counter()
-        run = prepare(config, None, None, mesh, folder, Reporter(quiet=True))
+        run = set_up(config, None, None, mesh, folder, Reporter(quiet=True))
         prepared = time.perf_counter() - before
-        lora = config.lora is not None
-        schedule = make_schedule(config.optimizer, task.steps, lora=lora)
-        optimizer = make_optimizer(config.optimizer, schedule)
-        trainable = run.trainable
+        state, frozen = begin(run.objective, run.optimizer, run.policy.params, mesh)
         if task.adapter is not None:
-            trainable = jax.tree.map(jnp.asarray, load_policy(task.adapter).lora)
-        state = init_state(trainable, optimizer, mesh)
-        objective = Objective(
-            run.policy.config, run.compute, config.loss, config.batch.size, config.training.seed
-        )
-        train_step = make_train_step(objective, optimizer, schedule, mesh, state)
+            adapters = load_policy(task.adapter).lora
+            assert adapters is not None
+            state = init_state(jax.tree.map(jnp.asarray, adapters), run.optimizer, mesh)
+        train_step = make_train_step([run.objective], [run.optimizer], mesh, state)
         compiled.clear()
         lagged, records = LaggedMetrics(), []
         clock = [time.perf_counter()]
-        steps = run_steps(train_step, state, run.frozen, run.train, mesh, 0)
+        steps = run_steps(train_step, state, frozen, run.train, run.plan, mesh, 0)
         for number, after, metrics in steps:
             jax.block_until_ready((after, metrics))
             clock.append(time.perf_counter())

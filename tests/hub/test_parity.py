@@ -123,7 +123,7 @@ def test_gradients_of_the_dpo_loss(each_family, pairs, batch):
     config, params = load(each_family)
 
     def loss(params):
-        policy = score_completions(config, params, None, batch, DENSE).logps
+        policy = score_completions(config, params, None, batch, DENSE).completions.logps
         ratios = policy - jnp.asarray(REFERENCE)[batch.pair_index]
         losses = sigmoid_loss(ratios[..., 0], ratios[..., 1], beta=BETA)
         return jnp.sum(jnp.where(batch.pair_index >= 0, losses, 0.0)) / len(pairs)

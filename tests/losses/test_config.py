@@ -31,7 +31,7 @@ REQUIRED = ["model.path=m", "data.path=d.jsonl", "training.folder=runs/x"]
         (["loss.type=exo_pair"], r"exo_pair needs label_smoothing > 0"),
         (["loss.type=[sigmoid,sft]", "loss.weights=[1.0]"], r"weights has 1 values for 2 losses"),
         (["loss.type=[sft,sft]"], r"type names a loss twice"),
-        (["loss.type=dpo"], r"loss.type.*'sigmoid', 'hinge'"),
+        (["loss.type=dpoo"], r"loss.type.*'sigmoid', 'hinge'"),
         (["loss.type=simpo", "reference.kind=precomputed"], r"reference would be ignored: simpo"),
         (["loss.type=sft", "reference.path=m"], r"reference would be ignored: sft"),
         (["reference.kind=moving", "lora.rank=4"], r"reference.kind is moving, but under LoRA"),
@@ -45,6 +45,14 @@ REQUIRED = ["model.path=m", "data.path=d.jsonl", "training.folder=runs/x"]
 def test_what_would_be_ignored_is_refused(overrides, message):
     with pytest.raises(UserError, match=message):
         load_config(None, [*REQUIRED, *overrides])
+
+
+def test_dpo_is_another_name_of_sigmoid():
+    assert load_config(None, [*REQUIRED, "loss.type=dpo"]) == load_config(None, REQUIRED)
+    mixed = load_config(None, [*REQUIRED, "loss.type=[dpo,sft]"])
+    assert mixed.loss.type == ("sigmoid", "sft")
+    with pytest.raises(UserError, match="type names a loss twice"):
+        load_config(None, [*REQUIRED, "loss.type=[dpo,sigmoid]"])
 
 
 def test_a_loss_without_a_reference_scores_none():

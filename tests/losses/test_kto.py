@@ -11,7 +11,8 @@ import torch
 
 from jaxdpo.losses import LossConfig
 from jaxdpo.losses.mixture import loss_sums
-from jaxdpo.scoring.scores import Completions
+from jaxdpo.scoring.planned_pairs import PairColumns
+from jaxdpo.scoring.scores import CompletionScores
 from jaxdpo.training.metrics import completion_sums, means, reward_sums
 from tests.losses import papers
 from tests.losses.papers import Wide
@@ -50,10 +51,11 @@ def ours(config, policy, reference, labels):
     is_pair = jnp.ones(len(labels), bool)
 
     def loss(logps):
-        scores = Completions(logps, logps, jnp.full(logps.shape, 10.0))
-        sums = loss_sums(config, scores, reference, is_pair, jnp.float32(10), None, None, labels)
-        sums |= completion_sums(scores, reference, is_pair, labels)
-        sums |= reward_sums(config.beta * (logps - reference), is_pair, labels)
+        scores = CompletionScores(logps, logps, jnp.full(logps.shape, 10.0))
+        columns = PairColumns(reference, labels=labels)
+        sums = loss_sums(config, scores, columns, is_pair, jnp.float32(10))
+        sums |= completion_sums(scores, columns, is_pair)
+        sums |= reward_sums(config.beta * (logps - reference), columns, is_pair)
         return sums["loss"] / len(labels), sums
 
     (value, sums), gradient = jax.value_and_grad(loss, has_aux=True)(
@@ -166,8 +168,9 @@ def test_padding_changes_nothing():
     at = jnp.array([0, 5])
 
     def total(policy, reference, labels, is_pair):
-        scores = Completions(policy, policy, jnp.ones(policy.shape))
-        return loss_sums(config, scores, reference, is_pair, jnp.float32(1), None, None, labels)
+        scores = CompletionScores(policy, policy, jnp.ones(policy.shape))
+        columns = PairColumns(reference, labels=labels)
+        return loss_sums(config, scores, columns, is_pair, jnp.float32(1))
 
     alone = total(policy, reference, labels, jnp.ones(COUNT, bool))
     padded = (jnp.insert(array, at, 0.0, axis=0) for array in (policy, reference, labels))

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from jaxdpo.losses import LossConfig
-from jaxdpo.losses.config import LossName
 from jaxdpo.losses.mixture import loss_sums, pair_losses
+from jaxdpo.losses.table import LossName
 from jaxdpo.scoring.logprobs import sum_by_completion, tail_discounts
-from jaxdpo.scoring.scores import Completions
+from jaxdpo.scoring.planned_pairs import PairColumns
+from jaxdpo.scoring.scores import CompletionScores
 from tests.losses import papers
 from tests.losses.papers import Wide
 
@@ -106,14 +107,15 @@ def by_paper(config, policy, reference, tokens):
 
 def completions(policy, tokens):
     logps = jnp.asarray(policy, jnp.float32)
-    return Completions(logps, logps, jnp.asarray(tokens, jnp.float32))
+    return CompletionScores(logps, logps, jnp.asarray(tokens, jnp.float32))
 
 
 @partial(jax.jit, static_argnums=0)
 def ours(config, policy, reference, tokens):
     scores = completions(policy, tokens)
     everything = jnp.ones(len(policy), bool)
-    losses = pair_losses(config, scores, reference, everything, scores.tokens[:, 0].mean())
+    columns = PairColumns(reference)
+    losses = pair_losses(config, scores, columns, everything, scores.tokens[:, 0].mean())
     return losses[config.type[0]]
 
 
@@ -253,10 +255,11 @@ def ours_of_tokens(config, token_logps, reference, counts, weights_term=None):
             weighted = summed(logps[None] * factors)
         if squares is not None:
             log_weights = (summed((logps - squares)[None]) / tokens)[0]
-        scores = Completions(weighted[0], plain[0], tokens[0], log_weights)
+        scores = CompletionScores(weighted[0], plain[0], tokens[0], log_weights)
         mean = scores.tokens[:, 0].mean()
         everything = jnp.ones(pairs, bool)
-        sums = loss_sums(config, scores, jnp.asarray(reference, jnp.float32), everything, mean)
+        columns = PairColumns(jnp.asarray(reference, jnp.float32))
+        sums = loss_sums(config, scores, columns, everything, mean)
         return sums["loss"] / pairs
 
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(flat, jnp.float32))
@@ -392,14 +395,8 @@ def test_margins_and_weights_from_the_data_by_hand():
         expected["loss/sigmoid"] += weight * float(papers.dpo(a, d, 0.2, 0, margin))
         expected["loss/hinge"] += weight * float(papers.hinge(a, d, 0.2, margin))
     expected["loss"] = expected["loss/sigmoid"] + 0.5 * expected["loss/hinge"]
-    actual = loss_sums(
-        config,
-        scores,
-        jnp.asarray(reference, jnp.float32),
-        jnp.ones(2, bool),
-        scores.tokens[:, 0].mean(),
-        *f32(margins, weights),
-    )
+    columns = PairColumns(*f32(reference, weights, margins))
+    actual = loss_sums(config, scores, columns, jnp.ones(2, bool), scores.tokens[:, 0].mean())
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(actual[name], value, rtol=1e-4, err_msg=name)
@@ -413,7 +410,8 @@ def test_padding_changes_nothing(name):
     mean = jnp.float32(tokens[:, 0].mean())
 
     def total(policy, reference, tokens, is_pair):
-        return loss_sums(config, completions(policy, tokens), reference, is_pair, mean)["loss"]
+        columns = PairColumns(reference)
+        return loss_sums(config, completions(policy, tokens), columns, is_pair, mean)["loss"]
 
     arrays = tuple(f32(policy, reference, tokens))
     padded = tuple(jnp.insert(array, jnp.array([1, 4]), 0.0, axis=0) for array in arrays)

@@ -108,7 +108,7 @@ def test_gradients_are_those_on_the_numbers_that_codes_stand_for(mlp, remat):
     @jax.jit
     def gradients(params, adapters):
         def total(adapters):
-            logps = score_completions(model, params, adapters, batch, compute).logps
+            logps = score_completions(model, params, adapters, batch, compute).completions.logps
             return jnp.sum(logps * jnp.array([[[1.0, -0.5]]])), logps
 
         return jax.grad(total, has_aux=True)(adapters)
@@ -133,7 +133,9 @@ def test_no_layers_numbers_are_kept_for_the_backward_pass():
         compute = Compute(jnp.float32, "dense", remat, lora)
 
         def total(adapters, params):
-            return score_completions(model, params, adapters, batch, compute).logps.sum()
+            return score_completions(
+                model, params, adapters, batch, compute
+            ).completions.logps.sum()
 
         params = random_params(mesh_of(1, 1, 1), model=model)
         params = quantize_layers(params, base)

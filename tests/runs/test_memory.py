@@ -26,7 +26,7 @@ def compiled_bytes(layers: int, remat: str, attention: str) -> tuple[int, int]:
     compute = Compute(jnp.dtype("float32"), attention, remat)
 
     def loss(params, batch):
-        return jnp.sum(score_completions(model, params, None, batch, compute).logps)
+        return jnp.sum(score_completions(model, params, None, batch, compute).completions.logps)
 
     params = abstract_params(model, jnp.float32)
     program = jax.jit(jax.grad(loss)).lower(params, abstract_rows(SHAPE)).compile()

@@ -35,10 +35,15 @@ from jaxdpo.hub.write import tensor_arrays, tensor_specs
 from jaxdpo.losses import LossConfig
 from jaxdpo.losses.against_reference import sigmoid_loss
 from jaxdpo.model.decoder import Compute
-from jaxdpo.scoring.score import make_score_step, score_completions, score_pairs
-from jaxdpo.training.loop import LaggedMetrics, TrainData, run_steps
-from jaxdpo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from jaxdpo.training.step import Objective, init_state, make_train_step
+from jaxdpo.scoring.dataset_pass import score_pairs
+from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs
+from jaxdpo.scoring.score import make_score_step, score_completions
+from jaxdpo.training.loop import run_steps
+from jaxdpo.training.metrics import LaggedMetrics
+from jaxdpo.training.objective import Objective
+from jaxdpo.training.optimizer import Optimizer, OptimizerConfig
+from jaxdpo.training.state import init_state
+from jaxdpo.training.step import make_train_step
 from tests.folders import CHATML, write_model, write_pairs
 from tests.tiny import mesh_of
 
@@ -167,7 +172,7 @@ def test_one_step_equals_plain_torch(folder, pairs, ours):
     def our_loss(params):
         total, found = jnp.zeros(()), []
         for batch in batches:
-            policy = score_completions(config, params, None, batch, COMPUTE).logps
+            policy = score_completions(config, params, None, batch, COMPUTE).completions.logps
             base = jnp.asarray(reference)[batch.pair_index]
             ratios = policy - base
             losses = sigmoid_loss(ratios[..., 0], ratios[..., 1], beta=BETA)
@@ -253,20 +258,21 @@ def our_curve(loss, pairs, ours, labels=None):
     plan = plan_of(pairs)
     optimizer_config = OptimizerConfig(learning_rate=RATE)
     with jax.set_mesh(mesh):
-        schedule = make_schedule(optimizer_config, STEPS, lora=False)
-        optimizer = make_optimizer(optimizer_config, schedule)
+        optimizer = Optimizer(optimizer_config, STEPS)
         reference = np.zeros((len(pairs), 2), np.float32)
         score = make_score_step(config, COMPUTE, mesh)
         shape = plan.shape(layout="plain")
         scoring = replace(scoring_shape([plan.packer], layout="plain"), microbatches=1)
-        for indices, scores in score_pairs(score, params, None, pairs, plan.packer, scoring, mesh):
+        to_score = PlannedPairs(pairs, plan.packer, scoring, PairColumns())
+        for indices, scores in score_pairs(score, params, None, to_score, mesh):
             reference[indices] = scores.logps
         state = init_state(jax.tree.map(jnp.copy, params), optimizer, mesh)
         objective = Objective(config, COMPUTE, loss, BATCH, seed=0)
-        step = make_train_step(objective, optimizer, schedule, mesh, state)
-        data = TrainData(pairs, plan, shape, reference, labels=labels)
+        step = make_train_step([objective], [optimizer], mesh, state)
+        columns = PairColumns(reference, labels=labels)
+        data = PlannedPairs(pairs, plan.packer, shape, columns)
         lagged, ready, gradients = LaggedMetrics(), [], {}
-        for number, after, metrics in run_steps(step, state, None, data, mesh, 0):
+        for number, after, metrics in run_steps(step, state, None, data, plan, mesh, 0):
             if number == 1:
                 # Adam's first mean of gradients is its share of the first one.
                 means = optax.tree_utils.tree_get(after.optimizer, "mu")

@@ -8,11 +8,11 @@ import pytest
 from jaxdpo.devices.sharding import shardings_for
 from jaxdpo.errors import UserError
 from jaxdpo.training.checkpoint import Checkpoints
-from jaxdpo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from jaxdpo.training.step import TrainState, init_state
+from jaxdpo.training.optimizer import Optimizer, OptimizerConfig
+from jaxdpo.training.state import TrainState, init_state
 from tests.tiny import mesh_of, random_params
 
-OPTIMIZER = make_optimizer(OptimizerConfig(), make_schedule(OptimizerConfig(), 10, lora=False))
+OPTIMIZER = Optimizer(OptimizerConfig(), num_steps=10)
 
 
 def state_on(mesh, seed: int = 0) -> TrainState:

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdpo.scoring.scores import Completions
+from jaxdpo.scoring.planned_pairs import PairColumns
+from jaxdpo.scoring.scores import CompletionScores
 from jaxdpo.training.metrics import completion_sums, means, reward_sums
 
 
@@ -12,9 +13,10 @@ def test_metrics_by_hand():
     tokens = jnp.array([[5.0, 3.0], [2.0, 8.0], [1.0, 1.0], [9.0, 9.0]])
     reference = jnp.array([[-6.0, -7.0], [-5.0, -5.0], [-3.0, -3.0], [0.0, 0.0]])
     is_pair = jnp.array([True, True, True, False])
-    policy = Completions(logps, logps, tokens, entropy=tokens * 0.5, correct=tokens - 1)
-    sums = completion_sums(policy, reference, is_pair)
-    sums |= reward_sums(0.5 * (logps - reference), is_pair)
+    policy = CompletionScores(logps, logps, tokens, entropy=tokens * 0.5, correct=tokens - 1)
+    columns = PairColumns(reference)
+    sums = completion_sums(policy, columns, is_pair)
+    sums |= reward_sums(0.5 * (logps - reference), columns, is_pair)
     actual = means({name: float(value) for name, value in sums.items()})
     expected = {
         "rewards/chosen": (0.5 - 1.0 + 0) / 3,
@@ -40,8 +42,8 @@ def test_metrics_by_hand():
 
 def test_swapping_a_pair_flips_its_margin():
     rewards = jnp.asarray(np.random.default_rng(1).normal(size=(8, 2)), jnp.float32)
-    straight = reward_sums(rewards, jnp.ones(8, bool))
-    swapped = reward_sums(rewards[:, ::-1], jnp.ones(8, bool))
+    straight = reward_sums(rewards, PairColumns(), jnp.ones(8, bool))
+    swapped = reward_sums(rewards[:, ::-1], PairColumns(), jnp.ones(8, bool))
     np.testing.assert_allclose(straight["rewards/margins"], -swapped["rewards/margins"], rtol=1e-6)
     np.testing.assert_allclose(
         straight["rewards/accuracies"], 8 - swapped["rewards/accuracies"], rtol=1e-6

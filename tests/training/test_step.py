@@ -26,15 +26,13 @@ from jaxdpo.model.config import ExpertsConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import Compute, abstract_params
 from jaxdpo.model.lora import LoraConfig, init_lora
 from jaxdpo.model.quantized import quantize_layers
-from jaxdpo.training.loop import LaggedMetrics, TrainData, run_steps
-from jaxdpo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from jaxdpo.training.step import (
-    MovingReference,
-    Objective,
-    PairInputs,
-    init_state,
-    make_train_step,
-)
+from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs
+from jaxdpo.training.loop import run_steps
+from jaxdpo.training.metrics import LaggedMetrics
+from jaxdpo.training.objective import MovingReference, Objective
+from jaxdpo.training.optimizer import Optimizer, OptimizerConfig
+from jaxdpo.training.state import init_state
+from jaxdpo.training.step import make_train_step
 from tests.tiny import MODEL, mesh_of, random_pairs, random_params
 
 PAIRS = random_pairs(24)
@@ -82,18 +80,18 @@ def run(setting: Setting) -> tuple[list[dict[str, float]], Any, int]:
             frozen = jax.tree.map(jnp.copy, params)
             if setting.offloaded:
                 frozen = jax.device_put(frozen, on_host(frozen, mesh))
-        schedule = make_schedule(OPTIMIZER, plan.num_steps, lora=False)
-        optimizer = make_optimizer(OPTIMIZER, schedule)
+        optimizer = Optimizer(OPTIMIZER, plan.num_steps)
         state = init_state(trainable, optimizer, mesh)
         objective = Objective(
             setting.model, compute, setting.loss, batch.size, 0, offloaded=setting.offloaded
         )
-        step = make_train_step(objective, optimizer, schedule, mesh, state)
-        reference = None if setting.online else REFERENCE
-        data = TrainData(PAIRS, plan, plan.shape(LAYOUTS[setting.attention]), reference)
+        step = make_train_step([objective], [optimizer], mesh, state)
+        columns = PairColumns(None if setting.online else REFERENCE)
+        shape = plan.shape(LAYOUTS[setting.attention])
+        data = PlannedPairs(PAIRS, plan.packer, shape, columns)
         lagged, metrics = LaggedMetrics(), []
         trained = trainable
-        for number, after, device_metrics in run_steps(step, state, frozen, data, mesh, 0):
+        for number, after, device_metrics in run_steps(step, state, frozen, data, plan, mesh, 0):
             metrics.append(lagged.push(number, device_metrics))
             trained = after.trainable
         metrics.append(lagged.flush())
@@ -160,18 +158,17 @@ def test_a_moving_reference_moves_as_often_and_as_far_as_it_is_told():
     with jax.set_mesh(mesh):
         packer = Packer(PAIRS.lengths, batch, 1, choose_row_length(PAIRS.lengths, batch, 1))
         plan = make_train_plan(packer, 0, 1.0, None)
-        schedule = make_schedule(OPTIMIZER, 3, lora=False)
-        optimizer = make_optimizer(OPTIMIZER, schedule)
+        optimizer = Optimizer(OPTIMIZER, num_steps=3)
         params = random_params(mesh)
         expected = jax.device_get(params)
         copy = jax.tree.map(jnp.copy, params)
         state = init_state(params, optimizer, mesh, reference=copy)
         compute, moving = Compute(jnp.float32, "dense", "none"), MovingReference(mixup, every=2)
         objective = Objective(MODEL, compute, LossConfig(), 8, seed=0, moving=moving)
-        step = make_train_step(objective, optimizer, schedule, mesh, state)
-        data = TrainData(PAIRS, plan, plan.shape(False), None)
+        step = make_train_step([objective], [optimizer], mesh, state)
+        data = PlannedPairs(PAIRS, packer, plan.shape("plain"), PairColumns())
         margins = []
-        for number, after, metrics in run_steps(step, state, None, data, mesh, 0):
+        for number, after, metrics in run_steps(step, state, None, data, plan, mesh, 0):
             if number % 2 == 0:
                 expected = jax.tree.map(
                     lambda new, old: mixup * new + (1 - mixup) * old,
@@ -247,7 +244,7 @@ def test_experts_with_adapters():
 def test_parameters_and_moments_are_cut_by_the_table():
     mesh = mesh_of(2, 2, 2)
     with jax.set_mesh(mesh):
-        optimizer = make_optimizer(OPTIMIZER, make_schedule(OPTIMIZER, 3, lora=False))
+        optimizer = Optimizer(OPTIMIZER, num_steps=3)
         state = init_state(random_params(mesh), optimizer, mesh)
     kernel = state.trainable["layers"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.spec == P(None, "fsdp", "tensor")
@@ -316,18 +313,17 @@ def test_a_step_that_is_not_finite_changes_nothing():
     with jax.set_mesh(mesh):
         packer = Packer(PAIRS.lengths, batch, 1, choose_row_length(PAIRS.lengths, batch, 1))
         plan = make_train_plan(packer, 0, 1.0, None)
-        schedule = make_schedule(OPTIMIZER, 3, lora=False)
-        optimizer = make_optimizer(OPTIMIZER, schedule)
+        optimizer = Optimizer(OPTIMIZER, num_steps=3)
         params = random_params(mesh)
         before = jax.device_get(params)
         state = init_state(params, optimizer, mesh)
         compute = Compute(jnp.float32, "dense", "none")
         objective = Objective(MODEL, compute, LossConfig(), 8, seed=0)
-        step = make_train_step(objective, optimizer, schedule, mesh, state)
+        step = make_train_step([objective], [optimizer], mesh, state)
         broken = REFERENCE.copy()
         broken[int(plan.pairs(0)[3])] = np.inf
-        data = TrainData(PAIRS, plan, plan.shape(False), broken)
-        _, state, metrics = next(iter(run_steps(step, state, None, data, mesh, 0)))
+        data = PlannedPairs(PAIRS, packer, plan.shape("plain"), PairColumns(broken))
+        _, state, metrics = next(iter(run_steps(step, state, None, data, plan, mesh, 0)))
     assert not np.isfinite(float(metrics["loss"]))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.trainable), before)
     moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
@@ -339,16 +335,15 @@ def test_pure_bfloat16_keeps_its_moments_in_float32():
     with jax.set_mesh(mesh):
         packer = Packer(PAIRS.lengths, batch, 1, choose_row_length(PAIRS.lengths, batch, 1))
         plan = make_train_plan(packer, 0, 1.0, None)
-        schedule = make_schedule(OPTIMIZER, STEPS, lora=False)
-        optimizer = make_optimizer(OPTIMIZER, schedule)
+        optimizer = Optimizer(OPTIMIZER, STEPS)
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(mesh))
         state = init_state(params, optimizer, mesh)
         objective = Objective(
             MODEL, Compute(jnp.bfloat16, "dense", "full"), LossConfig(), batch.size, seed=0
         )
-        step = make_train_step(objective, optimizer, schedule, mesh, state)
-        data = TrainData(PAIRS, plan, plan.shape(False), REFERENCE)
-        _, state, metrics = next(iter(run_steps(step, state, None, data, mesh, 0)))
+        step = make_train_step([objective], [optimizer], mesh, state)
+        data = PlannedPairs(PAIRS, packer, plan.shape("plain"), PairColumns(REFERENCE))
+        _, state, metrics = next(iter(run_steps(step, state, None, data, plan, mesh, 0)))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.trainable)} == {"bfloat16"}
     moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
     assert moments and all(leaf.dtype == jnp.float32 for leaf in moments)
@@ -363,12 +358,11 @@ def step_temporaries(row_length: int, vocabulary: int) -> int:
     model = MODEL.model_copy(update={"vocab_size": vocabulary})
     mesh = mesh_of(1, 1, 1)
     with jax.set_mesh(mesh):
-        schedule = make_schedule(OPTIMIZER, STEPS, lora=False)
-        optimizer = make_optimizer(OPTIMIZER, schedule)
+        optimizer = Optimizer(OPTIMIZER, STEPS)
         params = abstract_params(model, jnp.float32)
         state = jax.eval_shape(lambda: init_state(params_like(params), optimizer, mesh))
         objective = Objective(model, Compute(jnp.float32, "tiles", "full"), LossConfig(), 8, seed=0)
-        step = make_train_step(objective, optimizer, schedule, mesh, state)
+        step = make_train_step([objective], [optimizer], mesh, state)
         # Four tiles a block of tokens: sequences are short, the row is long.
         shape = BatchShape(
             rows=1,
@@ -379,8 +373,7 @@ def step_temporaries(row_length: int, vocabulary: int) -> int:
         )
         batch = jax.tree.map(lambda leaf: leaf[None], empty_batch(shape, 1))
         reference = jnp.zeros((1, 1, shape.pairs, 2))
-        inputs = PairInputs(reference=reference)
-        lowered = step.lower(state, None, batch, inputs, jnp.int32(1))
+        lowered = step.lower(state, None, batch, PairColumns(reference), jnp.int32(1))
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import grain
 import numpy as np
 
 from jaxdpo.data.packing.batch import CHOSEN, PROMPT, REJECTED, TILE, PackedBatch, SequenceGather
@@ -10,6 +11,9 @@ from jaxdpo.data.packing.plan import BatchShape, Microbatch, Row, best_fit_decre
 from jaxdpo.data.packing.tiles import visible_tiles
 from jaxdpo.data.pairs import TokenizedPair, scored_tokens
 from jaxdpo.devices.sizes import ceil_div
+
+# Batches made ahead by threads: enough to hide the packing, small beside the model.
+READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 class PairSource(Protocol):

@@ -6,16 +6,19 @@ known place is not guessed at. It stays among the record's other columns, where 
 it by name unless its text stands in the prompt already.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxdpo.data.bad_pair import BadPair, kind, show
 from jaxdpo.data.config import Role
 from jaxdpo.data.reading import rendered
-from jaxdpo.data.reading.conversation import as_roles, said_in
+from jaxdpo.data.reading.conversation import as_roles, is_plain, said_in
 from jaxdpo.data.reading.said import Said
 
 RoleKeys = dict[Role, tuple[str, ...]]
+# Answers that may be JSON text of messages, or rendered, begin so.
+_MAY_BE_MARKED = re.compile(r"\s*[<\[{]")
 # Text that an instruction is followed by, in Alpaca's and in Dolly's form.
 _INPUTS = ("input", "context")
 
@@ -49,7 +52,13 @@ def asked_in(record: dict[str, Any], roles: RoleKeys) -> Asked:
     Raises:
       BadPair: If a column of the prompt holds neither text nor messages.
     """
-    named = [key for key in roles.get("prompt", ()) if not is_empty(record[key])]
+    columns = roles.get("prompt", ())
+    if len(columns) == 1 and "history" not in roles:
+        # The usual record; what follows comes to the same.
+        (key,), value = columns, record[columns[0]]
+        if isinstance(value, str) and value and is_plain(value, key):
+            return Asked([Said(key, {"role": "user", "content": value})], frozenset(columns))
+    named = [key for key in columns if not is_empty(record[key])]
     texts = [key for key in named if _is_text(record[key], key)]
     lists = [key for key in named if key not in texts]
     history = next((key for key in roles.get("history", ()) if not is_empty(record[key])), None)
@@ -87,8 +96,7 @@ def _is_text(value: Any, key: str) -> bool:
         if not isinstance(value, list | dict):
             raise BadPair("content-type", f"{key} is {kind(value)}, {show(value)}; write a string")
         return isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)
-    (first, *others) = said_in(value, key, "user", whole=True)
-    return not others and first.field == key and first.message.get("content") == value
+    return is_plain(value, key)
 
 
 def _instruction_keys(texts: Sequence[str]) -> list[str]:
@@ -141,7 +149,9 @@ def with_system(
     Raises:
       BadPair: If it is no text, or the messages begin with another one.
     """
-    named = [key for key in roles.get("system", ()) if not is_empty(record[key])]
+    if "system" not in roles:
+        return messages, frozenset()
+    named = [key for key in roles["system"] if not is_empty(record[key])]
     if not named:
         return messages, frozenset()
     key, value = named[0], record[named[0]]
@@ -175,6 +185,9 @@ def answer_in(value: Any, name: str, asked: Asked) -> list[Said]:
     """
     if not isinstance(value, str):
         return as_roles(said_in(value, name, "assistant"))
+    if asked.messages and not _MAY_BE_MARKED.match(value):
+        text = rendered.answer_of(value, asked.rendered)
+        return [Said(name, {"role": "assistant", "content": text})]
     # A script of `User:` and `Assistant:` may well be an answer; marks of tokens are none.
     sure = value.lstrip().startswith(("<|", "<｜", "<bos>", "<start_of_turn>", "<s>", "[INST]"))
     if sure or not asked.messages:

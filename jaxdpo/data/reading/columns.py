@@ -17,6 +17,7 @@ from jaxdpo.data.reading.names import (
     ASKED_WORDS,
     FACT_NAMES,
     FACT_WORDS,
+    JUDGE_WORDS,
     NAMES_OF,
     NOT_TEXT_WORDS,
 )
@@ -24,7 +25,10 @@ from jaxdpo.data.reading.names import (
 _FACTS = frozenset(FACT_WORDS.split())
 _ASKED = frozenset(ASKED_WORDS.split())
 _NOT_TEXT = frozenset(NOT_TEXT_WORDS.split())
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+# A `judge_prompt` was asked of the judge, not of the model.
+_OF_JUDGES = frozenset(JUDGE_WORDS.split())
+# `systemPrompt` and `promptID` are two words, `CoT` is one.
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z][A-Za-z])")
 _NO_WORD = re.compile(r"[^a-z0-9]+")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _SENTENCE_END = (".", "?", "!", ":", "。", "?", "!", "…")
@@ -49,7 +53,7 @@ def sort_of(name: str) -> str:
     """
     # A column that `data.columns` took the name of is still judged by that name.
     name = spelled(name.removesuffix(OTHER))
-    if name in FACT_NAMES:
+    if name in FACT_NAMES or name.split("_")[0] in _OF_JUDGES:
         return "fact"
     # `score_A` and `answer_0` are a score and an answer.
     words = [word for word in name.split("_") if len(word) > 1 and not word.isdigit()]
@@ -97,13 +101,18 @@ def is_prose(text: str) -> bool:
 
 def texts_in(value: Any) -> list[str]:
     """Lists every string in a value that holds a letter, at any depth."""
-    if isinstance(value, str):
-        return [value] if any(map(str.isalpha, value)) else []
-    if isinstance(value, dict):
-        return [text for item in value.values() for text in texts_in(item)]
-    if isinstance(value, list | tuple):
-        return [text for item in value for text in texts_in(item)]
-    return []
+    found: list[str] = []
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            if item[:1].isalpha() or any(map(str.isalpha, item)):
+                found.append(item)
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, list | tuple):
+            waiting.extend(item)
+    return found
 
 
 def typo_of(name: str, known: Iterable[str]) -> str:

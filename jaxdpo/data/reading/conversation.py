@@ -63,6 +63,21 @@ def said_in(value: Any, name: str, role: str, whole: bool = False) -> list[Said]
     raise BadPair("messages-type", f"{name} is {state}; write a string, or a list of messages")
 
 
+def is_plain(text: str, name: str) -> bool:
+    """Tells mere text from messages as JSON and from a rendered conversation.
+
+    Args:
+      text: The text.
+      name: The field it stands in, for messages.
+
+    Raises:
+      BadPair: If it is a conversation that cannot be read.
+    """
+    if _MAY_BE_JSON.match(text) and _from_json(text, name) is not None:
+        return False
+    return rendered.messages_of(text, name) is None
+
+
 def _from_json(text: str, name: str) -> Any:
     """Decodes JSON text, or Python's spelling of it, if it holds messages; else returns None."""
     try:

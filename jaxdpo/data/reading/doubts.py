@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jaxdpo.data.pairs import Message, PreferencePair
 
@@ -28,14 +28,17 @@ class Doubts:
         if pair.prompt and not any(map(_has_text, pair.prompt)):
             self._blank.append(pair.source)
         for answer in (pair.chosen, pair.rejected):
-            if not answer:
-                continue
-            if not any(_has_text(message) or "tool_calls" in message for message in answer):
-                self._blank.append(pair.source)
-            text = answer[-1].get("content", "")
-            if isinstance(text, str) and len(text) > _LONG:
-                self._long += 1
-                self._cut += _breaks_off(text)
+            if answer:
+                self._add_answer(answer, pair.source)
+
+    def _add_answer(self, answer: Sequence[Message], source: str) -> None:
+        if not any(_has_text(message) or "tool_calls" in message for message in answer):
+            self._blank.append(source)
+        text = answer[-1].get("content", "")
+        if len(text) > _LONG:
+            self._long += 1
+            # Most answers end in a full stop, and no more of them is looked at.
+            self._cut += text[-1] not in ".!?)`" and _breaks_off(text)
 
     def warnings(self) -> Iterator[str]:
         """Yields what looks wrong."""

@@ -216,13 +216,10 @@ def take_scores(rest: dict[str, Any]) -> tuple[Any, Any] | None:
     """Takes the scores out of a record's other fields; one score alone is the user's own field."""
     if not rest:
         return None
-    for names in SCORE_PAIRS:
-        keys = [next((key for key in rest if spelled(key) == name), None) for name in names]
-        values = [rest[key] if key is not None else None for key in keys]
-        if None not in values:
-            for key in keys:
-                rest.pop(key)  # pyright: ignore[reportArgumentType]
-            return values[0], values[1]
+    at = {spelled(key): key for key, value in rest.items() if value is not None}
+    for first, second in SCORE_PAIRS:
+        if first in at and second in at:
+            return rest.pop(at[first]), rest.pop(at[second])
     margin = rest.get("margin")
     if isinstance(margin, int | float) and not isinstance(margin, bool):
         return rest.pop("margin"), 0.0

@@ -13,6 +13,8 @@ ROLES = ("system", "user", "assistant", "tool")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 # By what names a message says whether it is learnt: OpenAI's, LLaMA-Factory's, axolotl's.
 _WEIGHT_KEYS = ("weight", "loss_weight", "train", "training")
+_PLAIN = {"role", "content"}
+_ROLE_SET = ("user", "assistant", "system")
 _MESSAGE_KEYS = {
     "system": ("role", "content", "name"),
     "user": ("role", "content", "name"),
@@ -53,6 +55,9 @@ def parse_message(value: Any, field: str, unread: Counter[str] | None = None) ->
         raise BadPair(
             "message-type", f'{field} is {kind(value)}; write {{"role": …, "content": …}}'
         )
+    # Nearly all messages are this simple, and reading is timed by them.
+    if value.keys() == _PLAIN and type(value["content"]) is str and value["role"] in _ROLE_SET:
+        return value
     if isinstance(value.get("role"), str) and value["role"] in _SAME_ROLE:
         value = {**value, "role": _SAME_ROLE[value["role"]]}
     role = _parse_role(value, field)

@@ -75,16 +75,16 @@ FACT_WORDS = """
     harmfulness honesty truthfulness toxicity safety severity difficulty level label labels
     category categories tag tags type types kind class genre lang language languages locale
     country region annotator annotators annotation annotations worker workers rater raters
-    reviewer judge judges author editor owner user username email team batch project comment
+    reviewer judge judges author editor owner username email team batch project comment
     comments note notes remark remarks feedback critique critiques rationale rationales
     reasoning reason reasons explanation explanations justification analysis review reviews
     judgement judgment judgements verdict statement elaboration evaluation evaluations
     preference preferences unprocessed choice winner better safer vote votes ratio metadata
-    meta info extra extras misc details attributes properties stats statistics settings
-    params parameters flag flags status state moderation order position side turns turn
+    meta info extra extras misc attributes properties stats statistics settings
+    params parameters flag flags status state moderation order side
     principle principles harmful toxic safe truncated finished anony redacted strength
     agreement uncertainty percentile mask masks attention usage name names group cluster
-    field subject skill ability capability taxonomy bucket stage phase mode purpose intent
+    field skill ability capability taxonomy bucket stage phase
     theme topic topics chosen rejected response responses completion completions answer
     answers output outputs generation generations reply solution reference references target
     gold edit edits edited candidate candidates prediction predictions refusal original tie
@@ -116,4 +116,9 @@ FACT_NAMES = frozenset(
 # Parts of a prompt that only a model with other inputs can be asked.
 NOT_TEXT_WORDS = """
     image images video videos audio audios picture pictures pixel_values
+"""
+# First words of names of what a judge was asked or said.
+JUDGE_WORDS = """
+    judge judging judgement judgment labelling labeling labeler annotation annotator evaluation
+    evaluator eval grading grader rating rater critique reviewer feedback rubric
 """

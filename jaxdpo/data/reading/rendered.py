@@ -135,6 +135,8 @@ _MAY_BEGIN = re.compile(
     r"|\[SYSTEM_PROMPT\]|Human:|User:|USER:|### |Below is an instruction)"
 )
 _MAY_END = ("sistant", "SISTANT:", "sistant:", "ponse:", ">", "[/INST]", "model", "think>")
+# Vicuna's system prompt has no mark, and neither has the first question in HelpSteer2.
+_WITH_PREFACE = ("Vicuna", "NeMo")
 # A template that is not in the table is still seen by its marks.
 _ANY_MARK = re.compile(r"\s*<[|｜][\w ▁-]{1,40}[|｜]>")
 _CHANNELS = re.compile(r"<\|start\|>|<\|channel\|>|<\|message\|>")
@@ -166,7 +168,7 @@ def messages_of(text: str, name: str, is_answer: bool = False) -> list[Message] 
       BadPair: If the text is rendered, but not by a template that is known.
     """
     may_be = _MAY_BEGIN.match(text) or text.rstrip().endswith(_MAY_END)
-    if not may_be and "<extra_id_1>" not in text:
+    if not may_be and "<extra_id_1>" not in text and "ASSISTANT:" not in text:
         return None
     begins = _BEGINS_TEXT.match(text)
     body = text[begins.end() :] if begins else text
@@ -195,10 +197,9 @@ def _is_of(template: Template, body: str) -> bool:
     if template.name == "Human/Assistant" and starts and "\n\nAssistant:" not in body:
         starts = None if "\\n\\n" in template.opener.pattern else starts
     roles = {_ROLES[found[1].lower()] for found in template.opener.finditer(body)} if starts else ()
-    if template.name == "NeMo" and template.opener.search(body):
-        # Its first message stands without a mark in HelpSteer2.
-        return True
-    return "assistant" in roles and "user" in roles
+    if template.name in _WITH_PREFACE:
+        roles = {_ROLES[found[1].lower()] for found in template.opener.finditer(body)}
+    return "assistant" in roles and ("user" in roles or template.name == "NeMo")
 
 
 def _has_user(template: Template, body: str) -> bool:
@@ -312,9 +313,11 @@ def answer_of(text: str, prompt_was_rendered: bool) -> str:
       prompt_was_rendered: Whether its prompt was: then the mark that opens the answer may stand
         before it, and the white space at its ends is the template's.
     """
+    if not prompt_was_rendered and text[-1:] not in (">", "\n", " "):
+        return text
     if prompt_was_rendered and (opener := _ANSWER_OPENER(text)):
         text = text[opener.end() :]
     ended = text.rstrip()
     if ended.endswith(_ANSWER_ENDS) and not (ended.endswith("</s>") and "<s>" in ended):
-        return _without_end(text, _ANSWER_ENDS).rstrip("\n")
+        text = _without_end(text, _ANSWER_ENDS).rstrip("\n")
     return text.strip() if prompt_was_rendered else text

@@ -14,6 +14,8 @@ Record = dict[str, Any]
 
 def flattened(record: Record) -> Record:
     """Returns a record of a known nested shape with its columns side by side, others unchanged."""
+    if _MARKS.isdisjoint(record):
+        return record
     for marks, flatten in _SHAPES:
         if all(mark in record for mark in marks):
             return flatten(record)
@@ -130,3 +132,5 @@ _SHAPES: tuple[tuple[tuple[str, ...], Callable[[Record], Record]], ...] = (
     (("question", "answer_0", "answer_1"), _webgpt),
     (("prompt", "response_a", "response_b", "winner_model_a"), _arena),
 )
+# A column of each shape that few others have: most records are told by it at a look.
+_MARKS = frozenset({"comparison", "summaries", "answer_0", "winner_model_a"})

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxdpo.data.bad_pair import BadPair, show
+from jaxdpo.data.reading import rendered
 from jaxdpo.data.reading.columns import OTHER, is_prose, sort_of, texts_in
 from jaxdpo.data.reading.said import Said
 
@@ -20,7 +21,8 @@ def check_unread(
     """Refuses a record whose other columns might say what the model was asked.
 
     A column may be left out if its name is that of a fact (`prompt_id`, `score`), if it holds no
-    text, or if its text stands in the messages already: data sets repeat themselves.
+    text, or if its text stands in the messages already: data sets repeat themselves. Where no
+    column is the prompt by its name, that of a fact may hold it, too.
 
     Args:
       rest: The columns that no form has read.
@@ -46,7 +48,7 @@ def check_unread(
             # An instruction without an input has the column all the same.
             repeats |= {name} if sort == "asked" else set()
             continue
-        if sort == "fact" or name in facts:
+        if name in facts or (sort == "fact" and prompt_is_named):
             continue
         if sort == "not text":
             raise BadPair(
@@ -55,7 +57,7 @@ def check_unread(
                 f"data.columns={{metadata: {name}}}",
             )
         texts = texts_in(value)
-        if sort == "unknown" and prompt_is_named:
+        if sort == "fact" or (sort == "unknown" and prompt_is_named):
             texts = list(filter(is_prose, texts))
         if not texts:
             continue
@@ -81,7 +83,11 @@ def _stands_in(text: str, contents: Sequence[str]) -> bool:
     text = text.strip()
     if text in contents or text in ("user", "assistant", "system", "human", "gpt", "tool"):
         return True
-    return len(text) >= _TELLING and any(text in content for content in contents)
+    if len(text) >= _TELLING and any(text in content for content in contents):
+        return True
+    # Alpaca has the whole example once more, as its template renders it.
+    messages = rendered.messages_of(text, "", is_answer=True)
+    return messages is not None and all(each["content"].strip() in contents for each in messages)
 
 
 def _lost(name: str, value: Any, prompt_is_named: bool) -> BadPair:

@@ -1,0 +1,39 @@
+"""The objective and the update rule that a configuration describes."""
+
+from jaxdpo.config import RunConfig
+from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.decoder import Compute
+from jaxdpo.training.objective import MovingReference, Objective
+from jaxdpo.training.optimizer import Optimizer
+
+
+def objective_of(config: RunConfig, model: ModelConfig, compute: Compute) -> Objective:
+    """Returns what the run's steps minimise.
+
+    Args:
+      config: The run.
+      model: Architecture.
+      compute: How it is computed.
+    """
+    moving = config.reference_kind == "moving"
+    return Objective(
+        model,
+        compute,
+        config.loss,
+        config.batch.size,
+        config.training.seed,
+        has_reference=config.reference_kind != "none",
+        moving=MovingReference(*config.reference.moves) if moving else None,
+        keeps_reference=config.reference_kind == "frozen",
+        offloaded=config.reference.offload,
+    )
+
+
+def optimizer_of(config: RunConfig, num_steps: int) -> Optimizer:
+    """Returns the run's update rule.
+
+    Args:
+      config: The run.
+      num_steps: Optimizer steps of the run.
+    """
+    return Optimizer(config.optimizer, num_steps, lora=config.lora is not None)

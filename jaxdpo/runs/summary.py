@@ -1,0 +1,94 @@
+"""The summary of a finished run: answers and TEST metrics before and after, and its files."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxdpo.cli.console import Reporter
+from jaxdpo.hub.policy import Policy
+from jaxdpo.runs.folder import RunFolder
+from jaxdpo.runs.setup import Setup
+from jaxdpo.sampling import complete, numbered
+from jaxdpo.training.writers import METRICS_FILE
+
+# The metrics that the console shows of TEST pairs; summary.json holds all of them.
+_SHOWN = ("rewards/accuracies", "rewards/margins", "loss", "logps/chosen", "logps/rejected")
+
+
+def answer_test_prompts(setup: Setup, policy: Policy, folder: RunFolder, when: str) -> list[str]:
+    """Answers the first TEST prompts; answers that a run gave before it was cut off are read.
+
+    Args:
+      setup: The run.
+      policy: Who answers.
+      folder: The run folder, where they are kept in `completions_<when>.json`.
+      when: "before" or "after" training.
+    """
+    if setup.test is None:
+        return []
+    name = f"completions_{when}.json"
+    kept = folder.read_json(name)
+    if kept is not None:
+        return kept
+    config, source = setup.config, setup.test.source
+    count = min(config.training.completions, len(source))
+    prompts = [source[index].prompt_ids.tolist() for index in range(count)]
+    done = complete(policy, numbered(prompts), config.sampling, setup.objective.compute.dtype)
+    # Answers come as they end; the prompts' numbers put them in order.
+    texts = [each.text for each in sorted(done)]
+    folder.write_json(name, texts)
+    return texts
+
+
+def summarise(
+    setup: Setup,
+    folder: RunFolder,
+    history: list[dict[str, Any]],
+    before: list[str],
+    after: list[str],
+) -> dict[str, Any]:
+    """Returns what summary.json holds of a finished run.
+
+    Args:
+      setup: The run.
+      folder: The run folder.
+      history: The records of metrics.jsonl.
+      before: Answers to the TEST prompts before training.
+      after: Answers after training.
+    """
+    tested = [record for record in history if record["split"] == "TEST"]
+    speeds = [record["pairs_per_second"] for record in history if "pairs_per_second" in record]
+    path, completions = folder.path, []
+    for index, texts in enumerate(zip(before, after, strict=True)):
+        assert setup.test is not None
+        prompt = setup.policy.chat.decode(setup.test.source[index].prompt_ids.tolist())
+        completions.append({"prompt": prompt.strip(), "before": texts[0], "after": texts[1]})
+    return {
+        "steps": setup.plan.num_steps,
+        # The median, which a pause of the machine does not move.
+        "pairs_per_second": float(np.median(speeds)) if speeds else None,
+        "test": {"before": tested[0], "after": tested[-1]} if tested else None,
+        "completions": completions,
+        "files": {
+            "aligned model": str(path / "model"),
+            "curves": str(path / "curves.png"),
+            "metrics": str(path / METRICS_FILE),
+            "TensorBoard": str(path / "tensorboard"),
+            "checkpoints": str(path / "checkpoints"),
+            "configuration": str(path / "config.yaml"),
+        },
+    }
+
+
+def show_summary(reporter: Reporter, summary: dict[str, Any]) -> None:
+    """Shows what a run achieved, and where everything lies."""
+    if summary["completions"]:
+        rows = [(c["prompt"], c["before"], c["after"]) for c in summary["completions"]]
+        reporter.table("TEST prompts, answered", ("prompt", "before", "after"), rows)
+    if summary["test"]:
+        before, after = summary["test"]["before"], summary["test"]["after"]
+        rows = [
+            (name, f"{before[name]:.3f}", f"{after[name]:.3f}") for name in _SHOWN if name in after
+        ]
+        reporter.table("TEST pairs", ("metric", "before", "after"), rows)
+    reporter.table("Files", ("what", "where"), list(summary["files"].items()))

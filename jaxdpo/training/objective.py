@@ -1,0 +1,62 @@
+"""The objective of a step as static values: everything that its compiled program depends on."""
+
+from dataclasses import dataclass
+
+from jaxdpo.losses import LossConfig
+from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.decoder import Compute, Params
+
+
+@dataclass(frozen=True)
+class MovingReference:
+    """A reference that follows the policy (TR-DPO).
+
+    Attributes:
+      mixup: Share of the policy in what the reference becomes.
+      every: Optimizer steps between its moves.
+    """
+
+    mixup: float
+    every: int
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The objective that a step minimises.
+
+    Attributes:
+      model: Architecture.
+      compute: How the model is computed; where it has `lora`, adapters are trained.
+      loss: The loss.
+      batch_size: Pairs of an optimizer step.
+      seed: Seed of the adapters and of their dropout.
+      has_reference: Whether rewards are against a reference.
+      moving: How the reference moves, or None if it stands still.
+      keeps_reference: Whether a copy of the parameters stays in memory as the frozen reference.
+      offloaded: Whether that copy lies in the host's memory.
+    """
+
+    model: ModelConfig
+    compute: Compute
+    loss: LossConfig
+    batch_size: int
+    seed: int
+    has_reference: bool = True
+    moving: MovingReference | None = None
+    keeps_reference: bool = False
+    offloaded: bool = False
+
+    def split(self, trainable: Params, frozen: Params | None) -> tuple[Params, Params | None]:
+        """Returns the policy's parameters and adapters.
+
+        The one place that knows what LoRA freezes: with it the base stands still and the adapters
+        train, without it all parameters train and there are no adapters.
+
+        Args:
+          trainable: What training changes.
+          frozen: What it leaves as it is: LoRA's base, or a frozen reference, or None.
+        """
+        if self.compute.lora is None:
+            return trainable, None
+        assert frozen is not None
+        return frozen, trainable
