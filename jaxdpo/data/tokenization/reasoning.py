@@ -8,7 +8,7 @@ model writes, so the form is found out once, by rendering a probe.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal, NamedTuple
 
 from jaxdpo.data.pairs import Message
@@ -92,15 +92,15 @@ class Reasoning(NamedTuple):
         return None
 
 
-def find_reasoning(render: Render, source: str, literals: str) -> Reasoning:
+def find_reasoning(render: Render, names: Collection[str], literals: str) -> Reasoning:
     """Finds out in which form a template takes reasoning.
 
     Args:
       render: Renders messages by it.
-      source: The template.
+      names: Fields that it may look at.
       literals: The text that it writes or looks for itself.
     """
-    tags = next((pair for pair in TAGS if pair[1] in literals), None)
+    tags = next((pair for pair in TAGS if any(tag in literals for tag in pair)), None)
     opening, closing = tags or TAGS[0]
     said = {"role": "assistant", "content": _ANSWER}
     fields = dict.fromkeys(REASONING_KEYS, _THOUGHT)
@@ -120,7 +120,7 @@ def find_reasoning(render: Render, source: str, literals: str) -> Reasoning:
         treatment = "field"
     else:
         treatment = "dropped" if _ANSWER in answered else "none"
-    known = field or any(key in source for key in REASONING_KEYS)
+    known = field or any(key in names for key in REASONING_KEYS)
     return Reasoning(treatment, tags, known, tags is not None and _opens(render, opening))
 
 

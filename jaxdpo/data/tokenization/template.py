@@ -89,8 +89,10 @@ class ChatTemplate:
         self._tool_template = others[0] if others else self._template
         # First, so that a template that does not come to an end is tried only once.
         self._check_usable()
-        literals = "\0".join(template.literals for template in (self._template, *others))
-        self.reasoning = find_reasoning(self._probe, self.source, literals)
+        both = (self._template, *others)
+        literals = "\0".join(template.literals for template in both)
+        names = frozenset().union(*(template.names for template in both))
+        self.reasoning = find_reasoning(self._probe, names, literals)
         written = [literals, *self._probes(), *(self.reasoning.tags or ())]
         self.controls = ControlTokens(tokenizer.backend_tokenizer, "\0".join(written), known_ends)
         self._find_ends(cast(str | None, tokenizer.eos_token), known_ends)

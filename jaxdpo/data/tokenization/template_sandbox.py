@@ -347,6 +347,7 @@ class Template:
 
     Attributes:
       literals: Every text that stands in the template itself, comments aside, joined by NUL.
+      names: Fields of messages, among other names, that the template may look at.
 
     Raises:
       jinja2.TemplateError: If the source is no template.
@@ -357,8 +358,9 @@ class Template:
         self._globals = dict(self._template.globals)
         tree = _ENVIRONMENT.parse(source)
         texts = [node.data for node in tree.find_all(nodes.TemplateData)]
-        texts += [n.value for n in tree.find_all(nodes.Const) if isinstance(n.value, str)]
-        self.literals = "\0".join(texts)
+        constants = [n.value for n in tree.find_all(nodes.Const) if isinstance(n.value, str)]
+        self.literals = "\0".join([*texts, *constants])
+        self.names = frozenset(node.attr for node in tree.find_all(nodes.Getattr)) | {*constants}
 
     def render(self, variables: dict[str, Any]) -> str:
         """Returns the text that the template writes.
