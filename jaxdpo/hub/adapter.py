@@ -1,243 +1,344 @@
-"""LoRA adapters in the format of PEFT: adapter_config.json and adapter_model.safetensors.
+"""Reads LoRA adapters in the format of PEFT, on top of the tensors of their base model.
+
+Whatever PEFT can say module by module becomes one of three things:
+
+- a pair `a`, `b` of a layer's linear map. All pairs have one rank and one scale: those of lower
+  rank are filled up with zeros, which get no gradient and stay zero, and a scale of their own goes
+  into `b`. Layers without an adapter have zeros.
+- a replaced tensor of the base: modules_to_save, trained biases, resized embeddings, and adapters
+  of embedding or head, which are added into them.
+- a magnitude of DoRA, with which its module is formed whole when it is read.
 
 Where a family keeps several linear maps in one tensor (Phi-3's qkv_proj, GPT-2's c_attn), PEFT has
-one adapter for all of them. Adapters of q, k and v, of rank r each, become one of rank 3r:
-
-    lora_A [3r, in]   = A_q over A_k over A_v
-    lora_B [out, 3r]  = B_q, B_k and B_v along the diagonal, and zeros
+one adapter for all of them, whose `lora_A` they share.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import jax
+import numpy as np
 from jax.sharding import Mesh
 from pydantic import ValidationError
 
 from jaxdpo.devices.sharding import shardings_for
 from jaxdpo.errors import UserError
-from jaxdpo.hub.export import exporting, write_tensors
-from jaxdpo.hub.families import Row, Span, family_of
-from jaxdpo.hub.folder import read_json
-from jaxdpo.hub.read import lazy_tree, on_devices, open_tensors
-from jaxdpo.hub.write import tensor_arrays, tensor_specs, write_json, write_texts
+from jaxdpo.hub.adapter_config import AdapterConfig, read_adapter_config
+from jaxdpo.hub.adapter_pairs import (
+    Magnitudes,
+    Pair,
+    Pairs,
+    block_diagonal,
+    reader,
+    without_start,
+)
+from jaxdpo.hub.arrays import LowRankSum, Readable, Transposed
+from jaxdpo.hub.families import Row, family_of
+from jaxdpo.hub.read import FLOATS, HEAD, embedding_name, on_devices, open_tensors, plain_name
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.lora import LoraConfig, LoraParams, init_lora
+from jaxdpo.model.decoder import abstract_params
+from jaxdpo.model.lora import LoraConfig, LoraParams
+from jaxdpo.storage.lazy_array import Stored
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-# Fields of PEFT's config whose other values make another adapter than `x @ a @ b · alpha / r`.
-_ONLY: dict[str, Any] = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "use_rslora": False,
-    "use_dora": False,
-    "use_qalora": False,
-    "lora_bias": False,
-    "modules_to_save": None,
-    "layer_replication": None,
-    "alora_invocation_tokens": None,
-    "trainable_token_indices": None,
-    "target_parameters": None,
-}
+# The parts of a module's adapter in the names of its tensors. `.default`, PEFT's name of an adapter
+# among several, stands in files that were not written by save_pretrained.
+_PART = re.compile(
+    r"^(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
+    r"(\.(?!weight$)\w+)?(\.weight)?$"
+)
+# A module that is stored whole: wrapped by modules_to_save, or beneath an adapter.
+_WRAPPED = re.compile(r"\.(modules_to_save(\.\w+)?|base_layer)(?=\.)")
 
 
-def save_adapter(
-    folder: str | Path,
-    lora: LoraParams,
-    lora_config: LoraConfig,
-    tokenizer: Any,
-    hf_config: Mapping[str, Any],
-    config: ModelConfig,
-    base: str,
-    files: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """Writes a folder that `peft` loads on top of the base model.
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter folder, opened and checked against its base model.
 
-    Args:
-      folder: Where to, as `save_pretrained` has it.
-      lora: Adapters.
-      lora_config: Their scale.
-      tokenizer: Hugging Face tokenizer; None to leave it out.
-      hf_config: config.json of the base model.
-      config: Its architecture.
-      base: Folder or `org/name` of the base model.
-      files: Text of other files of the folder, by name: README.md.
-
-    Raises:
-      UserError: If the folder cannot be written.
+    Attributes:
+      pairs: The adapters of linear maps.
+      config: Their common rank, scale and targets; None if there are none.
+      replaced: Name of a tensor of the base ↦ the one in its place.
+      magnitudes: Path of a linear map, and layer ↦ DoRA's magnitudes of its outputs.
+      tied: Whether a replaced embedding is the head of a tied model too.
     """
-    modules = _modules(hf_config, config)
-    rows = _rows(modules, lora_config.rank)
-    specs, arrays = tensor_specs(rows, lora), tensor_arrays(rows, lora)
-    if jax.process_index() != 0:
-        # Every process takes part in gathering the arrays that no process holds whole.
-        for _ in arrays:
-            pass
-        return
-    adapted = [module for module in modules if module.tensor("A", 0) in specs]
-    described = {
-        **_ONLY,
-        **_patterns(adapted, lora_config.rank, lora_config.alpha),
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": lora_config.rank,
-        "lora_alpha": lora_config.alpha,
-        "lora_dropout": lora_config.dropout,
-        "target_modules": sorted(module.name for module in adapted),
-        "fan_in_fan_out": not adapted[0].kernels[0].transposed,
-        "inference_mode": True,
-    }
-    with exporting(Path(folder).expanduser()) as temporary:
-        write_json(temporary / ADAPTER_CONFIG, described)
-        write_tensors(temporary / ADAPTER_WEIGHTS, specs, arrays)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-        write_texts(temporary, files)
 
+    pairs: Pairs
+    config: LoraConfig | None
+    replaced: dict[str, Readable] = field(default_factory=dict)
+    magnitudes: Magnitudes = field(default_factory=dict)
+    tied: bool = False
 
-def base_of(folder: Path) -> str:
-    """Returns the model that an adapter folder says it belongs to.
-
-    Raises:
-      UserError: If it says none.
-    """
-    base = read_json(folder, ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise UserError(
-            f"{folder / ADAPTER_CONFIG}: base_model_name_or_path is {base!r}; it must name the "
-            "model that the adapter belongs to"
-        )
-    return base
+    def lora(self, model: ModelConfig) -> LoraParams | None:
+        """Returns the adapters that stay beside the base, left in their file; None for none."""
+        if self.config is None:
+            return None
+        config, layers = self.config, {}
+        for path, (inputs, outputs) in _map_shapes(model).items():
+            if path not in self.pairs or path in self.magnitudes:
+                continue
+            _, part, name = path.split("/")
+            pairs = self.pairs[path]
+            a_shape = (model.num_layers, inputs, config.rank)
+            b_shape = (model.num_layers, config.rank, outputs)
+            layers.setdefault(part, {})[name] = {
+                "a": Stored(a_shape, np.dtype(np.float32), reader(pairs, "a", config.scale)),
+                "b": Stored(b_shape, np.dtype(np.float32), reader(pairs, "b", config.scale)),
+            }
+        return {"layers": layers}
 
 
 def load_adapter(
-    folder: Path, config: ModelConfig, hf_config: Mapping[str, Any], mesh: Mesh | None = None
+    folder: Path, model: ModelConfig, hf_config: Mapping[str, Any], mesh: Mesh | None = None
 ) -> tuple[LoraParams, LoraConfig]:
-    """Loads a PEFT adapter folder, strictly, as adapters of a base model.
+    """Loads a PEFT adapter folder that holds adapters of linear maps alone.
 
     Args:
       folder: Adapter folder.
-      config: Architecture of the base model.
+      model: Architecture of the base model.
       hf_config: config.json of the base model.
       mesh: Where to; None for the first device.
 
     Raises:
       UserError: For another kind of adapter, or tensors that do not fit the base model.
     """
-    stored, lora_config = lazy_adapter(folder, config, hf_config)
-    return on_devices(stored, None if mesh is None else shardings_for(stored, mesh)), lora_config
+    lora, lora_config = lazy_adapter(folder, model, hf_config)
+    return on_devices(lora, None if mesh is None else shardings_for(lora, mesh)), lora_config
 
 
 def lazy_adapter(
-    folder: Path, config: ModelConfig, hf_config: Mapping[str, Any]
+    folder: Path, model: ModelConfig, hf_config: Mapping[str, Any]
 ) -> tuple[LoraParams, LoraConfig]:
     """Opens what `load_adapter` loads, with the adapters left in their file.
 
     Args:
       folder: Adapter folder.
-      config: Architecture of the base model.
+      model: Architecture of the base model.
       hf_config: config.json of the base model.
 
     Returns:
-      The adapters, each a `Stored`, and their configuration.
+      The adapters, each array a `Stored`, and their rank and scale.
+
+    Raises:
+      UserError: For another kind of adapter, or tensors that do not fit the base model.
     """
-    described = read_json(folder, ADAPTER_CONFIG)
-    for field, only in _ONLY.items():
-        _check_only(folder, described, field, only)
-    modules = _modules(hf_config, config)
-    tensors = open_tensors(folder, ADAPTER_WEIGHTS)
-    adapted = [module for module in modules if module.tensor("A", 0) in tensors]
-    if not adapted:
+    adapter = open_adapter(folder, model, hf_config)
+    lora = adapter.lora(model)
+    if lora is None or adapter.config is None:
         raise UserError(f"{folder / ADAPTER_WEIGHTS}: adapts no linear map of the model")
-    try:
-        lora_config = LoraConfig(
-            rank=described.get("r", 8),
-            alpha=described.get("lora_alpha", 8),
-            targets=tuple(sorted(name for module in adapted for name in module.maps)),
-            dropout=described.get("lora_dropout", 0.0),
-        )
-    except ValidationError as error:
-        raise UserError(f"{folder / ADAPTER_CONFIG}: {error.errors()[0]['msg']}") from None
-    blocks = _patterns(adapted, lora_config.rank, lora_config.alpha)
-    apart = bool(described.get("rank_pattern"))
-    for field, written in blocks.items():
-        _check_only(folder, described, field, written if apart else {})
-    expected = jax.eval_shape(lambda: init_lora(config, lora_config, jax.random.key(0)))
-    # PEFT's own adapter of such a tensor is one that its maps share.
-    rows = _rows(modules, lora_config.rank if apart else None)
-    return lazy_tree(folder, tensors, rows, expected), lora_config
+    return lora, adapter.config
 
 
-def _check_only(folder: Path, described: Mapping[str, Any], field: str, only: Any) -> None:
-    if (described.get(field) or None) != (only or None):
-        raise UserError(
-            f"{folder / ADAPTER_CONFIG}: {field} {described.get(field)!r} is not supported, "
-            f"only {only!r}"
-        )
-
-
-class _Module(NamedTuple):
-    """A linear map that PEFT adapts: of a layer, one tensor.
-
-    Attributes:
-      name: What PEFT's patterns call it.
-      kernels: The family's rows of our kernels in it.
-    """
-
-    name: str
-    kernels: list[Row]
-
-    @property
-    def maps(self) -> list[str]:
-        """Names of the linear maps in it."""
-        return [row.path.split("/")[-2] for row in self.kernels]
-
-    def tensor(self, which: Literal["A", "B"], *layer: int) -> str:
-        """Returns the name of an adapter's tensor, of one layer or as a template."""
-        name = f"base_model.model.{self.kernels[0].hf_name.removesuffix('.weight')}.lora_{which}"
-        return f"{name.format(i=layer[0]) if layer else name}.weight"
-
-
-def _modules(hf_config: Mapping[str, Any], config: ModelConfig) -> list[_Module]:
-    kernels: dict[tuple[str, ...], list[Row]] = {}
-    for row in family_of(hf_config).rows(config):
-        if row.leading == 1 and row.path.endswith("/kernel"):
-            kernels.setdefault(tuple(row.hf_name.split(".")[:-1]), []).append(row)
-    last = [path[-1] for path in kernels]
-    # GPT-2 has a c_proj in the attention and another in the MLP.
-    return [
-        _Module(path[-1] if last.count(path[-1]) == 1 else ".".join(path[-2:]), rows)
-        for path, rows in kernels.items()
-    ]
-
-
-def _rows(modules: Sequence[_Module], rank: int | None) -> list[Row]:
-    """Returns the table of adapters: `lora_A` is `[r, in]` and `lora_B` `[out, r]`.
+def open_adapter(
+    folder: Path,
+    model: ModelConfig,
+    hf_config: Mapping[str, Any],
+    base: Mapping[str, Readable] | None = None,
+) -> Adapter:
+    """Opens a PEFT adapter folder and checks it against its base model.
 
     Args:
-      modules: What may be adapted.
-      rank: Of each of our adapters, where the maps of one tensor have their own; None where they
-        share one.
+      folder: Adapter folder.
+      model: Architecture of the base model.
+      hf_config: config.json of the base model.
+      base: Name ↦ tensor of the base model; None if no adapter of embedding or head, and none that
+        was started from the base's own weights, is expected.
+
+    Raises:
+      UserError: For a kind of adapter that is not implemented, or tensors that do not fit the base.
     """
-    rows = []
-    for module in modules:
-        for place, kernel in enumerate(module.kernels):
-            ranks = None
-            if rank is not None and len(module.kernels) > 1:
-                ranks = Span(place * rank, rank, len(module.kernels) * rank)
-            path = kernel.path.removesuffix("/kernel")
-            rows.append(Row(f"{path}/a", module.tensor("A"), transposed=True, columns=ranks))
-            rows.append(Row(f"{path}/b", module.tensor("B"), True, kernel.columns, rows=ranks))
-    return rows
+    config = read_adapter_config(folder)
+    parts, replaced = _sort_tensors(open_tensors(folder, ADAPTER_WEIGHTS))
+    table = family_of(hf_config).rows(model)
+    modules, embedding = _modules(table, model), embedding_name(table)
+    singles = {embedding.removesuffix(".weight"), HEAD.removesuffix(".weight")}
+    left = parts.keys() - modules.keys() - singles
+    if left or not parts.keys() | replaced.keys():
+        raise UserError(
+            f"{folder / ADAPTER_WEIGHTS}: adapts no linear map of the model"
+            if not left
+            else f"{folder}: {len(left)} adapters that have no use here: "
+            + _some(f"base_model.model.{module}" for module in left)
+        )
+    pairs: Pairs = {}
+    magnitudes: Magnitudes = {}
+    for module, tensors in parts.items():
+        if module in singles:
+            name = f"{module}.weight"
+            weight = replaced.get(name) or _base_weight(base or {}, name, embedding)
+            if weight is None:
+                raise UserError(f"{folder}: adapts {module}, which the base model does not have")
+            replaced[name] = _added(folder, module, tensors, weight, config.scale_of(module))
+            continue
+        layer, rows = modules[module]
+        for row, pair in zip(rows, _pairs_of(folder, config, module, tensors, rows), strict=True):
+            path = row.path.removesuffix("/kernel")
+            if config.residual is not None:
+                pair = without_start(pair, config.residual, _weight_of(folder, base, row, layer))
+            pairs.setdefault(path, {})[layer] = pair
+            if "magnitude_vector" in tensors:
+                magnitude = (tensors["magnitude_vector"], row.columns)
+                magnitudes.setdefault(path, {})[layer] = magnitude
+    _check_replaced(folder, replaced, table, model)
+    for name in config.saved:
+        if not any(f".{name}." in f".{tensor}" for tensor in replaced):
+            raise UserError(
+                f"{config.path}: modules_to_save names {name}, but {ADAPTER_WEIGHTS} holds no "
+                "tensor of it; save the adapter again with peft"
+            )
+    _check_shapes(folder, pairs, model)
+    plain = {path: layers for path, layers in pairs.items() if path not in magnitudes}
+    return Adapter(pairs, _common(config, plain), replaced, magnitudes, config.tied)
 
 
-def _patterns(modules: Sequence[_Module], rank: int, alpha: float) -> dict[str, dict[str, Any]]:
-    """Returns the patterns of modules that hold several maps; alpha / rank stays the same."""
-    several = {module.name: len(module.kernels) for module in modules if len(module.kernels) > 1}
+def _sort_tensors(
+    tensors: Mapping[str, Readable],
+) -> tuple[dict[str, dict[str, Readable]], dict[str, Readable]]:
+    """Sorts tensors into the parts of each module's adapter, and tensors that are stored whole."""
+    parts: dict[str, dict[str, Readable]] = {}
+    replaced: dict[str, Readable] = {}
+    for name, tensor in tensors.items():
+        # With modules_to_save some files hold the base's own module too, as it was before training.
+        if ".original_module." in name:
+            continue
+        name = plain_name(name)
+        found = _PART.match(name)
+        if found:
+            parts.setdefault(found["module"], {})[found["part"]] = tensor
+        else:
+            replaced[_WRAPPED.sub("", name)] = tensor
+    return parts, replaced
+
+
+def _modules(table: Iterable[Row], model: ModelConfig) -> dict[str, tuple[int, list[Row]]]:
+    """Returns each module that holds linear maps, with its layer and the rows of the maps."""
+    modules: dict[str, tuple[int, list[Row]]] = {}
+    for row in table:
+        if row.leading == 1 and row.path.endswith("/kernel"):
+            for layer in range(model.num_layers):
+                name = row.name(layer).removesuffix(".weight")
+                modules.setdefault(name, (layer, []))[1].append(row)
+    return modules
+
+
+def _map_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Returns the inputs and outputs of each linear map of a layer that may have an adapter."""
+    layers = abstract_params(model, "float32")["layers"]
     return {
-        "rank_pattern": {name: count * rank for name, count in several.items()},
-        "alpha_pattern": {name: count * alpha for name, count in several.items()},
+        f"layers/{part}/{name}": linear["kernel"].shape[1:]
+        for part, linears in layers.items()
+        for name, linear in linears.items()
+        # The kernels of experts are one level deeper, and have no adapters.
+        if isinstance(linear, dict) and "kernel" in linear
     }
+
+
+def _pairs_of(
+    folder: Path,
+    config: AdapterConfig,
+    module: str,
+    tensors: Mapping[str, Readable],
+    rows: list[Row],
+) -> list[Pair]:
+    """Returns the adapters of the maps that a module holds, in the order of its rows."""
+    if not {"A", "B"} <= tensors.keys() <= {"A", "B", "magnitude_vector"}:
+        raise UserError(f"{folder}: {module} needs lora_A and lora_B; it has {_some(tensors)}")
+    if config.dora and "magnitude_vector" not in tensors:
+        raise UserError(
+            f"{folder}: use_dora is true, but {module} has no lora_magnitude_vector; save the "
+            "adapter again with peft"
+        )
+    a, b = tensors["A"], tensors["B"]
+    rank, stated = a.shape[0], config.rank_of(module)
+    if rank != stated or b.shape[1:] != (rank,):
+        raise UserError(
+            f"{folder}: the adapter of {module} has shape {list(a.shape)} and {list(b.shape)}, but "
+            f"its rank is {stated} by r and rank_pattern of {config.path.name}"
+        )
+    scale = config.scale_of(module)
+    spans = [row.columns for row in rows]
+    each = rank // len(rows)
+    if len(rows) > 1 and rank == each * len(rows) and block_diagonal(b, spans, each):
+        return [
+            Pair(a, b, slice(k * each, (k + 1) * each), span, scale) for k, span in enumerate(spans)
+        ]
+    return [Pair(a, b, slice(0, rank), span, scale) for span in spans]
+
+
+def _weight_of(folder: Path, base: Mapping[str, Readable] | None, row: Row, layer: int) -> Readable:
+    """Returns the weight `[out, in]` of a module of the base, whole."""
+    if base is None:
+        raise UserError(f"{folder}: reading this adapter needs the weights of its base model")
+    tensor = base[row.name(layer)]
+    return tensor if row.transposed else Transposed(tensor)
+
+
+def _base_weight(base: Mapping[str, Readable], name: str, embedding: str) -> Readable | None:
+    """Returns the base's tensor of embedding or head; a tied head has none of its own."""
+    return base.get(name) or (base.get(embedding) if name == HEAD else None)
+
+
+def _added(
+    folder: Path, module: str, tensors: Mapping[str, Readable], weight: Readable, scale: float
+) -> Readable:
+    """Returns embedding or head with its adapter added; such adapters are not trained further."""
+    if tensors.keys() == {"embedding_A", "embedding_B"}:
+        left, right = tensors["embedding_A"], tensors["embedding_B"]
+        return LowRankSum(weight, Transposed(left), Transposed(right), scale)
+    if tensors.keys() == {"A", "B"}:
+        return LowRankSum(weight, tensors["B"], tensors["A"], scale)
+    raise UserError(f"{folder}: the adapter of {module} ({_some(tensors)}) is not implemented")
+
+
+def _check_replaced(
+    folder: Path, replaced: Mapping[str, Readable], table: Iterable[Row], model: ModelConfig
+) -> None:
+    known = {HEAD}
+    for row in table:
+        layers = range(model.num_layers) if row.leading == 1 else ()
+        known |= {row.name(layer) for layer in layers} if row.leading else {row.hf_name}
+    unknown = replaced.keys() - known
+    if unknown:
+        raise UserError(f"{folder}: {len(unknown)} tensors that have no use here: {_some(unknown)}")
+
+
+def _check_shapes(folder: Path, pairs: Pairs, model: ModelConfig) -> None:
+    for path, (inputs, outputs) in _map_shapes(model).items():
+        for layer, pair in pairs.get(path, {}).items():
+            expected = outputs if pair.columns is None else pair.columns.total
+            if pair.a.shape[1] != inputs or pair.b.shape[0] != expected:
+                raise UserError(
+                    f"{folder}: the adapter of {path} in layer {layer} has shape "
+                    f"{list(pair.a.shape)} and {list(pair.b.shape)}, but the base model's map has "
+                    f"{inputs} inputs and {expected} outputs"
+                )
+            for tensor in (pair.a, pair.b):
+                if tensor.dtype not in FLOATS:
+                    raise UserError(f"{folder}: an adapter of {path} is {tensor.dtype}")
+
+
+def _common(config: AdapterConfig, pairs: Pairs) -> LoraConfig | None:
+    """Returns the one rank and scale under which all pairs are held."""
+    each = [pair for layers in pairs.values() for pair in layers.values()]
+    if not each:
+        return None
+    rank, scale = max(pair.rank for pair in each), each[0].scale
+    exact = rank == config.rank and scale == config.alpha / config.rank
+    try:
+        return LoraConfig(
+            rank=rank,
+            alpha=config.alpha if exact else scale * rank,
+            targets=tuple(sorted({path.split("/")[-1] for path in pairs})),
+            dropout=config.dropout,
+        )
+    except ValidationError as error:
+        raise UserError(f"{config.path}: {error.errors()[0]['msg']}") from None
+
+
+def _some(names: Iterable[str]) -> str:
+    shown = sorted(names)
+    more = len(shown) - 4
+    return ", ".join(shown[:4]) + (f" and {more} more" if more > 0 else "")

@@ -1,9 +1,11 @@
 """A policy: a decoder with its weights, its adapters if any, and its tokenizer."""
 
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +13,25 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdpo.data.tokenization.chat import Chat, load_chat
-from jaxdpo.devices.sharding import shardings_for
+from jaxdpo.devices.sharding import path_name, shardings_for
 from jaxdpo.errors import UserError
-from jaxdpo.hub.adapter import ADAPTER_CONFIG, base_of, lazy_adapter, save_adapter
-from jaxdpo.hub.families import config_from_hf
+from jaxdpo.hub.adapter import Adapter, open_adapter
+from jaxdpo.hub.adapter_config import ADAPTER_CONFIG, base_of
+from jaxdpo.hub.adapter_pairs import stacked, with_magnitudes
+from jaxdpo.hub.adapter_write import AdapterBase, save_adapter
+from jaxdpo.hub.arrays import Readable, whole
+from jaxdpo.hub.families import config_from_hf, family_of
 from jaxdpo.hub.folder import check_files, find_folder, member, read_config, read_json
 from jaxdpo.hub.quantized import dequantize_params, kind_of, quantize_params, read_part
-from jaxdpo.hub.read import lazy_params, on_devices
+from jaxdpo.hub.read import FLOATS, HEAD, embedding_name, lazy_params, on_devices, open_weights
 from jaxdpo.hub.write import MAX_SHARD_BYTES, json_text, save_pretrained
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
 from jaxdpo.model.lora import LoraConfig, LoraParams, merge_lora, merged_kernel
 from jaxdpo.model.quantized import BaseKind, is_quantized
 from jaxdpo.storage.lazy_array import Spans, Stored
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,11 @@ class Policy:
       lora: Adapters, or None.
       lora_config: Their scale, or None.
       card: Its model card, which is saved with it, or None.
+      saved: Paths of parameters that an adapter folder holds whole, in place of those at `source`.
+      on_disk: Whether the parameters, but for `saved`, are those at `source`, so that an adapter
+        can name it as its base.
+      beneath: Adapters that were merged into the parameters at `source`, and their scale, or None.
+        A new adapter is saved together with them.
     """
 
     config: ModelConfig
@@ -51,6 +64,9 @@ class Policy:
     lora: LoraParams | None = None
     lora_config: LoraConfig | None = None
     card: str | None = None
+    saved: tuple[str, ...] = ()
+    on_disk: bool = True
+    beneath: tuple[LoraParams, LoraConfig] | None = None
 
     def describe(self) -> str:
         """Returns a line such as `models/tiny: llama, 1.2M parameters, float32`."""
@@ -89,7 +105,11 @@ class Policy:
         assert self.lora_config is not None
         dequantized = dequantize_params(self.params)
         params = merge_lora(dequantized, self.lora, self.lora_config.scale, _merged)
-        return replace(self, params=params, lora=None, lora_config=None)
+        # What an adapter merged from the base on disk added can be taken along by the next one.
+        beneath = (self.lora, self.lora_config) if self.on_disk else None
+        return replace(
+            self, params=params, lora=None, lora_config=None, on_disk=False, beneath=beneath
+        )
 
     def save(
         self,
@@ -113,27 +133,56 @@ class Policy:
         card = {} if self.card is None else {"README.md": self.card}
         if self.lora is not None and lora == "adapter":
             assert self.lora_config is not None
-            # An absolute path, because PEFT resolves it from wherever it is called.
-            here = Path(self.source).expanduser()
-            base = str(here.resolve()) if here.is_dir() else self.source
-            hf_config, config = self.hf_config, self.config
-            save_adapter(
-                folder, self.lora, self.lora_config, tokenizer, hf_config, config, base, card
-            )
+            adapters, lora_config = self.lora, self.lora_config
+            if self.beneath is not None:
+                adapters, lora_config = stacked(self.beneath, (adapters, lora_config))
+            save_adapter(folder, adapters, lora_config, self.adapter_base(), tokenizer, card)
             return
-        files = card
-        if self.generation_config is not None:
-            files = {**card, "generation_config.json": json_text(self.generation_config)}
         save_pretrained(
             folder,
             self.config,
             dequantize_params(self.merged().params),
             tokenizer,
             self.hf_config,
-            files,
+            {**card, "generation_config.json": json_text(self.generation())},
             None if dtype is None else jnp.dtype(dtype),
             max_shard_bytes,
         )
+
+    def generation(self) -> dict[str, Any]:
+        """Returns the generation_config.json to save, with every token that ends an answer.
+
+        A model that learnt to end with a token that is not listed there goes on until the length
+        limit in transformers and vLLM.
+        """
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        named = {
+            name: self.hf_config[name] for name in names if self.hf_config.get(name) is not None
+        }
+        written = {**named, **(self.generation_config or {})}
+        ends: list[int] = []
+        for each in (written.get("eos_token_id"), named.get("eos_token_id")):
+            ends += each if isinstance(each, list) else [] if each is None else [each]
+        ends = list(dict.fromkeys([*ends, *self.chat.end_ids]))
+        return {**written, "eos_token_id": ends[0] if len(ends) == 1 else ends}
+
+    def adapter_base(self) -> AdapterBase:
+        """Returns the model that this policy's adapter is saved for.
+
+        Raises:
+          UserError: If that model is nowhere on disk.
+        """
+        if not self.on_disk and self.beneath is None:
+            raise UserError(
+                f"{self.source}: its weights were changed after they were read (an adapter was "
+                "merged into them), so an adapter would belong to a model that is nowhere on disk; "
+                "set export.lora=merged"
+            )
+        # An absolute path, because PEFT resolves it from wherever it is called.
+        here = Path(self.source).expanduser()
+        name = str(here.resolve()) if here.is_dir() else self.source
+        saved = {path: _paths(self.params)[path] for path in self.saved}
+        return AdapterBase(name, self.config, self.hf_config, saved)
 
 
 def load_policy(
@@ -142,6 +191,7 @@ def load_policy(
     mesh: Mesh | None = None,
     chat_template: str | None = None,
     context: int | None = None,
+    base: str | None = None,
 ) -> Policy:
     """Loads a model folder, an adapter folder with its base model, or `org/name` from the Hub.
 
@@ -154,11 +204,12 @@ def load_policy(
       mesh: Where the parameters live; None for the first device.
       chat_template: Jinja file used in place of the tokenizer's own template.
       context: Longest sequence there will be, in tokens, as `config_from_hf` has it.
+      base: Base model of an adapter folder, in place of the one that the folder names.
 
     Raises:
       UserError: If it is missing, damaged or not supported.
     """
-    return on_mesh(open_policy(path, dtype, chat_template, context), mesh)
+    return on_mesh(open_policy(path, dtype, chat_template, context, base), mesh)
 
 
 def on_mesh(policy: Policy, mesh: Mesh | None) -> Policy:
@@ -176,6 +227,7 @@ def open_policy(
     dtype: str = "float32",
     chat_template: str | None = None,
     context: int | None = None,
+    base: str | None = None,
 ) -> Policy:
     """Opens what `load_policy` loads, with the weights checked and left in their files.
 
@@ -184,6 +236,7 @@ def open_policy(
       dtype: Of the parameters; adapters are always fp32.
       chat_template: Jinja file used in place of the tokenizer's own template.
       context: Longest sequence there will be, in tokens.
+      base: Base model of an adapter folder, in place of the one that the folder names.
 
     Raises:
       UserError: If it is missing, damaged or not supported.
@@ -191,19 +244,15 @@ def open_policy(
     folder = find_folder(path)
     check_files(folder)
     if not (folder / ADAPTER_CONFIG).exists():
-        return _open_model(path, folder, dtype, chat_template, context)
-    named = base_of(folder)
-    base_folder = find_folder(named)
-    check_files(base_folder)
-    base = _open_model(named, base_folder, dtype, chat_template, context)
-    lora, lora_config = lazy_adapter(folder, base.config, base.hf_config)
-    return replace(base, lora=lora, lora_config=lora_config)
-
-
-def _open_model(
-    source: str, folder: Path, dtype: str, chat_template: str | None, context: int | None
-) -> Policy:
-    hf_config = read_config(folder)
+        if base is not None:
+            raise UserError(
+                f"model.base={base}: {path} is no adapter folder, so it has no base model; leave "
+                "model.base out"
+            )
+        source, model_folder = path, folder
+    else:
+        source, model_folder = _base_folder(path, folder, base)
+    hf_config = _without_stale_quantization(model_folder, read_config(model_folder))
     config = config_from_hf(hf_config, context)
     positions = config.learned_positions
     if context is not None and positions is not None and context > positions:
@@ -211,13 +260,114 @@ def _open_model(
             f"{source}: has embeddings of {positions} positions only, but sequences may have "
             f"{context} tokens; set data.max_length={positions}"
         )
-    chat = load_chat(str(folder), chat_template)
-    _check_vocabulary(source, chat, config)
     generation = None
-    if member(folder, "generation_config.json").exists():
-        generation = read_json(folder, "generation_config.json")
-    params = lazy_params(folder, config, jnp.dtype(dtype))
-    return Policy(config, params, chat, source, hf_config, generation)
+    if member(model_folder, "generation_config.json").exists():
+        generation = read_json(model_folder, "generation_config.json")
+    tensors = open_weights(model_folder, hf_config)
+    opened = _Opened(config, hf_config, tensors)
+    adapter = None
+    if model_folder != folder:
+        adapter = open_adapter(folder, config, hf_config, tensors)
+        opened = _with_replaced(opened, adapter)
+    params = lazy_params(model_folder, opened.config, jnp.dtype(dtype), opened.tensors)
+    # People add tokens and templates with the adapter, so its own tokenizer comes first.
+    own = any(folder.glob("tokenizer*"))
+    chat = load_chat(
+        str(folder if own else model_folder),
+        chat_template,
+        str(model_folder),
+        opened.config.vocab_size,
+    )
+    policy = Policy(opened.config, params, chat, source, opened.hf_config, generation)
+    return policy if adapter is None else _with_adapter(policy, adapter)
+
+
+class _Opened(NamedTuple):
+    """An opened model before its arrays are put together.
+
+    Attributes:
+      config: Architecture.
+      hf_config: config.json.
+      tensors: Name ↦ tensor.
+    """
+
+    config: ModelConfig
+    hf_config: Mapping[str, Any]
+    tensors: dict[str, Readable]
+
+
+def _base_folder(path: str, folder: Path, base: str | None) -> tuple[str, Path]:
+    """Returns the name of an adapter's base model, and its folder."""
+    named = base or base_of(folder)
+    try:
+        found = find_folder(named)
+    except UserError as error:
+        raise UserError(
+            f"{path}: its base model is not there: {error}. If it has moved, set model.base=PATH"
+        ) from error
+    check_files(found)
+    return named, found
+
+
+def _without_stale_quantization(folder: Path, hf_config: dict[str, Any]) -> dict[str, Any]:
+    """Drops a quantization_config that is left over beside plain weights.
+
+    Merging a quantized model into plain weights leaves the field behind. Quantized files hold codes
+    or scales beside each weight; where every tensor is a float that the family's table names, none
+    is quantized.
+    """
+    if hf_config.get("quantization_config") is None:
+        return hf_config
+    plain = {name: value for name, value in hf_config.items() if name != "quantization_config"}
+    family, tensors = family_of(plain), open_weights(folder, plain)
+    known = {re.sub(r"\{\w\}", "0", row.hf_name) for row in family.rows(config_from_hf(plain))}
+    floats = all(tensor.dtype in FLOATS for tensor in tensors.values())
+    if floats and {re.sub(r"(?<=\.)\d+(?=\.)", "0", name) for name in tensors} <= known | {HEAD}:
+        _log.warning("%s: its quantization_config is left over: all weights are plain", folder)
+        return plain
+    return hf_config
+
+
+def _with_replaced(opened: _Opened, adapter: Adapter) -> _Opened:
+    """Puts an adapter's whole tensors in the place of the base's."""
+    config, hf_config, tensors = opened
+    replaced = dict(adapter.replaced)
+    embedding = embedding_name(family_of(hf_config).rows(config))
+    if config.tied_head and not adapter.tied and {embedding, HEAD} & replaced.keys():
+        # PEFT replaces the one that it names and leaves the other as it was, so they part.
+        both = [replaced.get(name, tensors[embedding]) for name in (embedding, HEAD)]
+        if both[0] is both[1] or np.array_equal(whole(both[0]), whole(both[1])):
+            replaced.pop(HEAD, None)
+        else:
+            replaced.update(zip((embedding, HEAD), both, strict=True))
+            config = config.model_copy(update={"tied_head": False})
+    rows = replaced.get(embedding, tensors[embedding]).shape[0]
+    config = config.model_copy(update={"vocab_size": rows})
+    written = {"vocab_size": rows, "tie_word_embeddings": config.tied_head}
+    return _Opened(config, {**hf_config, **written}, {**tensors, **replaced})
+
+
+def _with_adapter(policy: Policy, adapter: Adapter) -> Policy:
+    """Puts an adapter beside a base that holds its whole tensors already."""
+    params = with_magnitudes(policy.params, adapter.pairs, adapter.magnitudes)
+    rows = family_of(policy.hf_config).rows(policy.config)
+    names = {re.sub(r"(?<=\.)\d+(?=\.)", "{i}", name) for name in adapter.replaced}
+    saved = tuple(row.path for row in rows if row.hf_name in names and row.path in _paths(params))
+    # PEFT cannot save a module whole and adapt it too: biases and DoRA's kernels only go into a
+    # merged model.
+    parted = adapter.magnitudes or any(path.startswith("layers/") for path in saved)
+    return replace(
+        policy,
+        params=params,
+        lora=adapter.lora(policy.config),
+        lora_config=adapter.config,
+        saved=() if parted else saved,
+        on_disk=not parted,
+    )
+
+
+def _paths(params: Params) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
 
 def _merged(kernel: Any, pair: dict[str, Any], scale: float) -> Any:
@@ -235,12 +385,3 @@ def _merged(kernel: Any, pair: dict[str, Any], scale: float) -> Any:
         return np.asarray(merged_kernel(jnp.asarray(kernel.read(spans)), terms, scale))
 
     return replace(kernel, read=read)
-
-
-def _check_vocabulary(path: str, chat: Chat, config: ModelConfig) -> None:
-    tokens = len(chat.tokenizer)
-    if tokens > config.vocab_size:
-        raise UserError(
-            f"{path}: the tokenizer has {tokens} tokens, but the model's embedding only "
-            f"{config.vocab_size} rows; use the tokenizer that belongs to the model"
-        )

@@ -5,8 +5,7 @@ Only safetensors are read, without torch: nothing in a model folder is ever exec
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxdpo.devices.sharding import path_name
 from jaxdpo.errors import UserError
+from jaxdpo.hub.arrays import Readable, Tensor
 from jaxdpo.hub.families import Row, family_of
 from jaxdpo.hub.folder import member, read_config, read_json
 from jaxdpo.model.config import ModelConfig
@@ -27,36 +27,19 @@ WEIGHTS = "model.safetensors"
 # Tensors that old checkpoints store although they follow from the config: inverse frequencies of
 # Llama's first conversions, and GPT-2's causal mask.
 _DERIVED = re.compile(r"\.rotary_emb\.inv_freq$|(^|\.)h\.\d+\.attn\.(masked_)?bias$")
-_HEAD = "lm_head.weight"
-_FLOATS = ("F32", "F16", "BF16", "F64")
+HEAD = "lm_head.weight"
+FLOATS = ("F32", "F16", "BF16", "F64")
+# What wrappers of a model put before the names of its tensors when its state dict is saved from
+# inside them: torch.compile, DistributedDataParallel, FSDP, gradient checkpointing and PEFT.
+_WRAPPERS = re.compile(
+    r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+    r"|^(module\.)+|^base_model\.model\."
+)
+# The text model within a model of text and images, in the spellings of transformers 5 and 4.
+_INNER = re.compile(r"^(model\.language_model\.|language_model\.model\.)")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
 # Names shown of a long list.
 _SHOWN = 8
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor of a safetensors file, read by slices.
-
-    The file is opened anew for each reading. An open one is mapped into memory, where all that has
-    been read of it would stay.
-
-    Attributes:
-      path: The file.
-      name: Name of the tensor in the file.
-      shape: Shape of the tensor.
-      dtype: The file's own word for it, such as "BF16".
-    """
-
-    path: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    def read(self, index: tuple[slice, ...]) -> np.ndarray:
-        """Reads a part of the tensor."""
-        with safe_open(self.path, framework="np") as file:
-            return file.get_slice(self.name)[index]
 
 
 def load_params(
@@ -79,13 +62,19 @@ def load_params(
     return on_devices(lazy_params(folder, config, dtype), shardings)
 
 
-def lazy_params(folder: Path, config: ModelConfig, dtype: Any) -> Params:
+def lazy_params(
+    folder: Path,
+    config: ModelConfig,
+    dtype: Any,
+    tensors: Mapping[str, Readable] | None = None,
+) -> Params:
     """Opens a model folder's weights, checked and left in their files.
 
     Args:
       folder: Model folder with config.json and safetensors.
       config: Architecture, as `config_from_hf` gives it for that folder.
       dtype: Of the parameters.
+      tensors: Name ↦ tensor of the model; None for those of the folder's files.
 
     Returns:
       The parameters of `config`, each a `Stored`.
@@ -93,24 +82,67 @@ def lazy_params(folder: Path, config: ModelConfig, dtype: Any) -> Params:
     Raises:
       UserError: For missing, damaged, left-over or misshapen weights.
     """
-    family = family_of(read_config(folder))
-    opened = open_tensors(folder, WEIGHTS)
-    tensors = {name: tensor for name, tensor in opened.items() if not _DERIVED.search(name)}
-    # GPT-2's files on the Hub were saved from the model without its head.
-    if not any(name.startswith(family.prefix) for name in tensors):
-        tensors = {
-            name if name == _HEAD else family.prefix + name: tensor
-            for name, tensor in tensors.items()
-        }
-    rows = family.rows(config)
-    embedding = next(row.hf_name for row in rows if row.path == "embed/weight")
-    if config.tied_head and _HEAD in tensors and embedding in tensors:
-        _check_tied(folder, tensors.pop(_HEAD), tensors[embedding])
+    hf_config = read_config(folder)
+    tensors = dict(open_weights(folder, hf_config) if tensors is None else tensors)
+    rows = family_of(hf_config).rows(config)
+    embedding = embedding_name(rows)
+    if config.tied_head and HEAD in tensors and embedding in tensors:
+        _check_tied(folder, tensors.pop(HEAD), tensors[embedding])
     return lazy_tree(folder, tensors, rows, abstract_params(config, dtype))
 
 
-def open_tensors(folder: Path, weights: str) -> dict[str, Tensor]:
+def open_weights(folder: Path, hf_config: Mapping[str, Any]) -> dict[str, Readable]:
+    """Opens the tensors of a model folder under the names of its family's table.
+
+    Returns:
+      Name ↦ tensor, without what the names' wrappers and other trainers added to them.
+
+    Raises:
+      UserError: For missing or damaged files, or two tensors of one name.
+    """
+    family = family_of(hf_config)
+    tied = {**family.defaults, **hf_config}.get("tie_word_embeddings", False)
+    tensors: dict[str, Readable] = {}
+    for name, tensor in open_tensors(folder, WEIGHTS, tied).items():
+        plain = plain_name(name)
+        if _DERIVED.search(plain):
+            continue
+        if plain in tensors:
+            raise UserError(f"{folder}: holds {plain} twice, once as {name}; save the model again")
+        tensors[plain] = tensor
+    # Some files were saved from the model without its head, as GPT-2's on the Hub.
+    if not any(name.startswith(family.prefix) for name in tensors):
+        tensors = {
+            name if name == HEAD else family.prefix + name: tensor
+            for name, tensor in tensors.items()
+        }
+    return tensors
+
+
+def plain_name(name: str) -> str:
+    """Returns a tensor's name without what a trainer's wrappers put before it.
+
+    >>> plain_name("module._orig_mod.model.norm.weight")
+    'model.norm.weight'
+    """
+    # Wrappers may be nested in any order, so what one leaves is looked at again.
+    while (shorter := _WRAPPERS.sub("", name)) != name:
+        name = shorter
+    return _INNER.sub("model.", name.replace("language_model.lm_head.", "lm_head."))
+
+
+def embedding_name(rows: Iterable[Row]) -> str:
+    """Returns the name of the embedding's tensor in a family's table."""
+    return next(row.hf_name for row in rows if row.path == "embed/weight")
+
+
+def open_tensors(folder: Path, weights: str, tied: bool = False) -> dict[str, Tensor]:
     """Opens the tensors in the safetensors of a folder, one file or several with an index.
+
+    Args:
+      folder: The folder.
+      weights: Name of the file, if there is one; the index has a name made from it.
+      tied: Whether the index may list a head that is not stored, because it is the embedding.
 
     Returns:
       Name ↦ tensor.
@@ -132,6 +164,8 @@ def open_tensors(folder: Path, weights: str) -> dict[str, Tensor]:
                 }
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: damaged or cut off ({error}); copy it again") from error
+        if listed is not None and tied and HEAD not in opened:
+            listed = listed - {HEAD}
         if listed is not None and opened.keys() != listed:
             raise UserError(
                 f"{path}: the index lists others: {_some(sorted(opened.keys() ^ listed))}"
@@ -150,7 +184,10 @@ def _shards(folder: Path, weights: str) -> dict[str, set[str] | None]:
         shards: dict[str, Any] = {}
         for name, shard in weight_map.items():
             shards.setdefault(str(shard), set()).add(name)
-        return shards
+        # The single file wins, as in transformers: an index beside it is left over from a model of
+        # several files that was saved there before.
+        if not (folder / weights).exists():
+            return shards
     if (folder / weights).exists():
         return {weights: None}
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
@@ -162,7 +199,7 @@ def _shards(folder: Path, weights: str) -> dict[str, set[str] | None]:
     raise UserError(f"{folder}: holds no weights ({weights}, or {index.name} and its files)")
 
 
-def _check_tied(folder: Path, head: Tensor, embedding: Tensor) -> None:
+def _check_tied(folder: Path, head: Readable, embedding: Readable) -> None:
     """Raises unless a stored head repeats the embedding that it is tied to."""
     rows = head.shape[0] if head.shape else 0
     # In blocks of rows, because an embedding of a large vocabulary takes gigabytes.
@@ -178,7 +215,7 @@ def _check_tied(folder: Path, head: Tensor, embedding: Tensor) -> None:
 
 
 def lazy_tree(
-    folder: Path, tensors: Mapping[str, Tensor], rows: Sequence[Row], expected: Params
+    folder: Path, tensors: Mapping[str, Readable], rows: Sequence[Row], expected: Params
 ) -> Params:
     """Returns a nested dict of `Stored` arrays, read from the tensors that a table names.
 
@@ -201,7 +238,7 @@ def lazy_tree(
 
 def _check(
     folder: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Readable],
     arrays: Sequence[tuple[Row, jax.ShapeDtypeStruct]],
 ) -> None:
     """Raises unless the tensors are exactly those that the arrays are stored in."""
@@ -229,14 +266,14 @@ def _check(
             raise UserError(
                 f"{folder}: {name} has shape {list(found)}, but the config says {list(shape)}"
             )
-        if dtype not in _FLOATS:
+        if dtype not in FLOATS:
             raise UserError(
                 f"{folder}: {name} is {dtype}; quantised weights are not supported, only "
-                f"{', '.join(_FLOATS)}"
+                f"{', '.join(FLOATS)}"
             )
 
 
-def _lazy(row: Row, tensors: Mapping[str, Tensor], leaf: jax.ShapeDtypeStruct) -> Stored:
+def _lazy(row: Row, tensors: Mapping[str, Readable], leaf: jax.ShapeDtypeStruct) -> Stored:
     def read(spans: Spans) -> np.ndarray:
         leading, inner = spans[: row.leading], spans[row.leading :]
         index = row.hf_index(inner)

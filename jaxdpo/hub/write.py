@@ -14,6 +14,7 @@ from jaxdpo.devices.sharding import path_name
 from jaxdpo.hub.export import TensorSpec, exporting, write_tensors
 from jaxdpo.hub.families import Row, config_to_hf, family_of
 from jaxdpo.hub.read import WEIGHTS
+from jaxdpo.hub.tokenizer_files import write_tokenizer
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
 from jaxdpo.storage.lazy_array import Stored
@@ -68,7 +69,7 @@ def save_pretrained(
         write_json(temporary / "config.json", described)
         write_json(temporary / "generation_config.json", _generation_config(hf_config))
         if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
+            write_tokenizer(temporary, tokenizer)
         write_texts(temporary, files)
         _write_weights(temporary, specs, arrays, max_shard_bytes)
 
@@ -134,7 +135,7 @@ def _in_order(
     # layers and a reader of some layers opens few files.
     yield from ((parts, ()) for parts in tensors.values() if not parts[0][0].leading)
     stacked = [parts for parts in tensors.values() if parts[0][0].leading]
-    for layer in range(stacked[0][0][1].shape[0]):
+    for layer in range(stacked[0][0][1].shape[0] if stacked else 0):
         for parts in stacked:
             experts = range(parts[0][1].shape[1]) if parts[0][0].leading == 2 else (None,)
             for expert in experts:

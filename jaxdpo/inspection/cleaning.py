@@ -17,7 +17,7 @@ Remedy = Literal["dedupe", "near-duplicates", "conflicts", "leaks", "balance"]
 
 @dataclass(frozen=True, eq=False)
 class Changes:
-    """What remedies do to N pairs.
+    """The effect of remedies on N pairs.
 
     Attributes:
       dropped_N: bool `[N]`, which pairs go.

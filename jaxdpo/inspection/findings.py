@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxdpo.data.warnings import warn_of_labels
 from jaxdpo.inspection.places import NO_PLACES, Places
 from jaxdpo.inspection.shortcuts import Shortcut
 from jaxdpo.inspection.survey import Survey
@@ -90,9 +89,13 @@ def find(survey: Survey, shortcuts: Sequence[Shortcut]) -> list[Finding]:
         for code, indices, title, remedy in kinds
         if len(indices)
     ]
-    if said := warn_of_labels(survey.labels):
-        title, _, remedy = said.removeprefix(f"all {len(survey)} ").partition("; ")
-        found.append(Finding("one-label", title, len(survey), NO_PLACES, remedy))
+    if survey.weightless:
+        found.append(
+            Finding(
+                "zero-weights", "pairs have the weight 0: nothing is learned", len(survey),
+                NO_PLACES, "name another field as data.weight_key, or leave it out",
+            )
+        )  # fmt: skip
     return found + [_shortcut(rule, len(survey)) for rule in shortcuts if rule.notable]
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from jaxdpo.errors import UserError
 from jaxdpo.inspection.cleaning import decide
 from jaxdpo.inspection.config import InspectConfig
 from jaxdpo.inspection.findings import Finding, find
+from jaxdpo.inspection.languages import language
 from jaxdpo.inspection.page import page
 from jaxdpo.inspection.shortcuts import Shortcut, find_shortcuts
 from jaxdpo.inspection.survey import Survey, Surveyor
+from jaxdpo.inspection.texts import said
 from jaxdpo.inspection.tokens import TokenCounter, Tokenized, length_lines
 from jaxdpo.storage.files import replacing
 
@@ -50,7 +53,7 @@ def inspect_data(config: InspectConfig, reporter: Reporter | None = None) -> Non
             "and would be read as several when the file is read again; leave data.turns out"
         )
     # Everything is read once and held nowhere: each pair leaves a few hundred bytes behind.
-    surveyor = Surveyor()
+    surveyor = Surveyor(config.data.weight_key)
     counter = None
     if config.model is not None:
         chat = load_chat(config.model, config.data.chat_template)
@@ -159,12 +162,13 @@ def _counts(report: ReadReport, survey: Survey, tokenized: Tokenized | None) -> 
                 counts[f"{split} pairs of {file}"] = f"{count:,}"
     for code, count in report.rejected.items():
         counts[f"bad lines [{code}]"] = f"{count:,}"
-    for name, count in survey.languages.items():
-        counts[f"pairs with a prompt in {name}"] = f"{count:,}"
+    sampled = "" if len(survey.sample) == len(survey) else f", of {len(survey.sample):,} drawn"
+    languages = Counter(language(said(pair.prompt)) for pair in survey.sample)
+    for name, count in languages.most_common():
+        counts[f"pairs with a prompt in {name}{sampled}"] = f"{count:,}"
     for users, count in survey.turns.items():
         counts[f"pairs with {users} messages by the user"] = f"{count:,}"
-    if len(survey.sample) < len(survey):
-        counts["pairs that the trivial rules were tried on"] = f"{len(survey.sample):,}"
+    counts["pairs that the trivial rules were tried on"] = f"{len(survey.sample):,}"
     if tokenized is not None:
         counts["pairs that can be used"] = f"{len(tokenized.lengths):,}"
     return counts

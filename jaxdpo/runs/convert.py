@@ -13,11 +13,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from jaxdpo.cli.console import Reporter
 from jaxdpo.devices.sharding import path_name
 from jaxdpo.errors import UserError
-from jaxdpo.hub.adapter import ADAPTER_CONFIG, lazy_adapter
+from jaxdpo.hub.adapter import lazy_adapter
+from jaxdpo.hub.adapter_config import ADAPTER_CONFIG
 from jaxdpo.hub.export import exporting
 from jaxdpo.hub.folder import find_folder
 from jaxdpo.hub.policy import Policy
 from jaxdpo.hub.read import lazy_params
+from jaxdpo.hub.tokenizer_files import write_tokenizer
 from jaxdpo.hub.write import write_json, write_texts
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.load import CARD, ORBAX, open_source
@@ -103,8 +105,8 @@ def _write_orbax(policy: Policy, target: Path, dtype: str | None) -> None:
     params = jax.tree.map(lambda stored: stored.cast(jnp.dtype(name)), policy.params)
     with exporting(target) as temporary:
         write_json(temporary / "config.json", {**policy.hf_config, "dtype": name})
-        write_json(temporary / "generation_config.json", policy.generation_config or {})
-        policy.chat.tokenizer.save_pretrained(temporary)
+        write_json(temporary / "generation_config.json", policy.generation())
+        write_tokenizer(temporary, policy.chat.tokenizer)
         if policy.card is not None:
             write_texts(temporary, {CARD: policy.card})
         write_arrays(temporary / ORBAX, params)

@@ -39,7 +39,7 @@ def answer(
     conversations: Sequence[Sequence[Message]],
     sampling: SamplingConfig | None = None,
 ) -> list[str]:
-    """The policy's answer to each conversation; of one that is repeated, several.
+    """Returns the policy's answer to each conversation; several where one is repeated.
 
         answer(policy, [[{"role": "user", "content": "When does it open?"}]])
         # ["At 9."]
@@ -53,6 +53,7 @@ def answer(
       BadPair: If the chat template refuses the messages.
     """
     chat = policy.chat
+    # Answers come as they are done; put back into the order of the conversations.
     prompts = [chat.encode(messages, add_generation_prompt=True) for messages in conversations]
     done = {each.number: each.text for each in complete(policy, numbered(prompts), sampling)}
     return [done[number] for number in range(len(prompts))]
@@ -78,6 +79,7 @@ def complete(
     sampling = sampling or SamplingConfig()
     chat = policy.chat
     dtype = jnp.dtype(dtype or jax.tree.leaves(policy.params)[0].dtype)
+    # Attention over a cache is dense, and no gradient is taken: nothing is rematerialised.
     model = Model(
         policy.config,
         policy.params,
@@ -87,6 +89,7 @@ def complete(
         chat.decode,
     )
     for number, completion in generate_each(model, requests, sampling):
+        # The engine stops after the token in which a stop text ends; the text ends before it.
         whole = chat.decode(completion.ids)
         text = before(sampling.stop, whole)
         ended = () if completion.stop is None else (completion.stop,)
@@ -95,7 +98,7 @@ def complete(
 
 
 def before(stops: Sequence[str], text: str) -> str:
-    """The text before the first of these texts in it.
+    """Returns the text before the first of these texts in it.
 
     >>> before(["END", "\\n\\n"], "One.\\n\\nTwo. END")
     'One.'

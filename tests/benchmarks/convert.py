@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxdpo.hub.adapter import save_adapter
+from jaxdpo.hub.adapter_write import AdapterBase, save_adapter
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.write import save_pretrained
 from jaxdpo.model.decoder import abstract_params
@@ -70,7 +70,11 @@ def make_model(folder: Path, gib: float) -> None:
     lora = jax.eval_shape(lambda: init_lora(config, LORA, jax.random.key(0)))
     base = str(folder / "model")
     save_adapter(
-        folder / "adapter", random_arrays(lora, 0.02), LORA, words, hf_config, config, base
+        folder / "adapter",
+        random_arrays(lora, 0.02),
+        LORA,
+        AdapterBase(base, config, hf_config),
+        words,
     )
 
 

@@ -10,13 +10,16 @@ from transformers import AutoModelForCausalLM
 
 from jaxdpo.devices.sharding import MeshConfig, make_mesh
 from jaxdpo.errors import UserError
-from jaxdpo.hub.adapter import base_of, load_adapter, save_adapter
+from jaxdpo.hub.adapter import load_adapter
+from jaxdpo.hub.adapter_config import base_of
+from jaxdpo.hub.adapter_write import AdapterBase, save_adapter
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
-from jaxdpo.model.decoder import Compute, hidden_states, logits
+from jaxdpo.model.decoder import Compute, logits
 from jaxdpo.model.lora import LoraConfig, init_lora
 from tests.hub.conftest import make_torch_model, whole_sequences
+from tests.tiny import hidden_states
 
 LORA = LoraConfig(rank=4, alpha=6.0, targets=("q", "v", "down"))
 
@@ -43,8 +46,8 @@ def lora(config):
 
 @pytest.fixture
 def folder(llama, lora, hf_config, config, tmp_path):
-    base = str(llama.folder)
-    save_adapter(tmp_path / "adapter", lora, LORA, None, hf_config, config, base)
+    base = AdapterBase(str(llama.folder), config, hf_config)
+    save_adapter(tmp_path / "adapter", lora, LORA, base)
     return tmp_path / "adapter"
 
 
@@ -94,7 +97,7 @@ def test_each_kind_of_family_has_adapters_for_peft(name, targets, tmp_path):
     lora_config = LoraConfig(rank=3, alpha=4.5, targets=targets)
     lora = random_lora(config, lora_config)
     target = tmp_path / "adapter"
-    save_adapter(target, lora, lora_config, None, hf_config, config, str(model.folder))
+    save_adapter(target, lora, lora_config, AdapterBase(str(model.folder), config, hf_config))
     base = AutoModelForCausalLM.from_pretrained(model.folder, attn_implementation="eager")
     plain = torch_logits(base)
     adapted = torch_logits(peft.PeftModel.from_pretrained(base, target).eval())
@@ -151,10 +154,10 @@ def test_loading_what_is_saved_is_the_identity(config, hf_config, lora, folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_dora": True}, "use_dora True is not supported, only False"),
+        ({"use_dora": True}, "use_dora is true, but .* has no lora_magnitude_vector"),
         ({"peft_type": "LOHA"}, "peft_type 'LOHA' is not supported, only 'LORA'"),
-        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern {'q_proj': 8} is not supported"),
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save \['lm_head'\] is not supported"),
+        ({"rank_pattern": {"q_proj": 8}}, "its rank is 8 by r and rank_pattern"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head, but .* holds no tensor"),
         ({"r": 8}, r"has shape \[4, "),
     ],
 )

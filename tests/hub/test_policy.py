@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.devices.sharding import MeshConfig, make_mesh
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import load_policy
@@ -104,10 +105,17 @@ def test_a_template_from_a_file_is_used_and_exported(folder, tmp_path):
     assert load_policy(str(tmp_path / "out")).chat.fingerprint == policy.chat.fingerprint
 
 
-def test_a_tokenizer_that_outgrows_the_embedding_is_refused(folder, tmp_path):
+def test_a_token_beyond_the_embedding_is_refused_only_where_a_text_yields_it(folder, tmp_path):
+    """As with Gemma 3 1B and CodeLlama, whose tokenizers have a token more than their embedding."""
     copy = shutil.copytree(folder, tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(copy)
-    tokenizer.add_tokens([f"<{number}>" for number in range(9)])
+    rows = load_policy(str(folder)).config.vocab_size
+    tokenizer.add_tokens([f"<{number}>" for number in range(rows - len(tokenizer) + 1)])
     tokenizer.save_pretrained(copy)
-    with pytest.raises(UserError, match=r"the tokenizer has \d+ tokens, but the model's embedding"):
-        load_policy(str(copy))
+    policy = load_policy(str(copy))
+    last = f"<{rows - len(AutoTokenizer.from_pretrained(folder))}>"
+    assert policy.chat.tokenizer.convert_tokens_to_ids(last) == rows
+    within = [{"role": "user", "content": "the cat sees <0>"}]
+    assert max(policy.chat.encode(within)) < rows
+    with pytest.raises(BadPair, match=rf"has the id {rows}, but the model's embedding has only"):
+        policy.chat.encode([{"role": "user", "content": f"the cat sees {last}"}])

@@ -11,11 +11,12 @@ import pytest
 from jaxdpo.data.packing.batch import PROMPT
 from jaxdpo.data.tokenization.chat import load_chat
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
-from jaxdpo.model.decoder import hidden_states, init_params, logits
+from jaxdpo.model.decoder import init_params, logits
 from jaxdpo.quickstart.make import supervised_batches
 from jaxdpo.quickstart.sft import COMPUTE, supervised_loss, train_supervised
 from jaxdpo.quickstart.task import SYLLABLES, sample_texts
 from jaxdpo.quickstart.tokenizer import write_tokenizer
+from tests.tiny import hidden_states
 
 CONFIG = ModelConfig(
     vocab_size=576,

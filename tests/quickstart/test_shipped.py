@@ -14,10 +14,11 @@ import jaxdpo.quickstart
 from jaxdpo.data.packing.layout import empty_batch
 from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.hub.policy import load_policy
-from jaxdpo.model.decoder import hidden_states, logits
+from jaxdpo.model.decoder import logits
 from jaxdpo.quickstart.make import PAIRS, answer
 from jaxdpo.quickstart.sft import COMPUTE
 from jaxdpo.quickstart.task import passes, read_request, split_of
+from tests.tiny import hidden_states
 
 FOLDER = Path(jaxdpo.quickstart.__file__).parent
 

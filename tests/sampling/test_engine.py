@@ -14,18 +14,19 @@ from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
-from jaxdpo.model.decoder import Compute, hidden_states, init_params, logits
+from jaxdpo.model.decoder import Compute, init_params, logits
 from jaxdpo.model.lora import LoraConfig, init_lora, merge_lora
 from jaxdpo.sampling import (
     Completion,
     Model,
     SamplingConfig,
-    engine,
     generate,
     generate_each,
     numbered,
+    rows,
 )
 from tests.sampling.frequencies import assert_frequencies
+from tests.tiny import hidden_states
 
 CONFIG = ModelConfig(
     vocab_size=24,
@@ -214,10 +215,10 @@ def test_other_seeds_and_prompts_of_the_same_padded_length_compile_nothing(param
         generate(CONFIG, params, None, prompts, drawn, NO_STOP, COMPUTE)
 
     draw(PROMPTS, 0)
-    compiled = engine._advance._cache_size(), engine._fill._cache_size()
+    compiled = rows.advance_rows._cache_size(), rows.begin_rows._cache_size()
     draw([*PROMPTS[::-1], [1] * 30], 1)
     draw(PROMPTS[:1], 2)
-    assert (engine._advance._cache_size(), engine._fill._cache_size()) == compiled
+    assert (rows.advance_rows._cache_size(), rows.begin_rows._cache_size()) == compiled
 
 
 def test_sampled_tokens_have_the_models_frequencies(params):

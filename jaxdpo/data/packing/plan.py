@@ -9,7 +9,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -233,6 +233,8 @@ class Packer:
         if layout == "apart":
             sequences = most((lengths_N3[:, 1:] > 0).sum(1))
             return replace(shape, sequence_width=width, sequences=sequences, apart=True)
+        if layout != "sequences":
+            assert_never(layout)
         sizes_N2 = np.where(lengths_N3[:, 1:] > 0, lengths_N3[:, :1] + lengths_N3[:, 1:], 0)
         sizes = np.split(sizes_N2.ravel(), 2 * first_R[1:])
         bins = [len(best_fit_decreasing(row[row > 0].tolist(), width)) for row in sizes]

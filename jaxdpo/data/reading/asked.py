@@ -19,6 +19,8 @@ from jaxdpo.data.reading.said import Said
 RoleKeys = dict[Role, tuple[str, ...]]
 # Answers that may be JSON text of messages, or rendered, begin so.
 _MAY_BE_MARKED = re.compile(r"\s*[<\[{]")
+# Those that end in a template's mark end so.
+_MAY_END = (">", "\n", " ")
 # Text that an instruction is followed by, in Alpaca's and in Dolly's form.
 _INPUTS = ("input", "context")
 
@@ -170,6 +172,18 @@ def with_system(
     return [said[0], *messages], frozenset([key])
 
 
+def plain_answer(value: Any, name: str) -> Said | None:
+    """Reads an answer that is mere text, which most are; None where more must be looked at.
+
+    Args:
+      value: What stands in the record.
+      name: The field it stands in.
+    """
+    if not isinstance(value, str) or _MAY_BE_MARKED.match(value) or value[-1:] in _MAY_END:
+        return None
+    return Said(name, {"role": "assistant", "content": value})
+
+
 def answer_in(value: Any, name: str, asked: Asked) -> list[Said]:
     """Reads an answer: text, a message or several, without what a template put around it.
 
@@ -185,9 +199,6 @@ def answer_in(value: Any, name: str, asked: Asked) -> list[Said]:
     """
     if not isinstance(value, str):
         return as_roles(said_in(value, name, "assistant"))
-    if asked.messages and not _MAY_BE_MARKED.match(value):
-        text = rendered.answer_of(value, asked.rendered)
-        return [Said(name, {"role": "assistant", "content": text})]
     # A script of `User:` and `Assistant:` may well be an answer; marks of tokens are none.
     sure = value.lstrip().startswith(("<|", "<｜", "<bos>", "<start_of_turn>", "<s>", "[INST]"))
     if sure or not asked.messages:

@@ -54,9 +54,7 @@ class BadLines:
         rest = self.counts - Counter(bad.code for bad in self.first)
         if rest:
             shown.append(f"and {rest.total()} more ({tally(rest)})")
-        shown.append(
-            f"{total} bad lines; mend them, or set data.on_error=skip to train on the rest"
-        )
+        shown.append(f"{total} bad lines; fix them, or set data.on_error=skip to train on the rest")
         raise UserError("\n".join(shown))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxdpo.data.bad_pair import BadPair, kind, show
 from jaxdpo.data.reading import rendered
-from jaxdpo.data.reading.said import Said
+from jaxdpo.data.reading.said import Said, listed
 
 _ROLE_OF = {
     **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
@@ -20,6 +20,7 @@ _ROLE_OF = {
     **{"chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "bot": "assistant"},
     **{"model": "assistant", "prompter": "user", "developer": "system", "ipython": "tool"},
 }
+_OWN_ROLES = ("user", "assistant", "system", "tool")
 # JSON text of messages begins so; text of any other JSON is text.
 _MAY_BE_JSON = re.compile(
     r"\s*(?:\[\s*)?\{\s*[\"'](?:role|from|content|value|messages|id|name)[\"']"
@@ -58,6 +59,8 @@ def said_in(value: Any, name: str, role: str, whole: bool = False) -> list[Said]
     if isinstance(value, list) and value:
         if len(value) == 1 and isinstance(value[0], str):
             return said_in(value[0], f"{name}[0]", role, whole)
+        if all(isinstance(item, dict) and "role" in item for item in value):
+            return listed(value, name)
         return [said for i, item in enumerate(value) for said in turns_of(item, f"{name}[{i}]")]
     state = "an empty list" if value == [] else kind(value)
     raise BadPair("messages-type", f"{name} is {state}; write a string, or a list of messages")
@@ -185,11 +188,13 @@ def _calls_of(value: Any, field: str) -> list[dict[str, Any]]:
 
 def as_roles(said: list[Said]) -> list[Said]:
     """Gives messages of other tools the roles that are used here: `human` becomes `user`."""
+    if all(isinstance(each[1], dict) and each[1].get("role") in _OWN_ROLES for each in said):
+        return said
     return [
         Said(field, {**message, "role": _ROLE_OF[message["role"].lower()]})
         if isinstance(message, dict)
         and isinstance(role := message.get("role"), str)
-        and role not in ("user", "assistant", "system", "tool")
+        and role not in _OWN_ROLES
         and role.lower() in _ROLE_OF
         else Said(field, message)
         for field, message in said

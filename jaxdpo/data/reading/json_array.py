@@ -98,4 +98,4 @@ def _breaks_before(text: bytes) -> int:
 
 
 def _damaged(file: str, line: int, what: str) -> UserError:
-    return UserError(f"{file}:{line}: {what}; mend the JSON array, or write one object a line")
+    return UserError(f"{file}:{line}: {what}; fix the JSON array, or write one object a line")

@@ -138,7 +138,7 @@ def _explain(text: str, error: json.JSONDecodeError) -> BadPair:
         return BadPair(
             "cut-off", f"the line ends before its object does (column {column}); write it whole"
         )
-    return BadPair("bad-json", f"{error.msg} at column {column}; mend the JSON")
+    return BadPair("bad-json", f"{error.msg} at column {column}; fix the JSON")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -75,11 +75,27 @@ def parse_message(value: Any, field: str, unread: Counter[str] | None = None) ->
             )
     if "tool_calls" in message:
         message["tool_calls"] = _parse_tool_calls(message["tool_calls"], f"{field}.tool_calls")
+    if SAMPLED in message:
+        _check_sampled(message[SAMPLED], f"{field}.{SAMPLED}")
     if isinstance(message.get("content"), list):
         _take_parts(message, f"{field}.content")
     _check_content(value, message, field)
     _check_sampled(message, field)
     return message
+
+
+def _check_sampled(value: Any, field: str) -> None:
+    """Refuses ids beside an answer's text that no sampler wrote."""
+    ids = value.get("ids") if isinstance(value, dict) else None
+    if (
+        not isinstance(ids, list)
+        or not all(type(each) is int and each >= 0 for each in ids)
+        or not isinstance(value.get("vocabulary"), str)
+    ):
+        raise BadPair(
+            "sampled-ids",
+            f'{field} is {show(value)}; write {{"ids": […], "vocabulary": …}}, or remove it',
+        )
 
 
 def _without_other_answers(message: Message, field: str) -> Message:

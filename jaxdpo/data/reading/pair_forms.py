@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 
 from jaxdpo.data.bad_pair import BadPair, kind, show
 from jaxdpo.data.config import Format
-from jaxdpo.data.reading.asked import Asked, RoleKeys, answer_in, asked_in, role_of, with_system
+from jaxdpo.data.reading.asked import (
+    Asked,
+    RoleKeys,
+    answer_in,
+    asked_in,
+    plain_answer,
+    role_of,
+    with_system,
+)
 from jaxdpo.data.reading.columns import sort_of, typo_of
 from jaxdpo.data.reading.conversation import as_roles, said_in, turns_of
 from jaxdpo.data.reading.said import Parts, Said, as_messages, listed, need
@@ -76,6 +84,15 @@ def pair(record: dict[str, Any], roles: RoleKeys) -> Read:
     rejected_key = next(iter(roles.get("rejected", ())), "rejected")
     chosen, rejected = need(record, chosen_key, rejected_key)
     asked = _asked(record, roles)
+    if asked.messages and not asked.rendered and "system" not in roles:
+        plain = [
+            plain_answer(value, key)
+            for key, value in ((chosen_key, chosen), (rejected_key, rejected))
+        ]
+        if plain[0] is not None and plain[1] is not None:
+            # The usual record; what follows comes to the same.
+            parts = Parts(asked.messages, [plain[0]], [plain[1]])
+            return Read(parts, asked.used | {chosen_key, rejected_key})
     used = {chosen_key, rejected_key, *asked.used}
     named = bool(asked.messages)
     answers = (answer_in(chosen, chosen_key, asked), answer_in(rejected, rejected_key, asked))

@@ -119,7 +119,7 @@ def read_prompts(config: PromptsConfig) -> ReadPrompts:
     if bad_lines:
         more = len(bad_lines) - SHOWN_BAD_LINES
         shown = bad_lines[:SHOWN_BAD_LINES] + ([f"and {more} more"] if more > 0 else [])
-        raise UserError("\n".join([*shown, f"{len(bad_lines)} bad lines; mend or remove them"]))
+        raise UserError("\n".join([*shown, f"{len(bad_lines)} bad lines; fix or remove them"]))
     if not prompts:
         of_split = f" of the {config.split} split" if config.split else ""
         raise UserError(f"{config.path}: holds no prompts{of_split}")

@@ -196,7 +196,8 @@ class Reading:
         form: Format,
         facts: Sequence[str],
     ) -> list[Met] | list[BadLine]:
-        self._ignored.update(ignored_keys(value, form))
+        if ignored := ignored_keys(value, form):
+            self._ignored.update(ignored)
         where = self.where(source, record)
         try:
             if self._supervised:
@@ -225,7 +226,8 @@ class Reading:
 
     def keep(self, extra: Mapping[str, Any]) -> None:
         """Counts fields that are kept as metadata."""
-        self._kept.update(extra.keys())
+        if extra:
+            self._kept.update(extra.keys())
 
     @property
     def margin(self) -> float | None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jaxdpo.data.pairs import Split
+from jaxdpo.data.warnings import warn_of_drops
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,14 @@ class TokenizeReport:
             ),
             (self.rejected, "pairs skipped that cannot be rendered"),
         ]
-        return "\n".join(
+        said = [
             f"{len(where)} {what} (first: {', '.join(where[:3])})"
             for where, what in counts
             if where
-        )
+        ]
+        if warning := warn_of_drops(len(self.dropped), self.pairs, max_length):
+            said.append(f"warning: {warning}")
+        return "\n".join(said)
 
 
 def tally(counts: Mapping[str, int]) -> str:

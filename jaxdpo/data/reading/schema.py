@@ -65,8 +65,8 @@ def parse_pair(draft: Draft, where: Where) -> PreferencePair:
         _check_conversations(prompt, chosen, rejected)
     elif draft.token_ids[1] == draft.token_ids[2]:
         raise BadPair("identical-completions", "chosen and rejected are the same ids")
-    if any(answer and not _is_learnt(answer) for answer in (chosen, rejected)):
-        raise NothingToLearn("weight 0")
+    for answer in (chosen, rejected):
+        _check_weights(answer)
     tools = parse_tools(draft.common.get("tools"), draft.common.get("functions"))
     messages = _asked(prompt)
     asked = messages or ids_as_prompt(draft.token_ids)
@@ -136,8 +136,24 @@ def _learnt(labelled: list[_Labelled], turns: Turns) -> list[int]:
     return weighed if turns == "all" else weighed[-1:]
 
 
-def _is_learnt(answer: list[_Labelled]) -> bool:
-    return any(m["role"] == "assistant" and m.get("weight") != 0 for _, m in answer)
+def _check_weights(answer: list[_Labelled]) -> None:
+    """Refuses an answer of which only some messages are to be learnt.
+
+    Raises:
+      BadPair: If some messages by the assistant have weight 0.
+      NothingToLearn: If all have.
+    """
+    weightless = [field for field, message in answer if message.get("weight") == 0]
+    if not weightless:
+        return
+    if len(weightless) == sum(message["role"] == "assistant" for _, message in answer):
+        raise NothingToLearn("weight 0")
+    # An answer's tokens are compared with the other answer's, so none of them can be left out.
+    raise BadPair(
+        "message-weight",
+        f"{weightless[0]}.weight is 0, but other messages of the answer are learnt; put the "
+        "messages that are not into the prompt",
+    )
 
 
 def _parsed(said: Sequence[Said], unread: Counter[str] | None) -> list[_Labelled]:
@@ -145,16 +161,18 @@ def _parsed(said: Sequence[Said], unread: Counter[str] | None) -> list[_Labelled
 
 
 def _messages(labelled: list[_Labelled]) -> tuple[Message, ...]:
-    return tuple(message for _, message in labelled)
+    return tuple([message for _, message in labelled])
 
 
 def _asked(labelled: list[_Labelled]) -> tuple[Message, ...]:
     """Returns messages without their weights, which say nothing of what was asked."""
     return tuple(
-        {key: item for key, item in message.items() if key != "weight"}
-        if "weight" in message
-        else message
-        for _, message in labelled
+        [
+            {key: item for key, item in message.items() if key != "weight"}
+            if "weight" in message
+            else message
+            for _, message in labelled
+        ]
     )
 
 
@@ -162,10 +180,17 @@ def _check_conversations(
     prompt: list[_Labelled], chosen: list[_Labelled], rejected: list[_Labelled]
 ) -> None:
     _check_prompt(prompt, chosen)
-    _check_tool_order([*prompt, *chosen])
+    has_tools = any(
+        message["role"] == "tool" or "tool_calls" in message
+        for part in (prompt, chosen, rejected)
+        for _, message in part
+    )
+    if has_tools:
+        _check_tool_order([*prompt, *chosen])
     _check_completion(chosen, "last-not-assistant")
     _check_completion(rejected, "rejected-role")
-    _check_tool_order([*prompt, *rejected])
+    if has_tools:
+        _check_tool_order([*prompt, *rejected])
     if _texts(chosen) == _texts(rejected):
         (field, message), preferred = rejected[-1], chosen[-1][0]
         named = "the chosen message" if preferred.startswith("messages[") else preferred

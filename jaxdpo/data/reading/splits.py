@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxdpo.data.pairs import Message, PreferencePair, Split
+from jaxdpo.data.pairs import SAMPLED, Message, PreferencePair, Split
 from jaxdpo.storage.files import json_digest
 
 
@@ -18,7 +18,11 @@ def prompt_digest(prompt: Sequence[Message], tools: Sequence[dict[str, Any]]) ->
     before = _last
     if before[0] is prompt and before[1] is tools:
         return before[2]
-    digest = bytes.fromhex(json_digest([list(prompt), list(tools)]))
+    asked = list(prompt)
+    if any(SAMPLED in message for message in asked):
+        # The ids that an earlier answer was sampled as change nothing of what is asked.
+        asked = [{k: v for k, v in message.items() if k != SAMPLED} for message in asked]
+    digest = bytes.fromhex(json_digest([asked, list(tools)]))
     if isinstance(prompt, tuple) and isinstance(tools, tuple):
         _last = (prompt, tools, digest)
     return digest

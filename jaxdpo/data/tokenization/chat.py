@@ -45,6 +45,7 @@ class Chat:
         tokenizer: "PreTrainedTokenizerFast",
         template: str | None = None,
         end_ids: Sequence[int] = (),
+        embedding_rows: int | None = None,
     ):
         """Looks at a tokenizer.
 
@@ -53,6 +54,8 @@ class Chat:
           template: Used in place of its own chat template.
           end_ids: Tokens that end an answer by the model's configuration. Ids of text are passed
             over: a configuration may name what its library has by default.
+          embedding_rows: Rows of the model's embedding, where the tokenizer has more tokens. Text
+            that yields one of these is refused.
 
         Raises:
           UserError: If there is no template, or it cannot be used.
@@ -74,6 +77,9 @@ class Chat:
         self.end_ids = tuple(dict.fromkeys([first, *sorted({of_call, *others})]))
         if self._controls.unknown_id in self.end_ids:
             self._controls.forbid_unknown()
+        self._size = embedding_rows or len(tokenizer)
+        if embedding_rows is not None:
+            self._controls.forbid_from(embedding_rows)
         self._pairs = PairEncoder(self._template, self.end_ids, of_call, self._sampled_ids)
         self.fingerprint = self._fingerprint()
         self._check_faithful()
@@ -153,7 +159,7 @@ class Chat:
         if not carried or carried["vocabulary"] != self.vocabulary or "tool_calls" in message:
             return None
         ids = carried["ids"]
-        if not ids or max(ids) >= len(self.tokenizer):
+        if not ids or max(ids) >= self._size:
             return None
         said = ids[:-1] if ids[-1] in self.end_ids else ids
         if self.decode(said) != message["content"]:
@@ -161,7 +167,7 @@ class Chat:
         return np.array(ids, np.int32)
 
     def _given_ids(self, token_ids: Sequence[Sequence[int]]) -> EncodedPair | BadPair:
-        size = len(self.tokenizer)
+        size = self._size
         for name, ids in zip(TokenizedPair._fields, token_ids, strict=False):
             if max(ids) >= size:
                 return BadPair(
@@ -179,6 +185,8 @@ class Chat:
             {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()},
             self._template.source,
             self.end_ids,
+            # With fewer rows other lines of a file are refused.
+            *([self._size] if self._size < len(self.tokenizer) else []),
         ]
         return json_digest(state)
 
@@ -199,10 +207,22 @@ class Chat:
             )
 
 
-def load_chat(path: str, template_path: str | None = None) -> Chat:
-    """Loads a model folder's tokenizer with its chat template, or with one from a file.
+def load_chat(
+    path: str,
+    template_path: str | None = None,
+    model_path: str | None = None,
+    embedding_rows: int | None = None,
+) -> Chat:
+    """Loads a folder's tokenizer with its chat template, or with one from a file.
 
-    Tokens that end answers are read from the folder's configurations.
+    Tokens that end answers are read from the model folder's configurations.
+
+    Args:
+      path: Folder of the tokenizer, or `org/name`.
+      template_path: Jinja file used in place of the tokenizer's own template.
+      model_path: Folder of the model, where that is another one, as for adapters.
+      embedding_rows: Rows of the model's embedding; the tokenizer may have more tokens, as those of
+        Gemma 3 1B and CodeLlama do, as long as no text yields them.
 
     Raises:
       UserError: If either cannot be loaded, or there is no template.
@@ -219,7 +239,10 @@ def load_chat(path: str, template_path: str | None = None) -> Chat:
     if template is not None:
         # On the tokenizer itself, so that it is saved with it.
         tokenizer.chat_template = template
-    return Chat(tokenizer, end_ids=configured_ends(Path(path).expanduser()))
+    if embedding_rows is not None and embedding_rows >= len(tokenizer):
+        embedding_rows = None
+    ends = configured_ends(Path(model_path or path).expanduser())
+    return Chat(tokenizer, end_ids=ends, embedding_rows=embedding_rows)
 
 
 def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":

@@ -104,11 +104,16 @@ class ControlTokens:
             self._own_id[self._encoder.token_to_id(self._content(token))] = id
         # Control tokens that the vocabulary holds as ordinary pieces. Not the unknown token: what
         # the vocabulary cannot write is that one by design, however it is spelled.
+        self._rows = size
         self._forged = np.zeros(size, bool)
         self._forged[[id for id in pieces if id is not None]] = True
         self.unknown_id = _unknown_id(definition["model"])
         if self.unknown_id is not None:
             self._forged[self.unknown_id] = False
+
+    def forbid_from(self, rows: int) -> None:
+        """Refuses text that yields ids from `rows` on, which a model's embedding does not have."""
+        self._rows = rows
 
     def forbid_unknown(self) -> None:
         """Refuses text that yields the unknown token: where that one has a meaning as well."""
@@ -206,7 +211,18 @@ class ControlTokens:
         }
         for at in np.unique(np.searchsorted(ends, np.flatnonzero(self._forged[ids]), "right")):
             encoded[parts[at]] = self._apart(parts[at])
-        return [_joined([encoded[part] for part in parts]) for parts in parted]
+        return [self._embedded(_joined([encoded[part] for part in parts])) for parts in parted]
+
+    def _embedded(self, ids: np.ndarray | BadPair) -> np.ndarray | BadPair:
+        """Returns the ids, or why a model's embedding has no row for one of them."""
+        if isinstance(ids, BadPair) or not len(ids) or ids.max() < self._rows:
+            return ids
+        token = self._encoder.id_to_token(int(ids.max()))
+        return BadPair(
+            "not-embedded",
+            f"{show(str(token))} has the id {ids.max()}, but the model's embedding has only "
+            f"{self._rows} rows; remove the token, or use the tokenizer that belongs to the model",
+        )
 
     def _apart(self, text: str) -> np.ndarray | BadPair:
         """Encodes text that the vocabulary makes a control token of, split inside it."""

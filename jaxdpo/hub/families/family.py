@@ -38,7 +38,7 @@ class Family:
     defaults: HfConfig = field(default_factory=dict)
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
-    prefix: str = ""
+    prefix: str = "model."
 
 
 # Names of activations in config.json → in ModelConfig. Where several mean the same, the first one

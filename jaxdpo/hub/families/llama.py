@@ -20,6 +20,7 @@ from jaxdpo.hub.families.family import (
 from jaxdpo.hub.families.row import Row, fused
 from jaxdpo.hub.rope import rope_from_hf, rope_to_hf
 from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.rope import LongScaling
 
 _NO_BIAS = {"attention": {"qkv_bias": False, "output_bias": False}, "mlp": {"bias": False}}
 
@@ -170,15 +171,21 @@ _FULL = {"rope_scaling": None, "rope_parameters": None, "partial_rotary_factor":
 
 def _write_phi3(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
     written = write_mistral(config, original)
-    scaling = written["rope_scaling"]
-    if scaling is not None:
-        original_length = scaling["original_max_position_embeddings"]
-        written["original_max_position_embeddings"] = original_length
-        lists = {name: scaling[name] for name in ("short_factor", "long_factor")}
-        if len(scaling) == len(lists) + 2:
+    rope = config.attention.rope
+    if rope is not None and isinstance(rope.scaling, LongScaling):
+        # On the Hub this field stands beside rope_scaling, not in it.
+        written["original_max_position_embeddings"] = rope.scaling.original_max_positions
+        lists = {
+            "short_factor": list(rope.scaling.short_factors),
+            "long_factor": list(rope.scaling.long_factors),
+        }
+        if not written["rope_scaling"].keys() - {*lists, *_LONG_FIELDS}:
             # Before transformers 5 Phi-3 knew these keys and refused any other.
             written["rope_scaling"] = {"type": "longrope", **lists}
     return written
+
+
+_LONG_FIELDS = ("rope_type", "type", "original_max_position_embeddings")
 
 
 QWEN_DEFAULTS = {

@@ -1,0 +1,212 @@
+"""Writes LoRA adapters in the format of PEFT, so that `peft`, vLLM and TRL load them.
+
+Where a family keeps several linear maps in one tensor (Phi-3's qkv_proj, GPT-2's c_attn), PEFT has
+one adapter for all of them. Adapters of q, k and v, of rank r each, become one of rank 3r:
+
+    lora_A [3r, in]   = A_q over A_k over A_v
+    lora_B [out, 3r]  = B_q, B_k and B_v along the diagonal, and zeros
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from jaxdpo.hub.adapter import ADAPTER_WEIGHTS
+from jaxdpo.hub.adapter_config import ADAPTER_CONFIG
+from jaxdpo.hub.export import TensorSpec, exporting, write_tensors
+from jaxdpo.hub.families import Row, Span, family_of
+from jaxdpo.hub.tokenizer_files import write_tokenizer
+from jaxdpo.hub.write import json_text, tensor_arrays, tensor_specs, write_texts
+from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.decoder import Params
+from jaxdpo.model.lora import LoraConfig, LoraParams
+
+
+@dataclass(frozen=True)
+class AdapterBase:
+    """The model that an adapter belongs to.
+
+    Attributes:
+      name: Folder or `org/name`, as PEFT will look for it.
+      config: Its architecture.
+      hf_config: Its config.json.
+      saved: Path ↦ parameter that differs from the folder's and is saved with the adapter.
+    """
+
+    name: str
+    config: ModelConfig
+    hf_config: Mapping[str, Any]
+    saved: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_adapter(
+    folder: str | Path,
+    lora: LoraParams,
+    lora_config: LoraConfig,
+    base: AdapterBase,
+    tokenizer: Any = None,
+    files: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Writes a folder that `peft` loads on top of the base model.
+
+    Args:
+      folder: Where to. An earlier export there is replaced; other folders are refused.
+      lora: Adapters.
+      lora_config: Their rank and scale.
+      base: The model that they belong to.
+      tokenizer: Hugging Face tokenizer; None to leave it out.
+      files: Text of other files of the folder, by name: README.md.
+
+    Raises:
+      UserError: If the folder cannot be written.
+    """
+    modules = _modules(base.hf_config, base.config)
+    rows = _rows(modules, lora_config.rank)
+    specs, arrays = tensor_specs(rows, lora), tensor_arrays(rows, lora)
+    saved_rows, saved = _saved(base)
+    saved_specs = {
+        f"base_model.model.{name}": spec for name, spec in tensor_specs(saved_rows, saved).items()
+    }
+    saved_arrays = tensor_arrays(saved_rows, saved)
+    if jax.process_index() != 0:
+        # Every process takes part in gathering the arrays that no process holds whole.
+        for _ in (*arrays, *saved_arrays):
+            pass
+        return
+    text = adapter_config_text(modules, specs, lora_config, base)
+    with exporting(Path(folder).expanduser()) as temporary:
+        write_texts(temporary, {ADAPTER_CONFIG: text, **files})
+
+        def each() -> Any:
+            yield from arrays
+            yield from saved_arrays
+
+        write_tensors(temporary / ADAPTER_WEIGHTS, {**specs, **saved_specs}, each())
+        if tokenizer is not None:
+            write_tokenizer(temporary, tokenizer)
+
+
+def check_adapter(lora: LoraParams, lora_config: LoraConfig, base: AdapterBase) -> None:
+    """Describes an adapter as `save_adapter` would, without writing it.
+
+    Args:
+      lora: Adapters, or their shapes.
+      lora_config: Their rank and scale.
+      base: The model that they belong to.
+    """
+    modules = _modules(base.hf_config, base.config)
+    rows, (saved_rows, saved) = _rows(modules, lora_config.rank), _saved(base)
+    adapter_config_text(modules, tensor_specs(rows, lora), lora_config, base)
+    tensor_specs(saved_rows, saved)
+
+
+def adapter_config_text(
+    modules: "Sequence[_Module]",
+    specs: Mapping[str, TensorSpec],
+    lora_config: LoraConfig,
+    base: AdapterBase,
+) -> str:
+    """Returns the text of adapter_config.json.
+
+    Args:
+      modules: What may be adapted.
+      specs: The tensors that will be written.
+      lora_config: Rank and scale of each linear map's adapter.
+      base: The model that the adapter belongs to.
+    """
+    adapted = [module for module in modules if module.tensor("A", 0) in specs]
+    # vLLM and others allocate by r alone and know no patterns, so r is the largest rank, and
+    # lora_alpha keeps alpha / r; smaller modules are the exceptions.
+    most = max(len(module.kernels) for module in adapted)
+    smaller = {m.name: len(m.kernels) for m in adapted if len(m.kernels) < most}
+    rank, alpha = lora_config.rank, lora_config.alpha
+    family = family_of(base.hf_config)
+    rows = family.rows(base.config)
+    stored = {row.path: row.hf_name.removesuffix(".weight") for row in rows}
+    whole = sorted({stored[path].split(".")[-1] for path in base.saved})
+    return json_text(
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base.name,
+            "r": most * rank,
+            "lora_alpha": most * alpha,
+            "rank_pattern": {name: count * rank for name, count in smaller.items()},
+            "alpha_pattern": {name: count * alpha for name, count in smaller.items()},
+            "lora_dropout": lora_config.dropout,
+            "target_modules": sorted(module.name for module in adapted),
+            "modules_to_save": whole or None,
+            "fan_in_fan_out": not adapted[0].kernels[0].transposed,
+            "bias": "none",
+            "init_lora_weights": True,
+            "use_rslora": False,
+            "use_dora": False,
+            "inference_mode": True,
+        }
+    )
+
+
+def _saved(base: AdapterBase) -> tuple[list[Row], Params]:
+    """Returns the rows and the tree of the parameters that are saved whole."""
+    rows = [row for row in family_of(base.hf_config).rows(base.config) if row.path in base.saved]
+    tree: Params = {}
+    for path, leaf in base.saved.items():
+        *outer, last = path.split("/")
+        inner = tree
+        for part in outer:
+            inner = inner.setdefault(part, {})
+        inner[last] = leaf
+    return rows, tree
+
+
+class _Module(NamedTuple):
+    """A module that PEFT adapts: the linear maps that share one tensor of a layer.
+
+    Attributes:
+      name: Name in PEFT's target_modules.
+      kernels: The family's rows of the kernels in it.
+    """
+
+    name: str
+    kernels: list[Row]
+
+    def tensor(self, which: Literal["A", "B"], *layer: int) -> str:
+        """Returns the name of an adapter's tensor, of one layer or as a template."""
+        name = f"base_model.model.{self.kernels[0].hf_name.removesuffix('.weight')}.lora_{which}"
+        return f"{name.format(i=layer[0]) if layer else name}.weight"
+
+
+def _modules(hf_config: Mapping[str, Any], config: ModelConfig) -> list[_Module]:
+    kernels: dict[tuple[str, ...], list[Row]] = {}
+    for row in family_of(hf_config).rows(config):
+        if row.leading == 1 and row.path.endswith("/kernel"):
+            kernels.setdefault(tuple(row.hf_name.split(".")[:-1]), []).append(row)
+    last = [path[-1] for path in kernels]
+    # GPT-2 has a c_proj in the attention and another in the MLP.
+    return [
+        _Module(path[-1] if last.count(path[-1]) == 1 else ".".join(path[-2:]), rows)
+        for path, rows in kernels.items()
+    ]
+
+
+def _rows(modules: Sequence[_Module], rank: int) -> list[Row]:
+    """Returns the table of adapters: `lora_A` is `[r, in]` and `lora_B` `[out, r]`.
+
+    Args:
+      modules: What may be adapted.
+      rank: Rank of each linear map's adapter.
+    """
+    rows = []
+    for module in modules:
+        for place, kernel in enumerate(module.kernels):
+            ranks = None
+            if len(module.kernels) > 1:
+                ranks = Span(place * rank, rank, len(module.kernels) * rank)
+            path = kernel.path.removesuffix("/kernel")
+            rows.append(Row(f"{path}/a", module.tensor("A"), transposed=True, columns=ranks))
+            rows.append(Row(f"{path}/b", module.tensor("B"), True, kernel.columns, rows=ranks))
+    return rows
