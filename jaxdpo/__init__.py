@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxdpo.errors import UserError
     from jaxdpo.hub.policy import Policy, load_policy
     from jaxdpo.rounds.compare import EvaluateConfig, compare
+    from jaxdpo.rounds.make_pairs import PairingConfig, make_pairs
     from jaxdpo.runs.fit import RunResult, fit
     from jaxdpo.sampling import SamplingConfig, answer
 
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "EvaluateConfig": "jaxdpo.rounds.compare",
+    "PairingConfig": "jaxdpo.rounds.make_pairs",
     "Policy": "jaxdpo.hub.policy",
     "RunConfig": "jaxdpo.config",
     "RunResult": "jaxdpo.runs.fit",
@@ -37,11 +39,13 @@ _HOMES = {
     "load_config": "jaxdpo.config",
     "load_pairs": "jaxdpo.data.tokenization.load_pairs",
     "load_policy": "jaxdpo.hub.policy",
+    "make_pairs": "jaxdpo.rounds.make_pairs",
     "read_pairs": "jaxdpo.data.reading.reader",
 }
 
 __all__ = [
     "EvaluateConfig",
+    "PairingConfig",
     "Policy",
     "RunConfig",
     "RunResult",
@@ -53,6 +57,7 @@ __all__ = [
     "load_config",
     "load_pairs",
     "load_policy",
+    "make_pairs",
     "read_pairs",
 ]
 

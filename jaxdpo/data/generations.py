@@ -138,6 +138,7 @@ def _parsed(line: bytes, line_type: type[Line], where: str) -> Line:
 
 def by_prompt(generations: Iterable[Generation]) -> dict[str, Sequence[Generation]]:
     """Returns each prompt's answers by its id, in the order of their samples."""
+    # Answers of one prompt may come in any order: servers finish them as they can.
     groups: dict[str, list[Generation]] = {}
     for each in generations:
         groups.setdefault(each.id, []).append(each)

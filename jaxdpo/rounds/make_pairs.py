@@ -100,12 +100,19 @@ class Paired:
     rates: dict[str, Estimate]
 
 
-def make_pairs(config: PairingConfig, reporter: Reporter) -> Paired:
+def make_pairs(config: PairingConfig, reporter: Reporter | None = None) -> Paired:
     """Answers prompts, judges the answers, and makes pairs of the best and the worst.
+
+    The same call on the same folder continues what was cut off.
+
+        config = PairingConfig(model="models/sft", data={"path": "prompts.jsonl"}, folder="pairs",
+                               criteria=[{"name": "word_limit"}])
+        make_pairs(config).pairs  # pairs/pairs.jsonl
 
     Raises:
       UserError: For whatever the user can fix; what is done is kept.
     """
+    reporter = reporter or Reporter()
     folder = Path(config.folder).expanduser()
     keep_config(config, folder)
     judged = judged_answers(config, config.model, folder, reporter, config.server)

@@ -64,6 +64,7 @@ def asked_in(record: dict[str, Any], roles: RoleKeys) -> Asked:
     texts = [key for key in named if _is_text(record[key], key)]
     lists = [key for key in named if key not in texts]
     history = next((key for key in roles.get("history", ()) if not is_empty(record[key])), None)
+    # Messages say more than text: they have roles, and often the text among them.
     messages: list[Said] = []
     used: set[str] = set()
     was_rendered = False
@@ -103,6 +104,7 @@ def _is_text(value: Any, key: str) -> bool:
 
 def _instruction_keys(texts: Sequence[str]) -> list[str]:
     """Chooses the column of the question, and with an instruction that of its input."""
+    # Only these two are known to belong together, and in which order.
     if "instruction" in texts:
         inputs = [key for key in _INPUTS if key in texts]
         if len(inputs) == 1:

@@ -42,6 +42,7 @@ def said_in(value: Any, name: str, role: str, whole: bool = False) -> list[Said]
     Raises:
       BadPair: If it is none of these.
     """
+    # Text is looked into only as far as its first characters call for.
     if isinstance(value, str):
         if _MAY_BE_JSON.match(value):
             decoded = _from_json(value, name)
@@ -91,6 +92,7 @@ def _from_json(text: str, name: str) -> Any:
             value = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             return _refuse_if_messages(text, name)
+    # All of it must be messages: an answer may well be JSON with a `role` in it.
     items = value if isinstance(value, list) else [value]
     return value if items and all(map(_is_turn, items)) else None
 
@@ -121,6 +123,7 @@ def _refuse_if_messages(text: str, name: str) -> None:
 
 def _turns_of_struct(value: dict[str, Any]) -> list[dict[str, Any]] | None:
     """Turns `{"role": [...], "content": [...]}` into a list of messages."""
+    # `datasets` before 4 turned every list of structs into a struct of lists.
     for keys in _TURN_KEYS:
         lists = [value.get(key) for key in keys]
         if all(isinstance(each, list) for each in lists):
@@ -161,6 +164,7 @@ def turns_of(item: Any, field: str) -> list[Said]:
 
 def _from_turn(turn: dict[str, Any], field: str) -> dict[str, Any]:
     rest = {key: item for key, item in turn.items() if key not in ("from", "value")}
+    # Weights and ids beside the two are looked at as those of any message.
     sender, value = turn["from"], turn["value"]
     if sender == "function_call":
         return {"role": "assistant", "tool_calls": _calls_of(value, field), **rest}
@@ -178,6 +182,7 @@ def _calls_of(value: Any, field: str) -> list[dict[str, Any]]:
         calls = json.loads(value) if isinstance(value, str) else value
     except (json.JSONDecodeError, RecursionError):
         calls = None
+    # Parallel calls stand in one turn, as a list.
     calls = calls if isinstance(calls, list) else [calls]
     if not calls or not all(isinstance(call, dict) for call in calls):
         raise BadPair(

@@ -41,6 +41,7 @@ class Doubts:
 
     def warnings(self) -> Iterator[str]:
         """Yields what looks wrong."""
+        # KTO's reference point is estimated from both kinds; with one alone it learns a constant.
         if len(self._labels) == 1:
             (label,) = self._labels
             yield (

@@ -83,6 +83,7 @@ def format_of(record: dict[str, Any]) -> Format | None:
     Returns:
       The form, or None if the record has no mark of one that holds preferences.
     """
+    # Columns decide nearly always; transcripts and prompts without a column are told by their text.
     form, begins = _format_by_keys(_keys(record))
     if begins and form == "trl":
         told = (record.get("chosen"), record.get("rejected"))
@@ -98,6 +99,7 @@ def _format_by_keys(keys: tuple[str, ...]) -> tuple[Format | None, bool]:
 
     A file has few sets of columns, so this is worked out once for each.
     """
+    # The order matters: a sure mark goes before one that other forms have as well.
     present = set(keys)
     if present & {"preferred_output", "non_preferred_output"}:
         return "openai", False
@@ -105,12 +107,14 @@ def _format_by_keys(keys: tuple[str, ...]) -> tuple[Format | None, bool]:
         return ("messages" if "rejected_message" in present else "token_ids"), False
     roles = keys_by_role(keys)
     has_chosen, has_rejected = "chosen" in roles, "rejected" in roles
+    # ms-swift: the chosen answer ends the messages.
     if has_rejected and not has_chosen and "messages" in present:
         return "messages", False
     if has_chosen or has_rejected:
         if "conversations" in present and {"chosen", "rejected"} & present:
             return "sharegpt", False
         return ("alpaca", False) if "instruction" in present else ("trl", "prompt" not in present)
+    # A label beside two answers is their verdict, so this comes after them.
     if "label" in roles and present & {"messages", "conversations", *_names("completion")}:
         return "labelled", False
     if sides_of(dict.fromkeys(keys)) is not None:
@@ -157,6 +161,7 @@ def drafts_of(
         return [_drafted(record, each.read, facts, each.scores) for each in found]
     if form == "compared":
         return [_drafted(record, *_swapped(compared(record, roles), facts))]
+    # Ids have no messages in which a column's text could be found again.
     if form == "token_ids":
         ids, used = token_ids(record)
         common, rest = parted(record, used)
@@ -165,6 +170,7 @@ def drafts_of(
     if form == "labelled":
         read, label = labelled(record, roles)
         return [_drafted(record, read, facts, label=label)]
+    # The other forms differ in where messages stand, and in nothing else.
     draft = _drafted(record, READERS[form](record, roles), facts)
     if form == "openai":
         asked = record["input"]
@@ -214,6 +220,7 @@ def drafted(
 
 def parted(record: dict[str, Any], used: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits the columns that a form did not read: those of every form, and the user's own."""
+    # Records of nothing but prompt and answers are common enough to be told first.
     if len(used) >= len(record) and used >= record.keys():
         return {}, {}
     rest = {key: value for key, value in record.items() if key not in used}
@@ -239,6 +246,7 @@ def take_scores(rest: dict[str, Any]) -> tuple[Any, Any] | None:
     for first, second in SCORE_PAIRS:
         if first in at and second in at:
             return rest.pop(at[first]), rest.pop(at[second])
+    # A margin alone is a difference of scores, whatever they were.
     margin = rest.get("margin")
     if isinstance(margin, int | float) and not isinstance(margin, bool):
         return rest.pop("margin"), 0.0
@@ -246,6 +254,7 @@ def take_scores(rest: dict[str, Any]) -> tuple[Any, Any] | None:
 
 
 def _native(record: dict[str, Any], facts: Sequence[str]) -> Draft:
+    # Most lines of our own form have only its keys, and need no look at names.
     roles = {} if record.keys() <= set(_NATIVE_KEYS) else roles_of(record)
     if "rejected_message" not in record and "rejected" in roles:
         read = pair_forms.conversation_pair(record, roles)
@@ -265,6 +274,7 @@ def native_messages(record: dict[str, Any]) -> list[Said]:
     for key in record:
         if key in _NATIVE_KEYS or key in IGNORED_KEYS:
             continue
+        # A field of the future is counted; a misspelt field of today would lose what it holds.
         hint = typo_of(key, _NATIVE_KEYS)
         if hint or not key.strip():
             raise BadPair("unknown-key", f"unknown key {show(key)}{hint}")

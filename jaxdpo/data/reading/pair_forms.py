@@ -53,6 +53,7 @@ class Read(NamedTuple):
 
 def openai(record: dict[str, Any], roles: RoleKeys) -> Read:
     """Reads OpenAI's preference fine-tuning: Fireworks has the same form."""
+    # The request is whole, so its messages are the prompt and no other column is.
     asked, chosen, rejected = need(record, "input", "preferred_output", "non_preferred_output")
     if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list):
         raise BadPair("messages-type", 'input holds no messages; write {"messages": […]}')
@@ -142,6 +143,7 @@ def _essence(said: Said) -> Any:
 
 def shared_turns(chosen: list[Said], rejected: list[Said]) -> Parts:
     """Splits two conversations where they part; the turns that both begin with are the prompt."""
+    # At least the last message of each is its answer, even where both end alike.
     shared = 0
     most = min(len(chosen), len(rejected)) - 1
     while shared < most and _essence(chosen[shared]) == _essence(rejected[shared]):
@@ -157,6 +159,7 @@ def shared_turns(chosen: list[Said], rejected: list[Said]) -> Parts:
 
 def _shared_words(chosen: str, rejected: str) -> Parts:
     """Splits two strings where they part, between words, as TRL's implicit prompts are split."""
+    # Whole words: split between characters, "blue" and "black" would part as "bl" and "ue".
     words = [re.findall(r"\s*\S+|\s+$", text) for text in (chosen, rejected)]
     same = itertools.takewhile(lambda both: both[0] == both[1], zip(*words, strict=False))
     prompt = "".join(word for word, _ in same)
@@ -255,6 +258,7 @@ def conversation_pair(record: dict[str, Any], roles: RoleKeys) -> Read:
     messages = need(record, "messages")[0]
     key = next(iter(roles.get("rejected", ())), "rejected_message")
     rejected = need(record, key)[0]
+    # The last message is the chosen answer, unless the other list tells where the two part.
     said = as_roles(said_in(messages, "messages", "user", whole=True))
     asked = Asked(said[:-1], frozenset(["messages"]))
     other = answer_in(rejected, key, asked)

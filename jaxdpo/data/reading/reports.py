@@ -51,6 +51,7 @@ class ReadReport:
         ]
         if self.formats and self.formats != {"messages": 1}:
             said.append(f"files by form: {tally(self.formats)}")
+        # Only what there is of each kind is said, so that an ordinary file has one line.
         if self.labels:
             said.append(f"labelled answers: {tally(self.labels)}")
         if self.split_files:
@@ -65,11 +66,14 @@ class ReadReport:
             )
         if self.ignored_fields:
             said.append(f"request fields ignored: {tally(self.ignored_fields)}")
+        # Both are said by name: the user sees at once which column was not what it seemed.
         if self.kept_fields:
             said.append(f"fields kept as metadata: {tally(self.kept_fields)}")
         if self.message_fields:
             said.append(f"fields of messages not read: {tally(self.message_fields)}")
+        # Warnings come last, where they are read.
         said += [f"warning: {warning}" for warning in self.warnings]
+        # Not refused: a benchmark's own split may be meant so.
         if self.leaked:
             said.append(
                 f"warning: {len(self.leaked)} TEST pairs have a prompt that stands in TRAIN too "

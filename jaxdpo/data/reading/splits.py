@@ -72,6 +72,7 @@ def split_of_file(path: str) -> Split | None:
     Args:
       path: The file, below the folder that was asked for.
     """
+    # The file's own name is nearer to it than its folder's.
     for part in reversed(Path(path).parts):
         found = _FILE_BEGINS.fullmatch(part) or _FILE_ENDS.fullmatch(part)
         if found is not None:
@@ -101,6 +102,7 @@ class Prompts:
     """The prompts of pairs that go by, to tell which stand in both splits."""
 
     def __init__(self) -> None:
+        # Digests and not prompts: a million of them take 16 MB.
         self._trained: set[bytes] = set()
         self._tested: list[tuple[bytes, str]] = []
 

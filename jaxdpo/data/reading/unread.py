@@ -65,6 +65,7 @@ def check_unread(
         if not texts:
             continue
         known = _contents(said) if known is None else known
+        # Text that the model reads anyway is not lost, wherever it stands a second time.
         missing = [text for text in texts if not _stands_in(text, known)]
         if missing:
             raise _lost(name, value, prompt_is_named)

@@ -113,6 +113,18 @@ def test_rendered_conversations_part_where_the_answers_do(tmp_path, name):
     assert (example.prompt, example.chosen) == (pair.prompt, pair.chosen)
 
 
+@pytest.mark.parametrize("name", ["ChatML", "Llama 2", "Llama 3", "Gemma", "Zephyr"])
+def test_a_rendered_prompt_in_a_users_message_is_refused(tmp_path, name):
+    prompt, _ = RENDERED[name]
+    row = {"messages": [say("user", prompt), say("assistant", GOOD)],
+           "rejected_message": say("assistant", BAD)}  # fmt: skip
+    with pytest.raises(UserError, match=r"messages\[0\].content was rendered by a chat template"):
+        read(write(tmp_path, row))
+    # Whoever talks about marks says something before or after them.
+    row["messages"][0]["content"] = f"What is {prompt} good for?"
+    assert read(write(tmp_path, row)).pairs[0].prompt == (row["messages"][0],)
+
+
 def test_the_standard_preface_of_alpaca_is_the_templates(tmp_path):
     preface = "Below is an instruction that describes a task, paired with an input. Write it."
     prompt = f"{preface}\n\n### Instruction:\nSum up.\n\n### Input:\n{Q}\n\n### Response:\n"
