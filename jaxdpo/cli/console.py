@@ -21,6 +21,22 @@ from rich.table import Table
 _SHOWN = ("loss", "rewards/margins", "rewards/accuracies")
 
 
+# C0 and C1 control characters and DEL, but for the tab and the end of a line. ESC begins the
+# commands of a terminal, which could clear the screen or rename the window.
+_CONTROLS = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)
+}
+
+
+def plain(text: str) -> str:
+    """Returns text that rich and a terminal show as it stands: neither markup nor a command.
+
+    >>> plain("[red] \\x1b[2J")
+    '\\\\[red] \\\\x1b[2J'
+    """
+    return escape(text.translate(_CONTROLS))
+
+
 class Reporter:
     """Messages and progress of one run.
 
@@ -40,7 +56,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Shows a line of plain text."""
-        self.console.print(escape(f"{self._name}: {text}" if self._name else text))
+        self.console.print(plain(f"{self._name}: {text}" if self._name else text))
 
     @contextmanager
     def progress(self, total: int, done: int) -> Iterator["StepProgress"]:
@@ -101,7 +117,7 @@ class Reporter:
         for name in header:
             table.add_column(name, overflow="fold")
         for row in rows:
-            table.add_row(*(escape(str(cell)) for cell in row))
+            table.add_row(*(plain(str(cell)) for cell in row))
         self.console.print(table)
 
 

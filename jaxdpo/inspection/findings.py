@@ -46,6 +46,7 @@ def find(survey: Survey, shortcuts: Sequence[Shortcut]) -> list[Finding]:
       shortcuts: The trivial rules that were tried on them.
     """
     duplicates, opposite = repeated(survey, np.arange(len(survey)))
+    # What changes the data most comes first: the terminal shows the kinds in this order.
     kinds = [
         (
             "duplicate", duplicates, "pairs repeat an earlier one",
@@ -128,6 +129,7 @@ def repeated(survey: Survey, indices: np.ndarray) -> tuple[np.ndarray, np.ndarra
     # Numbered together, so that a pair and one that is turned round get the same numbers.
     _, number = np.unique(np.concatenate([keys, turned]), axis=0, return_inverse=True)
     own, opposite = number.reshape(2, -1)
+    # `unique` names the first place of each, in the order of the file.
     _, first = np.unique(own, return_index=True)
     again = np.ones(len(indices), bool)
     again[first] = False
@@ -137,4 +139,6 @@ def repeated(survey: Survey, indices: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def leaks(survey: Survey, indices: np.ndarray) -> np.ndarray:
     """Returns which of some pairs are in TEST though their prompt is in TRAIN too, i64."""
     prompts, train = survey.prompt_N[indices], survey.train_N[indices]
+    # By the prompt alone: a model that was trained on a prompt's answers knows it, whichever of its
+    # pairs TEST holds.
     return indices[~train & np.isin(prompts, prompts[train])]

@@ -33,12 +33,17 @@ _PEEKED = 100
 _SHOWN_BAD_LINES = 5
 
 
-def inspect_data(config: InspectConfig, reporter: Reporter | None = None) -> None:
+def inspect_data(
+    config: InspectConfig,
+    reporter: Reporter | None = None,
+    more_findings: Sequence[Finding] = (),
+) -> None:
     """Prints what is wrong with the data, and writes the report and the cleaned pairs.
 
     Args:
       config: What to inspect, and what to write.
       reporter: Where it is said and progress is shown; by default on the terminal.
+      more_findings: Findings made by what this package does not import, such as a model's weights.
 
     Raises:
       UserError: If a file cannot be read or written.
@@ -67,7 +72,7 @@ def inspect_data(config: InspectConfig, reporter: Reporter | None = None) -> Non
     report = reading.report(bad_lines.counts)
     survey = surveyor.finish()
     shortcuts = find_shortcuts(survey.sample)
-    findings = find(survey, shortcuts)
+    findings = [*find(survey, shortcuts), *more_findings]
     tokenized = None if counter is None else counter.finish(config.batch)
     if tokenized is not None:
         findings += tokenized.findings
@@ -86,6 +91,8 @@ def _has_one_answer(config: InspectConfig) -> bool:
     data = config.data
     if data.format not in (None, "messages"):
         return False
+    # Reading the first records both ways asks the reader itself, whatever forms it knows. A file of
+    # neither kind ends in its own error when it is read.
     firsts: list[Met | BadLine] = []
     with contextlib.suppress(UserError):
         firsts = list(itertools.islice(Reading(data.weights(), data, supervised=False), _PEEKED))
@@ -187,6 +194,7 @@ def _write_cleaned(
 ) -> None:
     """Reads the data a second time and writes what the remedies leave of it."""
     assert config.write is not None
+    # The survey knows each pair by its number in the order of reading, which is the same again.
     changes = decide(survey, config.remedies)
     reading = Reading(config.data.weights(), config.data, supervised)
     left = changes.apply(_pairs(reading, config, reporter, BadLines()))

@@ -97,6 +97,7 @@ class Surveyor:
         prompt, (first, second) = said(pair.prompt), answers(pair)
         digest = pair_digest(pair)
         self._places.add(pair.source)
+        # 64 bits: two of a million prompts share a hash in one of 40 million data sets.
         self._hashes.extend((int.from_bytes(digest[:8], "big"), *_answer_hashes(pair)))
         self._train.append(pair.split == "TRAIN")
         self._chars.extend((len(first), len(second)))
@@ -125,7 +126,8 @@ class Surveyor:
         """Returns the survey; to be called once, after the last pair."""
         hashes = np.array(self._hashes, np.uint64).reshape(-1, 3)
         low, high = np.sort(hashes[:, 1:], axis=1).T
-        # The same for a pair, its repeats, and the pair with its answers swapped.
+        # The same for a pair, its repeats, and the pair with its answers swapped. Multiplying one
+        # of the sorted hashes keeps (a, b) apart from other answers with the same sum.
         same = hashes[:, 0] ^ (low * np.uint64(0x9E3779B97F4A7C15) + high)
         return Survey(
             places=self._places.finish(),
@@ -190,6 +192,8 @@ def words_almost_equal(one: list[str], two: list[str]) -> bool:
     """Returns whether two lists of words are equal, or long ones one edit apart."""
     if one == two:
         return bool(one)
+    # In a short answer the one word that differs may be all that matters: "four" and "five".
     if len(one) < _LONG:
         return False
+    # The cutoff ends the comparison at the second edit.
     return Levenshtein.distance(one, two, score_cutoff=1) <= 1

@@ -89,8 +89,8 @@ def complete(
         chat.decode,
     )
     for number, completion in generate_each(model, requests, sampling):
-        # The engine stops after the token in which a stop text ends; the text ends before it.
         whole = chat.decode(completion.ids)
+        # The engine stops after the token in which a stop text ends; the text ends before it.
         text = before(sampling.stop, whole)
         ended = () if completion.stop is None else (completion.stop,)
         ids = SampledIds(ids=(*completion.ids, *ended), vocabulary=chat.vocabulary)

@@ -230,3 +230,15 @@ def test_places_are_what_was_given():
     assert list(places) == given
     assert list(places.take([4, 0])) == ["a.jsonl:9", "a.jsonl:3"]
     assert list(places[1:3]) == given[1:3]
+
+
+def test_a_name_in_the_data_is_no_command_of_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    lines = [{**line, "\x1b]0;owned\x07[bold]": 1} for line in records(20)]
+    source = write(tmp_path / "a.jsonl", lines)
+    html = inspect(source, tmp_path)
+    said = capsys.readouterr().out
+    assert "\\x1b]0;owned\\x07[bold] 20" in said
+    assert not {"\x1b", "\x07"} & set(said)
+    assert "[bold]" in html

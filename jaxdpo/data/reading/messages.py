@@ -89,7 +89,7 @@ def _check_sampled(value: Any, field: str) -> None:
     ids = value.get("ids") if isinstance(value, dict) else None
     if (
         not isinstance(ids, list)
-        or not all(type(each) is int and each >= 0 for each in ids)
+        or not all(type(each) is int and 0 <= each < 2**31 for each in ids)
         or not isinstance(value.get("vocabulary"), str)
     ):
         raise BadPair(

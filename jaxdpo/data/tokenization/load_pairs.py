@@ -233,7 +233,9 @@ class _Writer:
                 self._outcomes[decision].append(pair.source)
         if fitted.tokens is not None:
             scores = pair.scores or UNKNOWN
-            self._out.add(fitted.tokens, pair.source, pair.metadata, scores, pair.label)
+            self._out.add(
+                fitted.tokens, pair.source, pair.metadata, scores, pair.label, pair.prompt
+            )
             self._count += 1
 
     def finish(self) -> None:

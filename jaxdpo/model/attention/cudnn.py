@@ -1,7 +1,7 @@
 """Attention by cuDNN's flash kernel, on GPUs: no scores in memory, however long the rows are.
 
 cuDNN knows nothing of a row but its length, so every sequence has an attention row of its own
-(`BatchShape.apart`), and what lies beyond its end is not computed.
+(`BatchShape.unpacked`), and what lies beyond its end is not computed.
 """
 
 from typing import Literal

@@ -22,7 +22,7 @@ LAYOUTS: dict[AttentionKind, Layout] = {
     "dense": "plain",
     "tiles": "tiles",
     "splash": "sequences",
-    "cudnn": "apart",
+    "cudnn": "unpacked",
 }
 
 
