@@ -102,6 +102,7 @@ def find_reasoning(render: Render, names: Collection[str], literals: str) -> Rea
     """
     tags = next((pair for pair in TAGS if any(tag in literals for tag in pair)), None)
     opening, closing = tags or TAGS[0]
+    # Words that no template writes itself, so that what is found comes from the probe.
     said = {"role": "assistant", "content": _ANSWER}
     fields = dict.fromkeys(REASONING_KEYS, _THOUGHT)
     raw = f"{opening}\n{_THOUGHT}\n{closing}\n\n{_ANSWER}"
@@ -111,6 +112,7 @@ def find_reasoning(render: Render, names: Collection[str], literals: str) -> Rea
     # A template that adds an empty thought of its own does not look for tags in the content.
     answered = by_tags.rpartition(_ASKED["content"])[2]
     kept = _THOUGHT in answered and answered.count(closing) == 1
+    # Tags are looked at first: content with them is what the model wrote, to the line break.
     treatment: Treatment
     if tags is None:
         treatment = "field" if field else "none"
@@ -133,3 +135,16 @@ def _opens(render: Render, opening: str) -> bool:
 def ends_in_opening(prompt: str, opening: str) -> bool:
     """Tells whether a rendered prompt ends in the opening tag, white space aside."""
     return bool(re.search(re.escape(opening) + r"\s*$", prompt))
+
+
+def without_thought(message: Message) -> Message:
+    """Returns a message without its content and its reasoning."""
+    return {key: v for key, v in message.items() if key not in ("content", *REASONING_KEYS)}
+
+
+def with_reasoning(message: Message) -> Message:
+    """Names a message's reasoning in every way that templates look for it."""
+    if message.keys().isdisjoint(REASONING_KEYS):
+        return message
+    reasoning = next(message[key] for key in REASONING_KEYS if key in message)
+    return {**dict.fromkeys(REASONING_KEYS, reasoning), **message, "reasoning_content": reasoning}
