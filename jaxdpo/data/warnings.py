@@ -77,8 +77,8 @@ def warn_of_steps(
         return None
     return (
         f"{period} is {steps} optimizer step{'s' if steps != 1 else ''} ({pairs} TRAIN pairs, "
-        f"{batch_size} a step), which teaches next to nothing; lower batch.size or raise "
-        "training.epochs"
+        f"{batch_size} a step), which teaches next to nothing; lower batch.size, or raise "
+        "training.epochs or training.max_steps"
     )
 
 

@@ -24,7 +24,7 @@ def write_pairs(pairs: Iterable[PreferencePair], path: Path, single: bool | None
     if single is None:
         pairs = tuple(pairs)
         # One form for the whole file: a reader recognises it from any line.
-    single = all(len(pair.chosen) == len(pair.rejected) == 1 for pair in pairs)
+        single = all(len(pair.chosen) == len(pair.rejected) == 1 for pair in pairs)
     with replacing(path) as file:
         for pair in pairs:
             file.write(json.dumps(_record(pair, single), ensure_ascii=False) + "\n")

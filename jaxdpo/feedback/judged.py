@@ -1,11 +1,12 @@
-"""Judgements, a line each → for every prompt its answers and what they are worth.
+"""Judgements, a line each → for every prompt its answers and their mean scores.
 
     {"messages": [...], "completion": "At 9.", "criterion": "short", "passed": true, "score": null,
      "explanation": "2 words of at most 5"}
 
-is a line; `tools`, `split`, `metadata`, `model`, `sample`, `finished`, `id`, `annotator` and
-`time` are optional. An answer is worth the mean over its criteria, each the mean of its judgements:
-the score, or else 1 for passed and 0 for failed. So scores that are combined should have one scale.
+is a line; `tools`, `tool_calls`, `reference`, `split`, `metadata`, `model`, `sample`, `finished`,
+`id`, `annotator` and `time` are optional. The mean score of an answer is the mean over its
+criteria, each the mean of its judgements: the score, or else 1 for passed and 0 for failed. So
+scores that are combined should have one scale.
 """
 
 import json
@@ -24,7 +25,7 @@ from jaxdpo.feedback.preferences import COMMON, check_keys
 
 _SAID = ("passed", "score", "explanation")
 _ABOUT = ("model", "sample", "finished", "annotator", "time")
-# Of a generation: what beside its text belongs to the answer, and what nothing here reads.
+# Fields of a generation beside its text: the ids and calls of the answer, and the data's own.
 _BESIDE = (SAMPLED, "tool_calls", "reference")
 _PROMPT = tuple(key for key in COMMON if key not in _ABOUT)
 
@@ -33,12 +34,12 @@ class Judged(NamedTuple):
     """One judgement of a file.
 
     Attributes:
-      where: Where it stands, as `file:line`.
+      where: Its place, as `file:line`.
       prompt: The fields of its line that belong to the prompt.
       answer: The answer, as it stands there.
-      criterion: The name of what it was judged by.
-      judgement: What was said.
-      about: Who said it, of which sample of which model.
+      criterion: Name of the criterion.
+      judgement: The judgement.
+      about: Its annotator, and the model and sample that it is about.
       sampled: The ids that the answer was sampled as, if it stands there as a text with them.
     """
 
@@ -51,18 +52,22 @@ class Judged(NamedTuple):
     sampled: dict[str, Any] | None = None
 
     def key(self) -> str:
-        """Equal of lines about one answer to one prompt."""
+        """Returns a key that is equal for lines about one answer to one prompt."""
         return _canonical([self.prompt, self.answer])
 
 
 def parse_judged(record: dict[str, Any], where: str) -> Judged:
-    """One line of judgements, checked.
+    """Checks one line of judgements.
 
     Raises:
       BadPair: If it is not as documented.
     """
     check_keys(record, "id", "completion", "sample", "finished", "criterion", *_SAID, *_BESIDE)
     _, completion = need(record, "messages", "completion")
+    calls = record.get("tool_calls")
+    if isinstance(completion, str) and calls:
+        # An answer by calls is a message: its text may be empty.
+        completion = {"role": "assistant", "content": completion, "tool_calls": calls}
     if isinstance(completion, str) and not completion.strip():
         raise BadPair("empty-completion", "completion is empty; nothing can be learnt from it")
     criterion = record.get("criterion") or "score"
@@ -95,6 +100,8 @@ def by_prompt(judged: Iterable[Judged]) -> Iterator[tuple[str, dict[str, Any], i
         answers: defaultdict[str, list[Judged]] = defaultdict(list)
         for one in lines:
             answers[_canonical(one.answer)].append(one)
+        # An answer that one criterion could not judge would be valued by fewer of them than the
+        # others are, and win or lose by that.
         valued = [_valued(each) for each in answers.values() if _criteria(each) == asked]
         yield lines[0].where, {**lines[0].prompt, "answers": valued}, len(answers) - len(valued)
 

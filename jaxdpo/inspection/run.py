@@ -115,6 +115,7 @@ def _pairs(
         for met in reading:
             if isinstance(met, BadLine):
                 bad_lines.add(met)
+                advance(len(met.raw) + 1)
                 continue
             if met.record is not record:
                 record = met.record
