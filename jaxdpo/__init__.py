@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from jaxdpo.rounds.compare import EvaluateConfig, compare
     from jaxdpo.rounds.make_pairs import PairingConfig, make_pairs
     from jaxdpo.runs.fit import RunResult, fit
+    from jaxdpo.runs.score_config import ScoreConfig
+    from jaxdpo.runs.score_pairs import score
     from jaxdpo.sampling import SamplingConfig, answer
 
 __version__ = "0.1.0"
@@ -32,6 +34,7 @@ _HOMES = {
     "RunConfig": "jaxdpo.config",
     "RunResult": "jaxdpo.runs.fit",
     "SamplingConfig": "jaxdpo.sampling",
+    "ScoreConfig": "jaxdpo.runs.score_config",
     "UserError": "jaxdpo.errors",
     "answer": "jaxdpo.sampling",
     "compare": "jaxdpo.rounds.compare",
@@ -41,6 +44,7 @@ _HOMES = {
     "load_policy": "jaxdpo.hub.policy",
     "make_pairs": "jaxdpo.rounds.make_pairs",
     "read_pairs": "jaxdpo.data.reading.reader",
+    "score": "jaxdpo.runs.score_pairs",
 }
 
 __all__ = [
@@ -50,6 +54,7 @@ __all__ = [
     "RunConfig",
     "RunResult",
     "SamplingConfig",
+    "ScoreConfig",
     "UserError",
     "answer",
     "compare",
@@ -59,6 +64,7 @@ __all__ = [
     "load_policy",
     "make_pairs",
     "read_pairs",
+    "score",
 ]
 
 

@@ -62,6 +62,11 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: str = Field(description="run folder; the same one again continues the run")
+    overwrite: bool = Field(
+        default=False,
+        description="begin anew in a folder that holds another run, or something else",
+        json_schema_extra={"also": "overwrite"},
+    )
     epochs: float = Field(default=1.0, gt=0, description="passes over the TRAIN pairs")
     max_steps: int | None = Field(
         default=None, ge=1, description="optimizer steps, if fewer than that"
@@ -206,6 +211,7 @@ CHANGEABLE = (
     "training.stop",
     "training.watch",
     "training.folder",
+    "training.overwrite",
 )
 
 

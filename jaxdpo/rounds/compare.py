@@ -40,6 +40,7 @@ from jaxdpo.generation.to_file import Source
 from jaxdpo.hub.policy import Policy
 from jaxdpo.rounds.answering import AnswerFiles, JudgedModels, sample_and_judge
 from jaxdpo.sampling.config import SamplingConfig
+from jaxdpo.storage.continuation import keep_settings
 from jaxdpo.storage.files import replacing, shipped
 
 
@@ -79,6 +80,9 @@ class EvaluateConfig(BaseModel):
         json_schema_extra={"also": "data.chat_template"},
     )
     server: ServerConfig | None = Field(default=None, description="how a server is asked")
+    overwrite: bool = Field(
+        default=False, description="replace the results of another evaluation in the folder"
+    )
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -122,6 +126,7 @@ def compare(config: EvaluateConfig, policies: Mapping[str, Policy] | None = None
         raise UserError("there is no model to evaluate; write name=folder, for each of them")
     read = read_prompts(config.data)
     reporter.say(f"{config.data.path}: {read.summary()}")
+    _keep_to_one_evaluation(config, models, out)
     files = AnswerFiles(
         {name: out / "generations" / f"{name}.jsonl" for name in models}, out / "judgements.jsonl"
     )
@@ -130,6 +135,31 @@ def compare(config: EvaluateConfig, policies: Mapping[str, Policy] | None = None
     comparison = _compared(config, models, read.prompts, judged, reporter)
     write_files(comparison, out)
     return comparison
+
+
+def _keep_to_one_evaluation(config: EvaluateConfig, models: dict[str, str], out: Path) -> None:
+    """Refuses a folder whose results are of other models, prompts or criteria.
+
+    Raises:
+      UserError: Naming each difference.
+    """
+    compared = {"data", "criteria", "judge"}
+    settings = {"models": models, **config.model_dump(mode="json", include=compared)}
+    path = out / "evaluation.json"
+    if config.overwrite:
+        path.unlink(missing_ok=True)
+    elif (out / "results.json").exists() and not path.exists():
+        raise UserError(
+            f"{out}: holds the results of an evaluation already; set overwrite=true to replace "
+            "them, or out to a new folder"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    keep_settings(
+        path,
+        settings,
+        f"{out} holds another evaluation",
+        "set overwrite=true to replace its results, or out to a new folder",
+    )
 
 
 def _source(config: EvaluateConfig, name: str, policy: Policy | None) -> Source:

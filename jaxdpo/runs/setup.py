@@ -16,6 +16,7 @@ from jaxdpo.devices.machine import local_machine
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import Policy, on_mesh, open_policy
 from jaxdpo.model.digest import weights_digest
+from jaxdpo.runs.base import keep_base
 from jaxdpo.runs.columns import metadata_digest, read_columns
 from jaxdpo.runs.execution import resolve
 from jaxdpo.runs.folder import DATA_FILE, RunFolder
@@ -98,6 +99,8 @@ def set_up(
         }
     )
     folder.write_json(DATA_FILE, _counted(pairs))
+    if folder.writes:
+        keep_base(folder.path, config, policy)
     resolved = resolve(config, policy.config, train.lengths, test.lengths, mesh, local_machine())
     plan, compute = resolved.plan, resolved.compute
     reporter.say(f"plan    {resolved.describe()}")
