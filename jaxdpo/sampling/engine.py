@@ -5,6 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -188,7 +189,12 @@ class _Rows:
         self._row_length = row_length
         dtype = model.compute.dtype
         self._weights = unstacked_weights(model.params, model.lora, dtype)
-        self._state = empty_rows(model.config, sampling.batch_size, ring, dtype)
+        state = empty_rows(model.config, sampling.batch_size, ring, dtype)
+        if jax.sharding.get_abstract_mesh().empty:
+            # Bound to the weights' device, as all later states are: a state that may lie anywhere
+            # would have `begin_rows` compiled once for the first rows and again for all others.
+            state = jax.device_put(state, jax.tree.leaves(self._weights)[0].sharding)
+        self._state = state
         self.running: dict[int, int] = {}
         self._drawn: dict[int, list[int]] = {}
 

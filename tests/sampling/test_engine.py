@@ -221,6 +221,18 @@ def test_other_seeds_and_prompts_of_the_same_padded_length_compile_nothing(param
     assert (rows.advance_rows._cache_size(), rows.begin_rows._cache_size()) == compiled
 
 
+@pytest.mark.parametrize("device", [None, 0, 3])
+def test_each_program_is_compiled_once(params, device):
+    """Also where the weights are bound to a device, as loaded ones are, and the state is new."""
+    weights = params if device is None else jax.device_put(params, jax.devices()[device])
+    for program in (rows.begin_rows, rows.advance_rows):
+        program.clear_cache()
+    few = SamplingConfig(max_new_tokens=3, batch_size=2)
+    for _ in range(2):
+        generate(CONFIG, weights, None, PROMPTS, few, NO_STOP, COMPUTE)
+    assert rows.begin_rows._cache_size() == rows.advance_rows._cache_size() == 1
+
+
 def test_sampled_tokens_have_the_models_frequencies(params):
     drawn = SamplingConfig(max_new_tokens=1, temperature=0.8, batch_size=500)
     completions = generate(CONFIG, params, None, [PROMPTS[0]] * 4000, drawn, NO_STOP, COMPUTE)
