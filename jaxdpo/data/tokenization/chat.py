@@ -140,11 +140,17 @@ class Chat:
         writes none. Of a completion of several messages, what stands between those of the
         assistant is not scored. An answer that carries the ids it was sampled as keeps them.
 
-        Pairs that came as token ids are taken as they are.
+        Pairs that came as token ids are taken as they are. Text without a prompt, such as a
+        document, follows the token that begins a text, without a template.
         """
-        by_text = iter(self._pairs.encode([pair for pair in pairs if pair.token_ids is None]))
+        asked = [pair for pair in pairs if pair.prompt]
+        by_text = iter(self._pairs.encode(asked))
         return [
-            next(by_text) if pair.token_ids is None else self._given_ids(pair.token_ids)
+            next(by_text)
+            if pair.prompt
+            else self._plain(pair)
+            if pair.token_ids is None
+            else self._given_ids(pair.token_ids)
             for pair in pairs
         ]
 
@@ -168,6 +174,26 @@ class Chat:
         if self.decode(said) != message["content"]:
             return None
         return np.array(ids, np.int32)
+
+    def _plain(self, pair: PreferencePair) -> EncodedPair | BadPair:
+        """Encodes text that answers nothing, as pre-training does: BOS, text, EOS."""
+        text = pair.chosen[0]["content"]
+        try:
+            walled = self._controls.wall(text)
+        except BadPair as bad:
+            return bad
+        [ids] = self._controls.encode([self._controls.spell(walled)])
+        if isinstance(ids, BadPair):
+            return ids
+        eos = cast(int | None, self.tokenizer.eos_token_id)
+        end = self.end_ids[0] if eos is None else eos
+        bos = cast(int | None, self.tokenizer.bos_token_id)
+        # A tokenizer without BOS parts documents by EOS, which then stands before the first, too.
+        begin = end if bos is None else bos
+        tokens = TokenizedPair(
+            np.array([begin], np.int32), np.append(ids, np.int32(end)), np.zeros(0, np.int32)
+        )
+        return EncodedPair(tokens, spelled_control=walled != text)
 
     def _given_ids(self, token_ids: Sequence[Sequence[int]]) -> EncodedPair | BadPair:
         size = self._size
