@@ -61,13 +61,15 @@ class Chat:
           UserError: If there is no template, or it cannot be used.
         """
         self.tokenizer = tokenizer
+        # By their texts: a configuration has ids, templates and lists of known ends have names.
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
         own = {token.content for token in added.values()}
         known = [added[id].content for id in end_ids if id in added]
         known += [name for name in NAMED_ENDS if name in own]
         if tokenizer.eos_token is not None:
             known.append(cast(str, tokenizer.eos_token))
-        self._template = ChatTemplate(tokenizer, template, known)
+        sources = _own_templates(tokenizer) if template is None else [template]
+        self._template = ChatTemplate(tokenizer, sources, known)
         self._controls = self._template.controls
         first, of_call, *others = (
             cast(int, tokenizer.convert_tokens_to_ids(token))
@@ -167,6 +169,7 @@ class Chat:
         ids = carried["ids"]
         if not ids or max(ids) >= self._size:
             return None
+        # The text has no end, special or not.
         said = ids[:-1] if ids[-1] in self.end_ids else ids
         if self.decode(said) != message["content"]:
             return None
@@ -224,6 +227,7 @@ class Chat:
         except BadPair:
             # A special token of one character stands in the probe; messages with it are refused.
             return
+        # The rendering is the same; only how it is encoded can differ.
         text = self._template.plain(probe)
         if ids != self.tokenizer(text, add_special_tokens=False)["input_ids"]:
             raise UserError(
@@ -299,3 +303,17 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     return cast("PreTrainedTokenizerFast", tokenizer)
+
+
+def _own_templates(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
+    """Returns the tokenizer's template, and the one for conversations with tools if it has one."""
+    template = cast(str | dict[str, str] | None, tokenizer.chat_template)
+    named = template if isinstance(template, dict) else {"default": template}
+    default = named.get("default")
+    if not default:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template; name a Jinja file with "
+            "data.chat_template, the one that the model was trained with"
+        )
+    with_tools = named.get("tool_use")
+    return [default, with_tools] if with_tools else [default]
