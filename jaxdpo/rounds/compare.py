@@ -94,6 +94,7 @@ class EvaluateConfig(BaseModel):
                 raise ValueError(f"{name} would be ignored by {servers[0]}, which is on a server")
         if not self.criteria and self.judge is None:
             raise ValueError("nothing judges the answers; set criteria=…, or judge.instructions=…")
+        # Names are file names below generations/, and must stay there.
         for name in self.models:
             if not name or "/" in name or name.startswith("."):
                 raise ValueError(f"models: {name!r} can't name a file; call the model otherwise")
@@ -130,6 +131,7 @@ def compare(config: EvaluateConfig, policies: Mapping[str, Policy] | None = None
     files = AnswerFiles(
         {name: out / "generations" / f"{name}.jsonl" for name in models}, out / "judgements.jsonl"
     )
+    # A generator: each model is loaded when its turn comes, and two are never in memory for long.
     sources = ((name, _source(config, name, held.get(name))) for name in models)
     judged = sample_and_judge(sources, read.prompts, 1, config.criteria, files, reporter)
     comparison = _compared(config, models, read.prompts, judged, reporter)
@@ -178,10 +180,12 @@ def _compared(
     judged: JudgedModels,
     reporter: Reporter,
 ) -> Comparison:
+    # Of this call alone: judgements that were kept from an earlier one cost nothing now.
     bills = list(judged.judged.usage.values())
     preferences: list[dict[tuple[str, str], Preference]] = [{} for _ in prompts]
     if config.judge is not None:
         client = judge_client(config.judge)
+        # Each two models, not each against the first: the judge need not be transitive.
         for first, second in itertools.combinations(models, 2):
             reporter.say(f"{config.judge.model} compares {first} and {second}")
             firsts, seconds = (
@@ -226,6 +230,7 @@ def write_files(comparison: Comparison, out: Path) -> None:
             file.writelines(_line(_example(row)) for row in comparison.rows)
         with replacing(out / "results.json") as file:
             json.dump(results(comparison), file, indent=1, ensure_ascii=False, allow_nan=False)
+        # With a judge alone there are no rates to draw.
         if comparison.criteria:
             write_charts(comparison, out)
         with replacing(out / "report.html") as file:
