@@ -33,8 +33,11 @@ class WatchConfig(BaseModel):
     prompts: int = Field(
         default=8, ge=0, le=64, description="TEST prompts answered at each evaluation; 0: none"
     )
-    max_new_tokens: int = Field(
-        default=128, ge=1, description="tokens of an answer at most; answers are greedy"
+    max_new_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens of an answer at most, answers being greedy; default: twice the longest "
+        "answer that the data has to these prompts, so that what does not end by then never will",
     )
     criteria: Criteria | None = Field(
         default=None, description="criteria whose pass rates are reported; default: none"

@@ -28,6 +28,8 @@ from jaxdpo.storage.files import replacing
 from jaxdpo.training.metrics import Metrics
 
 ANSWERS_FILE = "answers.jsonl"
+# Where the data's answers are a word or two, a sentence is not yet an answer without an end.
+_FEWEST_NEW_TOKENS = 32
 _SHARES = ("unfinished", "empty", "repetitive", "broken", "tokens")
 
 
@@ -72,7 +74,11 @@ class WatchedPrompts:
             # Prompts that came as token ids have no messages.
             text = [{"role": "user", "content": setup.policy.chat.decode(list(ids)).strip()}]
             examples.append(Example(messages or text, "", source.metadata(index)))
-        sampling = greedy_sampling(setup.config.sampling, watch.max_new_tokens)
+        limit = watch.max_new_tokens
+        if limit is None:
+            longest = max(int(setup.test.packer.lengths[i, 1:].max()) for i in distinct.values())
+            limit = max(_FEWEST_NEW_TOKENS, 2 * longest)
+        sampling = greedy_sampling(setup.config.sampling, limit)
         criteria = [criterion_named(spec) for spec in watch.criteria or ()]
         return cls(setup, sampling, [list(ids) for ids in distinct], examples, criteria)
 
