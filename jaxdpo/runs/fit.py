@@ -125,6 +125,7 @@ def begin_or_continue(
         setup.policy.params,
         setup.mesh,
         keep=setup.keeps_policy,
+        adapters=setup.policy.lora,
     )
     checkpoints = Checkpoints(folder.path / "checkpoints", setup.config.checkpoint.keep)
     state = checkpoints.restore(jax.tree.map(_abstract, state)) or state

@@ -66,8 +66,11 @@ def _open_run(folder: Path, checkpoint: Path, chat_template: str | None) -> Poli
         run.model.param_dtype,
         chat_template or run.data.chat_template,
         run.data.max_length,
+        run.model.base,
     )
-    policy, lora_config = base.merged(), run.lora
+    # A continued adapter stands beside the base; any other is beneath what was trained.
+    continued = run.model.adapter == "continue"
+    policy, lora_config = replace(base, lora=None) if continued else base.merged(), run.lora
     if lora_config is None:
         expected = abstract_params(base.config, jnp.dtype(run.model.param_dtype))
         step, params = stored_trainable(checkpoint, expected)
@@ -76,5 +79,5 @@ def _open_run(folder: Path, checkpoint: Path, chat_template: str | None) -> Poli
         policy = policy.quantized(lora_config.base)
         expected = jax.eval_shape(lambda: init_lora(base.config, lora_config, jax.random.key(0)))
         step, lora = stored_trainable(checkpoint, expected)
-        policy = replace(policy, lora=lora, lora_config=lora_config, source=run.model.path)
+        policy = replace(policy, lora=lora, lora_config=lora_config)
     return replace(policy, card=run_card(run, folder, step))
