@@ -44,9 +44,7 @@ def under(python: str, folder: Path) -> list:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(
-    "kind", ["TokenizersBackend", "Qwen2Tokenizer", "LlamaTokenizerFast", "GemmaTokenizerFast"]
-)
+@pytest.mark.parametrize("kind", ["TokenizersBackend", "Qwen2Tokenizer", "LlamaTokenizerFast"])
 def test_exports_load_tokenise_and_generate_the_same(kind, tmp_path):
     source = write_model(tmp_path / "model")
     words = AutoTokenizer.from_pretrained(source)
@@ -54,14 +52,11 @@ def test_exports_load_tokenise_and_generate_the_same(kind, tmp_path):
     words.save_pretrained(source)
     path = source / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": kind}))
-    policy = load_policy(str(source))
-    policy.save(tmp_path / "out")
+    load_policy(str(source)).save(tmp_path / "out")
     assert PYTHON is not None
     version, *old = under(PYTHON, tmp_path / "out")
     assert version.startswith("4.57")
     new = AutoTokenizer.from_pretrained(tmp_path / "out")
-    ids = policy.chat.encode(PROMPT, add_generation_prompt=True)
-    # Text that spells a special token stays text here, so it is compared with transformers 5 alone.
     given = new.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=False)
     assert len(ids) >= len(given)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
