@@ -58,7 +58,6 @@ def test_exports_load_tokenise_and_generate_the_same(kind, tmp_path):
     assert version.startswith("4.57")
     new = AutoTokenizer.from_pretrained(tmp_path / "out")
     given = new.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=False)
-    assert len(ids) >= len(given)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     made = model.generate(
         torch.tensor([given]), attention_mask=torch.ones(1, len(given)).long(),
