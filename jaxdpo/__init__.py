@@ -19,17 +19,22 @@ if TYPE_CHECKING:
     from jaxdpo.errors import UserError
     from jaxdpo.hub.policy import Policy, load_policy
     from jaxdpo.rounds.compare import EvaluateConfig, compare
+    from jaxdpo.rounds.make_pairs import PairingConfig, make_pairs
     from jaxdpo.runs.fit import RunResult, fit
+    from jaxdpo.runs.score_config import ScoreConfig
+    from jaxdpo.runs.score_pairs import score
     from jaxdpo.sampling import SamplingConfig, answer
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "EvaluateConfig": "jaxdpo.rounds.compare",
+    "PairingConfig": "jaxdpo.rounds.make_pairs",
     "Policy": "jaxdpo.hub.policy",
     "RunConfig": "jaxdpo.config",
     "RunResult": "jaxdpo.runs.fit",
     "SamplingConfig": "jaxdpo.sampling",
+    "ScoreConfig": "jaxdpo.runs.score_config",
     "UserError": "jaxdpo.errors",
     "answer": "jaxdpo.sampling",
     "compare": "jaxdpo.rounds.compare",
@@ -37,15 +42,19 @@ _HOMES = {
     "load_config": "jaxdpo.config",
     "load_pairs": "jaxdpo.data.tokenization.load_pairs",
     "load_policy": "jaxdpo.hub.policy",
+    "make_pairs": "jaxdpo.rounds.make_pairs",
     "read_pairs": "jaxdpo.data.reading.reader",
+    "score": "jaxdpo.runs.score_pairs",
 }
 
 __all__ = [
     "EvaluateConfig",
+    "PairingConfig",
     "Policy",
     "RunConfig",
     "RunResult",
     "SamplingConfig",
+    "ScoreConfig",
     "UserError",
     "answer",
     "compare",
@@ -53,7 +62,9 @@ __all__ = [
     "load_config",
     "load_pairs",
     "load_policy",
+    "make_pairs",
     "read_pairs",
+    "score",
 ]
 
 

@@ -15,12 +15,16 @@ from jaxdpo.cli.settings import load_settings, read_yaml
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.packing.plan import BatchConfig
 from jaxdpo.devices.sharding import MeshConfig
+from jaxdpo.errors import nearest
+from jaxdpo.evaluation.answer_health import WatchConfig
+from jaxdpo.evaluation.criteria.spec import label_of
 from jaxdpo.losses import LossConfig
 from jaxdpo.model.lora import LoraConfig
 from jaxdpo.sampling import SamplingConfig
 from jaxdpo.scoring.reference import ReferenceConfig, ReferenceKind
 from jaxdpo.storage.continuation import check_unchanged
 from jaxdpo.storage.files import shipped
+from jaxdpo.training.best_step import RANKED_BY, StopConfig
 from jaxdpo.training.checkpoint import CheckpointConfig
 from jaxdpo.training.optimizer import OptimizerConfig
 
@@ -67,6 +71,11 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: str = Field(description="run folder; the same one again continues the run")
+    overwrite: bool = Field(
+        default=False,
+        description="begin anew in a folder that holds another run, or something else",
+        json_schema_extra={"also": "overwrite"},
+    )
     epochs: float = Field(default=1.0, gt=0, description="passes over the TRAIN pairs")
     max_steps: int | None = Field(
         default=None, ge=1, description="optimizer steps, if fewer than that"
@@ -82,6 +91,13 @@ class TrainingConfig(BaseModel):
     completions: int = Field(
         default=3, ge=0, description="TEST prompts that are answered before and after training"
     )
+    watch: WatchConfig = Field(
+        default=WatchConfig(), description="answers to TEST prompts at each evaluation"
+    )
+    stop: StopConfig | None = Field(
+        default=None,
+        description="when the run ends early and exports its best step; null: never",
+    )
 
 
 class ExportConfig(BaseModel):
@@ -94,6 +110,10 @@ class ExportConfig(BaseModel):
     )
     dtype: Dtype | None = Field(
         default=None, description="dtype of the weights; default: as loaded"
+    )
+    step: Literal["last", "best"] = Field(
+        default="last",
+        description="the step that is exported; a run that training.stop ends exports its best",
     )
 
 
@@ -136,6 +156,7 @@ class RunConfig(BaseModel):
         self.loss.check_read("data.margin_key", self.data.margin_key)
         if self.data.weight_key is not None and self.loss.sorts:
             raise ValueError("data.weight_key has no meaning for losses that sort the pairs (aot)")
+        self._check_best()
         if reference.kind == "adapter_off" and self.lora is None:
             raise ValueError(
                 "reference.kind is adapter_off, but there is no adapter to switch off; set "
@@ -147,6 +168,37 @@ class RunConfig(BaseModel):
                 "reference.kind=adapter_off, or precomputed"
             )
         return self
+
+    def _check_best(self) -> None:
+        """Checks what is kept, exported and stopped by `checkpoint.best`.
+
+        Raises:
+          ValueError: If an option has no best step to work with, or no such metric is measured.
+        """
+        best = self.checkpoint.best
+        if best is None:
+            for option, given in (
+                ("export.step=best", self.export.step == "best"),
+                ("training.stop", self.training.stop is not None),
+            ):
+                if given:
+                    raise ValueError(
+                        f"{option} exports the best step, and none is kept; set "
+                        "checkpoint.best=loss, accuracy, margin or a criterion of training.watch"
+                    )
+            return
+        criteria = [label_of(spec) for spec in self.training.watch.criteria or ()]
+        known = [*RANKED_BY, *criteria]
+        if best not in known:
+            raise ValueError(
+                f"checkpoint.best is {best!r}{nearest(best, known)}; there are {', '.join(known)}"
+                + ("" if criteria else ", and the criteria of training.watch, of which none is set")
+            )
+        if best in ("accuracy", "margin") and self.loss.supervised:
+            raise ValueError(
+                f"checkpoint.best={best} compares answers, and supervised fine-tuning reads one; "
+                "set checkpoint.best=loss"
+            )
 
     @property
     def reference_kind(self) -> ReferenceKind:
@@ -166,7 +218,10 @@ CHANGEABLE = (
     "model.path",
     "sampling",
     "training.completions",
+    "training.stop",
+    "training.watch",
     "training.folder",
+    "training.overwrite",
 )
 
 

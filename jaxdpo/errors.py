@@ -1,11 +1,11 @@
-"""The one exception for what a user can mend."""
+"""The one exception for what a user can fix."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in the input that the user can mend.
+    """A mistake in the input that the user can fix.
 
     The message says what is wrong, where (file, line, field), the value, and the remedy. Commands
     print it alone, without a traceback, and exit with status 2; from Python it is an ordinary

@@ -15,7 +15,8 @@ COMMAND = Command(
 Lets models answer the same prompts in the same way, judges the answers, and compares the models.
 The same command again continues one that was cut off. NAME is yours to choose (base, sft, dpo);
 MODEL is a folder, an adapter folder, org/name, a run folder, one of a run's checkpoints, or
-http://host:port/v1#name. The second form says how far criteria agree with people's judgements.
+http://host:port/v1#name; @answers is the data's own answers. The second form says how far criteria
+agree with people's judgements.
 """,
 )
 

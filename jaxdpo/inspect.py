@@ -23,7 +23,19 @@ def main(arguments: list[str]) -> None:
         from jaxdpo.inspection.config import InspectConfig
         from jaxdpo.inspection.run import inspect_data
     given = COMMAND.read(arguments, InspectConfig)
-    inspect_data(load_settings(InspectConfig, given.file, given.overrides))
+    config = load_settings(InspectConfig, given.file, given.overrides)
+    findings = []
+    if config.displacement and config.model is not None:
+        # Weights and JAX are loaded for this alone: looking at data takes a second without.
+        from jaxdpo.inspection.displacement import displacement_finding
+        from jaxdpo.runs.displacement import displacing_pairs_of_data
+
+        found = displacing_pairs_of_data(
+            config.model, config.data, config.batch, config.displacement
+        )
+        sources, scores = zip(*found.pairs, strict=True)
+        findings = [displacement_finding(sources, scores, found.median, found.scored)]
+    inspect_data(config, more_findings=findings)
 
 
 if __name__ == "__main__":

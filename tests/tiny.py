@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from jaxdpo.data.packing.batch import PackedBatch
 from jaxdpo.data.pairs import TokenizedPair
 from jaxdpo.devices.sharding import AXES, shardings_for
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
-from jaxdpo.model.decoder import Params, abstract_params, init_params
+from jaxdpo.model.decoder import Compute, Params, abstract_params, forward, init_params
+from jaxdpo.model.lora import LoraParams
 
 VOCABULARY = 97
 MODEL = ModelConfig(
@@ -72,3 +74,16 @@ def random_params(mesh: Mesh, seed: int = 0, model: ModelConfig = MODEL) -> Para
         return jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim > 1 else leaf, params)
 
     return jax.jit(initial, out_shardings=shardings)()
+
+
+def hidden_states(
+    config: ModelConfig,
+    params: Params,
+    lora: LoraParams | None,
+    batch: PackedBatch,
+    compute: Compute,
+    *,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Hidden states after the final norm, `[B, T, D]`: the forward pass without router loss."""
+    return forward(config, params, lora, batch, compute, dropout_key=dropout_key).hidden_BTD

@@ -50,6 +50,7 @@ def read_arguments(
     if tail is not None and tail in words:
         at = words.index(tail)
         words, rest = words[:at], _as_overrides(words[at + 1 :])
+    # One pass, since a value may look like anything: only the word before it tells.
     overrides, bare = [], []
     while words:
         word = words.pop(0)
@@ -59,6 +60,7 @@ def read_arguments(
             overrides.append(word)
         else:
             bare.append(word)
+    # Where no word may stand alone but the configuration file, any name is one.
     files = [word for word in bare if word.endswith((".yaml", ".yml")) or not positionals]
     if len(files) > 1:
         raise UserError(f"one configuration file at a time, not {' and '.join(files)}")

@@ -87,6 +87,7 @@ class Command:
         from jaxdpo.cli.fields import flag_names
         from jaxdpo.cli.help import fields_help
 
+        # After the tail's option, `--help` is a value like any other.
         own = arguments
         if self.tail is not None and self.tail in arguments:
             own = arguments[: arguments.index(self.tail)]
@@ -115,6 +116,8 @@ def run_command(main: Callable[[list[str]], None]) -> int:
     # Without torch, which nothing here needs, transformers advises to install it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # Whatever the user can fix is a UserError; any other exception is a defect, and its traceback
+    # is the report of it.
     try:
         main(sys.argv[1:])
     except SystemExit as stop:
@@ -150,12 +153,14 @@ def quiet_interrupts() -> Iterator[None]:
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
+    # Neither print nor sys.exit: the interpreter may be in the middle of either.
     os.write(2, b"interrupted\n")
     os._exit(130)
 
 
 def _on_interrupt(handler: _Handler) -> _Handler:
     """Sets what Ctrl-C does; returns what it did, or None outside the main thread."""
+    # Python sets signal handlers in the main thread alone; a notebook may call from another.
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(signal.SIGINT, handler)

@@ -1,4 +1,4 @@
-"""What a run shows while it lasts: a progress bar in a terminal or notebook, lines elsewhere."""
+"""Shows messages, tables and progress: bars in a terminal or notebook, lines elsewhere."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +21,22 @@ from rich.table import Table
 _SHOWN = ("loss", "rewards/margins", "rewards/accuracies")
 
 
+# C0 and C1 control characters and DEL, but for the tab and the end of a line. ESC begins the
+# commands of a terminal, which could clear the screen or rename the window.
+_CONTROLS = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)
+}
+
+
+def plain(text: str) -> str:
+    """Returns text that rich and a terminal show as it stands: neither markup nor a command.
+
+    >>> plain("[red] \\x1b[2J")
+    '\\\\[red] \\\\x1b[2J'
+    """
+    return escape(text.translate(_CONTROLS))
+
+
 class Reporter:
     """Messages and progress of one run.
 
@@ -33,18 +49,19 @@ class Reporter:
         self._name = ""
 
     def named(self, name: str) -> "Reporter":
-        """A reporter on the same console, of one of several runs: its lines begin with the name."""
+        """Returns a reporter of one of several runs, whose lines begin with its name."""
         reporter = Reporter()
         reporter.console, reporter._name = self.console, name
         return reporter
 
     def say(self, text: str) -> None:
         """Shows a line of plain text."""
-        self.console.print(escape(f"{self._name}: {text}" if self._name else text))
+        # Rich reads [brackets] as markup; what users, files and models say is none.
+        self.console.print(plain(f"{self._name}: {text}" if self._name else text))
 
     @contextmanager
     def progress(self, total: int, done: int) -> Iterator["StepProgress"]:
-        """A bar over the optimizer steps."""
+        """Shows a bar over the optimizer steps."""
         columns = (
             MofNCompleteColumn(),
             BarColumn(bar_width=10),
@@ -58,7 +75,7 @@ class Reporter:
     def counting(
         self, what: str, total: int
     ) -> Iterator[Callable[[Iterator[tuple[np.ndarray, Any]]], Iterator[tuple[np.ndarray, Any]]]]:
-        """A bar over pairs that are scored while it passes them on; it goes away when they are."""
+        """Yields a function that passes scores on, and shows a bar over their pairs meanwhile."""
         with self.bar(what, total) as advance:
 
             def counted(
@@ -72,7 +89,13 @@ class Reporter:
 
     @contextmanager
     def bar(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-        """A bar that is told of every so many more; it goes away when all are done."""
+        """Shows a bar while the block runs; yields a function to call with the number done.
+
+        Args:
+          what: Name of the bar.
+          total: Number that there are.
+          done: Number done before.
+        """
         columns = (TextColumn(what), BarColumn(bar_width=10), MofNCompleteColumn())
         with Progress(
             *columns, TimeRemainingColumn(), console=self.console, transient=True
@@ -96,12 +119,20 @@ class Reporter:
         self.say(f"step {step:>5}  TEST  {_line(metrics)}")
 
     def table(self, title: str, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-        """Shows a table of text."""
+        """Shows a table of text.
+
+        Args:
+          title: Line above it.
+          header: Names of the columns.
+          rows: Cells, a tuple for each row.
+        """
+        # Three columns hold texts of several lines each (a prompt and two answers), which only
+        # lines between the rows keep apart.
         table = Table(title=title, title_justify="left", show_lines=len(header) == 3)
         for name in header:
             table.add_column(name, overflow="fold")
         for row in rows:
-            table.add_row(*(escape(str(cell)) for cell in row))
+            table.add_row(*(plain(str(cell)) for cell in row))
         self.console.print(table)
 
 

@@ -18,7 +18,7 @@ PATHS = ("model", "data")
 
 
 class Place(NamedTuple):
-    """Where the value of a key belongs.
+    """The place that the value of a key belongs to.
 
     Attributes:
       parts: Keys of the nested mappings, from the outermost.
@@ -56,6 +56,8 @@ def find_key(model: type[BaseModel], key: str) -> Place | None:
         field = model.model_fields.get(names[0])
         if field is not None and section_of(field.annotation) is None:
             names = names[:1]
+    # Down the sections, one name at a time, until a field that is none; what is left of the key
+    # then is a name in a mapping, or too much.
     parts: list[str] = []
     annotation: Any = model
     while names:
@@ -81,7 +83,7 @@ def other_names(model: type[BaseModel]) -> dict[str, str]:
     A field declares one by `json_schema_extra={"also": "model.compute_dtype"}`.
     """
     found = {}
-    for name, field in model.model_fields.items():
+    for name, field in leaves(model):
         extra = field.json_schema_extra
         if isinstance(extra, dict) and "also" in extra:
             found[str(extra["also"])] = name
@@ -90,7 +92,8 @@ def other_names(model: type[BaseModel]) -> dict[str, str]:
 
 def flag_names(model: type[BaseModel]) -> set[str]:
     """Returns the keys that are true or false, and may stand as `--key` alone."""
-    return {key for key, field in leaves(model) if bool in _options(field.annotation)}
+    found = {key for key, field in leaves(model) if bool in _options(field.annotation)}
+    return found | {other for other, key in other_names(model).items() if key in found}
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -109,6 +112,8 @@ def suggestion(model: type[BaseModel], key: str) -> str:
     Looks among the fields beside it first, then for a field of this name in any section.
     """
     *sections, name = key.split(".")
+    # A name is mistyped more often than it is put into the wrong section, so the fields beside it
+    # come before all others.
     place = find_key(model, ".".join(sections)) if sections else Place((), model)
     inner = section_of(place.annotation) if place is not None else None
     beside = list(inner.model_fields) if inner is not None else []
@@ -129,12 +134,12 @@ def describe_type(field: FieldInfo) -> str:
 
 
 def accepts_text(annotation: Any) -> bool:
-    """Whether a text may be the value."""
+    """Tells whether a text may be the value."""
     return str in _options(annotation)
 
 
 def only_text(annotation: Any) -> bool:
-    """Whether nothing but a text, or null, may be the value."""
+    """Tells whether nothing but a text, or null, may be the value."""
     return set(_options(annotation)) <= {str, type(None)}
 
 
@@ -149,12 +154,14 @@ def _options(annotation: Any) -> tuple[Any, ...]:
 
 
 def _is_many(annotation: Any) -> bool:
+    # A list of configurations, as criteria are, is no section: its fields have no keys.
     return any(typing.get_origin(each) in (tuple, list) for each in _options(annotation))
 
 
 def _mapping_values(annotation: Any) -> Any:
     """Returns the type of a mapping's values; None where the annotation is no mapping."""
     for option in _options(annotation):
+        # A plain mapping has sections of its own, any number deep.
         if option is dict:
             return Any
         if typing.get_origin(option) is dict:

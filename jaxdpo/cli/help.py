@@ -18,6 +18,7 @@ def fields_help(model: type[BaseModel]) -> str:
       loss.beta=0.1  (number > 0)
           strength of the pull to the reference model
     """
+    # A command's own fields come before the sections, which are long and mostly those of a run.
     lines: list[str] = []
     sections = {}
     for name, field in model.model_fields.items():
@@ -48,6 +49,7 @@ def _fields(section: type[BaseModel], prefix: str, given: Any, depth: int) -> li
 
 def _field(key: str, field: FieldInfo, given: Any, depth: int) -> list[str]:
     name = key.rpartition(".")[2]
+    # Of a list of configurations, the type would be all their fields; they are listed below it.
     kind = describe_type(field)
     alternatives = _alternatives(field.annotation)
     if alternatives:
@@ -94,5 +96,6 @@ def _alternatives(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _shown(value: Any) -> str:
+    # In YAML, as it would be written; a document's end ("...") may follow on a second line.
     plain = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True).split("\n")[0]

@@ -53,6 +53,7 @@ def load_settings(
       UserError: For a missing or malformed file, an unknown key (naming the nearest known one) or a
         value out of its range.
     """
+    # The overrides come last, so that a command line can change what its file says.
     values = _Values(read_yaml(Path(path)) if path is not None else {})
     values.tree = _adopted(model, values.tree)
     for override in overrides:
@@ -78,6 +79,7 @@ def _checked(model: type[Config], values: _Values, where: str) -> Config:
     try:
         return model.model_validate(values.tree)
     except ValidationError as error:
+        # Of a field with several types pydantic reports each; the same words need not stand twice.
         problems = dict.fromkeys(
             _describe(model, problem, values.unread) for problem in error.errors()
         )
@@ -90,6 +92,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            # Deep, so that keys that are lists are built before they are compared.
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -175,13 +178,14 @@ def _apply(model: type[BaseModel], values: _Values, override: str) -> None:
         tree[part] = dict(inner or {})
         tree = tree[part]
     last, before = parts[-1], tree.get(parts[-1])
+    # A section given whole keeps the fields that were set before it by their own keys.
     if section is not None and isinstance(before, dict) and isinstance(value, dict):
         value = before | value
     tree[last] = value
 
 
 def _is_section(section: type[BaseModel], value: Any) -> bool:
-    """Whether a value has the fields of a section; of a mapping of paths to weights, it has not."""
+    """Tells a section from a mapping of paths to weights, by the section's fields."""
     return value is None or (isinstance(value, dict) and bool(set(section.model_fields) & {*value}))
 
 
@@ -194,6 +198,8 @@ def _read_value(key: str, text: str, annotation: Any) -> tuple[Any, bool]:
     except yaml.constructor.ConstructorError as error:
         raise UserError(f"{key}: {error.problem}, in {text!r}") from None
     except yaml.YAMLError:
+        # `@quickstart/model`, `%d` and the like start no YAML value, but are fine texts; where no
+        # text may stand, the check of the configuration says so, and that it was no YAML.
         return text, False
     if text[0] in "'\"":
         return value, True
@@ -209,6 +215,7 @@ def _unknown(model: type[BaseModel], key: str) -> str:
     names = key.split(".")
     # A message is about the outermost part that is unknown: of `los.beta` about `los`.
     for i in range(1, len(names)):
+        # The shortest beginning that no field has is where the user went wrong.
         if find_key(model, ".".join(names[:i])) is None:
             names = names[:i]
             break

@@ -35,6 +35,7 @@ def paragraphs(text: str) -> str:
     """Returns a text wrapped to the terminal's width; lines that begin with a space stay lines."""
     lines: list[str] = []
     flowing: list[str] = []
+    # The empty line at the end lets the last paragraph flow out as all others do.
     for line in [*text.strip().splitlines(), ""]:
         if line and not line.startswith(" "):
             flowing.append(line)

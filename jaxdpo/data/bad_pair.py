@@ -67,6 +67,7 @@ def show(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     # A surrogate cannot be printed; its escape can.
     text = text.encode("utf-8", errors="backslashreplace").decode()
+    # Enough to find the place by; the line itself may have 16 MiB.
     return text if len(text) <= 60 else f"{text[:48]}… ({len(text)} characters)"
 
 

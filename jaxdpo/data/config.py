@@ -50,12 +50,14 @@ Role = Literal[
 ]
 
 
+# In the order that an error lists them in.
 FORMATS: tuple[Format, ...] = get_args(Format)
 Turns = Literal["last", "all"]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _shipped(path: str | dict[str, float]) -> str | dict[str, float]:
+    # `@quickstart/…` names a file that the package brings along.
     if isinstance(path, str):
         return shipped(path)
     if not path:
@@ -64,7 +66,7 @@ def _shipped(path: str | dict[str, float]) -> str | dict[str, float]:
 
 
 class DataConfig(BaseModel):
-    """Where preference pairs come from and how they become tokens."""
+    """The sources of preference pairs, and how they become tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

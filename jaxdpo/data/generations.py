@@ -18,6 +18,15 @@ from jaxdpo.errors import UserError
 Line = TypeVar("Line", bound=BaseModel)
 
 
+class SampledIds(BaseModel):
+    """Token ids that an answer was sampled as, with the token that ended it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ids: tuple[int, ...] = Field(description="the token ids")
+    vocabulary: str = Field(description="digest of the vocabulary that they belong to")
+
+
 class Generation(BaseModel):
     """One answer to one prompt."""
 
@@ -41,10 +50,14 @@ class Generation(BaseModel):
         default=(), description="the data set's own answer to the prompt"
     )
 
+    sampled: SampledIds | None = Field(
+        default=None, description="what a local model drew, which is what training will take"
+    )
+
     def line(self) -> str:
         """Returns the answer as its line of a file; fields that hold nothing are left out."""
         value = self.model_dump()
-        for name in ("tools", "tool_calls", "reference"):
+        for name in ("tools", "tool_calls", "reference", "sampled"):
             if not value[name]:
                 del value[name]
         return json.dumps(value, ensure_ascii=False) + "\n"
@@ -57,6 +70,7 @@ def generation(
     text: str,
     finished: bool,
     tool_calls: Sequence[dict[str, Any]] = (),
+    sampled: SampledIds | None = None,
 ) -> Generation:
     """Returns the answer of a model to a prompt.
 
@@ -67,6 +81,7 @@ def generation(
       text: The answer.
       finished: False if it was cut off at the most tokens that were allowed.
       tool_calls: Calls that the answer makes.
+      sampled: Its token ids, of a local model's answer.
     """
     return Generation(
         id=prompt.id,
@@ -80,6 +95,7 @@ def generation(
         metadata=prompt.metadata,
         tool_calls=tuple(tool_calls),
         reference=prompt.answer,
+        sampled=sampled,
     )
 
 
@@ -122,6 +138,7 @@ def _parsed(line: bytes, line_type: type[Line], where: str) -> Line:
 
 def by_prompt(generations: Iterable[Generation]) -> dict[str, Sequence[Generation]]:
     """Returns each prompt's answers by its id, in the order of their samples."""
+    # Answers of one prompt may come in any order: servers finish them as they can.
     groups: dict[str, list[Generation]] = {}
     for each in generations:
         groups.setdefault(each.id, []).append(each)

@@ -70,7 +70,7 @@ class TokenizedPair(NamedTuple):
 
 
 def scored_tokens(length: int, unscored: np.ndarray) -> np.ndarray:
-    """Which of a completion's tokens are scored, increasing.
+    """Returns the places of a completion's scored tokens, increasing.
 
     >>> scored_tokens(6, np.array([2, 4])).tolist()
     [0, 1, 4, 5]

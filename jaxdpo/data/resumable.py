@@ -127,6 +127,7 @@ def read_partial(path: Path, line_type: type[Line]) -> list[Line]:
     """
     if not path.exists():
         return []
+    # The process may have ended within a line; all before it is whole, for lines are appended.
     whole, found = 0, []
     content = path.read_bytes()
     for line in content.splitlines(keepends=True):

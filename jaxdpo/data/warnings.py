@@ -1,18 +1,17 @@
 """Warnings about data that trains, but not as it was meant: for inspection and the start of a run.
 
-Each function returns one sentence that says what is wrong, by value, and what to do; or None.
+Each `warn_of_…` returns one sentence that says what is wrong, by value, and what to do; or None.
 """
 
 import re
 import unicodedata
-from collections.abc import Mapping
 
 import numpy as np
 
 # Fewer optimizer steps than this teach next to nothing: the warm-up alone takes about as many.
 FEW_STEPS = 5
-# Shares of the data from which on a run warns.
-_MANY_BREAK_OFF, _MANY_DROPPED = 0.1, 0.5
+# Where this share of the pairs is dropped, the rest no longer stands for the data.
+_MANY_DROPPED = 0.5
 # Answers of fewer words are titles, names and labels, which end without a full stop.
 _LONG_ANSWER = 20
 _WORD = re.compile(r"\w+")
@@ -48,22 +47,6 @@ def is_invisible(text: str) -> bool:
     return bool(text) and all(unicodedata.category(c)[0] in "ZC" for c in text)
 
 
-def warn_of_labels(labels: Mapping[str, int]) -> str | None:
-    """Warns of labelled answers that all have one label.
-
-    Args:
-      labels: Answers by label, "true" and "false"; empty for pairs.
-    """
-    if len(labels) != 1:
-        return None
-    [(label, count)] = labels.items()
-    missing = "false" if label == "true" else "true"
-    return (
-        f"all {count} labelled answers have the label {label}: nothing says what to prefer them "
-        f"to; add answers with the label {missing}, or train on the good ones with loss.type=sft"
-    )
-
-
 def warn_of_weights(weights: np.ndarray | None, key: str | None) -> str | None:
     """Warns of weights that leave nothing to train on.
 
@@ -94,8 +77,8 @@ def warn_of_steps(
         return None
     return (
         f"{period} is {steps} optimizer step{'s' if steps != 1 else ''} ({pairs} TRAIN pairs, "
-        f"{batch_size} a step), which teaches next to nothing; lower batch.size or raise "
-        "training.epochs"
+        f"{batch_size} a step), which teaches next to nothing; lower batch.size, or raise "
+        "training.epochs or training.max_steps"
     )
 
 
@@ -112,36 +95,4 @@ def warn_of_drops(dropped: int, kept: int, max_length: int) -> str | None:
     return (
         f"data.max_length={max_length} drops {dropped} of {dropped + kept} pairs, the long answers "
         "among them, so that the rest no longer stands for the data; raise data.max_length"
-    )
-
-
-def warn_of_broken_off(count: int, answers: int, first: str) -> str | None:
-    """Warns of answers that end in the middle of a sentence.
-
-    Args:
-      count: Answers that should be learned and break off.
-      answers: All answers that should be learned.
-      first: `file:line` of the first that breaks off.
-    """
-    if count < max(_MANY_BREAK_OFF * answers, 1):
-        return None
-    return (
-        f"{count} of {answers} answers to be learned seem to break off in the middle of a sentence "
-        f"(first at {first}); they may have been cut at a token limit: write them whole, because "
-        "the model learns to end where they do"
-    )
-
-
-def warn_of_invisible(count: int, first: str) -> str | None:
-    """Warns of prompts or answers that show nothing.
-
-    Args:
-      count: Pairs with such a text.
-      first: `file:line` of the first.
-    """
-    if not count:
-        return None
-    return (
-        f"{count} pairs have a prompt or an answer of white space or zero-width characters alone "
-        f"(first at {first}); drop them, or write the text"
     )

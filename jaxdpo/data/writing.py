@@ -23,6 +23,7 @@ def write_pairs(pairs: Iterable[PreferencePair], path: Path, single: bool | None
     """
     if single is None:
         pairs = tuple(pairs)
+        # One form for the whole file: a reader recognises it from any line.
         single = all(len(pair.chosen) == len(pair.rejected) == 1 for pair in pairs)
     with replacing(path) as file:
         for pair in pairs:
@@ -43,6 +44,7 @@ def _record(pair: PreferencePair, single: bool) -> dict[str, Any]:
     else:
         record = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
     record["split"] = pair.split
+    # Fields that say nothing are left out, so that what is written is what was read.
     optional = {
         "tools": pair.tools,
         "metadata": pair.metadata,

@@ -27,7 +27,7 @@ class Judgement(BaseModel):
 
     @property
     def judged(self) -> bool:
-        """Whether the criterion came to a judgement."""
+        """True if the criterion came to a judgement."""
         return self.passed is not None or self.score is not None
 
     @property

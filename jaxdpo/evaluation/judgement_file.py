@@ -43,7 +43,7 @@ class JudgedLine(Generation):
 
     @property
     def judged(self) -> bool:
-        """Whether the criterion came to a judgement."""
+        """True if the criterion came to a judgement."""
         return self.judgement.judged
 
 

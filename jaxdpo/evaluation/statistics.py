@@ -14,7 +14,7 @@ from scipy import stats
 from jaxdpo.evaluation.agreement import UNDEFINED, Estimate, share
 
 _RESAMPLES = 9999
-# With fewer failures to begin with, how far they fell by half is anyone's guess.
+# With fewer failures to begin with, the interval would be from 0 to 1.
 _FEWEST_FAILURES = 5
 
 
@@ -22,10 +22,10 @@ class Paired(NamedTuple):
     """Two models judged on the same prompts, passed or failed.
 
     Attributes:
-      both: Prompts on which both passed.
-      first_only: On which the first passed alone.
-      second_only: On which the second passed alone.
-      neither: On which both failed.
+      both: Number of prompts on which both passed.
+      first_only: Number on which the first passed alone.
+      second_only: Number on which the second passed alone.
+      neither: Number on which both failed.
     """
 
     both: int
@@ -35,12 +35,12 @@ class Paired(NamedTuple):
 
     @property
     def prompts(self) -> int:
-        """All of them."""
+        """The number of all prompts."""
         return sum(self)
 
 
 def pair_up(first: Sequence[bool], second: Sequence[bool]) -> Paired:
-    """Counts what two models' answers to the same prompts came to.
+    """Counts the outcomes of two models' answers to the same prompts.
 
     >>> pair_up([True, True, False], [True, False, False])
     Paired(both=1, first_only=1, second_only=0, neither=1)
@@ -50,22 +50,23 @@ def pair_up(first: Sequence[bool], second: Sequence[bool]) -> Paired:
 
 
 def mcnemar(paired: Paired) -> float:
-    """p-value of the exact test that both models pass equally often (McNemar 1947).
+    """Computes the p-value of the exact test that both models pass equally often (McNemar 1947).
 
-    Of the prompts on which they differ, either is as likely to be the one that passes.
+    If they do, either is as likely to be the one that passes where they differ.
     """
+    # Prompts on which both passed or both failed say nothing about a difference.
     return sign_test(paired.first_only, paired.second_only)
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p-value of so many wins and losses where both are equally likely; ties aside."""
+    """Computes the two-sided p-value of wins and losses that are equally likely; ties aside."""
     if wins + losses == 0:
         return 1.0
     return float(stats.binomtest(wins, wins + losses).pvalue)
 
 
 def difference(paired: Paired) -> Estimate:
-    """How much more often the second model passes than the first.
+    """Computes how much more often the second model passes than the first.
 
     The interval is Newcombe's for paired proportions, from each model's own Wilson interval and
     their correlation (Newcombe 1998, Statistics in Medicine 17:2635, method 10).
@@ -76,6 +77,8 @@ def difference(paired: Paired) -> Estimate:
     both, first_only, second_only, neither = paired
     first, second = share(both + first_only, n), share(both + second_only, n)
     margins = (both + first_only, second_only + neither, both + second_only, first_only + neither)
+    # The correlation of the two models' outcomes: prompts that are easy for one are easy for the
+    # other, which makes the difference more certain than two independent samples would.
     phi = 0.0
     if all(margins):
         cross = both * neither - first_only * second_only
@@ -90,7 +93,7 @@ def difference(paired: Paired) -> Estimate:
 
 
 def fewer_failures(paired: Paired, seed: int = 0) -> Estimate:
-    """By which share the second model's failures are fewer than the first's: 0.4 is 40% fewer.
+    """Computes the share by which the second model fails less often: 0.4 is 40% fewer failures.
 
     The interval is from 9,999 resamples of the prompts, the same for the same counts; it is
     undefined where the first model has fewer than five failures.
@@ -99,9 +102,11 @@ def fewer_failures(paired: Paired, seed: int = 0) -> Estimate:
     failures = paired.second_only + paired.neither
     if failures < _FEWEST_FAILURES:
         return UNDEFINED
+    # Resampling whole prompts is drawing the four counts from a multinomial: 9,999 draws at once.
     drawn = np.random.default_rng(seed).multinomial(n, np.array(paired) / n, size=_RESAMPLES)
     _, first_only, second_only, neither = drawn.T
     before, after = second_only + neither, first_only + neither
+    # A resample without failures of the first model has no such share.
     decrease = 1 - after[before > 0] / before[before > 0]
     low, high = np.quantile(decrease, [0.025, 0.975])
     value = 1 - (paired.first_only + paired.neither) / failures
@@ -109,27 +114,34 @@ def fewer_failures(paired: Paired, seed: int = 0) -> Estimate:
 
 
 def win_rate(wins: int, losses: int, ties: int) -> Estimate:
-    """Share of the comparisons that were won, a tie counting half.
+    """Computes the share of the comparisons that were won, a tie counting half.
 
-    The interval is Wilson's score interval for that share. Ties vary less than wins and losses do,
-    so with them it is wider than it need be, never narrower.
+    The interval is Wilson's score interval for that share.
+
+    Args:
+      wins: Comparisons that were won.
+      losses: Comparisons that were lost.
+      ties: Comparisons without a winner.
     """
+    # Ties vary less than wins and losses do, so with them the interval is wider than it need be,
+    # never narrower.
     return share(wins + ties / 2, wins + losses + ties)
 
 
 class MeanDifference(NamedTuple):
-    """How much higher the second model's scores are, and the p-value of there being none."""
+    """Mean difference of two models' scores, and the p-value of there being none."""
 
     mean: Estimate
     p_value: float
 
 
 def score_difference(first: Sequence[float], second: Sequence[float]) -> MeanDifference:
-    """The mean difference of scores on the same prompts, by the paired t-test."""
+    """Computes the mean difference of scores on the same prompts, by the paired t-test."""
     differences = np.subtract(second, first)
     if len(differences) < 2:
         return MeanDifference(UNDEFINED, 1.0)
     mean = float(differences.mean())
+    # Without variance the t statistic divides by zero.
     if np.ptp(differences) == 0:
         return MeanDifference(Estimate(mean, mean, mean), 1.0 if mean == 0 else 0.0)
     result: Any = stats.ttest_1samp(differences, 0.0)
@@ -140,7 +152,7 @@ def score_difference(first: Sequence[float], second: Sequence[float]) -> MeanDif
 
 
 def mean_score(scores: Sequence[float]) -> Estimate:
-    """The mean, with Student's interval."""
+    """Computes the mean, with Student's interval."""
     if not len(scores):
         return UNDEFINED
     mean = float(np.mean(scores))
@@ -151,7 +163,7 @@ def mean_score(scores: Sequence[float]) -> Estimate:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of several tests, raised so that any is below 0.05 by chance in one case of twenty.
+    """Adjusts p-values so that with no difference any is below 0.05 in one case of twenty.
 
     Holm 1979, Scandinavian Journal of Statistics 6:65.
 
@@ -161,6 +173,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p_values, kind="stable")
     adjusted = np.empty(len(p_values))
     least = 0.0
+    # The smallest is multiplied by the number of tests, the next by one less, and so on; none may
+    # come out below one that was smaller.
     for rank, index in enumerate(order):
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = least

@@ -1,4 +1,4 @@
-"""A file of feedback → its pairs, and what was met on the way."""
+"""Makes pairs of a file of feedback, and reports what was found on the way."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Collected:
-    """What a file of feedback held.
+    """The pairs of a file of feedback, and a report.
 
     Attributes:
       pairs: The preferences, in order.
@@ -56,7 +56,7 @@ class Collected:
     bad_lines: tuple[BadLine, ...]
 
     def summary(self) -> str:
-        """The report in a few lines of text."""
+        """Returns the report in a few lines of text."""
         splits = Counter(pair.split for pair in self.pairs)
         said = [
             f"{len(self.pairs)} pairs, {splits['TRAIN']} TRAIN and {splits['TEST']} TEST"
@@ -85,7 +85,8 @@ def collect(source: Feedback, path: str, config: FeedbackConfig | None = None) -
         write_pairs(collected.pairs, Path("pairs.jsonl"))
 
     Args:
-      source: What the file holds: `SOURCES` says it of each, `jaxdpo.feedback.events` of a log.
+      source: The kind of feedback that the file holds: one of `SOURCES`, or "events" for the log of
+        a chat application, as `jaxdpo.feedback.events` describes it.
       path: A file of records, as training data may be kept.
       config: Which pairs are made.
 
@@ -105,7 +106,7 @@ def collect(source: Feedback, path: str, config: FeedbackConfig | None = None) -
 
 
 class _Collecting:
-    """What was met so far."""
+    """The pairs and faults found so far."""
 
     def __init__(self, path: str, config: FeedbackConfig) -> None:
         self.path, self.config = path, config
@@ -118,12 +119,17 @@ class _Collecting:
         self.unjudged = 0
 
     def lines(self, parse: Callable[[dict[str, Any], str], T]) -> Iterator[T]:
-        """The lines of the file as `parse` makes them of a record and of where it stands."""
+        """Yields the lines of the file, parsed; lines that can't be are noted.
+
+        Args:
+          parse: Makes something of a record and of its place, `file:line`.
+        """
         for record in read_source(Source(self.path)):
             if isinstance(record, BadLine):
                 self.bad_lines.append(record)
             elif record.value is not None:
                 where = f"{self.path}:{record.line}"
+                # Only `parse` is guarded: what the caller does with a line is no fault of the line.
                 try:
                     parsed = parse(record.value, where)
                 except BadPair as bad:
@@ -131,14 +137,23 @@ class _Collecting:
                 else:
                     yield parsed
 
+    # Events of several lines make one record, so that a fault is known by its place alone.
     def bad(self, where: str, bad: BadPair, record: Record | None = None) -> None:
         raw = raw_of(record) if record else b""
         self.bad_lines.append(bad_line(self.path, int(where.rpartition(":")[2]), bad, raw))
 
     def add(self, source: SourceName, record: dict[str, Any], where: str) -> None:
-        """Takes the pairs of one record, or notes why it makes none."""
+        """Takes the pairs of one record, or notes why it makes none.
+
+        Args:
+          source: The kind of feedback.
+          record: Its fields.
+          where: Its place, `file:line`.
+        """
         try:
             preferences = SOURCES[source](record, self.config)
+            # All pairs of a record are made before any is kept: a record with one bad answer is
+            # refused whole.
             pairs = [
                 make_pair(record, preference, source, where, self.config.test_fraction)
                 for preference in preferences
@@ -152,7 +167,7 @@ class _Collecting:
             self.by_source[source] += len(pairs)
 
     def result(self) -> Collected:
-        """What was met, contradictions resolved.
+        """Returns what was found, contradictions resolved.
 
         Raises:
           UserError: For bad lines with `on_error="stop"`.
@@ -161,9 +176,10 @@ class _Collecting:
             shown = [str(bad) for bad in self.bad_lines[:SHOWN_BAD_LINES]]
             raise UserError(
                 "\n".join(shown)
-                + f"\n{len(self.bad_lines)} bad lines; mend them, or set on_error=skip to leave "
+                + f"\n{len(self.bad_lines)} bad lines; fix them, or set on_error=skip to leave "
                 "them out"
             )
+        # Agreement is measured before contradicting pairs go, or it would always be perfect.
         agreements = [*self.agreements]
         agreement = preference_agreement(self.pairs)
         if agreement.judgements:
@@ -184,6 +200,7 @@ class _Collecting:
 
 
 def _from_judged(collecting: _Collecting) -> None:
+    # An answer's judgements may stand anywhere in the file, so all lines are read first.
     judged = list(collecting.lines(parse_judged))
     for where, record, unjudged in by_prompt(judged):
         collecting.unjudged += unjudged

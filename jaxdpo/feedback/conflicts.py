@@ -1,4 +1,4 @@
-"""Where annotators contradict each other, and how far they agree otherwise."""
+"""Contradictions between annotators, and how far they agree otherwise."""
 
 import itertools
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ from jaxdpo.inspection.texts import answers
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far those who judged the same things agree.
+    """The agreement of people who judged the same things.
 
     Attributes:
       what: What was judged.
@@ -37,18 +37,21 @@ class Agreement:
 
 
 def annotator_of(pair: PreferencePair) -> Any:
-    """Who gave a collected pair; None where that is not known."""
+    """Returns the name of the person behind a collected pair; None where it is not known."""
     return pair.metadata["feedback"].get("annotator")
 
 
 def comparisons(pairs: Iterable[PreferencePair]) -> list[tuple[list[int], list[int]]]:
-    """Indices of the pairs that prefer one answer, and of those that prefer the other.
+    """Groups pairs by the two answers that they compare, whichever is preferred.
 
-    One entry for each two answers to one prompt, in the order in which they first appear.
+    Returns:
+      For each two answers to one prompt, in the order in which they first appear, the indices of
+      the pairs that prefer the one, and of those that prefer the other.
     """
     found: dict[tuple[bytes, str, str], tuple[list[int], list[int]]] = {}
     for index, pair in enumerate(pairs):
         chosen, rejected = answers(pair)
+        # Sorted, so that a pair and its opposite share one entry.
         low, high = sorted((chosen, rejected))
         both = found.setdefault((pair_digest(pair), low, high), ([], []))
         both[chosen == high].append(index)
@@ -56,7 +59,7 @@ def comparisons(pairs: Iterable[PreferencePair]) -> list[tuple[list[int], list[i
 
 
 def by_majority(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], int]:
-    """The pairs without those that most annotators contradict, and how many went.
+    """Removes the pairs that most annotators contradict; returns the others and how many went.
 
     An annotator has one vote on two answers, or none where they contradict themselves; a pair
     without an annotator counts as someone else's. Where votes are even, neither side is left.
@@ -65,24 +68,26 @@ def by_majority(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], 
     for sides in comparisons(pairs):
         if all(sides):
             balance = sum(_votes(pairs, sides))
+            # A balance of 0 removes both sides.
             gone.update(sides[0] if balance <= 0 else ())
             gone.update(sides[1] if balance >= 0 else ())
     return [pair for i, pair in enumerate(pairs) if i not in gone], len(gone)
 
 
 def _votes(pairs: Sequence[PreferencePair], sides: tuple[list[int], list[int]]) -> list[int]:
-    """1 for each annotator on the first side, -1 for each on the second."""
+    """Returns 1 for each annotator on the first side, -1 for each on the second."""
     said: Counter[Any] = Counter()
     for side, vote in zip(sides, (1, -1), strict=True):
         for index in side:
             # Whoever has no name is told from all others by the place of the pair.
             who = annotator_of(pairs[index])
             said[("unnamed", index) if who is None else ("named", show(who))] += vote
+    # Whoever clicked one side ten times has one vote still; who is on both sides has none.
     return [1 if vote > 0 else -1 for vote in said.values() if vote]
 
 
 def preference_agreement(pairs: Sequence[PreferencePair]) -> Agreement:
-    """How far annotators agree on which of two answers is better.
+    """Measures how far annotators agree on which of two answers is better.
 
     Which answer stands first means nothing, so half of all judgements agree by chance: κ = 2p − 1.
     """
@@ -97,7 +102,7 @@ def preference_agreement(pairs: Sequence[PreferencePair]) -> Agreement:
 
 
 def judgement_agreement(judged: Iterable[Judged]) -> list[Agreement]:
-    """How far each two annotators agree on which answers pass a criterion."""
+    """Measures how far each two annotators agree on which answers pass a criterion."""
     labels: defaultdict[str, dict[tuple[str, str], bool]] = defaultdict(dict)
     for one in judged:
         who, passed = one.about.get("annotator"), one.judgement.passed
@@ -105,6 +110,7 @@ def judgement_agreement(judged: Iterable[Judged]) -> list[Agreement]:
             labels[show(who)][one.key(), one.criterion] = passed
     found = []
     for (one, first), (two, second) in itertools.combinations(sorted(labels.items()), 2):
+        # κ is of two raters over the items that both have rated.
         shared = [key for key in first if key in second]
         if shared:
             said = [first[key] for key in shared], [second[key] for key in shared]

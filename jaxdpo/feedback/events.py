@@ -1,4 +1,4 @@
-"""A chat application's event log → records of the four sources that come from people.
+"""Turns a chat application's event log into records of the four sources that come from people.
 
 One append-only JSON Lines file; a line is an event, with the conversation it belongs to and
 the time (ISO 8601 with its offset):
@@ -64,7 +64,7 @@ class Derived(NamedTuple):
 
 
 def parse_event(value: dict[str, Any], where: str) -> Event:
-    """One event, checked.
+    """Checks one event and returns it.
 
     Raises:
       BadPair: If it is not as documented.
@@ -101,16 +101,17 @@ def _parse_time(text: Any) -> datetime:
 
 
 def turns_of(events: Iterable[Event]) -> Iterator[list[Event]]:
-    """The turns of every conversation, its events in the order of time; repeated lines count once.
+    """Yields the turns of every conversation, each with its events in the order of time.
 
-    Of events at one time the order of the file holds. Events before a conversation's first prompt
-    are a turn without one.
+    Events of the same time keep the order of the file, and repeated lines count once. Events before
+    a conversation's first prompt are a turn without one.
     """
     conversations: defaultdict[str, list[Event]] = defaultdict(list)
     for event in events:
         conversations[event.value["conversation"]].append(event)
     for conversation in conversations.values():
         turn: list[Event] = []
+        # Applications send an event again when they are not sure that it arrived.
         seen: list[dict[str, Any]] = []
         for event in sorted(conversation, key=lambda event: event.time):
             if event.value["event"] == "prompt" and event.value not in seen:
@@ -124,7 +125,7 @@ def turns_of(events: Iterable[Event]) -> Iterator[list[Event]]:
 
 
 def records_of(turn: Sequence[Event]) -> list[Derived]:
-    """What one turn says, as records of the sources.
+    """Returns the feedback of one turn, as records of the sources.
 
     Raises:
       NoPair: If it was abandoned, does not end, or contradicts itself; the code says which.
@@ -138,6 +139,7 @@ def records_of(turn: Sequence[Event]) -> list[Derived]:
     state.check()
     known = {key: first.value[key] for key in _KEYS["prompt"] if key in first.value}
     known |= {"conversation": first.value["conversation"], "time": turn[-1].value["time"]}
+    # The last person who did something: later acts are the ones that decide.
     annotators = [e.value["annotator"] for e in turn if e.value.get("annotator") is not None]
     known |= {"annotator": annotators[-1]} if annotators else {}
     found = _of_experts(state) + ([] if state.abandoned else _of_user(state))
@@ -149,7 +151,7 @@ def records_of(turn: Sequence[Event]) -> list[Derived]:
 
 @dataclass
 class _Turn:
-    """What is known of a turn so far.
+    """The state of a turn after the events so far.
 
     Attributes:
       outputs: The answers by name.
@@ -170,12 +172,14 @@ class _Turn:
     abandoned: bool = False
 
     def attempt_of(self, output: str) -> int:
+        """Returns the number of the attempt that an output belongs to."""
         return next(i for i, attempt in enumerate(self.attempts) if output in attempt)
 
     def check(self) -> None:
         """Refuses a turn whose end contradicts what came before it."""
         if self.accepted is None:
             return
+        # To accept is to select, where nothing was selected in that attempt.
         attempt = self.attempt_of(self.accepted)
         if self.selected.setdefault(attempt, self.accepted) != self.accepted:
             raise NoPair("contradictory: another was accepted than selected")
@@ -187,6 +191,7 @@ def _follow(turn: _Turn, event: dict[str, Any]) -> None:
     """Takes account of one event."""
     name, output = event["event"], event.get("output")
     by_expert = event.get("by") == "expert"
+    # Experts review conversations after they ended; to accept twice is a repeated click.
     ended = turn.accepted is not None or turn.abandoned
     if ended and not by_expert and (name, output) != ("accepted", turn.accepted):
         raise NoPair("contradictory: goes on after its end")
@@ -231,12 +236,14 @@ def _of_experts(turn: _Turn) -> _Found:
 def _of_user(turn: _Turn) -> _Found:
     found: _Found = []
     for number, attempt in enumerate(turn.attempts):
+        # One answer alone was not preferred to anything.
         if number in turn.selected and len(attempt) > 1:
             outputs = [turn.outputs[output] for output in attempt]
             selected = attempt.index(turn.selected[number])
             found.append(("user_choice", {"outputs": outputs, "selected": selected}))
     if turn.accepted is None:
         return found
+    # Answers beside the accepted one were not tried again: `user_choice` has them.
     beside = set(turn.attempts[turn.attempt_of(turn.accepted)]) - {turn.accepted}
     tried = [output for output in turn.outputs if output not in beside]
     if len(tried) > 1:

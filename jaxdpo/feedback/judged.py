@@ -1,11 +1,12 @@
-"""Judgements, a line each → for every prompt its answers and what they are worth.
+"""Judgements, a line each → for every prompt its answers and their mean scores.
 
     {"messages": [...], "completion": "At 9.", "criterion": "short", "passed": true, "score": null,
      "explanation": "2 words of at most 5"}
 
-is a line; `tools`, `split`, `metadata`, `model`, `sample`, `finished`, `id`, `annotator` and
-`time` are optional. An answer is worth the mean over its criteria, each the mean of its judgements:
-the score, or else 1 for passed and 0 for failed. So scores that are combined should have one scale.
+is a line; `tools`, `tool_calls`, `reference`, `split`, `metadata`, `model`, `sample`, `finished`,
+`id`, `annotator` and `time` are optional. The mean score of an answer is the mean over its
+criteria, each the mean of its judgements: the score, or else 1 for passed and 0 for failed. So
+scores that are combined should have one scale.
 """
 
 import json
@@ -17,12 +18,15 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from jaxdpo.data.bad_pair import BadPair
+from jaxdpo.data.pairs import SAMPLED
 from jaxdpo.data.reading.said import need
 from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.feedback.preferences import COMMON, check_keys
 
 _SAID = ("passed", "score", "explanation")
 _ABOUT = ("model", "sample", "finished", "annotator", "time")
+# Fields of a generation beside its text: the ids and calls of the answer, and the data's own.
+_BESIDE = (SAMPLED, "tool_calls", "reference")
 _PROMPT = tuple(key for key in COMMON if key not in _ABOUT)
 
 
@@ -30,12 +34,13 @@ class Judged(NamedTuple):
     """One judgement of a file.
 
     Attributes:
-      where: Where it stands, as `file:line`.
+      where: Its place, as `file:line`.
       prompt: The fields of its line that belong to the prompt.
       answer: The answer, as it stands there.
-      criterion: The name of what it was judged by.
-      judgement: What was said.
-      about: Who said it, of which sample of which model.
+      criterion: Name of the criterion.
+      judgement: The judgement.
+      about: Its annotator, and the model and sample that it is about.
+      sampled: The ids that the answer was sampled as, if it stands there as a text with them.
     """
 
     where: str
@@ -44,20 +49,25 @@ class Judged(NamedTuple):
     criterion: str
     judgement: Judgement
     about: dict[str, Any]
+    sampled: dict[str, Any] | None = None
 
     def key(self) -> str:
-        """Equal of lines about one answer to one prompt."""
+        """Returns a key that is equal for lines about one answer to one prompt."""
         return _canonical([self.prompt, self.answer])
 
 
 def parse_judged(record: dict[str, Any], where: str) -> Judged:
-    """One line of judgements, checked.
+    """Checks one line of judgements.
 
     Raises:
       BadPair: If it is not as documented.
     """
-    check_keys(record, "id", "completion", "sample", "finished", "criterion", *_SAID)
+    check_keys(record, "id", "completion", "sample", "finished", "criterion", *_SAID, *_BESIDE)
     _, completion = need(record, "messages", "completion")
+    calls = record.get("tool_calls")
+    if isinstance(completion, str) and calls:
+        # An answer by calls is a message: its text may be empty.
+        completion = {"role": "assistant", "content": completion, "tool_calls": calls}
     if isinstance(completion, str) and not completion.strip():
         raise BadPair("empty-completion", "completion is empty; nothing can be learnt from it")
     criterion = record.get("criterion") or "score"
@@ -71,7 +81,8 @@ def parse_judged(record: dict[str, Any], where: str) -> Judged:
         raise BadPair("judgement", f"{problem['loc'][0]}: {problem['msg']}") from None
     about = {key: record[key] for key in _ABOUT if record.get(key) is not None}
     prompt = {key: record[key] for key in _PROMPT if record.get(key) is not None}
-    return Judged(where, prompt, completion, criterion, judgement, about)
+    sampled = record.get(SAMPLED) if isinstance(completion, str) else None
+    return Judged(where, prompt, completion, criterion, judgement, about, sampled)
 
 
 def by_prompt(judged: Iterable[Judged]) -> Iterator[tuple[str, dict[str, Any], int]]:
@@ -89,6 +100,8 @@ def by_prompt(judged: Iterable[Judged]) -> Iterator[tuple[str, dict[str, Any], i
         answers: defaultdict[str, list[Judged]] = defaultdict(list)
         for one in lines:
             answers[_canonical(one.answer)].append(one)
+        # An answer that one criterion could not judge would be valued by fewer of them than the
+        # others are, and win or lose by that.
         valued = [_valued(each) for each in answers.values() if _criteria(each) == asked]
         yield lines[0].where, {**lines[0].prompt, "answers": valued}, len(answers) - len(valued)
 
@@ -111,4 +124,8 @@ def _valued(lines: list[Judged]) -> dict[str, Any]:
         for one in lines
     ]
     value = fmean(fmean(each) for each in values.values())
-    return {"completion": lines[0].answer, "value": value, "why": {"judgements": said}}
+    answer, sampled = lines[0].answer, lines[0].sampled
+    if sampled is not None:
+        # Training takes what was sampled; its text would not always be encoded to the same ids.
+        answer = {"role": "assistant", "content": answer, SAMPLED: sampled}
+    return {"completion": answer, "value": value, "why": {"judgements": said}}

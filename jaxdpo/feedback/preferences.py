@@ -1,4 +1,4 @@
-"""What every source of feedback has in common: its record, its settings, and the pairs it makes."""
+"""The record, the settings and the pairs that all sources of feedback share."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -14,14 +14,15 @@ from jaxdpo.data.reading.said import Said, as_messages, listed, need
 from jaxdpo.data.reading.schema import Where, parse_pair
 from jaxdpo.errors import nearest
 
-# What a pair takes from a record of any source as it is; and all that such a record may have.
+# A pair takes these from a record as they are.
 _TAKEN = ("tools", "functions", "split", "chat_template_kwargs")
+# These say where the feedback came from; they are kept in the pair's metadata.
 _KNOWN = ("annotator", "time", "conversation", "model")
 COMMON = ("messages", "metadata", *_KNOWN, *_TAKEN)
 
 
 class FeedbackConfig(BaseModel):
-    """Which pairs feedback makes."""
+    """The pairs that feedback makes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,7 +58,7 @@ class FeedbackConfig(BaseModel):
 
 
 class NoPair(Exception):
-    """Why feedback that is well formed makes no pair: a stable short code."""
+    """Well-formed feedback that makes no pair; its short and stable code says why."""
 
     def __init__(self, code: str):
         super().__init__(code)
@@ -94,12 +95,12 @@ def check_keys(record: dict[str, Any], *own: str) -> None:
 
 
 def answer(record: dict[str, Any], key: str) -> list[Said]:
-    """The answer in a field: a string, a message, or messages."""
+    """Returns the answer in a field: a string, a message, or messages."""
     return _parsed(need(record, key)[0], key)
 
 
 def answers(record: dict[str, Any], key: str) -> list[list[Said]]:
-    """The answers in a field that lists them."""
+    """Returns the answers in a field that lists them."""
     given = need(record, key)[0]
     if not isinstance(given, list) or not given:
         state = "an empty list" if given == [] else kind(given)
@@ -113,8 +114,19 @@ def _parsed(value: Any, field: str) -> list[Said]:
 
 
 def index_in(record: dict[str, Any], key: str, outputs: Sequence[Any], of: str) -> int:
-    """The number in a field that says which of several answers is meant."""
+    """Returns the number in a field that says which of several answers is meant.
+
+    Args:
+      record: The record.
+      key: The field.
+      outputs: The answers.
+      of: The field that lists them, for the message.
+
+    Raises:
+      BadPair: If it is no number, or none of theirs.
+    """
     given = need(record, key)[0]
+    # `type`, not `isinstance`: true is an int to Python, and no place in a list.
     if type(given) is not int or not 0 <= given < len(outputs):
         raise BadPair(
             "index", f"{key} is {show(given)}; write the place in {of}, 0 to {len(outputs) - 1}"
@@ -125,7 +137,14 @@ def index_in(record: dict[str, Any], key: str, outputs: Sequence[Any], of: str) 
 def make_pair(
     record: dict[str, Any], preference: Preference, source: str, where: str, test_fraction: float
 ) -> PreferencePair:
-    """The checked pair of a preference, with its provenance in `metadata.feedback`.
+    """Makes the pair of a preference, checked, with its provenance in `metadata.feedback`.
+
+    Args:
+      record: The record that the preference comes from.
+      preference: The two answers.
+      source: The kind of feedback.
+      where: The record's place, `file:line`.
+      test_fraction: The share of prompts that go to TEST where the record names no split.
 
     Raises:
       BadPair: If the prompt or an answer is no good, as a training file would be refused for it.
@@ -147,6 +166,7 @@ def make_pair(
     known = {key: record[key] for key in _KNOWN if record.get(key) is not None}
     feedback = {"source": source, "from": where, **known, **preference.why}
     common = {key: record[key] for key in _TAKEN if key in record}
+    # The checks of a training file, so that what is collected can always be trained on.
     draft = Draft(
         listed(messages, "messages"),
         preference.chosen,

@@ -1,4 +1,4 @@
-"""Five sources of feedback: a record of each → the preferences that it holds.
+"""Five sources of feedback: functions from a record to the preferences that it holds.
 
 Each is a pure function of a record and of the settings. It raises `NoPair` where the record says
 nothing about what is better, and `BadPair` where it is not as documented.
@@ -26,7 +26,7 @@ SourceName = Literal["expert_edits", "criteria", "user_choice", "regenerations",
 
 
 def expert_edits(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]:
-    """`output` of the model, and what an expert made of it: `edited` is preferred.
+    """Prefers what an expert made of an answer, `edited`, to the model's own `output`.
 
         {"messages": [...], "output": "It opens at 8.", "edited": "It opens at 9."}
 
@@ -39,7 +39,7 @@ def expert_edits(record: dict[str, Any], config: FeedbackConfig) -> list[Prefere
 
 
 def user_edits(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]:
-    """`draft` by the model, and what a user saved: `saved` is preferred.
+    """Prefers what a user saved, `saved`, to the model's `draft`.
 
         {"messages": [...], "draft": "Dear Sir, ...", "saved": "Dear Ms Chen, ..."}
 
@@ -48,13 +48,14 @@ def user_edits(record: dict[str, Any], config: FeedbackConfig) -> list[Preferenc
     check_keys(record, "draft", "saved")
     draft, saved = answer(record, "draft"), answer(record, "saved")
     _check_edit(draft, saved)
+    # Users fix a comma in passing. Training on it would teach commas, with the weight of an answer.
     if almost_equal(_text(draft), _text(saved)):
         raise NoPair("trivial-edit")
     return [Preference(saved, draft)]
 
 
 def user_choice(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]:
-    """`outputs`, of which one was `selected`: it is preferred to each of the others.
+    """Prefers the one of the `outputs` that was `selected` to each of the others.
 
         {"messages": [...], "outputs": ["9", "At 9.", "Nine."], "selected": 1, "shown": [0, 1]}
 
@@ -69,15 +70,16 @@ def user_choice(record: dict[str, Any], config: FeedbackConfig) -> list[Preferen
     shown = _shown(record, outputs)
     if selected not in shown:
         raise BadPair(
-            "selected-not-shown", f"selected is {selected}, which is not in shown; mend one of them"
+            "selected-not-shown", f"selected is {selected}, which is not in shown; fix one of them"
         )
+    # An answer that nobody saw lost to nothing.
     seen = shown if config.choice == "shown" else range(len(outputs))
     rest = [outputs[i] for i in seen if i != selected]
     return _against(outputs[selected], rest)
 
 
 def regenerations(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]:
-    """`attempts` in their order, of which one was `accepted`: it is preferred to the first other.
+    """Prefers the one of the `attempts` that was `accepted` to the first other.
 
         {"messages": [...], "attempts": ["8", "At 8.", "At 9."], "accepted": 2}
 
@@ -92,12 +94,13 @@ def regenerations(record: dict[str, Any], config: FeedbackConfig) -> list[Prefer
     if len(attempts) == 1:
         raise NoPair("accepted-first")
     rest = [attempt for i, attempt in enumerate(attempts) if i != accepted]
+    # By default one pair a record: a user who tries ten times would count ten times as much.
     preferences = _against(attempts[accepted], rest)
     return preferences[:1] if config.regenerations == "first" else preferences
 
 
 def criteria(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]:
-    """`answers` with a value each: the highest is preferred to the lowest; ties make no pair.
+    """Prefers the answer of the highest value to that of the lowest; ties make no pair.
 
         {"messages": [...], "answers": [{"completion": "At 9.", "value": 1.0}, ...]}
 
@@ -108,6 +111,7 @@ def criteria(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]
     valued = record["answers"]
     if len(valued) < 2:
         raise NoPair("one-answer")
+    # `sorted` is stable: the first of equal answers stays first.
     ranked = sorted(valued, key=lambda item: -item["value"])
     highest, lowest = ranked[0], min(valued, key=lambda item: item["value"])
     if highest["value"] == lowest["value"]:
@@ -146,6 +150,7 @@ def _check_edit(before: Sequence[Said], after: Sequence[Said]) -> None:
     old, new = _text(before), _text(after)
     if old == new:
         raise NoPair("unchanged")
+    # An emptied answer says that the old one was bad, and nothing about what is better.
     if not new.strip():
         raise NoPair("emptied")
     if old.split() == new.split():
@@ -153,7 +158,7 @@ def _check_edit(before: Sequence[Said], after: Sequence[Said]) -> None:
 
 
 def _against(chosen: list[Said], rest: Sequence[list[Said]]) -> list[Preference]:
-    """The chosen answer against each that says something else, each text once."""
+    """Prefers the chosen answer to each that says something else, each text once."""
     if not rest:
         raise NoPair("one-answer")
     other: dict[str, list[Said]] = {}

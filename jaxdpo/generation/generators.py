@@ -112,6 +112,7 @@ def ask_policy(
     Raises:
       UserError: For a prompt that the chat template refuses, or that is too long for the model.
     """
+    # All prompts are rendered before the first is answered, so that a bad one is said at once.
     requests = []
     for prompt, sample in wanted:
         try:

@@ -56,6 +56,7 @@ def ask_server(
     url, _, name = model.partition("#")
     if not name:
         raise UserError(f"{model}: names a server, but no model of it; write {url}#name")
+    # Servers of one's own need no key; OpenAI's is taken from the environment where it is set.
     client = ChatClient(model, url, timeout=server.timeout, retries=server.retries)
 
     def ask(number: int) -> Answer:

@@ -69,7 +69,16 @@ def sample_to_file(
         advance(len(wanted) - len(missing))
         for answer in source.ask(missing) if missing else ():
             prompt, sample = missing[answer.number]
-            text, finished, calls = answer.text, answer.finished, answer.tool_calls
-            lines.add(generation(prompt, sample, source.model, text, finished, calls))
+            lines.add(
+                generation(
+                    prompt,
+                    sample,
+                    source.model,
+                    answer.text,
+                    answer.finished,
+                    answer.tool_calls,
+                    answer.sampled,
+                )
+            )
             advance(1)
         return lines.finish([(prompt.id, sample) for prompt, sample in wanted])

@@ -1,1 +1,1 @@
-"""What is wrong with preference data, before anything is trained on it."""
+"""Finds what is wrong with preference data before anything is trained on it."""

@@ -17,7 +17,7 @@ Remedy = Literal["dedupe", "near-duplicates", "conflicts", "leaks", "balance"]
 
 @dataclass(frozen=True, eq=False)
 class Changes:
-    """What remedies do to N pairs.
+    """The effect of remedies on N pairs.
 
     Attributes:
       dropped_N: bool `[N]`, which pairs go.
@@ -53,12 +53,15 @@ def decide(survey: Survey, remedies: Sequence[Remedy]) -> Changes:
         dropped[indices] = True
         lines.extend(f"{place}: dropped, {why}" for place in survey.places.take(indices))
 
+    # Conflicts first: where two pairs contradict each other both go. Were near-duplicates dropped
+    # before, one side of a conflict might stay.
     if "conflicts" in remedies:
         drop(lambda left: repeated(survey, left)[1], "another pair has its labels turned round")
     if "dedupe" in remedies:
         drop(lambda left: repeated(survey, left)[0], "it repeats an earlier pair")
     if "near-duplicates" in remedies:
         drop(lambda left: np.intersect1d(left, survey.near), "it nearly repeats an earlier pair")
+    # Balance comes last, and counts the pairs that leaks has moved to TRAIN.
     train = survey.train_N.copy()
     if "leaks" in remedies:
         leaked = leaks(survey, np.flatnonzero(~dropped))

@@ -29,6 +29,12 @@ class InspectConfig(BaseModel):
     model: Annotated[str, AfterValidator(shipped)] | None = Field(
         default=None, description="folder or org/name whose tokenizer counts tokens"
     )
+    displacement: int = Field(
+        default=0,
+        ge=0,
+        description="pairs to list whose training is likeliest to make their own chosen answers "
+        "less likely, by one pass of the model over the data (CHES); needs the weights of model",
+    )
     report: str = Field(default="inspect.html", description="HTML file of the report")
     show: Annotated[int, Field(ge=0)] | tuple[int, ...] = Field(
         default=5,
@@ -50,6 +56,14 @@ class InspectConfig(BaseModel):
     def _skip_bad_lines(cls, data: Any) -> Any:
         # An inspection counts the bad lines that would stop a run.
         return {"on_error": "skip", **data} if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _check_displacement(self) -> Self:
+        if self.displacement and self.model is None:
+            raise ValueError("displacement is by a model's hidden states; set model=… as well")
+        if self.displacement and self.supervised:
+            raise ValueError("displacement is of pairs, and supervised examples have one answer")
+        return self
 
     @model_validator(mode="after")
     def _check_remedies(self) -> Self:

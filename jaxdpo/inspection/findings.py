@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxdpo.data.warnings import warn_of_labels
 from jaxdpo.inspection.places import NO_PLACES, Places
 from jaxdpo.inspection.shortcuts import Shortcut
 from jaxdpo.inspection.survey import Survey
@@ -47,6 +46,7 @@ def find(survey: Survey, shortcuts: Sequence[Shortcut]) -> list[Finding]:
       shortcuts: The trivial rules that were tried on them.
     """
     duplicates, opposite = repeated(survey, np.arange(len(survey)))
+    # What changes the data most comes first: the terminal shows the kinds in this order.
     kinds = [
         (
             "duplicate", duplicates, "pairs repeat an earlier one",
@@ -90,9 +90,13 @@ def find(survey: Survey, shortcuts: Sequence[Shortcut]) -> list[Finding]:
         for code, indices, title, remedy in kinds
         if len(indices)
     ]
-    if said := warn_of_labels(survey.labels):
-        title, _, remedy = said.removeprefix(f"all {len(survey)} ").partition("; ")
-        found.append(Finding("one-label", title, len(survey), NO_PLACES, remedy))
+    if survey.weightless:
+        found.append(
+            Finding(
+                "zero-weights", "pairs have the weight 0: nothing is learned", len(survey),
+                NO_PLACES, "name another field as data.weight_key, or leave it out",
+            )
+        )  # fmt: skip
     return found + [_shortcut(rule, len(survey)) for rule in shortcuts if rule.notable]
 
 
@@ -125,6 +129,7 @@ def repeated(survey: Survey, indices: np.ndarray) -> tuple[np.ndarray, np.ndarra
     # Numbered together, so that a pair and one that is turned round get the same numbers.
     _, number = np.unique(np.concatenate([keys, turned]), axis=0, return_inverse=True)
     own, opposite = number.reshape(2, -1)
+    # `unique` names the first place of each, in the order of the file.
     _, first = np.unique(own, return_index=True)
     again = np.ones(len(indices), bool)
     again[first] = False
@@ -134,4 +139,6 @@ def repeated(survey: Survey, indices: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def leaks(survey: Survey, indices: np.ndarray) -> np.ndarray:
     """Returns which of some pairs are in TEST though their prompt is in TRAIN too, i64."""
     prompts, train = survey.prompt_N[indices], survey.train_N[indices]
+    # By the prompt alone: a model that was trained on a prompt's answers knows it, whichever of its
+    # pairs TEST holds.
     return indices[~train & np.isin(prompts, prompts[train])]

@@ -38,6 +38,8 @@ def draw_histograms(columns: Sequence[tuple[str, np.ndarray]], unit: str, counte
       unit: What the horizontal axis counts.
       counted: What the vertical axis counts.
     """
+    # The bins come from the longest of all columns: with bins of their own, a short and a long one
+    # would look the same.
     longest = max((int(values.max(initial=0)) for _, values in columns), default=0)
     width = ceil_div(longest + 1, _BINS)
     bins = longest // width + 1
@@ -82,8 +84,9 @@ def _plot(name: str, counts: np.ndarray, width: int, most: int, top: int) -> str
 
 
 def _ticks(end: int) -> list[int]:
-    """Returns round numbers from 0 to `end`, three to six of them where `end` is 2 or more."""
-    rough = max(end / 5, 1)
+    """Returns round numbers from 0 to `end`: three to seven of them, where `end` is 2 or more."""
+    # Steps of 1, 2 or 5 times a power of ten are those that people count in.
+    rough = max(end / 6, 1)
     power = 10 ** int(np.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
     return list(range(0, end + 1, step))

@@ -9,6 +9,7 @@ from jaxdpo.inspection.places import Places
 from jaxdpo.inspection.shortcuts import Shortcut
 from jaxdpo.inspection.tokens import Seen, Tokenized, length_lines, part_names
 
+# The page is a file of its own: no script, no link, no font, nothing that a browser would fetch.
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em;
        color: #222; background: #fff }
@@ -107,6 +108,8 @@ def _token_parts(tokenized: Tokenized) -> list[str]:
 
 
 def _tokens(seen: Seen) -> str:
+    # Neighbouring tokens differ in shade, so that their borders are seen without a separator that
+    # could be taken for text.
     spans = "".join(f"<span class={kind}>{escape(text)}</span>" for kind, text in seen.spans)
     cut = f", {seen.cut} prompt tokens cut" if seen.cut else ""
     note = "" if seen.outcome == "whole" else f" ({seen.outcome.replace('_', ' ')}{cut})"

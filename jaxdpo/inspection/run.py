@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from jaxdpo.errors import UserError
 from jaxdpo.inspection.cleaning import decide
 from jaxdpo.inspection.config import InspectConfig
 from jaxdpo.inspection.findings import Finding, find
+from jaxdpo.inspection.languages import language
 from jaxdpo.inspection.page import page
 from jaxdpo.inspection.shortcuts import Shortcut, find_shortcuts
 from jaxdpo.inspection.survey import Survey, Surveyor
+from jaxdpo.inspection.texts import said
 from jaxdpo.inspection.tokens import TokenCounter, Tokenized, length_lines
 from jaxdpo.storage.files import replacing
 
@@ -30,12 +33,17 @@ _PEEKED = 100
 _SHOWN_BAD_LINES = 5
 
 
-def inspect_data(config: InspectConfig, reporter: Reporter | None = None) -> None:
+def inspect_data(
+    config: InspectConfig,
+    reporter: Reporter | None = None,
+    more_findings: Sequence[Finding] = (),
+) -> None:
     """Prints what is wrong with the data, and writes the report and the cleaned pairs.
 
     Args:
       config: What to inspect, and what to write.
       reporter: Where it is said and progress is shown; by default on the terminal.
+      more_findings: Findings made by what this package does not import, such as a model's weights.
 
     Raises:
       UserError: If a file cannot be read or written.
@@ -50,7 +58,7 @@ def inspect_data(config: InspectConfig, reporter: Reporter | None = None) -> Non
             "and would be read as several when the file is read again; leave data.turns out"
         )
     # Everything is read once and held nowhere: each pair leaves a few hundred bytes behind.
-    surveyor = Surveyor()
+    surveyor = Surveyor(config.data.weight_key)
     counter = None
     if config.model is not None:
         chat = load_chat(config.model, config.data.chat_template)
@@ -64,7 +72,7 @@ def inspect_data(config: InspectConfig, reporter: Reporter | None = None) -> Non
     report = reading.report(bad_lines.counts)
     survey = surveyor.finish()
     shortcuts = find_shortcuts(survey.sample)
-    findings = find(survey, shortcuts)
+    findings = [*find(survey, shortcuts), *more_findings]
     tokenized = None if counter is None else counter.finish(config.batch)
     if tokenized is not None:
         findings += tokenized.findings
@@ -83,6 +91,8 @@ def _has_one_answer(config: InspectConfig) -> bool:
     data = config.data
     if data.format not in (None, "messages"):
         return False
+    # Reading the first records both ways asks the reader itself, whatever forms it knows. A file of
+    # neither kind ends in its own error when it is read.
     firsts: list[Met | BadLine] = []
     with contextlib.suppress(UserError):
         firsts = list(itertools.islice(Reading(data.weights(), data, supervised=False), _PEEKED))
@@ -105,6 +115,7 @@ def _pairs(
         for met in reading:
             if isinstance(met, BadLine):
                 bad_lines.add(met)
+                advance(len(met.raw) + 1)
                 continue
             if met.record is not record:
                 record = met.record
@@ -159,12 +170,13 @@ def _counts(report: ReadReport, survey: Survey, tokenized: Tokenized | None) -> 
                 counts[f"{split} pairs of {file}"] = f"{count:,}"
     for code, count in report.rejected.items():
         counts[f"bad lines [{code}]"] = f"{count:,}"
-    for name, count in survey.languages.items():
-        counts[f"pairs with a prompt in {name}"] = f"{count:,}"
+    sampled = "" if len(survey.sample) == len(survey) else f", of {len(survey.sample):,} drawn"
+    languages = Counter(language(said(pair.prompt)) for pair in survey.sample)
+    for name, count in languages.most_common():
+        counts[f"pairs with a prompt in {name}{sampled}"] = f"{count:,}"
     for users, count in survey.turns.items():
         counts[f"pairs with {users} messages by the user"] = f"{count:,}"
-    if len(survey.sample) < len(survey):
-        counts["pairs that the trivial rules were tried on"] = f"{len(survey.sample):,}"
+    counts["pairs that the trivial rules were tried on"] = f"{len(survey.sample):,}"
     if tokenized is not None:
         counts["pairs that can be used"] = f"{len(tokenized.lengths):,}"
     return counts
@@ -183,6 +195,7 @@ def _write_cleaned(
 ) -> None:
     """Reads the data a second time and writes what the remedies leave of it."""
     assert config.write is not None
+    # The survey knows each pair by its number in the order of reading, which is the same again.
     changes = decide(survey, config.remedies)
     reading = Reading(config.data.weights(), config.data, supervised)
     left = changes.apply(_pairs(reading, config, reporter, BadLines()))

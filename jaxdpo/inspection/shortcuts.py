@@ -85,6 +85,7 @@ def _length(told: Sequence[tuple[str, str]], folds: Sequence[int]) -> Shortcut:
     ]
     right = 0.0
     for fold in range(_FOLDS):
+        # The rule prefers whichever length the other four fifths do; equal lengths count as half.
         fitted = sum(sign for sign, of in zip(longer, folds, strict=True) if of != fold)
         tried = [sign for sign, of in zip(longer, folds, strict=True) if of == fold]
         right += sum(0.5 * (1 + sign * (1 if fitted >= 0 else -1)) for sign in tried)
@@ -95,7 +96,11 @@ def _length(told: Sequence[tuple[str, str]], folds: Sequence[int]) -> Shortcut:
 def _by_features(
     name: str, both: Sequence[tuple[set[str], set[str]]], folds: Sequence[int]
 ) -> Shortcut:
-    """Adds up how much more often each feature is of chosen answers than of rejected ones."""
+    """Adds up how much more often each feature is of chosen answers than of rejected ones.
+
+    This is naive Bayes on the words that one answer has and the other has not: crude, and that is
+    the point. What it can tell apart, a model will learn before anything that people meant.
+    """
     right = 0.0
     for fold in range(_FOLDS):
         weights = _weights([pair for pair, of in zip(both, folds, strict=True) if of != fold])
@@ -113,6 +118,7 @@ def _by_features(
 def _weights(both: Sequence[tuple[set[str], set[str]]]) -> dict[str, float]:
     chosen = Counter(word for c, r in both for word in c - r)
     rejected = Counter(word for c, r in both for word in r - c)
+    # One is added to each count (Laplace), so that a word seen once on one side alone is no proof.
     return {
         word: math.log((chosen[word] + 1) / (rejected[word] + 1))
         for word in chosen.keys() | rejected.keys()

@@ -117,6 +117,7 @@ class TokenCounter:
           batch: How the epoch is planned.
         """
         self._flush()
+        # TRAIN first, as the plan counts its pairs.
         train, test = (
             np.array(self._lengths[split], np.int32).reshape(-1, 3) for split in ("TRAIN", "TEST")
         )
@@ -204,6 +205,8 @@ def _forecast(lengths: np.ndarray, batch: BatchConfig) -> tuple[tuple[str, ...],
     """Returns lines on the packing and cost of an epoch, and what is wrong with it."""
     if batch.size > len(lengths):
         return (f"batch.size {batch.size} is more than the {len(lengths)} TRAIN pairs",), ()
+    # The plan of one epoch on one device, from the same functions that a run uses: what is said
+    # here is what will be done.
     row_length = choose_row_length(lengths, batch, batch.rows_per_device)
     packer = Packer(lengths, batch, batch.rows_per_device, row_length)
     plan = make_train_plan(packer, seed=0, epochs=1.0, max_steps=None)
@@ -214,6 +217,8 @@ def _forecast(lengths: np.ndarray, batch: BatchConfig) -> tuple[tuple[str, ...],
     # A prompt is laid out twice only where two completions follow it.
     again = np.where(lengths[pairs, 2] > 0, lengths[pairs, 0], 0)
     unpacked = tokens + int(again.sum(dtype=np.int64))
+    # Forward and backward cost 6 operations for each parameter and token (Kaplan et al., 2020,
+    # arXiv 2001.08361, section 2.1); the reference's forward pass alone costs 2.
     lines = (
         f"an epoch is {plan.num_steps} steps of {batch.size} pairs, in {microbatches} "
         f"microbatches of {batch.rows_per_device} × {row_length} tokens",
@@ -257,6 +262,7 @@ def _seen(
 
 def _prompt_parts(whole: np.ndarray, kept: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Returns the prompt with what was cut from it, if the rest is unchanged on either side."""
+    # The first token that differs begins what was cut, and the ends are compared from behind.
     same = whole[: len(kept)] == kept[: len(whole)]
     start = len(kept) if same.all() else int(same.argmin())
     end = len(whole) - (len(kept) - start)

@@ -10,7 +10,7 @@ from jaxdpo.model.decoder import Params
 
 
 def weights_digest(params: Params) -> str:
-    """A digest of the values of all parameters, the same on every mesh and number of processes.
+    """Returns a digest of all parameters' values, the same on every mesh and number of processes.
 
     Every element's bits are mixed with its index and summed as integers, on the devices that hold
     them; integer sums do not depend on their order.
@@ -33,13 +33,18 @@ def _leaf_digests(params: Params) -> Any:
         return bits ^ (bits >> 16)
 
     def digest(leaf: jax.Array) -> jax.Array:
+        # Bits and not values, so that −0 and NaN have a digest of their own.
         width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
         bits = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
+        # The flat index by axes: a reshape would gather a sharded array. It wraps at 2**32, which
+        # only makes two elements of a huge array mix alike.
         index = jnp.zeros(leaf.shape, jnp.uint32)
         for axis, size in enumerate(leaf.shape):
             index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(
                 jnp.uint32, leaf.shape, axis
             )
+        # Mixed with its place, so that a permutation changes the sum; two sums, so that it takes 64
+        # bits to agree by chance. (0x9E3779B9 is 2**32 over the golden ratio; any odd number does.)
         first = mix(bits ^ mix(index))
         second = mix(first + jnp.uint32(0x9E3779B9))
         return jnp.stack([jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)])

@@ -21,7 +21,7 @@ _normal = nnx.initializers.normal(0.02)
 
 
 class RouterLoad(NamedTuple):
-    """How a layer's tokens were spread over E experts, each token counted by its weight.
+    """Spread of a layer's tokens over E experts, each token counted by its weight.
 
     Attributes:
       chosen_E: f32, share of the tokens that went to each expert; they sum to the experts a token.
@@ -33,15 +33,17 @@ class RouterLoad(NamedTuple):
 
 
 def router_loss(load_L: RouterLoad) -> jax.Array:
-    """The load-balancing loss over all layers: E · Σ share · probability, at least experts a token.
+    """Computes the load-balancing loss over all layers: E · Σ_e share_e · probability_e.
 
-    As `transformers` has it: shares and probabilities are means over the tokens of all layers
-    together (Switch Transformer, https://arxiv.org/abs/2101.03961, equation 4).
+    Its smallest value is the number of experts a token, where the load is even. Shares and
+    probabilities are means over the tokens of all layers together, as in `transformers` (Switch
+    Transformer, https://arxiv.org/abs/2101.03961, equation 4).
 
     Args:
       load_L: Loads stacked `[L, E]`.
     """
     chosen_E, probability_E = load_L.chosen_E.mean(0), load_L.probability_E.mean(0)
+    # Choosing is not differentiable; the gradient lowers the probability of crowded experts.
     return chosen_E.shape[0] * jnp.sum(jax.lax.stop_gradient(chosen_E) * probability_E)
 
 
@@ -52,7 +54,7 @@ class ExpertLinear(nnx.Module):
         self.kernel = nnx.Param(_normal(rngs.params(), (experts, inputs, outputs)))
 
     def __call__(self, x_ND: jax.Array, sizes_E: jax.Array) -> jax.Array:
-        """N tokens sorted by expert, of which expert e has `sizes_E[e]`."""
+        """Multiplies N tokens sorted by expert, of which expert e has the next `sizes_E[e]`."""
         return product(x_ND, self.kernel[...], sizes_E)
 
 
@@ -67,8 +69,8 @@ class Experts(nnx.Module):
         self.down = ExpertLinear(experts, middle, width, rngs)
 
     def __call__(self, x_ND: jax.Array, sizes_E: jax.Array) -> jax.Array:
-        gated = ACTIVATIONS[self.activation](self.gate(x_ND, sizes_E)) * self.up(x_ND, sizes_E)
-        return self.down(gated, sizes_E)
+        gate_NF, up_NF = self.gate(x_ND, sizes_E), self.up(x_ND, sizes_E)
+        return self.down(ACTIVATIONS[self.activation](gate_NF) * up_NF, sizes_E)
 
 
 class SparseMLP(nnx.Module):
@@ -86,25 +88,35 @@ class SparseMLP(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, token_weights_BT: jax.Array
     ) -> tuple[jax.Array, RouterLoad]:
-        """Outputs `[B, T, D]`, and the load; tokens of weight 0 are left out of it."""
+        """Returns outputs `[B, T, D]` and the load, from which tokens of weight 0 are left out."""
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         logits_NE = x_ND @ self.router["weight"][...].astype(x_ND.dtype)
+        # In fp32: two experts whose probabilities differ by less than bf16 tells apart would be
+        # chosen otherwise than in transformers.
         probability_NE = jax.nn.softmax(logits_NE.astype(jnp.float32), axis=-1)
         top_Nk, expert_Nk = jax.lax.top_k(probability_NE, self.shape.per_token)
         if self.shape.normalized:
             top_Nk /= top_Nk.sum(axis=-1, keepdims=True)
         y_ND = self._dispatch(x_ND, top_Nk.astype(x_ND.dtype), expert_Nk)
+        # A row of `chosen_NE` has a 1 for each expert that the token goes to.
         chosen_NE = jax.nn.one_hot(expert_Nk, self.shape.num_experts).sum(1)
         weights_N = token_weights_BT.reshape(-1).astype(jnp.float32)
+        # Of a microbatch that is all padding the load is 0, not NaN.
         weights_N /= jnp.maximum(weights_N.sum(), 1.0)
         load = RouterLoad(weights_N @ chosen_NE, weights_N @ probability_NE)
         return y_ND.reshape(x_BTD.shape), load
 
     def _dispatch(self, x_ND: jax.Array, top_Nk: jax.Array, expert_Nk: jax.Array) -> jax.Array:
-        """Sorts (token, expert) pairs by expert, runs the experts, sorts back and sums."""
+        """Sorts (token, expert) pairs by expert, runs the experts, sorts back and sums.
+
+        So every token goes to its experts, however crowded they are: there is no capacity.
+        """
+        # M = N · k pairs; pair m is of token m // k. Sorted by expert, each expert's are a block.
         count = expert_Nk.shape[-1]
-        order = jnp.argsort(expert_Nk.reshape(-1), stable=True)
+        order_M = jnp.argsort(expert_Nk.reshape(-1), stable=True)
         sizes_E = jnp.bincount(expert_Nk.reshape(-1), length=self.shape.num_experts)
-        sorted_y = self.experts(x_ND[order // count], sizes_E.astype(jnp.int32))
-        y_NkD = sorted_y[jnp.argsort(order)].reshape(*expert_Nk.shape, -1)
+        sorted_MD = self.experts(x_ND[order_M // count], sizes_E.astype(jnp.int32))
+        # The inverse of a permutation is its argsort: back in the order of tokens.
+        y_NkD = sorted_MD[jnp.argsort(order_M)].reshape(*expert_Nk.shape, -1)
+        # Each token's k outputs, weighted by the router.
         return jnp.einsum("nkd,nk->nd", y_NkD, top_Nk)

@@ -5,7 +5,7 @@ the softmax are computed in fp32.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxdpo.devices.sharding import gather_weight
 from jaxdpo.model.config import ModelConfig, NormConfig
-from jaxdpo.model.experts import ACTIVATIONS, SparseMLP
+from jaxdpo.model.experts import ACTIVATIONS, RouterLoad, SparseMLP
 from jaxdpo.model.quantized import product
 from jaxdpo.model.rope import rotate
 
@@ -34,8 +34,10 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: jax.Array, adapter: Adapter | None = None) -> jax.Array:
+        # x [..., inputs], y [..., outputs].
         y = product(x, self.kernel[...])
         if self.bias is not None:
+            # Broadcast by name: the tests forbid implicit promotion of rank, which hides mistakes.
             y += jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
         if adapter is not None:
             y += adapter(x)
@@ -43,13 +45,15 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Token ids, or positions → vectors."""
+    """A table of vectors, looked up by token ids or by positions."""
 
     def __init__(self, rows: int, config: ModelConfig, rngs: nnx.Rngs):
         self.weight = nnx.Param(_normal(rngs.params(), (rows, config.hidden_size)))
 
-    def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        return gather_weight(self.weight[...], vocabulary=0)[tokens].astype(dtype)
+    def __call__(self, ids_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        weight_VD = gather_weight(self.weight[...], vocabulary=0)
+        # Looked up first and cast afterwards: casting the table would copy all of it.
+        return weight_VD[ids_BT].astype(dtype)
 
 
 class Norm(nnx.Module):
@@ -62,11 +66,14 @@ class Norm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(size)) if self.kind == "layer" else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        # In fp32: a sum of squares over thousands of channels loses half its bits in bf16.
         x32 = x.astype(jnp.float32)
         if self.kind == "layer":
             x32 -= jnp.mean(x32, axis=-1, keepdims=True)
         mean_square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
         normed = x32 * jax.lax.rsqrt(mean_square + self.eps)
+        # Llama rounds before it scales, Gemma and OLMo 2 after: a family's weights were trained
+        # with one of the two, and the other moves logits by more than bf16's rounding.
         if self.kind == "rms":
             normed = normed.astype(x.dtype)
         scale = self.scale[...].astype(normed.dtype)
@@ -76,6 +83,11 @@ class Norm(nnx.Module):
         if self.bias is not None:
             normed += jnp.broadcast_to(self.bias[...].astype(normed.dtype), x.shape)
         return normed.astype(x.dtype)
+
+
+def _normed(norm: Norm | None, x: jax.Array) -> jax.Array:
+    """Applies a norm that an architecture may lack."""
+    return x if norm is None else norm(x)
 
 
 class Attention(nnx.Module):
@@ -89,10 +101,13 @@ class Attention(nnx.Module):
         self.k = Linear(width, kv_size, shape.qkv_bias, rngs)
         self.v = Linear(width, kv_size, shape.qkv_bias, rngs)
         self.o = Linear(q_size, width, shape.output_bias, rngs)
-        if shape.qk_norm is not None:
-            per_head = shape.qk_norm == "head"
-            self.q_norm = Norm(config.norm, shape.head_dim if per_head else q_size)
-            self.k_norm = Norm(config.norm, shape.head_dim if per_head else kv_size)
+
+        def norm(size: int) -> Norm | None:
+            if shape.qk_norm is None:
+                return None
+            return Norm(config.norm, shape.head_dim if shape.qk_norm == "head" else size)
+
+        self.q_norm, self.k_norm = norm(q_size), norm(kv_size)
 
     def __call__(
         self,
@@ -101,18 +116,21 @@ class Attention(nnx.Module):
         attend: Attend,
         adapters: Adapters,
     ) -> tuple[jax.Array, Any]:
-        def heads(name: str) -> jax.Array:
-            y = getattr(self, name)(x_BTD, adapters.get(name))
-            norm = getattr(self, f"{name}_norm", None)
-            if norm is not None and self.qk_norm == "flat":
-                y = norm(y)
-            y = y.reshape(*y.shape[:-1], -1, self.head_dim)
-            return norm(y) if norm is not None and self.qk_norm == "head" else y
-
-        q_BTHd, k_BTKd, v_BTKd = heads("q"), heads("k"), heads("v")
+        q_BTHd = self._heads(self.q(x_BTD, adapters.get("q")), self.q_norm)
+        k_BTKd = self._heads(self.k(x_BTD, adapters.get("k")), self.k_norm)
+        v_BTKd = self._heads(self.v(x_BTD, adapters.get("v")), None)
         outputs_BTHd, collected = attend(rotate(q_BTHd, cos_sin), rotate(k_BTKd, cos_sin), v_BTKd)
+        # The heads side by side again, [B, T, H·d], as the output projection reads them.
         merged = outputs_BTHd.reshape(*x_BTD.shape[:-1], -1)
         return self.o(merged, adapters.get("o")), collected
+
+    def _heads(self, y: jax.Array, norm: Norm | None) -> jax.Array:
+        """Splits a projection `[B, T, heads·d]` into heads, normed before or after the split."""
+        # OLMo 2 norms all heads as one vector, Qwen 3 and Gemma 3 each head by itself.
+        if self.qk_norm == "flat":
+            y = _normed(norm, y)
+        y = y.reshape(*y.shape[:-1], -1, self.head_dim)
+        return _normed(norm, y) if self.qk_norm == "head" else y
 
 
 class MLP(nnx.Module):
@@ -121,16 +139,30 @@ class MLP(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         width, middle, bias = config.hidden_size, config.mlp.intermediate_size, config.mlp.bias
         self.activation = config.mlp.activation
-        if config.mlp.gated:
-            self.gate = Linear(width, middle, bias, rngs)
+        self.gate = Linear(width, middle, bias, rngs) if config.mlp.gated else None
         self.up = Linear(width, middle, bias, rngs)
         self.down = Linear(middle, width, bias, rngs)
 
-    def __call__(self, x: jax.Array, adapters: Adapters) -> jax.Array:
-        act, y = ACTIVATIONS[self.activation], self.up(x, adapters.get("up"))
-        gate = getattr(self, "gate", None)
-        y = act(y) if gate is None else act(gate(x, adapters.get("gate"))) * y
-        return self.down(y, adapters.get("down"))
+    def __call__(self, x_BTD: jax.Array, adapters: Adapters) -> jax.Array:
+        activation = ACTIVATIONS[self.activation]
+        up_BTF = self.up(x_BTD, adapters.get("up"))
+        if self.gate is None:
+            middle_BTF = activation(up_BTF)
+        else:
+            middle_BTF = activation(self.gate(x_BTD, adapters.get("gate"))) * up_BTF
+        return self.down(middle_BTF, adapters.get("down"))
+
+
+class BlockOutputs(NamedTuple):
+    """A layer's outputs beside the residual stream.
+
+    Attributes:
+      collected: Whatever `attend` returned with its outputs.
+      load: The router's load; None without experts.
+    """
+
+    collected: Any
+    load: RouterLoad | None
 
 
 class Block(nnx.Module):
@@ -140,12 +172,14 @@ class Block(nnx.Module):
         self.residual_scale = config.residual_scale
         self.attention = Attention(config, rngs)
         self.mlp = (MLP if config.mlp.experts is None else SparseMLP)(config, rngs)
-        if config.norm.before:
-            self.attention_norm = Norm(config.norm, config.hidden_size)
-            self.mlp_norm = Norm(config.norm, config.hidden_size)
-        if config.norm.after:
-            self.attention_post_norm = Norm(config.norm, config.hidden_size)
-            self.mlp_post_norm = Norm(config.norm, config.hidden_size)
+
+        def norm(has_one: bool) -> Norm | None:
+            return Norm(config.norm, config.hidden_size) if has_one else None
+
+        # Llama norms what the sublayers read, OLMo 2 what they add, Gemma 2 and 3 both.
+        self.attention_norm, self.mlp_norm = norm(config.norm.before), norm(config.norm.before)
+        self.attention_post_norm = norm(config.norm.after)
+        self.mlp_post_norm = norm(config.norm.after)
 
     def __call__(
         self,
@@ -154,27 +188,26 @@ class Block(nnx.Module):
         attend: Attend,
         adapters: Adapters,
         token_weights_BT: jax.Array,
-    ) -> tuple[jax.Array, Any]:
-        """The residual stream after it, and (what `attend` collected, router's load)."""
-
-        def normed(name: str, x: jax.Array) -> jax.Array:
-            norm = getattr(self, name, None)
-            return x if norm is None else norm(x)
-
-        def added(name: str, y: jax.Array) -> jax.Array:
-            y = normed(name, y)
-            return y if self.residual_scale == 1.0 else y * self.residual_scale
-
+    ) -> tuple[jax.Array, BlockOutputs]:
+        """Returns the residual stream after this layer, and what else the layer leaves."""
         attended_BTD, collected = self.attention(
-            normed("attention_norm", hidden_BTD), cos_sin, attend, adapters.get("attention", {})
+            _normed(self.attention_norm, hidden_BTD),
+            cos_sin,
+            attend,
+            adapters.get("attention", {}),
         )
-        hidden_BTD += added("attention_post_norm", attended_BTD)
-        x_BTD, load = normed("mlp_norm", hidden_BTD), None
+        hidden_BTD += self._scaled(_normed(self.attention_post_norm, attended_BTD))
+        x_BTD, load = _normed(self.mlp_norm, hidden_BTD), None
         if isinstance(self.mlp, SparseMLP):
             y_BTD, load = self.mlp(x_BTD, token_weights_BT)
         else:
             y_BTD = self.mlp(x_BTD, adapters.get("mlp", {}))
-        return hidden_BTD + added("mlp_post_norm", y_BTD), (collected, load)
+        hidden_BTD += self._scaled(_normed(self.mlp_post_norm, y_BTD))
+        return hidden_BTD, BlockOutputs(collected, load)
+
+    def _scaled(self, y_BTD: jax.Array) -> jax.Array:
+        # A product with 1 is left out, so that models without the factor are computed as before.
+        return y_BTD if self.residual_scale == 1.0 else y_BTD * self.residual_scale
 
 
 class Decoder(nnx.Module):
@@ -182,10 +215,11 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.embed = Embedding(config.vocab_size, config, rngs)
-        if config.learned_positions is not None:
-            self.positions = Embedding(config.learned_positions, config, rngs)
+        learned = config.learned_positions
+        self.positions = None if learned is None else Embedding(learned, config, rngs)
+        # A key a layer, so that the layers differ; `vmap` stacks what the blocks make of them.
         keys_L = jax.random.split(rngs.params(), config.num_layers)
         self.layers = jax.vmap(lambda key: Block(config, nnx.Rngs(params=key)))(keys_L)
         self.norm = Norm(config.norm, config.hidden_size)
-        if not config.tied_head:
-            self.head = Linear(config.hidden_size, config.vocab_size, bias=False, rngs=rngs)
+        width, tokens = config.hidden_size, config.vocab_size
+        self.head = None if config.tied_head else Linear(width, tokens, bias=False, rngs=rngs)

@@ -51,7 +51,14 @@ class LoraConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 def init_lora(config: ModelConfig, lora_config: LoraConfig, key: jax.Array) -> LoraParams:
-    """Fresh adapters, fp32: `a` uniform within ±1/√inputs, as PEFT has it; `b` zero.
+    """Makes fresh adapters, fp32: `a` uniform within ±1/√inputs, as PEFT has it; `b` zero.
+
+    Their term is 0 at first, so that training starts from the base model exactly.
+
+    Args:
+      config: Architecture of the base.
+      lora_config: Rank and targets.
+      key: A random key.
 
     Raises:
       UserError: A target is not a linear map of this architecture.
@@ -71,8 +78,10 @@ def init_lora(config: ModelConfig, lora_config: LoraConfig, key: jax.Array) -> L
 def _target_kernels(
     config: ModelConfig, targets: tuple[str, ...]
 ) -> dict[tuple[str, str], tuple[int, int]]:
-    """The targeted linear maps of a block: (part, name) → (inputs, outputs)."""
+    """Returns the targeted linear maps of a block: (part, name) → (inputs, outputs)."""
     block = nnx.eval_shape(lambda: Block(config, nnx.Rngs(params=0)))
+    # Norms are arrays without a kernel, routers have a weight and experts a part of their own: none
+    # of these is adapted.
     kernels = {
         (part, name): linear["kernel"].shape
         for part, linears in nnx.to_pure_dict(nnx.state(block)).items()
@@ -101,7 +110,7 @@ def _is_adapter(node: Any) -> bool:
 def layer_adapters(
     layer_lora: LoraParams, lora_config: LoraConfig, dropout_key: jax.Array | None
 ) -> dict[str, Any]:
-    """The terms that one layer's linear maps add, nested as the layer is.
+    """Returns the terms that one layer's linear maps add, nested as the layer is.
 
     Args:
       layer_lora: One layer's part of `lora["layers"]`: `{"attention": {"q": {"a", "b"}}}`.
@@ -118,7 +127,10 @@ def layer_adapters(
 
 def _adapter(pair: dict[str, jax.Array], config: LoraConfig, key: jax.Array | None) -> Adapter:
     def term(x: jax.Array) -> jax.Array:
+        # x [..., inputs] @ a [inputs, r] @ b [r, outputs]: through the rank first, since a @ b is a
+        # matrix as large as the kernel.
         if key is not None:
+            # Of the adapter's input alone: the base model's path has no dropout.
             kept = jax.random.bernoulli(key, 1 - config.dropout, x.shape)
             x = jnp.where(kept, x / (1 - config.dropout), 0)
         return (x @ pair["a"].astype(x.dtype)) * config.scale @ pair["b"].astype(x.dtype)
@@ -127,7 +139,14 @@ def _adapter(pair: dict[str, jax.Array], config: LoraConfig, key: jax.Array | No
 
 
 def merged_kernel(kernel: jax.Array, pair: dict[str, jax.Array], scale: float) -> jax.Array:
-    """`kernel + scale · a @ b`, summed in fp32 and rounded once, to the kernel's dtype."""
+    """Computes `kernel + scale · a @ b` in fp32, rounded once, to the kernel's dtype.
+
+    Args:
+      kernel: `[..., inputs, outputs]`.
+      pair: The adapter: `a` `[..., inputs, r]` and `b` `[..., r, outputs]`.
+      scale: Factor on `a @ b`.
+    """
+    # Over the rank r, a layer at a time. "highest": a GPU would multiply fp32 in TF32 otherwise.
     delta = scale * jnp.einsum("...ir,...ro->...io", pair["a"], pair["b"], precision="highest")
     return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
 
@@ -138,7 +157,7 @@ def merge_lora(
     scale: float,
     merge: Callable[[Any, dict[str, Any], float], Any] = merged_kernel,
 ) -> dict[str, Any]:
-    """The parameters with the adapters added into the kernels.
+    """Adds adapters into the kernels and returns the parameters with them.
 
     Args:
       params: Parameters.
@@ -146,6 +165,7 @@ def merge_lora(
       scale: Factor on the adapters' terms.
       merge: Adds one adapter.
     """
+    # Copies of the dicts on the way to a kernel: the parameters given stay as they were.
     merged = {**params, "layers": dict(params["layers"])}
     for part, linears in lora["layers"].items():
         merged["layers"][part] = dict(params["layers"][part])

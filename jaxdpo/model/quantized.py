@@ -1,12 +1,12 @@
 """A frozen base in fewer bits, for adapters on top (QLoRA, https://arxiv.org/abs/2305.14314).
 
-Each column of a kernel `[inputs, outputs]` is cut into blocks of 64 inputs. A block keeps one fp32
-scale and a code for each weight:
+Each column of a kernel `[inputs, outputs]` is split into blocks of 64 inputs. A block keeps one
+fp32 scale and a code for each weight:
 
   int8  scale = max |w| / 127; code = round(w / scale), a byte
   nf4   scale = max |w|; code = the nearest of sixteen values to w / scale, two codes in a byte
 
-That is 8.5 or 4.5 bits a weight. A kernel becomes numbers in the activations' dtype where it is
+That is 8.5 or 4.5 bits a weight. A kernel is dequantized to the activations' dtype where it is
 multiplied, forwards and backwards anew, and is never kept: in a scan over layers there is one layer
 of them at a time. Embeddings, head, norms, biases and routers stay as they are.
 """
@@ -32,12 +32,14 @@ _SMALLEST_BLOCK = 16
 
 
 def _normal_quantiles() -> np.ndarray:
-    """The sixteen values of NF4: quantiles of a normal distribution, over the largest.
+    """Computes the sixteen values of NF4: quantiles of a normal distribution, over the largest.
 
     Seven below zero, zero, and eight above, evenly spaced in probability from a tail of about 1/32
     to 1/2 (Dettmers et al. 2023, section 3, with the offset of the authors' code).
     """
     tail = 1 - (1 / 30 + 1 / 32) / 2
+    # `ndtri` is the inverse of the normal distribution function; the last, ndtri(½) = 0, is left
+    # out of both sides and put between them.
     above, below = (ndtri(np.linspace(tail, 0.5, count)[:-1]) for count in (9, 8))
     values = np.concatenate([-below, [0.0], above[::-1]])
     return (values / values.max()).astype(np.float32)
@@ -51,7 +53,7 @@ _MIDDLES = ((NF4[1:].astype(np.float64) + NF4[:-1]) / 2).astype(np.float32)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Quantized:
-    """A stack of kernels in codes; a leaf of the parameters where an array would be.
+    """A stack of quantized kernels; a leaf of the parameters where an array would be.
 
     Attributes:
       codes: i8 `[..., inputs, outputs]`; of nf4 u8 `[..., inputs / 2, outputs]`, in which the first
@@ -64,18 +66,18 @@ class Quantized:
 
     @property
     def kind(self) -> BaseKind:
-        """Its format."""
+        """Format of the codes."""
         return "nf4" if self.codes.dtype == np.uint8 else "int8"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the kernels."""
+        """Shape of the kernels that the codes stand for, `[..., inputs, outputs]`."""
         *leading, rows, outputs = self.codes.shape
         return (*leading, rows * (2 if self.kind == "nf4" else 1), outputs)
 
     @property
     def size(self) -> int:
-        """Weights."""
+        """Number of weights."""
         return math.prod(self.shape)
 
     @property
@@ -84,29 +86,32 @@ class Quantized:
         return self.shape[-2] // self.scales.shape[-2]
 
     def __getitem__(self, index: Any) -> "Quantized":
-        """A part along the leading axes."""
+        """Returns a part along the leading axes, such as one layer's kernel."""
         return Quantized(self.codes[index], self.scales[index])
 
     def dequantized(self, dtype: Any) -> Any:
-        """The kernels as numbers; NumPy's of NumPy arrays."""
+        """Returns the kernels as arrays of a dtype; NumPy's where the codes are NumPy's."""
         *leading, inputs, outputs = self.shape
         xp: Any = np if isinstance(self.codes, np.ndarray) else jnp
         rows = self.codes.shape[-2] // self.scales.shape[-2]
+        # [..., blocks, rows of a block, outputs], so that a scale meets its block.
         values = self.codes.reshape(*leading, -1, rows, outputs)
         if self.kind == "nf4":
+            # A byte holds a weight of the block's first half in its low bits and one of the second
+            # half in its high ones: unpacked, they stand one half after the other.
             both = [values & 15, values >> 4]
             values = xp.asarray(NF4)[xp.concatenate(both, axis=-2)]
-        numbers = values.astype(np.float32) * self.scales[..., None, :]
-        return numbers.reshape(*leading, inputs, outputs).astype(dtype)
+        weights = values.astype(np.float32) * self.scales[..., None, :]
+        return weights.reshape(*leading, inputs, outputs).astype(dtype)
 
 
 def is_quantized(leaf: Any) -> bool:
-    """For `is_leaf` of tree functions."""
+    """Returns whether a leaf of the parameters is quantized; for `is_leaf` of tree functions."""
     return isinstance(leaf, Quantized)
 
 
 def block_of(inputs: int) -> int:
-    """Inputs of a kernel that share a scale: 64, or what divides both.
+    """Returns how many inputs of a kernel share a scale: 64, or the largest number dividing both.
 
     Raises:
       UserError: If that is too few.
@@ -121,7 +126,7 @@ def block_of(inputs: int) -> int:
 
 
 def quantize(kernel: Any, kind: BaseKind, block: int | None = None) -> Quantized:
-    """Codes and scales of kernels `[..., inputs, outputs]`, of NumPy or of jax.
+    """Quantizes kernels `[..., inputs, outputs]`, of NumPy or of jax, into codes and scales.
 
     Args:
       kernel: The kernels, of any float dtype.
@@ -133,12 +138,15 @@ def quantize(kernel: Any, kind: BaseKind, block: int | None = None) -> Quantized
     blocks = kernel.astype(np.float32).reshape(*leading, inputs // block, block, outputs)
     scales = abs(blocks).max(axis=-2, keepdims=True)
     if kind == "int8":
-        # (By a product: compilers make one of a division, which may round otherwise than NumPy.)
+        # By a product: compilers make one of a division, which may round otherwise than NumPy.
         scales = scales * np.float32(1 / 127)
+    # A block of zeros has the scale 0: divided by 1 instead, its codes are 0 and not NaN.
     unit = blocks / (scales + (scales == 0))
     if kind == "int8":
         codes = unit.round().astype(np.int8)
     else:
+        # A code is the number of middles below the weight. Fifteen comparisons and no search: they
+        # are made element by element, in memory of a byte a weight.
         nearest = (unit > _MIDDLES[0]).astype(np.uint8)
         for middle in _MIDDLES[1:]:
             nearest = nearest + (unit > middle)
@@ -147,7 +155,7 @@ def quantize(kernel: Any, kind: BaseKind, block: int | None = None) -> Quantized
 
 
 def map_kernels(change: Callable[[Any], Any], params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters with the kernels of all layers changed, of experts too; nothing else is."""
+    """Changes the kernels of all layers, of experts too, and returns the parameters with them."""
 
     def changed(path: Any, leaf: Any) -> Any:
         name = path_name(path)
@@ -157,14 +165,14 @@ def map_kernels(change: Callable[[Any], Any], params: dict[str, Any]) -> dict[st
 
 
 def quantize_layers(params: dict[str, Any], kind: BaseKind) -> dict[str, Any]:
-    """The parameters with the layers' kernels in codes; with "full" as they are."""
+    """Quantizes the layers' kernels; "full" leaves the parameters as they are."""
     if kind == "full":
         return params
     return map_kernels(lambda kernel: quantize(kernel, kind), params)
 
 
 def product(x: jax.Array, kernel: Any, sizes_E: jax.Array | None = None) -> jax.Array:
-    """`x @ kernel`, in the dtype of x.
+    """Computes `x @ kernel` in the dtype of x.
 
     Args:
       x: `[..., inputs]`.
@@ -172,7 +180,7 @@ def product(x: jax.Array, kernel: Any, sizes_E: jax.Array | None = None) -> jax.
       sizes_E: How many rows of x, which are sorted by expert, each expert has.
     """
     if isinstance(kernel, Quantized):
-        return _product_in_codes(x, kernel, sizes_E)
+        return _quantized_product(x, kernel, sizes_E)
     return _product(x, kernel.astype(x.dtype), sizes_E)
 
 
@@ -181,21 +189,24 @@ def _product(x: jax.Array, kernel: jax.Array, sizes_E: jax.Array | None) -> jax.
 
 
 @jax.custom_vjp
-def _product_in_codes(x: jax.Array, kernel: Quantized, sizes_E: jax.Array | None) -> jax.Array:
+def _quantized_product(x: jax.Array, kernel: Quantized, sizes_E: jax.Array | None) -> jax.Array:
     return _product(x, kernel.dequantized(x.dtype), sizes_E)
 
 
 def _forwards(x: jax.Array, kernel: Quantized, sizes_E: jax.Array | None) -> Any:
-    # The codes are kept, and not the numbers: those of all layers would be the whole model.
-    return _product_in_codes(x, kernel, sizes_E), (kernel, sizes_E)
+    # The codes are kept and not the dequantized kernel, as plain differentiation would keep it: of
+    # all layers that would be the whole model.
+    return _quantized_product(x, kernel, sizes_E), (kernel, sizes_E)
 
 
 def _backwards(kept: Any, gradient: jax.Array) -> Any:
-    kernel, sizes_E = kept
-    numbers = kernel.dequantized(gradient.dtype)
-    x = jax.ShapeDtypeStruct((*gradient.shape[:-1], numbers.shape[-2]), gradient.dtype)
-    (by_x,) = jax.linear_transpose(lambda x: _product(x, numbers, sizes_E), x)(gradient)
-    return by_x, None, None
+    quantized, sizes_E = kept
+    kernel = quantized.dequantized(gradient.dtype)
+    x = jax.ShapeDtypeStruct((*gradient.shape[:-1], kernel.shape[-2]), gradient.dtype)
+    # The product is linear in x, and its transpose is gradient @ kernelᵀ; for experts, JAX knows
+    # that of `ragged_dot`. The base is frozen: codes and scales get no gradient.
+    (dx,) = jax.linear_transpose(lambda x: _product(x, kernel, sizes_E), x)(gradient)
+    return dx, None, None
 
 
-_product_in_codes.defvjp(_forwards, _backwards)
+_quantized_product.defvjp(_forwards, _backwards)

@@ -60,6 +60,7 @@ class YarnScaling(BaseModel, frozen=True, extra="forbid"):
     def __call__(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
         pairs = len(frequencies)
 
+        # Pair i turns once in 2π · θ^(2i / d) tokens: solved for i, in pairs and not in channels.
         def pair_with(turns: float) -> float:
             wavelengths = math.log(self.original_max_positions / (turns * 2 * math.pi))
             return pairs * wavelengths / math.log(theta)
@@ -68,6 +69,7 @@ class YarnScaling(BaseModel, frozen=True, extra="forbid"):
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, 2 * pairs - 1)
+        # A ramp of no width would divide by 0; as wide as the authors' code makes it.
         if low == high:
             high += 0.001
         slow = np.clip((np.arange(pairs, dtype=np.float32) - low) / (high - low), 0, 1)
@@ -107,6 +109,8 @@ class Llama3Scaling(BaseModel, frozen=True, extra="forbid"):
     original_max_positions: int = Field(gt=0, description="Context length before scaling, tokens.")
 
     def __call__(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
+        # How often each pair turns within the original context; those between the two bounds are
+        # mixed linearly in that number, as the released weights were trained.
         turns = self.original_max_positions * frequencies / (2 * math.pi)
         kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         kept = np.clip(kept, 0.0, 1.0)
@@ -139,7 +143,7 @@ class RopeConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> np.ndarray:
-    """Radians by which each pair of a head's channels turns per position.
+    """Returns the radians by which each pair of a head's channels turns per position.
 
     Args:
       config: Base and scaling.
@@ -158,19 +162,32 @@ def inverse_frequencies(config: RopeConfig, head_dim: int) -> np.ndarray:
 def rotation(
     config: RopeConfig, head_dim: int, positions_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the angle of every channel pair at every position, f32 `[B, T, r/2]`."""
-    frequencies_d = jnp.asarray(inverse_frequencies(config, head_dim))
-    angles_BTd = positions_BT[:, :, None].astype(jnp.float32) * frequencies_d[None, None]
-    magnitude = getattr(config.scaling, "magnitude", 1.0)
-    return jnp.cos(angles_BTd) * magnitude, jnp.sin(angles_BTd) * magnitude
+    """Returns cosine and sine of each channel pair's angle at every position, f32 `[B, T, r/2]`.
+
+    Args:
+      config: Frequencies, and their scaling.
+      head_dim: Channels of a head, of which r are rotated.
+      positions_BT: i32, counted from 0 in each sequence.
+    """
+    # r/2 frequencies, one for each pair of channels.
+    frequencies_r = jnp.asarray(inverse_frequencies(config, head_dim))
+    angles_BTr = positions_BT[:, :, None].astype(jnp.float32) * frequencies_r[None, None]
+    # YaRN and LongRoPE make attention sharper in longer contexts: both q and k are longer by this.
+    magnitude = 1.0
+    if isinstance(config.scaling, YarnScaling | LongScaling):
+        magnitude = config.scaling.magnitude
+    return jnp.cos(angles_BTr) * magnitude, jnp.sin(angles_BTr) * magnitude
 
 
 def rotate(x_BTHd: jax.Array, cos_sin: tuple[jax.Array, jax.Array] | None) -> jax.Array:
     """Turns the pairs (i, i + r/2) of each head's first r channels, in fp32; keeps the dtype."""
     if cos_sin is None:
         return x_BTHd
-    cos_BT1d, sin_BT1d = (table[:, :, None, :] for table in cos_sin)
-    half = cos_BT1d.shape[-1]
+    # The same angle for all heads.
+    cos_BT1r, sin_BT1r = (table[:, :, None, :] for table in cos_sin)
+    half = cos_BT1r.shape[-1]
+    # Channel i is paired with i + r/2, and not with its neighbour as in the paper: so transformers
+    # lays out the weights of q and k. Channels beyond r stay as they are.
     first, second, rest = jnp.split(x_BTHd.astype(jnp.float32), (half, 2 * half), axis=-1)
-    turned = (first * cos_BT1d - second * sin_BT1d, second * cos_BT1d + first * sin_BT1d, rest)
+    turned = (first * cos_BT1r - second * sin_BT1r, second * cos_BT1r + first * sin_BT1r, rest)
     return jnp.concatenate(turned, axis=-1).astype(x_BTHd.dtype)

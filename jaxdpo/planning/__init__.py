@@ -1,1 +1,1 @@
-"""Whether a run fits a machine, and how fast it will be, before there is that machine."""
+"""Plans a run for a machine before there is that machine: memory, speed and a verdict."""

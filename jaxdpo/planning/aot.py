@@ -33,7 +33,7 @@ COLLECTIVES = (
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a step, in bytes of one device.
+    """The compiler's figures of a step, in bytes of one device.
 
     Attributes:
       peak: Most that is held at once; where the step does not fit, what it would need.
@@ -77,17 +77,20 @@ def compile_step(
         raise UserError(
             f"model.attention=cudnn: {error}; pip install --no-deps nvidia-cudnn-cu13"
         ) from error
+    # JAX calls the platform of GPUs "gpu", and lowers for "cuda" or "rocm".
     names = {"gpu": "cuda"}
     lowered = traced.lower(lowering_platforms=(names.get(platform, platform),))
     try:
         program = lowered.compile(compiler_options=_FAST if platform == "tpu" else None)
     except jax.errors.JaxRuntimeError as error:
+        # A TPU's compiler refuses what does not fit, and its message alone says by how much.
         needed = re.search(r"\(([\d.]+)G\) exceeds available HBM", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or needed is None:
             raise
         return Compiled(float(needed[1]) * 2**30, None, False, {})
     memory = program.memory_analysis()
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
+    # Donated arguments become results in place: their bytes are counted once.
     together = arguments + outputs - memory.alias_size_in_bytes + memory.temp_size_in_bytes
     text = program.as_text() or ""
     # XLA's compiler for CPUs gives no peak that includes temporaries.
@@ -99,6 +102,7 @@ def _abstract_inputs(config: RunConfig, resolved: Resolved, mesh: Mesh) -> tuple
     shape = resolved.shape
     placed = row_sharding(mesh, row_axis=1)
 
+    # The step takes all microbatches at once, stacked in front of the rows.
     def stacked(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((shape.microbatches, *leaf.shape), leaf.dtype, sharding=placed)
 
@@ -107,6 +111,6 @@ def _abstract_inputs(config: RunConfig, resolved: Resolved, mesh: Mesh) -> tuple
 
 
 def collectives_in(text: str) -> dict[str, int]:
-    """How often each kind of collective stands in a compiled program; asynchronous ones once."""
+    """Counts the collectives of each kind in a compiled program; asynchronous ones once."""
     found = re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", text)
     return dict(Counter(found))

@@ -69,7 +69,7 @@ class Target:
 
     @property
     def machine(self) -> Machine:
-        """What the run's own decisions need of it."""
+        """Platform and memory, which a run's own decisions read."""
         share = 1.0
         if self.chip.platform == "gpu":
             # Of a GPU's memory JAX takes this share, by default.
@@ -77,7 +77,7 @@ class Target:
         return Machine(self.chip.platform, share * self.chip.memory * 2**30)
 
     def seconds(self, flops: float, sent: float) -> tuple[float, float]:
-        """Least and most time that a step takes.
+        """Returns the least and the most time that a step takes.
 
         At best, sending hides behind computing, or computing behind sending; at worst neither does.
 
@@ -85,6 +85,7 @@ class Target:
           flops: That all devices together do.
           sent: Bytes that each device sends.
         """
+        # TPU slices are one network whatever their size; GPUs have a fast one within a host alone.
         one_host = self.chip.platform == "tpu" or len(self.devices) <= 8
         sending = sent / ((self.chip.link if one_host else self.chip.across) * 1e9)
         stated = flops / (self.chip.flops * 1e12 * len(self.devices))
@@ -92,7 +93,7 @@ class Target:
 
 
 def target(name: str) -> Target:
-    """The machine of a name.
+    """Finds the machine of a name.
 
     Args:
       name: A TPU slice by its shape in chips (`v5e:4x4`, `v5p:2x4x4`, `v6e:16x16`), or `h100:8`,
@@ -137,6 +138,7 @@ def _tpus(name: str, kind: str, shape: tuple[int, ...]) -> list[Any]:
             f"topology={name}: the compiler for TPUs is not installed; pip install "
             "'jaxdpo[tpu]' (it needs no TPU)"
         )
+    # libtpu assumes hosts of four chips, and refuses a slice that is no multiple of them.
     options: dict[str, Any] = {}
     if math.prod(shape) == 1 or (kind == "v5e" and shape == (2, 4)):
         # One host that holds all of the slice.
@@ -160,6 +162,7 @@ def _gpus(name: str, shape: tuple[int, ...]) -> list[Any]:
     hosts, each = shape if len(shape) == 2 else (1, shape[0])
     if len(shape) == 1 and each > 8:
         raise UserError(f"topology={name}: a host has up to 8 GPUs; write h100:{each // 8}x8")
+    # Without a GPU at hand, XLA must be told what one is.
     described = (resources.files("jaxdpo.planning") / "h100.txtpb").read_text()
     shape_text = f"1x{hosts}x{each}"
     return list(

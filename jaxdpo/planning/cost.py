@@ -1,4 +1,4 @@
-"""What a step computes and sends, by formula, and between what times it will take."""
+"""Computes the work and the traffic of a step by formula."""
 
 import functools
 import math
@@ -41,7 +41,14 @@ class StepCost:
 
 
 def step_cost(config: RunConfig, model: ModelConfig, resolved: Resolved, mesh: Mesh) -> StepCost:
-    """The mean step of a run."""
+    """Returns the cost of a run's mean step.
+
+    Args:
+      config: The run.
+      model: Architecture.
+      resolved: How it is computed.
+      mesh: The mesh.
+    """
     plan, shape = resolved.plan, resolved.shape
     steps = range(min(_SAMPLED_STEPS, plan.num_steps))
     microbatches = sum(len(plan.microbatches(step)) for step in steps) / len(steps)
@@ -52,12 +59,17 @@ def step_cost(config: RunConfig, model: ModelConfig, resolved: Resolved, mesh: M
     # Each part sees itself, causally; each completion sees the prompt too.
     area = (np.square(lengths).sum() / 2 + prompt @ completions) / len(steps)
     slots = microbatches * shape.rows * shape.row_length
+    # A weight is multiplied and added once for each token: two FLOPs, and as many for the
+    # gradient by the activations and for that by the weight, hence the passes below.
     kernels, head = _weights(model)
     attention = model.attention
+    # For each query and key two products over the head's channels: scores, and weighted values.
     per_area = 4.0 * model.num_layers * attention.num_heads * attention.head_dim
     full = config.lora is None
     # A forward pass, its gradient by the activations, and by the weights where they are trained.
     passes = 6 if full else 4
+    # Attention has no weights. Backwards it takes five products of the size of its two, of which
+    # one, the scores, is computed again whatever the policy: 2 + 5 products are 3.5 times 2.
     useful = passes * (kernels * tokens + head * scored) + 3.5 * per_area * area
     again = {"none": 0.0, "dots": 0.0, "full": 1.0}[resolved.compute.remat]
     online = float(config.reference_kind not in ("none", "precomputed"))
@@ -92,7 +104,7 @@ def _areas(resolved: Resolved, microbatches: float, sequences: float) -> float:
 
 @functools.lru_cache(maxsize=4)
 def _shapes(model: ModelConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Name and shape of every parameter."""
+    """Returns the name and shape of every parameter."""
     leaves = jax.tree_util.tree_leaves_with_path(abstract_params(model, jnp.float32))
     return tuple((path_name(path), leaf.shape) for path, leaf in leaves)
 
@@ -111,7 +123,7 @@ def _weights(model: ModelConfig) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What collectives bring together in one microbatch, in bytes of their results on a device.
+    """The results of a microbatch's collectives, in bytes on a device.
 
     Attributes:
       gathered: Parameters that are cut along "fsdp": of layers for the passes forwards and
@@ -129,13 +141,23 @@ class Traffic:
 
 
 def traffic(config: RunConfig, model: ModelConfig, resolved: Resolved, mesh: Mesh) -> Traffic:
-    """By formula, from the table of shardings."""
+    """Computes the traffic of a microbatch from the table of shardings.
+
+    Args:
+      config: The run.
+      model: Architecture.
+      resolved: How it is computed.
+      mesh: The mesh.
+    """
     sizes, compute = dict(mesh.shape), resolved.compute
     gathered = gradients = sent = 0.0
     for name, shape in _shapes(model):
         axes = _axes(spec_for(name, shape, sizes))
+        # What is left of a parameter on a device once its pieces along "fsdp" are gathered.
         held = math.prod(shape) / math.prod(sizes[axis] for axis in axes - {"fsdp"})
         if "fsdp" in axes and sizes["fsdp"] > 1:
+            # A layer is gathered forwards and backwards, and not kept between: that is what saves
+            # memory. A tied embedding is gathered as the head, too.
             times = 2 if name.startswith("layers/") else 1
             times += model.tied_head and name.startswith("embed")
             gathered += times * held * compute.dtype.itemsize
@@ -147,6 +169,7 @@ def traffic(config: RunConfig, model: ModelConfig, resolved: Resolved, mesh: Mes
             sent += 4 * held * ((pieces - 1) / pieces + 2 * (copies - 1) / copies / pieces)
     shards = math.prod(sizes[axis] for axis in BATCH_AXES)
     sums = model.num_layers * (2 + (compute.remat == "full") + 3 + (2 if model.mlp.gated else 1))
+    # Of the head's input only the states that are scored have a gradient.
     states = (sums + 1) * resolved.shape.row_length + resolved.shape.scores
     hidden = resolved.shape.rows / shards * states * model.hidden_size * compute.dtype.itemsize
     hidden *= sizes["tensor"] > 1

@@ -26,13 +26,14 @@ class RandomPairs:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> TokenizedPair:
+        # Seeded by the index, so that a pair has the same tokens each time it is read.
         rng = np.random.default_rng(index)
         return TokenizedPair(
             *(rng.integers(0, self.vocabulary, n, dtype=np.int32) for n in self.lengths[index])
         )
 
     def source(self, index: int) -> str:
-        """A name for it."""
+        """Returns a name for the pair."""
         return f"random pair {index + 1}"
 
 

@@ -30,7 +30,7 @@ def measure(
     mesh: Mesh,
     compiled: Compiled,
 ) -> list[float]:
-    """Seconds of each of a few steps, ascending.
+    """Times a few steps, and returns the seconds of each, ascending.
 
     Args:
       config: The run.
@@ -64,7 +64,7 @@ def measure(
 
 
 def _born(tree: Any, spread: float) -> Any:
-    """Normal numbers of the shapes of a tree, each array where it belongs."""
+    """Returns a tree of normal numbers, each array made on the devices that hold it."""
     leaves, structure = jax.tree.flatten(tree)
 
     def initial() -> list[jax.Array]:

@@ -40,7 +40,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a run before it runs.
+    """Figures of a run before it runs.
 
     Attributes:
       config: The run.
@@ -66,11 +66,12 @@ class Plan:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether a step's peak is below a device's memory, and surely so."""
+        """The verdict: a step's peak is below a device's memory, surely or nearly, or is not."""
         compiled, memory = self.compiled, self.machine.memory
         if not compiled.fits or compiled.peak > memory:
             return "does not fit"
         sure = compiled.peak * _MARGIN[self.machine.platform] <= memory
+        # Where even without sharing any memory it fits, no allocator can make it fail.
         together = compiled.together is None or compiled.together <= memory
         return "fits" if sure and together else "tight"
 
@@ -82,19 +83,20 @@ class Plan:
         return min(steps, config.training.max_steps or steps)
 
     def pairs_per_second(self) -> tuple[float, float] | None:
-        """Least and most."""
+        """Returns the least and the most pairs a second; None where the run does not fit."""
         if self.seconds is None:
             return None
         least, most = self.seconds
         return self.config.batch.size / most, self.config.batch.size / least
 
     def hours(self) -> tuple[float, float] | None:
-        """Of all steps, and of the reference's pass over the pairs where it is scored before."""
+        """Returns the least and the most hours of the steps, and of the reference's pass before."""
         if self.seconds is None:
             return None
         steps: float = self.steps
         if self.config.reference_kind == "precomputed":
             scored = min(self.count, self.steps * self.config.batch.size) / self.config.batch.size
+            # Scoring is a forward pass alone; its share of a step's work is its share of the time.
             steps += scored * self.cost.forward / self.cost.done
         least, most = self.seconds
         return least * steps / 3600, most * steps / 3600

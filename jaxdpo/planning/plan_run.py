@@ -1,7 +1,7 @@
 """Plans a run for a machine from its configuration, and shows the plan."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -49,6 +49,9 @@ class PlanConfig(RunConfig):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name in ("prompt", "completion"):
+            if name in values and values.get("pairs") is None:
+                raise ValueError(f"{name} is read with pairs=…; else data.path has the lengths")
         # A plan writes no run, and with pairs=… it reads no data.
         unused = {"training": {"folder": "unused"}}
         if values.get("pairs") is not None:
@@ -58,15 +61,6 @@ class PlanConfig(RunConfig):
             given = filled.get(section) or {}
             filled[section] = {**default, **given} if isinstance(given, dict) else given
         return filled
-
-    @model_validator(mode="after")
-    def _check_lengths(self) -> Self:
-        for name in ("prompt", "completion"):
-            if name in self.model_fields_set and self.pairs is None:
-                raise ValueError(
-                    f"{name} is read with pairs=…; without it, lengths are data.path's"
-                )
-        return self
 
 
 def load_plan(file: str | None, overrides: Sequence[str]) -> PlanConfig:

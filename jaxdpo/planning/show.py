@@ -1,4 +1,4 @@
-"""A plan, as it is shown."""
+"""Shows a plan as tables and lines."""
 
 from dataclasses import replace
 
@@ -12,7 +12,13 @@ _GIB = 2**30
 
 
 def show_plan(reporter: Reporter, plan: Plan, target: Target | None) -> None:
-    """Shows memory, work and time, and ends with the verdict."""
+    """Shows memory, work and time, and ends with the verdict.
+
+    Args:
+      reporter: Where it is shown.
+      plan: The plan.
+      target: The machine planned for; None for the one at hand.
+    """
     resolved = plan.resolved
     axes = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items() if size > 1)
     kind = plan.mesh.devices.flat[0].device_kind
@@ -26,8 +32,10 @@ def show_plan(reporter: Reporter, plan: Plan, target: Target | None) -> None:
 
 
 def memory_rows(plan: Plan) -> list[tuple[str, str]]:
-    """The parts of a device's memory, their peak, and what there is."""
+    """Returns the parts of a device's memory, their peak, and the memory that there is."""
     memory, compiled = plan.memory, plan.compiled
+    # The compiler knows the peak; only the state's part of it is known exactly from shapes, so the
+    # rest is what remains, and its parts are estimates.
     held = memory.parameters + memory.frozen + memory.optimizer
     parts = [
         ("parameters that train", memory.parameters),
@@ -45,7 +53,7 @@ def memory_rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def work_rows(plan: Plan, target: Target | None) -> list[tuple[str, str]]:
-    """What a step does and takes."""
+    """Returns the work of a step, and the time that steps and run take."""
     cost, resolved = plan.cost, plan.resolved
     counts = ", ".join(
         f"{count} {kind}" for kind, count in sorted(plan.compiled.collectives.items())
@@ -68,6 +76,7 @@ def work_rows(plan: Plan, target: Target | None) -> list[tuple[str, str]]:
     ]
     if target is not None:
         flops = target.chip.flops * 1e12 * len(target.devices)
+        # The share of the maker's FLOP/s that does useful work: model FLOPs utilisation.
         used = tuple(cost.useful / seconds / flops for seconds in reversed(plan.seconds))
         rows.append(("of the stated FLOP/s, useful", f"{used[0]:.0%} to {used[1]:.0%}"))
     if resolved.shape.rows > 1 and cost.packing < 0.7:
@@ -99,7 +108,14 @@ def _verdict(plan: Plan) -> str:
 def show_suggestion(
     reporter: Reporter, plan: Plan, choices: list[Choice], model: ModelConfig
 ) -> None:
-    """Shows the fastest way to run that should fit, where it is another one."""
+    """Shows the fastest way to run that should fit, where it is another one.
+
+    Args:
+      reporter: Where it is shown.
+      plan: The plan of the run as it is configured.
+      choices: The fastest ways to run, best first.
+      model: Architecture.
+    """
     if not choices:
         reporter.say(
             "no mesh, microbatch or remat was found that fits; take more devices, or LoRA, with "

@@ -1,4 +1,4 @@
-"""Which mesh, microbatch, row length and remat policy make a run fastest, by formula."""
+"""Suggests the mesh, microbatch and remat policy that make a run fastest, by formula."""
 
 import itertools
 from collections.abc import Iterator
@@ -42,12 +42,12 @@ class Choice:
     seconds: tuple[float, float]
 
     def memory(self, model: ModelConfig) -> int:
-        """Bytes that a step holds on a device, by estimate."""
+        """Returns the bytes that a step holds on a device, by estimate."""
         resolved = self.resolved
         return step_memory(self.config, model, resolved.compute, resolved.shape, self.mesh).total
 
     def overrides(self) -> str:
-        """As one writes it on a command line."""
+        """Returns the overrides of a command line that choose it."""
         mesh, batch = self.config.mesh, self.config.batch
         axes = [f"mesh.{axis}={getattr(mesh, axis)}" for axis in ("data", "fsdp", "tensor")]
         said = [f"batch.rows_per_device={batch.rows_per_device}"]
@@ -62,7 +62,7 @@ def suggest(
     test_lengths: np.ndarray,
     target: Target,
 ) -> list[Choice]:
-    """The fastest ways to run that should fit the machine, the one that holds least first.
+    """Finds the fastest ways to run that should fit the machine, the one that holds least first.
 
     Args:
       config: The run; everything but mesh, rows and remat stays.
@@ -82,8 +82,10 @@ def suggest(
             with jax.set_mesh(mesh):
                 resolved = resolve(base, model, lengths, test_lengths, mesh, target.machine)
             choices += [_timed(base, model, resolved, mesh, target, remat) for remat in _REMATS]
+            # A step that fits one microbatch gains nothing by more rows.
             if resolved.shape.microbatches == 1:
-                break  # More rows would be padding.
+                break
+    # Memory is estimated for the fastest alone: tracing a step for each choice takes seconds.
     choices.sort(key=lambda choice: choice.seconds[1])
     limit = _FULL * target.machine.memory
     fitting = (choice for choice in choices if choice.memory(model) <= limit)
@@ -95,6 +97,7 @@ def suggest(
 
 def _meshes(model: ModelConfig, devices: int) -> Iterator[MeshConfig]:
     """Parameters cut over all devices or some; along "tensor" whole heads."""
+    # Along "tensor" a layer's activations are summed twice, which only the links of one host bear.
     for tensor in (1, 2, 4, 8):
         if devices % tensor or model.attention.num_kv_heads % tensor:
             return

@@ -1,40 +1,40 @@
 """Makes the quickstart's model and preference pairs: `python -m jaxdpo.quickstart.make FOLDER`.
 
-A tokenizer is trained on the task's text, a small Llama model on past answers, imperfect as they
-are; then it answers new requests, and its own answers, judged, become the preference pairs. All of
-it follows from the seed. The files that the package ships were made by this.
+A tokenizer is trained on the task's text, and a small Llama model on past answers, imperfect as
+they are; then the model answers new requests, and its own answers, judged, become the preference
+pairs: `fit` with `loss.type=sft`, then `make_pairs`, as a user would. Everything follows from the
+seed.
 """
 
 import argparse
-import itertools
 import json
 import random
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import jax.numpy as jnp
-
-from jaxdpo.data.packing.batch import PackedBatch
-from jaxdpo.data.packing.layout import pack_batch
-from jaxdpo.data.packing.plan import BatchShape
-from jaxdpo.data.pairs import PreferencePair, TokenizedPair
-from jaxdpo.data.tokenization.chat import Chat, load_chat
-from jaxdpo.hub.policy import Policy, load_policy
-from jaxdpo.hub.write import save_pretrained
+from jaxdpo.cli.console import Reporter
+from jaxdpo.config import load_config
+from jaxdpo.errors import UserError
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
-from jaxdpo.quickstart.pairs import message, sample_pairs
-from jaxdpo.quickstart.sft import COMPUTE, train_supervised
-from jaxdpo.quickstart.task import SYLLABLES, Split, make_request, sample_texts, write_answer
-from jaxdpo.quickstart.tokenizer import CONTROL_TOKENS, END, MAX_LENGTH, PAD, write_tokenizer
-from jaxdpo.sampling import SamplingConfig, generate
-from jaxdpo.storage.files import replacing
+from jaxdpo.quickstart.new_model import write_new_model
+from jaxdpo.quickstart.task import (
+    SYLLABLES,
+    Request,
+    Split,
+    make_request,
+    sample_texts,
+    write_answer,
+)
+from jaxdpo.rounds.make_pairs import PairingConfig, make_pairs
+from jaxdpo.runs.fit import fit
+from jaxdpo.storage.files import replacing, shipped
 
 SEED = 0
-PAIRS: dict[Split, int] = {"TRAIN": 1500, "TEST": 200}
-SUPERVISED_STEPS, PROMPTS_A_STEP, LEARNING_RATE = 1600, 24, 3e-3
-# Holds the longest request with two of the longest answers.
-ROW_LENGTH = 136
+PAIRS: Mapping[Split, int] = {"TRAIN": 1500, "TEST": 200}
+# Answers of a step: two past answers to each of 24 requests.
+ANSWERS_A_STEP = 48
 
 MODEL = ModelConfig(
     vocab_size=576,
@@ -44,90 +44,147 @@ MODEL = ModelConfig(
     mlp=MLPConfig(intermediate_size=384),
     tied_head=True,
 )
-# What config.json says beside the architecture.
-HF_CONFIG = {
-    "model_type": "llama",
-    "max_position_embeddings": MAX_LENGTH,
-    "bos_token_id": None,
-    "eos_token_id": CONTROL_TOKENS.index(END),
-    "pad_token_id": CONTROL_TOKENS.index(PAD),
-}
 
 
-def past_answers(rng: random.Random) -> PreferencePair:
-    """A request with two different past answers, neither preferred."""
-    request = make_request("TRAIN", rng)
-    first = second = write_answer(request, rng)
-    while second == first:
-        second = write_answer(request, rng)
-    return PreferencePair(
-        prompt=(message("user", request.prompt()),),
-        chosen=(message("assistant", first),),
-        rejected=(message("assistant", second),),
-        split="TRAIN",
-    )
+@dataclass(frozen=True)
+class Size:
+    """Size of what is made.
+
+    Attributes:
+      steps: Optimizer steps of the supervised run.
+      requests: Requests that the model answers, by split: more than pairs are wanted, because a
+        request whose answers all pass or all fail makes none.
+      pairs: Pairs that are written at most, by split.
+      start: Model that the supervised run begins with; None for random weights.
+    """
+
+    steps: int = 1600
+    requests: Mapping[Split, int] = field(default_factory=lambda: {"TRAIN": 2600, "TEST": 400})
+    pairs: Mapping[Split, int] = field(default_factory=lambda: PAIRS)
+    start: str | None = None
 
 
-class GeneratedPairs(list[TokenizedPair]):
-    """Tokenised pairs that stand in no file."""
+FULL = Size()
+# The whole way in a minute. From random weights a few steps teach nothing that passes, and without
+# passing answers there are no pairs: so it begins with the shipped model.
+QUICK = Size(4, {"TRAIN": 24, "TEST": 8}, {"TRAIN": 10, "TEST": 4}, "@quickstart/model")
 
-    def source(self, index: int) -> str:
-        return f"generated pair {index}"
 
-
-def supervised_batches(chat: Chat, rng: random.Random) -> Iterator[PackedBatch]:
-    """Batches without end: in each row one request and two past answers to it."""
-    shape = BatchShape(rows=PROMPTS_A_STEP, row_length=ROW_LENGTH, scores=ROW_LENGTH)
+def past_answers(rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Yields past answers without end, two different ones to each request."""
     while True:
-        pairs = GeneratedPairs(chat.encode_pair(past_answers(rng)) for _ in range(PROMPTS_A_STEP))
-        yield pack_batch(pairs, [[row] for row in range(PROMPTS_A_STEP)], shape)
+        request = make_request("TRAIN", rng)
+        first = second = write_answer(request, rng)
+        while second == first:
+            second = write_answer(request, rng)
+        for answer in (first, second):
+            yield {"messages": [asked(request), {"role": "assistant", "content": answer}]}
 
 
-def answer(policy: Policy, prompts: Sequence[str], seed: int) -> list[str | None]:
-    """The model's answers at temperature 1; None where one is empty or does not end."""
-    chat: Chat = policy.chat
-    completions = generate(
-        policy.config,
-        policy.params,
-        None,
-        [chat.encode([message("user", prompt)], add_generation_prompt=True) for prompt in prompts],
-        SamplingConfig(max_new_tokens=64, temperature=1.0, seed=seed, batch_size=200),
-        chat.end_ids,
-        COMPUTE,
+def asked(request: Request) -> dict[str, str]:
+    """Returns a request as a user's message."""
+    return {"role": "user", "content": request.prompt()}
+
+
+def teach(folder: Path, work: Path, size: Size) -> None:
+    """Trains the supervised model and writes it as a Hugging Face folder, in bfloat16.
+
+    Args:
+      folder: The model's folder.
+      work: Folder of the run and its inputs; a run that was cut off there continues.
+      size: Number of steps, and the model to begin with.
+    """
+    rng = random.Random(SEED)
+    start = work / "new" if size.start is None else Path(shipped(size.start))
+    if not start.exists():
+        write_new_model(start, MODEL, {"model_type": "llama"}, sample_texts(rng), SYLLABLES, SEED)
+    data = work / "past_answers.jsonl"
+    if not data.exists():
+        answers = past_answers(rng)
+        # Each answer is seen once: there is nothing to learn by heart.
+        write_records(data, (next(answers) for _ in range(size.steps * ANSWERS_A_STEP)))
+    given = {
+        "model.path": str(start),
+        "data.path": str(data),
+        "data.cache_dir": str(work / "cache"),
+        "batch.size": ANSWERS_A_STEP,
+        "training.folder": str(work / "sft"),
+        "training.max_steps": size.steps,
+        "training.seed": SEED,
+    }
+    overrides = [f"{key}={json.dumps(value)}" for key, value in given.items()]
+    taught = fit(load_config(Path(__file__).with_name("sft.yaml"), overrides)).policy
+    # Half the bytes to ship, and the answers are the same to the eye.
+    taught.save(folder, dtype="bfloat16")
+
+
+def write_pairs(path: Path, model: Path, work: Path, size: Size) -> None:
+    """Samples and judges the model's own answers, and writes the preference pairs.
+
+    Args:
+      path: The file of pairs.
+      model: Folder of the model.
+      work: Folder of answers and judgements.
+      size: Number of requests and pairs.
+
+    Raises:
+      UserError: If there are fewer pairs than wanted.
+    """
+    prompts = work / "requests.jsonl"
+    if not prompts.exists():
+        rng = random.Random(SEED + 1)
+        write_records(
+            prompts,
+            (
+                {"messages": [asked(make_request(split, rng))], "split": split}
+                for split, count in size.requests.items()
+                for _ in range(count)
+            ),
+        )
+    config = PairingConfig.model_validate(
+        {
+            "model": str(model),
+            "data": {"path": str(prompts)},
+            "criteria": "jaxdpo.quickstart.task:score",
+            "samples": 8,
+            "sampling": {"max_new_tokens": 64, "seed": SEED, "batch_size": 200},
+            "folder": str(work / "pairs"),
+        }
     )
-    return [chat.decode(done.ids) or None if done.finished else None for done in completions]
+    made = make_pairs(config, Reporter()).pairs
+    found = [] if made is None else made.read_text(encoding="utf-8").splitlines()
+    pairs = [json.loads(line) for line in found]
+    records = []
+    for split, count in size.pairs.items():
+        of_split = [pair for pair in pairs if pair["split"] == split]
+        if len(of_split) < count:
+            raise UserError(
+                f"{model}: its answers make {len(of_split)} {split} pairs, and {count} are wanted; "
+                "it was taught too little, or asked too few requests"
+            )
+        # Without scores and provenance, which nobody reads of a shipped file.
+        kept = ("messages", "rejected_message", "split")
+        records += [{name: pair[name] for name in kept} for pair in of_split[:count]]
+    write_records(path, records)
 
 
-def write_model(folder: Path, rng: random.Random) -> None:
-    """Trains tokenizer and supervised model and writes them as a Hugging Face folder, in bf16."""
-    with tempfile.TemporaryDirectory() as tokenizer_folder:
-        write_tokenizer(Path(tokenizer_folder), sample_texts(rng), SYLLABLES, MODEL.vocab_size)
-        chat = load_chat(tokenizer_folder)
-    params = train_supervised(
-        MODEL, supervised_batches(chat, rng), SUPERVISED_STEPS, LEARNING_RATE, SEED
-    )
-    save_pretrained(folder, MODEL, params, chat.tokenizer, HF_CONFIG, dtype=jnp.bfloat16)
-
-
-def write_pairs(path: Path, policy: Policy, rng: random.Random) -> None:
-    """Samples and judges the model's own answers, and writes the preference pairs."""
-
-    def answer_anew(prompts: Sequence[str]) -> list[str | None]:
-        return answer(policy, prompts, seed=rng.randrange(2**31))
-
+def write_records(path: Path, records: Any) -> None:
+    """Writes records as JSON Lines, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        for split, count in PAIRS.items():
-            for pair in itertools.islice(sample_pairs(split, answer_anew, rng), count):
-                file.write(json.dumps(pair) + "\n")
+        file.writelines(json.dumps(record) + "\n" for record in records)
 
 
 def main() -> None:
+    """Makes model and pairs as the arguments say."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where model/ and pairs.jsonl are written")
-    folder: Path = parser.parse_args().folder
-    write_model(folder / "model", random.Random(SEED))
-    policy = load_policy(str(folder / "model"))
-    write_pairs(folder / "pairs.jsonl", policy, random.Random(SEED + 1))
+    parser.add_argument("folder", type=Path, help="place of model/, pairs.jsonl and work/")
+    parser.add_argument("--quick", action="store_true", help="a few steps, a few pairs: a trial")
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
+    size, work = QUICK if arguments.quick else FULL, folder / "work"
+    teach(folder / "model", work, size)
+    write_pairs(folder / "pairs.jsonl", folder / "model", work, size)
 
 
 if __name__ == "__main__":

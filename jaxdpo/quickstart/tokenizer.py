@@ -19,7 +19,7 @@ CHAT_TEMPLATE = """\
 {%- endif %}
 """
 
-# What transformers needs to know beside tokenizer.json and chat_template.jinja.
+# Settings that transformers needs beside tokenizer.json and chat_template.jinja.
 TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "eos_token": END,
@@ -37,7 +37,7 @@ def write_tokenizer(
     Args:
       folder: Where to.
       texts: A task's text, free of names.
-      syllables: What names are made of.
+      syllables: The parts that names are made of.
       vocab_size: Of the tokenizer, exactly.
     """
     train_tokenizer(texts, syllables, vocab_size).save(str(folder / "tokenizer.json"))
@@ -48,10 +48,15 @@ def write_tokenizer(
 def train_tokenizer(texts: Sequence[str], syllables: Sequence[str], vocab_size: int) -> Tokenizer:
     """Trains the BPE so that any text can be encoded and every syllable is one piece.
 
-    Names are what a model must copy into its answers, and a word that it has never seen must look
-    to it as the known ones do. So the syllables are merged before anything else is: they come first
-    in the trainer's text, oftener than anything in the rest.
+    Args:
+      texts: A task's text, free of names.
+      syllables: The parts that names are made of.
+      vocab_size: Of the tokenizer, exactly.
     """
+    # A model must copy names into its answers, and a word that it has never seen must look to it as
+    # the known ones do. So the syllables are merged before anything else is: they come first in the
+    # trainer's text, oftener than anything in the rest.
+    # The roles of every message: a hundred times, so that each is one piece.
     texts = [*["system", "user", "assistant", "tool"] * 100, *texts]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -67,6 +67,7 @@ def sample_and_judge(
     """
     answers: dict[str, list[Generation]] = {}
     for name, source in sources:
+        # All prompts of one model before the next: its weights are loaded once.
         with reporter.bar(f"{name} answers", len(prompts) * samples) as advance:
             path = files.generations[name]
             answers[name] = sample_to_file(path, source, prompts, samples, advance)
@@ -98,6 +99,7 @@ def check_judgeable(
       UserError: If a criterion can judge no prompt's answers: no pair could come of them.
     """
     for spec in criteria:
+        # A function or an LLM judge can look at anything: nothing is known before they are asked.
         if not isinstance(spec, Builtin):
             continue
         why = [(prompt, reason) for prompt in prompts if (reason := spec.unjudgeable(prompt))]
@@ -105,6 +107,7 @@ def check_judgeable(
             continue
         first, reason = why[0]
         said = f"(the first: {first.source or first.id}: {reason})"
+        # With all of them a mistake in the criterion, with some perhaps meant: only said.
         if len(why) == len(prompts):
             raise UserError(
                 f"no answer could be judged by every criterion: {label_of(spec)} can judge answers "

@@ -40,6 +40,7 @@ from jaxdpo.generation.to_file import Source
 from jaxdpo.hub.policy import Policy
 from jaxdpo.rounds.answering import AnswerFiles, JudgedModels, sample_and_judge
 from jaxdpo.sampling.config import SamplingConfig
+from jaxdpo.storage.continuation import keep_settings
 from jaxdpo.storage.files import replacing, shipped
 
 
@@ -79,6 +80,9 @@ class EvaluateConfig(BaseModel):
         json_schema_extra={"also": "data.chat_template"},
     )
     server: ServerConfig | None = Field(default=None, description="how a server is asked")
+    overwrite: bool = Field(
+        default=False, description="replace the results of another evaluation in the folder"
+    )
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -90,6 +94,7 @@ class EvaluateConfig(BaseModel):
                 raise ValueError(f"{name} would be ignored by {servers[0]}, which is on a server")
         if not self.criteria and self.judge is None:
             raise ValueError("nothing judges the answers; set criteria=…, or judge.instructions=…")
+        # Names are file names below generations/, and must stay there.
         for name in self.models:
             if not name or "/" in name or name.startswith("."):
                 raise ValueError(f"models: {name!r} can't name a file; call the model otherwise")
@@ -122,14 +127,41 @@ def compare(config: EvaluateConfig, policies: Mapping[str, Policy] | None = None
         raise UserError("there is no model to evaluate; write name=folder, for each of them")
     read = read_prompts(config.data)
     reporter.say(f"{config.data.path}: {read.summary()}")
+    _keep_to_one_evaluation(config, models, out)
     files = AnswerFiles(
         {name: out / "generations" / f"{name}.jsonl" for name in models}, out / "judgements.jsonl"
     )
+    # A generator: each model is loaded when its turn comes, and two are never in memory for long.
     sources = ((name, _source(config, name, held.get(name))) for name in models)
     judged = sample_and_judge(sources, read.prompts, 1, config.criteria, files, reporter)
     comparison = _compared(config, models, read.prompts, judged, reporter)
     write_files(comparison, out)
     return comparison
+
+
+def _keep_to_one_evaluation(config: EvaluateConfig, models: dict[str, str], out: Path) -> None:
+    """Refuses a folder whose results are of other models, prompts or criteria.
+
+    Raises:
+      UserError: Naming each difference.
+    """
+    compared = {"data", "criteria", "judge"}
+    settings = {"models": models, **config.model_dump(mode="json", include=compared)}
+    path = out / "evaluation.json"
+    if config.overwrite:
+        path.unlink(missing_ok=True)
+    elif (out / "results.json").exists() and not path.exists():
+        raise UserError(
+            f"{out}: holds the results of an evaluation already; set overwrite=true to replace "
+            "them, or out to a new folder"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    keep_settings(
+        path,
+        settings,
+        f"{out} holds another evaluation",
+        "set overwrite=true to replace its results, or out to a new folder",
+    )
 
 
 def _source(config: EvaluateConfig, name: str, policy: Policy | None) -> Source:
@@ -148,10 +180,12 @@ def _compared(
     judged: JudgedModels,
     reporter: Reporter,
 ) -> Comparison:
+    # Of this call alone: judgements that were kept from an earlier one cost nothing now.
     bills = list(judged.judged.usage.values())
     preferences: list[dict[tuple[str, str], Preference]] = [{} for _ in prompts]
     if config.judge is not None:
         client = judge_client(config.judge)
+        # Each two models, not each against the first: the judge need not be transitive.
         for first, second in itertools.combinations(models, 2):
             reporter.say(f"{config.judge.model} compares {first} and {second}")
             firsts, seconds = (
@@ -196,6 +230,7 @@ def write_files(comparison: Comparison, out: Path) -> None:
             file.writelines(_line(_example(row)) for row in comparison.rows)
         with replacing(out / "results.json") as file:
             json.dump(results(comparison), file, indent=1, ensure_ascii=False, allow_nan=False)
+        # With a judge alone there are no rates to draw.
         if comparison.criteria:
             write_charts(comparison, out)
         with replacing(out / "report.html") as file:

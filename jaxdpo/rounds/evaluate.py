@@ -8,7 +8,11 @@ from jaxdpo.cli.console import Reporter
 from jaxdpo.cli.fields import find_key
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.evaluation.criteria.spec import Criteria, criterion_named
-from jaxdpo.evaluation.human_agreement import align, read_alignment, write_alignment
+from jaxdpo.evaluation.human_agreement import (
+    compare_with_people,
+    read_human_judgements,
+    write_human_agreement,
+)
 from jaxdpo.evaluation.report.tables import tables
 from jaxdpo.evaluation.results import unjudged
 from jaxdpo.rounds.compare import EvaluateConfig, compare
@@ -73,10 +77,10 @@ def show_agreement(config: AgreementConfig) -> None:
     Raises:
       UserError: If the judgements or a criterion cannot be read.
     """
-    reporter, labelled = Reporter(), read_alignment(config.alignment)
+    reporter, labelled = Reporter(), read_human_judgements(config.alignment)
     for spec in config.criteria:
         criterion = criterion_named(spec)
-        found = align(criterion, labelled)
+        found = compare_with_people(criterion, labelled)
         reporter.table(f"{criterion.name} and people", ("", ""), list(found.rows()))
         for each in found.disagreements[:_SHOWN]:
             reporter.say(
@@ -91,4 +95,4 @@ def show_agreement(config: AgreementConfig) -> None:
         if config.out is not None:
             folder = Path(config.out)
             folder.mkdir(parents=True, exist_ok=True)
-            write_alignment(found, folder / f"alignment_{criterion.name}.json")
+            write_human_agreement(found, folder / f"alignment_{criterion.name}.json")

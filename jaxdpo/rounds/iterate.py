@@ -75,8 +75,11 @@ def iterate(config: RoundsConfig, reporter: Reporter) -> list[Rates]:
     for number in range(1, config.rounds + 1):
         round_config(config, number, config.model)  # a mistake is said before anything is sampled
     keep_config(config, folder)
+    # Each round's model is an ordinary run's export, so a round can be looked into, continued or
+    # taken up by other tools like any run.
     model, rates = config.model, []
     for number in range(1, config.rounds + 1):
+        # Stages find their own files there, and do nothing that is done.
         here = folder / f"round_{number}"
         reporter.say(f"round {number} of {config.rounds}: {model}")
         judged = judged_answers(config, model, here, reporter)

@@ -100,12 +100,19 @@ class Paired:
     rates: dict[str, Estimate]
 
 
-def make_pairs(config: PairingConfig, reporter: Reporter) -> Paired:
+def make_pairs(config: PairingConfig, reporter: Reporter | None = None) -> Paired:
     """Answers prompts, judges the answers, and makes pairs of the best and the worst.
+
+    The same call on the same folder continues what was cut off.
+
+        config = PairingConfig(model="models/sft", data={"path": "prompts.jsonl"}, folder="pairs",
+                               criteria=[{"name": "word_limit"}])
+        make_pairs(config).pairs  # pairs/pairs.jsonl
 
     Raises:
       UserError: For whatever the user can fix; what is done is kept.
     """
+    reporter = reporter or Reporter()
     folder = Path(config.folder).expanduser()
     keep_config(config, folder)
     judged = judged_answers(config, config.model, folder, reporter, config.server)
@@ -155,6 +162,7 @@ def paired_answers(config: AnswersConfig, folder: Path) -> tuple[Path | None, Co
     # A model says things that no training file may hold; a user's own feedback is stricter.
     settings = FeedbackConfig(margin=config.margin, on_error="skip")
     collected = collect("criteria", str(path), settings)
+    # An empty file would be trained on as if it were meant.
     if not collected.pairs:
         return None, collected
     write_pairs(collected.pairs, target)
@@ -181,6 +189,7 @@ def judged_answers(
       UserError: For whatever the user can fix; what is done is kept.
     """
     prompts = read_prompts(config.data).prompts
+    # Before the model is loaded: sampling is what costs hours.
     check_judgeable(config.criteria, prompts, reporter)
     source = source_of(model, config.sampling, server)
     files = AnswerFiles({model: folder / "generations.jsonl"}, folder / "judgements.jsonl")
@@ -188,6 +197,7 @@ def judged_answers(
         [(model, source)], prompts, config.samples, config.criteria, files, reporter
     )
     lines, usage = found.judged
+    # Counted and never taken for a failure: a judge that broke says nothing about the answer.
     failed = [line for line in lines if not line.judged]
     if failed:
         reporter.say(

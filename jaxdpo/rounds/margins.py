@@ -68,8 +68,10 @@ def possible_margins(
 
 def _rounded_down(value: float) -> float:
     """Returns a number of two digits that is not above the value: fit to be typed by hand."""
+    # Never rounded up, not even by the last bit of a float: 0.3 - 0.1 is below 0.2, and a margin of
+    # 0.2 would leave that pair out.
     scale = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return float(f"{math.floor(value / scale + 1e-9) * scale:.2g}")
+    return float(f"{math.floor(value / scale) * scale:.2g}")
 
 
 def margin_advice(counts: dict[float, int], now: int) -> str:

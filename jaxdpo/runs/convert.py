@@ -45,6 +45,7 @@ class ConvertConfig(BaseModel):
         default=None, description="dtype of the weights; default: float32, or as a run has them"
     )
     shard_gb: float = Field(default=5.0, gt=0, description="most gigabytes of one file of weights")
+    overwrite: bool = Field(default=False, description="replace the model of a run")
     check: bool = Field(
         default=False, description="read what was written, and compare every tensor with the source"
     )
@@ -69,6 +70,12 @@ def convert(config: ConvertConfig) -> None:
     if config.lora == "merged":
         policy = policy.merged()
     target = Path(config.target).expanduser()
+    run = target.absolute().parent
+    if (run / "config.yaml").exists() and (run / "checkpoints").is_dir() and not config.overwrite:
+        raise UserError(
+            f"{target}: belongs to the run in {run}, whose summary is of the model there; name "
+            "another folder, or set overwrite=true"
+        )
     written = policy.lora if config.lora == "adapter" else policy.params
     size = sum(stored.nbytes for stored in jax.tree.leaves(written))
     with reporter.transfer(f"writing {target}", size) as seen:
@@ -84,7 +91,7 @@ def convert(config: ConvertConfig) -> None:
 
 
 def _watched(policy: Policy, seen: Callable[[int], None]) -> Policy:
-    """The policy; `seen` is called with the bytes that are read of it."""
+    """Returns the policy with `seen` called with the bytes that are read of it."""
 
     def watched(arrays: Params) -> Params:
         return jax.tree.map(lambda stored: stored.watched(seen), arrays)

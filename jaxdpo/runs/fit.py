@@ -15,6 +15,7 @@ from jaxdpo.devices.sharding import make_mesh
 from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.card import run_card
+from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.folder import RunFolder, open_run_folder
 from jaxdpo.runs.recorder import Recorder, exit_stopped
 from jaxdpo.runs.setup import Setup, set_up
@@ -93,17 +94,21 @@ def fit(
             if stop.alone:
                 exit_stopped(reporter, first_step)
             steps = run_steps(train_step, state, frozen, setup.train, setup.plan, mesh, first_step)
-            for step, state, metrics in steps:
+            # A run that ended early, and was cut off before its export, takes no step.
+            for step, state, metrics in () if recorder.stopped else steps:
                 recorder.step(step, metrics)
                 if recorder.saves_after(step) or recorder.evaluates_after(step):
                     recorder.keep(step, state, stop)
+                if recorder.stopped:
+                    break
                 if stop.agreed(step):
                     recorder.save_now(step, state)
                     exit_stopped(reporter, step)
         checkpoints.wait()
 
         # Finish: the exported model, its answers, the summary.
-        return finish(setup, state.trainable, folder, before, reporter)
+        exported = choose_step(setup, state, recorder, checkpoints, reporter)
+        return finish(setup, exported, folder, before, reporter)
 
 
 def begin_or_continue(
@@ -139,25 +144,25 @@ def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 def finish(
-    setup: Setup, trained: Params, folder: RunFolder, before: list[str], reporter: Reporter
+    setup: Setup, exported: ExportedStep, folder: RunFolder, before: list[str], reporter: Reporter
 ) -> RunResult:
     """Exports what was trained, and sums the run up.
 
     Args:
       setup: The run.
-      trained: The parameters, or with LoRA the adapters.
+      exported: The step that is exported.
       folder: The run folder.
       before: Answers to the TEST prompts before training.
       reporter: Shows the summary.
     """
     config = setup.config
-    aligned = trained_policy(setup, trained)
+    aligned = trained_policy(setup, exported.trained)
     after = answer_test_prompts(setup, aligned, folder, "after")
     reporter.say(f"exporting to {folder.path / 'model'}")
     aligned = replace(aligned, card=run_card(config, folder.path))
     aligned.save(folder.path / "model", lora=config.export.lora, dtype=config.export.dtype)
     history = read_metrics(folder.path)
-    summary = summarise(setup, folder, history, before, after)
+    summary = summarise(setup, exported, folder, history, before, after)
     if folder.writes:
         plot_curves(history, folder.path / "curves.png")
     # Written last: a folder that holds it is a finished run's.

@@ -15,6 +15,7 @@ from jaxdpo.devices.compilation_cache import keep_compiled
 from jaxdpo.devices.sharding import make_mesh
 from jaxdpo.hub.policy import Policy
 from jaxdpo.model.decoder import Params
+from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.fit import RunResult, begin_or_continue, finish, finished, fit
 from jaxdpo.runs.folder import RunFolder, open_run_folder
 from jaxdpo.runs.recorder import Recorder, exit_stopped
@@ -88,11 +89,9 @@ def fit_together(
             by_step[int(state.step)][number] = begun
         together = [(step, runs) for step, runs in by_step.items() if len(runs) > 1]
         for first_step, runs in together:
-            trained = _train(list(runs.values()), first_step, mesh, reporter)
-            for (number, run), state in zip(runs.items(), trained, strict=True):
-                results[number] = finish(
-                    run.setup, state.trainable, run.folder, run.before, reporter
-                )
+            exports = _train(list(runs.values()), first_step, mesh, reporter)
+            for (number, run), exported in zip(runs.items(), exports, strict=True):
+                results[number] = finish(run.setup, exported, run.folder, run.before, reporter)
     # A run that was cut off at a step of its own has none beside it. Its folder is free again here.
     by_step.clear()
     for number, config in enumerate(configs):
@@ -103,7 +102,7 @@ def fit_together(
 
 def _train(
     runs: Sequence[_Begun], first_step: int, mesh: Mesh, reporter: Reporter
-) -> list[TrainState]:
+) -> list[ExportedStep]:
     """Takes the optimizer steps of all runs, as `fit`'s loop does for one."""
     first, last_step = runs[0], runs[0].setup.plan.num_steps
     states = stack_states([run.state for run in runs], mesh)
@@ -148,4 +147,7 @@ def _train(
                 exit_stopped(reporter, step)
     for run in runs:
         run.checkpoints.wait()
-    return [unstack.state(states, k) for k in range(len(runs))]
+    return [
+        choose_step(run.setup, unstack.state(states, k), recorder, run.checkpoints, reporter)
+        for k, (run, recorder) in enumerate(zip(runs, recorders, strict=True))
+    ]

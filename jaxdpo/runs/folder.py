@@ -5,13 +5,18 @@ inputs.json     digests of the weights and the tokenised pairs
 data.json       how many pairs each split has, and their digest
 metrics.jsonl   a record a step and an evaluation; curves.png and tensorboard/ show the same
 checkpoints/    to continue from
+base/           the model that it started from, without its weights
 model/          the aligned model, in Hugging Face format
 summary.json    written last: the run is finished
+
+A run whose first step was never taken leaves nothing to continue: its files go when the folder is
+opened again, whatever the configuration is then.
 """
 
 import contextlib
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +28,16 @@ from jaxdpo.config import RunConfig, check_continues, to_yaml
 from jaxdpo.errors import UserError
 from jaxdpo.storage.continuation import check_unchanged
 from jaxdpo.storage.files import replacing
+from jaxdpo.training.writers import METRICS_FILE, read_metrics
 
 DATA_FILE = "data.json"
+_LOCK, _CONFIG, _SUMMARY = ".lock", "config.yaml", "summary.json"
+# All that a run writes; nothing else is ever removed from its folder.
+_FILES = (
+    *(_CONFIG, "inputs.json", DATA_FILE, METRICS_FILE, "rejects.jsonl", _SUMMARY, "curves.png"),
+    *("completions_before.json", "completions_after.json"),
+    *("base", "checkpoints", "model", "tensorboard"),
+)
 # Digits of a digest in messages: enough to tell any two apart that a user will ever meet.
 _SHOWN = 12
 
@@ -87,7 +100,10 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "a")  # noqa: SIM115 - held until the block ends
+        known = _is_run(path)
+        if not known:
+            _check_empty(path, config.training.overwrite)
+        lock = open(path / _LOCK, "a")  # noqa: SIM115 - held until the block ends
     except OSError as error:
         raise UserError(
             f"training.folder {path}: cannot be written: {error.strerror}; choose another folder"
@@ -100,9 +116,52 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
                 f"training.folder {path}: another process is writing this run; wait for it, or "
                 "choose another folder"
             ) from None
-        resolved = path / "config.yaml"
-        if resolved.exists():
-            check_continues(config, resolved)
+        resolved = path / _CONFIG
+        if known and not _has_begun(path):
+            _clear(path)
+        elif known and resolved.exists():
+            try:
+                check_continues(config, resolved)
+            except UserError:
+                if not config.training.overwrite:
+                    raise
+                _clear(path)
         with replacing(resolved) as file:
             file.write(to_yaml(config))
         yield RunFolder(path, writes=True)
+
+
+def _is_run(path: Path) -> bool:
+    """Tells whether a folder is a run's; one that was copied has no lock, but its inputs."""
+    return (path / _LOCK).exists() or (path / "inputs.json").exists()
+
+
+def _check_empty(path: Path, overwrite: bool) -> None:
+    """Refuses a folder in which something else than a run lies.
+
+    Raises:
+      UserError: Naming one of its files.
+    """
+    others = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
+    if others and not overwrite:
+        raise UserError(
+            f"training.folder {path}: holds {others[0]}, and is no run's folder; name a new "
+            "folder, or set training.overwrite=true to write the run's files beside it"
+        )
+
+
+def _has_begun(path: Path) -> bool:
+    """Tells whether a run took its first step: only then is there something to continue."""
+    if (path / _SUMMARY).exists() or any(path.glob("checkpoints/step_*/manifest.json")):
+        return True
+    return any(record.get("step", 0) > 0 for record in read_metrics(path))
+
+
+def _clear(path: Path) -> None:
+    """Removes a run's files, and leaves whatever else lies in the folder."""
+    for name in _FILES:
+        found = path / name
+        if found.is_dir():
+            shutil.rmtree(found)
+        else:
+            found.unlink(missing_ok=True)

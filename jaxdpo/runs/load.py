@@ -8,12 +8,15 @@ import jax.numpy as jnp
 
 from jaxdpo.config import load_config
 from jaxdpo.data.tokenization.chat import load_chat
+from jaxdpo.errors import UserError
+from jaxdpo.hub.adapter_config import ADAPTER_CONFIG
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import member, read_config, read_json
 from jaxdpo.hub.policy import Policy, open_policy
 from jaxdpo.hub.read import on_devices
 from jaxdpo.model.decoder import abstract_params
 from jaxdpo.model.lora import init_lora
+from jaxdpo.runs.base import base_chat, base_files, find_base, has_base
 from jaxdpo.runs.card import run_card
 from jaxdpo.storage.orbax import stored_arrays
 from jaxdpo.training.checkpoint import newest_checkpoint, stored_trainable
@@ -60,18 +63,37 @@ def open_source(source: str, chat_template: str | None = None) -> Policy:
 
 
 def _open_run(folder: Path, checkpoint: Path, chat_template: str | None) -> Policy:
+    """Opens a checkpoint of a run, from any directory.
+
+    Where all parameters trained, the checkpoint and the run folder hold everything; adapters need
+    the weights of their base model, too.
+    """
     run = load_config(folder / "config.yaml")
-    base = open_policy(
-        run.model.path,
-        run.model.param_dtype,
-        chat_template or run.data.chat_template,
-        run.data.max_length,
-        run.model.base,
-    )
+    if run.lora is None and has_base(folder):
+        hf_config, generation = base_files(folder)
+        config = config_from_hf(hf_config, run.data.max_length)
+        expected = abstract_params(config, jnp.dtype(run.model.param_dtype))
+        step, params = stored_trainable(checkpoint, expected)
+        chat = base_chat(folder, chat_template)
+        card = run_card(run, folder, step)
+        return Policy(config, params, chat, run.model.path, hf_config, generation, card=card)
+    try:
+        found = find_base(folder, run.model.path)
+    except UserError:
+        # A finished run has the adapters' sum with their base, which needs no base any more.
+        whole = folder / "model"
+        newest = checkpoint == newest_checkpoint(folder / "checkpoints")
+        if newest and (folder / "summary.json").exists() and not (whole / ADAPTER_CONFIG).exists():
+            return open_source(str(whole), chat_template)
+        raise
+    # The run's own template is a file that may have stayed behind; the run folder keeps a copy.
+    template = chat_template if has_base(folder) else chat_template or run.data.chat_template
+    base = open_policy(found, run.model.param_dtype, template, run.data.max_length, run.model.base)
     # A continued adapter stands beside the base; any other is beneath what was trained.
     continued = run.model.adapter == "continue"
     policy, lora_config = replace(base, lora=None) if continued else base.merged(), run.lora
     if lora_config is None:
+        # A run folder of an earlier version, which keeps nothing of its base.
         expected = abstract_params(base.config, jnp.dtype(run.model.param_dtype))
         step, params = stored_trainable(checkpoint, expected)
         policy = replace(policy, params=params)
@@ -80,4 +102,6 @@ def _open_run(folder: Path, checkpoint: Path, chat_template: str | None) -> Poli
         expected = jax.eval_shape(lambda: init_lora(base.config, lora_config, jax.random.key(0)))
         step, lora = stored_trainable(checkpoint, expected)
         policy = replace(policy, lora=lora, lora_config=lora_config)
+    if has_base(folder) and chat_template is None and run.data.chat_template is not None:
+        policy = replace(policy, chat=base_chat(folder, None))
     return replace(policy, card=run_card(run, folder, step))

@@ -1,5 +1,6 @@
 """The records of a run: metrics of steps and evaluations, checked and shown, and checkpoints."""
 
+import math
 import sys
 from typing import NoReturn, Self
 
@@ -9,19 +10,26 @@ import numpy as np
 from jaxdpo.cli.console import Reporter, StepProgress
 from jaxdpo.devices.sharding import agreed
 from jaxdpo.devices.sizes import ceil_div
+from jaxdpo.evaluation.answer_health import collapsed
 from jaxdpo.model.decoder import Params
+from jaxdpo.runs.displacement import most_displacing, named
 from jaxdpo.runs.folder import RunFolder
 from jaxdpo.runs.setup import Setup
+from jaxdpo.runs.watch import WatchedPrompts
 from jaxdpo.scoring.dataset_pass import score_pairs
 from jaxdpo.scoring.scores import CompletionScores
+from jaxdpo.training.best_step import BestStep, metric_of
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.health import Watch, check_finite, check_step_zero
-from jaxdpo.training.held_out import preference_metrics
+from jaxdpo.training.held_out import metric_intervals, preference_metrics
 from jaxdpo.training.metrics import DeviceMetrics, LaggedMetrics, Metrics
+from jaxdpo.training.remedies import Remedies
 from jaxdpo.training.signals import StopRequest
 from jaxdpo.training.state import TrainState
 from jaxdpo.training.writers import MetricWriter, read_metrics
 
+# Pairs that the warning of displacement names.
+_NAMED_DISPLACING = 5
 # The status that a shell reports of a process that SIGTERM ended.
 _STOPPED = 128 + 15
 
@@ -49,18 +57,31 @@ class Recorder:
         bar: StepProgress,
         first_step: int,
     ):
-        self._setup, self._frozen = setup, frozen
+        self._setup, self._frozen, self._folder = setup, frozen, folder
         self._checkpoints, self._reporter, self._bar = checkpoints, reporter, bar
         config, num_steps = setup.config, setup.plan.num_steps
         self._every = config.training.evaluate_every or ceil_div(num_steps, 10)
         self._writer = MetricWriter(folder.path, first_step) if folder.writes else None
         self._lagged = LaggedMetrics()
-        self._watch = Watch(num_steps, config.optimizer.max_grad_norm)
+        lora = config.lora is not None
+        self._watch = Watch(Remedies(config.loss, config.optimizer, lora, num_steps))
+        self._watched = WatchedPrompts.of(setup)
+        self._first_test: Metrics | None = None
+        self.best: BestStep | None = None
+        if config.checkpoint.best is not None:
+            self.best = BestStep(config.checkpoint.best, metric_of(config.checkpoint.best))
+        self.stopped: str | None = None
         # A run that continues has seen, and said, what was recorded before.
         for record in read_metrics(folder.path):
             if record["step"] <= first_step:
                 seen = self._watch.test if record["split"] == "TEST" else self._watch.train
                 seen(record["step"], record)
+                if record["split"] == "TEST":
+                    self._follow(record["step"], record)
+        best = self.best
+        if best is not None and best.step is not None and not checkpoints.has_best(best.step):
+            # It was begun with another `checkpoint.best`: the next evaluation is the first.
+            best.step, best.value = None, math.nan
 
     def __enter__(self) -> Self:
         return self
@@ -130,11 +151,54 @@ class Recorder:
             lambda *leaves: np.concatenate(leaves)[order], *(found for _, found in scored)
         )
         metrics = preference_metrics(setup.config.loss, policy, setup.test.columns)
+        metrics |= metric_intervals(setup.config.loss, policy, setup.test.columns)
+        if self._watched is not None:
+            metrics |= self._watched.answer(step, params, lora, self._folder)
+        # Saved before the record is written: a record tells a run that continues that it need not
+        # evaluate this step again.
+        if self._follow(step, metrics):
+            self._checkpoints.save_best(step, state.trainable)
         if self._writer:
             self._writer.write(step, "TEST", metrics)
         self._reporter.evaluation(step, metrics)
+        before = set(self._watch.warned)
         self._warn(self._watch.test(step, metrics))
+        if "displaced" in self._watch.warned - before:
+            self._name_displacing(params, lora)
         self._lagged.restart_clock()
+
+    def _follow(self, step: int, metrics: Metrics) -> bool:
+        """Takes an evaluation's metrics; tells whether it is the best, and notes a collapse."""
+        if self._first_test is None:
+            self._first_test = metrics
+        if self.best is None:
+            return False
+        is_best = self.best.take(step, metrics)
+        rule = self._setup.config.training.stop
+        if rule is None:
+            return is_best
+        if rule.broken is not None:
+            self.stopped = collapsed(self._first_test, metrics, rule.broken)
+        if self.stopped is None and rule.worse is not None and self.best.since >= rule.worse:
+            self.stopped = (
+                f"{self.best.by} on TEST has not improved in {self.best.since} evaluations since "
+                f"step {self.best.step}"
+            )
+        return is_best
+
+    def _name_displacing(self, params: Params, lora: Params | None) -> None:
+        """Names the TRAIN pairs that displace most, under the policy as it is now."""
+        setup = self._setup
+        compute, model = setup.objective.compute, setup.objective.model
+        found = most_displacing(
+            model, params, lora, compute, setup.train, setup.mesh, _NAMED_DISPLACING
+        )
+        if found.pairs:
+            self._reporter.say(
+                f"  the likeliest causes, of {found.scored} TRAIN pairs, by CHES score (median "
+                f"{found.median:.2f}): {named(found.pairs)}. Read them, and drop those whose two "
+                "answers differ in nothing that matters"
+            )
 
     def save_now(self, step: int, state: TrainState) -> None:
         """Saves the state whether or not a checkpoint is due, and waits until it is on disk."""
@@ -147,6 +211,8 @@ class Recorder:
             return
         step, metrics = ready
         setup, config = self._setup, self._setup.config
+        if self._ends_broken(step, metrics):
+            return
         check_finite(step, metrics, lambda: self._sources(step - 1))
         started_equal = config.reference.path is None and config.reference_kind != "none"
         if step == 1 and started_equal:
@@ -155,6 +221,17 @@ class Recorder:
             self._writer.write(step, "TRAIN", metrics)
         self._bar.update(step, metrics)
         self._warn(self._watch.train(step, metrics))
+
+    def _ends_broken(self, step: int, metrics: Metrics) -> bool:
+        """Tells whether the run ends here, its loss being infinite and a better step being kept."""
+        finite = np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+        kept = self.best is not None and self.best.step is not None
+        if finite or not kept or self._setup.config.training.stop is None:
+            return False
+        self.stopped = (
+            f"loss is {metrics['loss']}, gradient norm {metrics['grad_norm']} at step {step}"
+        )
+        return True
 
     def _sources(self, step: int) -> list[str]:
         source = self._setup.train.source

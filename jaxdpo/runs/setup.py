@@ -11,11 +11,13 @@ from jaxdpo.config import RunConfig
 from jaxdpo.data.packing.plan import TrainPlan
 from jaxdpo.data.tokenization.kto_pairs import LabelledPairs, examples_of
 from jaxdpo.data.tokenization.load_pairs import LoadedPairs, load_pairs
+from jaxdpo.data.warnings import warn_of_steps, warn_of_weights
 from jaxdpo.devices.machine import local_machine
 from jaxdpo.errors import UserError
 from jaxdpo.hub.exportable import check_exportable
 from jaxdpo.hub.policy import Policy, on_mesh, open_policy
 from jaxdpo.model.digest import weights_digest
+from jaxdpo.runs.base import keep_base
 from jaxdpo.runs.columns import metadata_digest, read_columns
 from jaxdpo.runs.execution import resolve
 from jaxdpo.runs.folder import DATA_FILE, RunFolder
@@ -100,9 +102,12 @@ def set_up(
         }
     )
     folder.write_json(DATA_FILE, _counted(pairs))
+    if folder.writes:
+        keep_base(folder.path, config, policy)
     resolved = resolve(config, policy.config, train.lengths, test.lengths, mesh, local_machine())
-    reporter.say(f"plan    {resolved.describe()}")
     plan, compute = resolved.plan, resolved.compute
+    reporter.say(f"plan    {resolved.describe()}")
+    _warn(plan, columns["TRAIN"].weights, config, reporter)
     planned_train = PlannedPairs(train, plan.packer, resolved.shape, columns["TRAIN"])
     planned_test = None
     if len(test):
@@ -204,6 +209,16 @@ def _counted(pairs: LoadedPairs) -> dict[str, Any]:
         split: {"pairs": len(each), "sha256": each.fingerprint}
         for split, each in pairs.splits.items()
     }
+
+
+def _warn(plan: TrainPlan, weights: Any, config: RunConfig, reporter: Reporter) -> None:
+    """Says what makes the run learn next to nothing."""
+    for warning in (
+        warn_of_steps(plan.num_steps, len(plan.packer.lengths), config.batch.size),
+        warn_of_weights(weights, config.data.weight_key),
+    ):
+        if warning is not None:
+            reporter.say(f"warning: {warning}")
 
 
 def _report_data(pairs: LoadedPairs, config: RunConfig, reporter: Reporter) -> None:

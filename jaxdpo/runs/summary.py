@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxdpo.cli.console import Reporter
 from jaxdpo.hub.policy import Policy
+from jaxdpo.runs.exported_step import ExportedStep
 from jaxdpo.runs.folder import RunFolder
 from jaxdpo.runs.setup import Setup
 from jaxdpo.sampling import complete, numbered
@@ -42,6 +43,7 @@ def answer_test_prompts(setup: Setup, policy: Policy, folder: RunFolder, when: s
 
 def summarise(
     setup: Setup,
+    exported: ExportedStep,
     folder: RunFolder,
     history: list[dict[str, Any]],
     before: list[str],
@@ -51,12 +53,15 @@ def summarise(
 
     Args:
       setup: The run.
+      exported: The step that is exported.
       folder: The run folder.
       history: The records of metrics.jsonl.
       before: Answers to the TEST prompts before training.
       after: Answers after training.
     """
     tested = [record for record in history if record["split"] == "TEST"]
+    # The last step is always evaluated, and so is every step that may be the best.
+    after_export = [record for record in tested if record["step"] == exported.step]
     speeds = [record["pairs_per_second"] for record in history if "pairs_per_second" in record]
     path, completions = folder.path, []
     for index, texts in enumerate(zip(before, after, strict=True)):
@@ -65,9 +70,14 @@ def summarise(
         completions.append({"prompt": prompt.strip(), "before": texts[0], "after": texts[1]})
     return {
         "steps": setup.plan.num_steps,
+        "exported": {
+            "step": exported.step,
+            "best": exported.best,
+            "stopped": exported.stopped,
+        },
         # The median, which a pause of the machine does not move.
         "pairs_per_second": float(np.median(speeds)) if speeds else None,
-        "test": {"before": tested[0], "after": tested[-1]} if tested else None,
+        "test": {"before": tested[0], "after": after_export[-1]} if after_export else None,
         "completions": completions,
         "files": {
             "aligned model": str(path / "model"),

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdpo.data.generations import SampledIds
 from jaxdpo.data.pairs import Message
 from jaxdpo.hub.policy import Policy
 from jaxdpo.model.decoder import Compute
@@ -21,12 +22,16 @@ class Answer(NamedTuple):
       text: What was answered, without end token and stop text.
       finished: Whether it ended by itself, rather than at `max_new_tokens`.
       tool_calls: Calls that a server read from the answer; the text of a local model holds its own.
+      sampled: Its token ids with the one that ended it, None of a server's answer. Training takes
+        them in place of the text, which would not always be encoded to the same. None as well where
+        a stop text was removed from the end.
     """
 
     number: int
     text: str
     finished: bool
     tool_calls: tuple[dict[str, Any], ...] = ()
+    sampled: SampledIds | None = None
 
 
 def answer(
@@ -34,7 +39,7 @@ def answer(
     conversations: Sequence[Sequence[Message]],
     sampling: SamplingConfig | None = None,
 ) -> list[str]:
-    """The policy's answer to each conversation; of one that is repeated, several.
+    """Returns the policy's answer to each conversation; several where one is repeated.
 
         answer(policy, [[{"role": "user", "content": "When does it open?"}]])
         # ["At 9."]
@@ -48,6 +53,7 @@ def answer(
       BadPair: If the chat template refuses the messages.
     """
     chat = policy.chat
+    # Answers come as they are done; put back into the order of the conversations.
     prompts = [chat.encode(messages, add_generation_prompt=True) for messages in conversations]
     done = {each.number: each.text for each in complete(policy, numbered(prompts), sampling)}
     return [done[number] for number in range(len(prompts))]
@@ -73,6 +79,7 @@ def complete(
     sampling = sampling or SamplingConfig()
     chat = policy.chat
     dtype = jnp.dtype(dtype or jax.tree.leaves(policy.params)[0].dtype)
+    # Attention over a cache is dense, and no gradient is taken: nothing is rematerialised.
     model = Model(
         policy.config,
         policy.params,
@@ -82,12 +89,16 @@ def complete(
         chat.decode,
     )
     for number, completion in generate_each(model, requests, sampling):
-        text = before(sampling.stop, chat.decode(completion.ids))
-        yield Answer(number, text, completion.finished)
+        whole = chat.decode(completion.ids)
+        # The engine stops after the token in which a stop text ends; the text ends before it.
+        text = before(sampling.stop, whole)
+        ended = () if completion.stop is None else (completion.stop,)
+        ids = SampledIds(ids=(*completion.ids, *ended), vocabulary=chat.vocabulary)
+        yield Answer(number, text, completion.finished, sampled=ids if text == whole else None)
 
 
 def before(stops: Sequence[str], text: str) -> str:
-    """The text before the first of these texts in it.
+    """Returns the text before the first of these texts in it.
 
     >>> before(["END", "\\n\\n"], "One.\\n\\nTwo. END")
     'One.'

@@ -1,10 +1,10 @@
-"""What a user may set about sampling."""
+"""The settings of sampling."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class SamplingConfig(BaseModel):
-    """How completions are drawn."""
+    """Settings by which completions are drawn."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     max_new_tokens: int = Field(default=128, gt=0, description="Most tokens of a completion.")

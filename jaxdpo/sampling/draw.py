@@ -1,17 +1,27 @@
 """The next token, drawn from logits."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def next_tokens(
-    logits_BV: jax.Array,
-    keys_B: jax.Array,
-    temperature: float,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-) -> jax.Array:
+class DrawConfig(NamedTuple):
+    """Settings of one draw; hashable, so static under jit.
+
+    Attributes:
+      temperature: Divides the logits; 0 takes the likeliest token.
+      top_k: Draw from this many likeliest tokens; None for all.
+      top_p: Draw from the fewest likeliest tokens that have this probability together.
+    """
+
+    temperature: float
+    top_k: int | None = None
+    top_p: float = 1.0
+
+
+def next_tokens(logits_BV: jax.Array, keys_B: jax.Array, draw: DrawConfig) -> jax.Array:
     """Draws a token for each row, i32 `[B]`, each row with its own key.
 
     First the `top_k` likeliest are kept, then, of their probability, the nucleus
@@ -21,35 +31,39 @@ def next_tokens(
     Args:
       logits_BV: f32.
       keys_B: A random key for each row.
-      temperature: Divides the logits; 0 takes the likeliest token.
-      top_k: None leaves no token out.
-      top_p: 1 leaves no token out.
+      draw: Temperature, and how many of the likeliest tokens are kept; static under jit.
     """
-    if temperature == 0:
+    if draw.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    scaled_BV = logits_BV / temperature
-    if top_k is not None and top_k < scaled_BV.shape[-1]:
-        least_B1 = jax.lax.top_k(scaled_BV, top_k)[0][:, -1:]
+    # Moved below zero before they are divided: divided first, logits overflow at low temperatures,
+    # and ∞ − ∞ is no probability. So the largest stays 0, and what falls to −∞ has probability 0.
+    below_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
+    # Devices flush smaller numbers to 0, and 0 / 0 is none; the softmax is the same long before.
+    scaled_BV = below_BV / max(draw.temperature, float(np.finfo(np.float32).tiny))
+    if draw.top_k is not None and draw.top_k < scaled_BV.shape[-1]:
+        least_B1 = jax.lax.top_k(scaled_BV, draw.top_k)[0][:, -1:]
         scaled_BV = jnp.where(scaled_BV >= least_B1, scaled_BV, -jnp.inf)
     p_BV = jax.nn.softmax(scaled_BV, axis=-1)
-    if top_p < 1:
-        p_BV = jnp.where(p_BV >= _least_of_nucleus(p_BV, top_p), p_BV, 0.0)
+    if draw.top_p < 1:
+        p_BV = jnp.where(p_BV >= _least_of_nucleus(p_BV, draw.top_p), p_BV, 0.0)
     uniform_B2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys_B)
     return _draw(p_BV, uniform_B2)
 
 
 def _least_of_nucleus(p_BV: jax.Array, top_p: float) -> jax.Array:
-    """The smallest x such that what is above x has less than `top_p` together, f32 `[B, 1]`.
+    """Finds the smallest x such that what is above x has less than `top_p`, f32 `[B, 1]`.
 
-    Found bit by bit, which costs thirty passes where sorting a vocabulary costs hundreds:
+    It is found bit by bit, which costs thirty passes where sorting a vocabulary costs hundreds:
     floats from 0 to 1 are in the order of their bits.
     """
 
     def halve(_, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low_B1, high_B1 = bounds
+        # The float in the middle of the bits, and not of the values: 30 halvings reach every float.
         middle_B1 = (low_B1 + high_B1) // 2
         x_B1 = jax.lax.bitcast_convert_type(middle_B1, jnp.float32)
         above_B1 = jnp.sum(jnp.where(p_BV > x_B1, p_BV, 0.0), axis=-1, keepdims=True)
+        # True where the middle is high enough: the answer is then at or below it.
         enough_B1 = above_B1 < top_p
         return jnp.where(enough_B1, low_B1, middle_B1), jnp.where(enough_B1, middle_B1, high_B1)
 
@@ -63,9 +77,11 @@ def _least_of_nucleus(p_BV: jax.Array, top_p: float) -> jax.Array:
 def _draw(p_BV: jax.Array, uniform_B2: jax.Array) -> jax.Array:
     """Draws by weight, i32 `[B]`: a block of tokens with one number, one of it with the other.
 
-    Two numbers a row, and not one a token as `jax.random.categorical` takes.
+    It takes two numbers a row, where `jax.random.categorical` takes one for each token.
     """
     rows, vocabulary = p_BV.shape
+    # Blocks of √V tokens: the sums that are looked through are about 2 √V, and short sums of fp32
+    # keep small probabilities that a running sum over the whole vocabulary would swallow.
     width = int(vocabulary**0.5) + 1
     padded_BV = jnp.pad(p_BV, ((0, 0), (0, -vocabulary % width)))
     p_BNW = padded_BV.reshape(rows, -1, width)
@@ -75,9 +91,12 @@ def _draw(p_BV: jax.Array, uniform_B2: jax.Array) -> jax.Array:
 
 
 def _first_above(weights_BN: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """Index `[B]` whose weights up to it exceed that share of all; never one of weight 0."""
+    """Returns the first index whose weights up to it exceed that share of all, i32 `[B]`.
+
+    It is never one of weight 0.
+    """
     sums_BN = jnp.cumsum(weights_BN, axis=-1)
     all_B1 = sums_BN[:, -1:]
     below_B = jnp.sum(sums_BN <= uniform_B[:, None] * all_B1, axis=-1)
-    # Rounded up, the share may be the whole.
+    # Rounded up, the share may be the whole: then it is the last index of any weight.
     return jnp.minimum(below_B, jnp.sum(sums_BN < all_B1, axis=-1)).astype(jnp.int32)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxdpo.data.packing.batch import PackedBatch
 from jaxdpo.devices.sharding import replicated
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute, Params, head_weight, hidden_states_and_router_loss
+from jaxdpo.model.decoder import Compute, Params, forward, head_weight
 from jaxdpo.scoring.logprobs import (
     LOGPS_ALONE,
     Head,
@@ -48,9 +48,7 @@ def score_completions(
     # An offloaded reference lies in the host's memory: what is read once (embedding, norm, head)
     # comes to the device here, each layer when the scan over layers reaches it.
     params = {**compute.fetched({**params, "layers": ()}), "layers": params["layers"]}
-    hidden, router_loss = hidden_states_and_router_loss(
-        config, params, lora, batch, compute, dropout_key=dropout_key
-    )
+    hidden, router_loss = forward(config, params, lora, batch, compute, dropout_key=dropout_key)
     scores = token_scores(
         hidden,
         head_weight(config, params),

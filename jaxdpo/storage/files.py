@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from jaxdpo.errors import UserError
+
 _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -38,6 +40,18 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuses to write over a file that holds something.
+
+    Raises:
+      UserError: If there is one.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+    if path.exists() and path.stat().st_size:
+        raise UserError(f"{path}: is there already; set overwrite=true, or name another file")
 
 
 def sync_folder(folder: Path) -> None:

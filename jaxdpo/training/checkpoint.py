@@ -37,6 +37,11 @@ class CheckpointConfig(BaseModel):
 
     every: int = Field(default=200, ge=1, description="optimizer steps between checkpoints")
     keep: int = Field(default=2, ge=1, description="newest checkpoints kept")
+    best: str | None = Field(
+        default=None,
+        description="keep the step that is best on TEST, too: by loss, accuracy, margin, or the "
+        "pass rate of a criterion of training.watch, named; null: do not",
+    )
 
 
 class Checkpoints:
@@ -76,6 +81,57 @@ class Checkpoints:
             response = ocp.save_async(str(target / "state"), _present(state))
         self._pending = self._writer.submit(self._commit, response, step)
 
+    def save_best(self, step: int, trainable: Any) -> None:
+        """Saves what trains as the best step so far, in the place of the one before it.
+
+        It returns when the save is on disk: what follows, such as the record of the evaluation,
+        may rely on it. The optimizer's state is left out, for nothing continues from here.
+
+        Args:
+          step: Steps done.
+          trainable: The parameters, or with LoRA the adapters.
+        """
+        self.wait()
+        target = self._best_folder(step)
+        if jax.process_index() == 0:
+            # A save of this step that was cut off.
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir()
+        _barrier(f"save best {step}")
+        with saved_by_matrix():
+            ocp.save(str(target / "state"), {"trainable": trainable})
+        if jax.process_index() == 0:
+            _write_manifest(target, step)
+            for other in self._folder.glob("best_*"):
+                if other != target:
+                    shutil.rmtree(other)
+        _barrier(f"saved best {step}")
+
+    def restore_best(self, step: int, abstract: Any) -> Any:
+        """Restores what trains as it was at the best step.
+
+        Args:
+          step: The best step, as `save_best` was given it.
+          abstract: ShapeDtypeStructs with shardings, of what trains.
+
+        Raises:
+          UserError: If it is missing or damaged.
+        """
+        folder = self._best_folder(step)
+        if jax.process_index() == 0:
+            manifest = folder / _MANIFEST
+            whole = manifest.exists() and json.loads(manifest.read_text())["files"]
+            if whole != _inventory(folder):
+                raise UserError(
+                    f"{folder}: the best step is missing or damaged, so it cannot be exported; set "
+                    "export.step=last"
+                )
+        return ocp.load(str(folder / "state"), {"trainable": abstract})["trainable"]
+
+    def has_best(self, step: int) -> bool:
+        """Tells whether a step was saved as the best."""
+        return (self._best_folder(step) / _MANIFEST).exists()
+
     def wait(self) -> None:
         """Waits for the save under way.
 
@@ -110,6 +166,9 @@ class Checkpoints:
         restored = ocp.load(str(self._step_folder(step) / "state"), _present(abstract))
         return TrainState(**restored)
 
+    def _best_folder(self, step: int) -> Path:
+        return self._folder / f"best_{step:08d}"
+
     def _step_folder(self, step: int) -> Path:
         return self._folder / f"step_{step:08d}"
 
@@ -121,9 +180,7 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         target = self._step_folder(step)
-        sync_tree(target)
-        with replacing(target / _MANIFEST) as file:
-            json.dump({"step": step, "files": _inventory(target)}, file, indent=1)
+        _write_manifest(target, step)
         for old in self._committed()[: -self._keep]:
             (old / _MANIFEST).unlink()
             shutil.rmtree(old)
@@ -143,6 +200,13 @@ class Checkpoints:
                 aside.name,
             )
         return -1
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    """Makes a checkpoint count: its manifest is written last, when everything is on disk."""
+    sync_tree(folder)
+    with replacing(folder / _MANIFEST) as file:
+        json.dump({"step": step, "files": _inventory(folder)}, file, indent=1)
 
 
 def newest_checkpoint(folder: Path) -> Path:

@@ -1,18 +1,19 @@
 """Says in plain words, once each, when a run goes wrong in one of the ways that DPO is known to.
 
-A warning names the metric, its value, the step, and what to try. It never stops a run. Thresholds
-are loose: a healthy run says nothing.
+A warning names the metric, its value, the step, and what to change to which value. It never stops a
+run. Thresholds are loose: a healthy run says nothing.
 """
 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, median
 
 import numpy as np
 
 from jaxdpo.errors import UserError
 from jaxdpo.training.metrics import Metrics
+from jaxdpo.training.remedies import Remedies, either
 
 # Steps that a TRAIN figure is averaged over before it is judged; one batch says little.
 _WINDOW = 10
@@ -39,16 +40,14 @@ _FAR = -3.0
 
 @dataclass
 class Watch:
-    """What has been seen of a run so far.
+    """The health of a run: all that has been seen of it so far.
 
     Attributes:
-      num_steps: Optimizer steps of the run.
-      max_grad_norm: The norm that gradients are clipped to, or None.
+      remedies: The run's settings, of which warnings say what to change.
       warned: Names of the warnings that were given.
     """
 
-    num_steps: int
-    max_grad_norm: float | None
+    remedies: Remedies
     warned: set[str] = field(default_factory=set)
     _recent: deque[Metrics] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _first: Metrics | None = None
@@ -56,6 +55,7 @@ class Watch:
     _steps: int = 0
     _first_test: Metrics | None = None
     _best_test: Metrics | None = None
+    _best_step: int | None = None
 
     def train(self, step: int, metrics: Metrics) -> list[str]:
         """Takes a step's metrics; returns what is to be said of them."""
@@ -63,7 +63,8 @@ class Watch:
             self._first = metrics
         self._recent.append(metrics)
         self._steps += 1
-        if self.max_grad_norm is not None and metrics["grad_norm"] > self.max_grad_norm:
+        limit = self.remedies.optimizer.max_grad_norm
+        if limit is not None and metrics["grad_norm"] > limit:
             self._clipped += 1
         if len(self._recent) < _WINDOW:
             return []
@@ -84,7 +85,7 @@ class Watch:
         found += [*self._displaced(self._first_test, metrics), *self._drifted(metrics)]
         found += [*self._lengthy(metrics), *self._overfits(self._best_test, metrics)]
         if metrics["loss"] < self._best_test["loss"]:
-            self._best_test = metrics
+            self._best_test, self._best_step = metrics, step
         return self._once(found, f"step {step}, TEST")
 
     def _once(self, found: list[tuple[str, str]], where: str) -> list[str]:
@@ -97,14 +98,15 @@ class Watch:
 
     def _saturated(self, step: int, now: Metrics) -> list[tuple[str, str]]:
         found = []
-        if now.get("rewards/accuracies", 0) >= _SATURATED and step <= _EARLY * self.num_steps:
+        early = step <= _EARLY * self.remedies.num_steps
+        if now.get("rewards/accuracies", 0) >= _SATURATED and early:
             found.append(
                 (
                     "saturated",
                     f"rewards/accuracies is {now['rewards/accuracies']:.3f} over the last "
                     f"{_WINDOW} of only {step} steps: the pairs are told apart at sight. Look for "
-                    "a trivial difference in the data (length, a first word); or lower the "
-                    "learning rate",
+                    "a trivial difference in the data (length, a first word): `jaxdpo inspect` "
+                    f"tries such rules. {either(self.remedies.slower())}",
                 )
             )
         if now.get("rewards/margins", 0) > _EXPLODED:
@@ -112,8 +114,12 @@ class Watch:
                 (
                     "exploded",
                     f"rewards/margins is {now['rewards/margins']:.1f} nats: the loss is all but 0 "
-                    "and the policy still runs away. Lower optimizer.learning_rate or the number "
-                    "of steps, or try loss.type=ipo, which stops at a margin",
+                    "and the policy still runs away. "
+                    + either(
+                        self.remedies.slower(),
+                        self.remedies.shorter(step),
+                        self.remedies.bounded_margin(),
+                    ),
                 )
             )
         return found
@@ -121,12 +127,19 @@ class Watch:
     def _clipping(self) -> list[tuple[str, str]]:
         if self._steps < 2 * _WINDOW or self._clipped < _CLIPPED * self._steps:
             return []
+        typical = median(one["grad_norm"] for one in self._recent)
+        limit = self.remedies.optimizer.max_grad_norm
         return [
             (
                 "clipped",
-                f"grad_norm was over optimizer.max_grad_norm={self.max_grad_norm} in "
-                f"{self._clipped} of {self._steps} steps, so the limit sets the step's size. Raise "
-                "it, or lower loss.beta or the learning rate",
+                f"grad_norm was over optimizer.max_grad_norm={limit} in {self._clipped} of "
+                f"{self._steps} steps, so the limit sets the step's size. "
+                + either(
+                    # Twice the typical norm clips what sticks out, and no more.
+                    self.remedies.looser_limit(2 * typical),
+                    self.remedies.smaller_gradients(),
+                    self.remedies.slower(),
+                ),
             )
         ]
 
@@ -155,8 +168,8 @@ class Watch:
             (
                 "displaced",
                 f"{name} fell by {fall:.2f} while margins rose: the chosen answers become less "
-                "likely too, and something else takes their place (likelihood displacement). Mix "
-                "in the chosen answers (loss.type=[sigmoid,sft]), or lower the learning rate",
+                "likely too, and something else takes their place (likelihood displacement). "
+                + either(self.remedies.chosen_mixed_in(), self.remedies.slower()),
             )
         ]
 
@@ -173,8 +186,12 @@ class Watch:
             (
                 "drifted",
                 f"kl is {metrics['kl']:.1f} nats a completion ({per_token:.2f} a token): the "
-                "policy has gone far from its reference. Raise loss.beta, or train for fewer steps "
-                "or at a lower learning rate",
+                "policy has gone far from its reference. "
+                + either(
+                    self.remedies.nearer_the_reference(),
+                    self.remedies.slower(),
+                    self.remedies.shorter(),
+                ),
             )
         ]
 
@@ -186,8 +203,11 @@ class Watch:
             (
                 "lengthy",
                 f"rewards/length_correlation is {correlation:.2f}: longer completions are "
-                "rewarded for their length. Balance the lengths in the data, or try "
-                "loss.type=sigmoid_norm or loss.ld_alpha",
+                "rewarded for their length. "
+                + either(
+                    self.remedies.without_length(),
+                    "balance the lengths of chosen and rejected answers in the data",
+                ),
             )
         ]
 
@@ -204,8 +224,12 @@ class Watch:
             (
                 "overfits",
                 f"loss is {metrics['loss']:.3f} on TEST, after {best['loss']:.3f} at best, while "
-                "it still falls on TRAIN: the run learns its pairs by heart. Stop earlier "
-                "(training.max_steps), raise loss.beta, or add pairs",
+                "it still falls on TRAIN: the run learns its pairs by heart. "
+                + either(
+                    self.remedies.shorter(self._best_step),
+                    self.remedies.nearer_the_reference(),
+                    "add pairs",
+                ),
             )
         ]
 

@@ -1,15 +1,15 @@
-"""What may be set about a run of the use cases."""
+"""Settings of a run of the use cases."""
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# Enough to see what DPO does.
+# Enough to see what DPO does: with 300 tests a rate of 30% is known to ± 5 points.
 QUICK = {"seeds": (0,), "prompts": 1000, "tests": 300}
 
 
 class UseCasesConfig(BaseModel):
-    """How large the evidence is, and where it goes."""
+    """Size of the evidence, and its place."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -22,7 +22,7 @@ class UseCasesConfig(BaseModel):
     )
     prompts: int = Field(default=4000, ge=50, description="prompts whose answers become pairs")
     samples: int = Field(default=6, ge=2, description="answers to each of them")
-    tests: int = Field(default=1000, ge=50, description="TEST prompts, and as many away")
+    tests: int = Field(default=1000, ge=50, description="TEST prompts, and as many shifted ones")
     sft: tuple[str, ...] = Field(
         default=(), description="overrides of the supervised run, such as [batch.size=16]"
     )

@@ -12,20 +12,23 @@ was asked for.
 
 import random
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from jaxdpo.evaluation.judgement import Example, Judgement
+from jaxdpo.data.pairs import Message
+from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.quickstart.task import Split
 from jaxdpo.use_cases.names import draw_name
 from jaxdpo.use_cases.task import Domain, UseCase, Written
 from jaxdpo.use_cases.word_limit import draw_facts
 
 OPENINGS: dict[Domain, tuple[str, ...]] = {
-    "home": ("Note on {}:", "About {}:"),
-    "away": ("Offer of {}:", "Details of {}:"),
+    "in-domain": ("Note on {}:", "About {}:"),
+    "shifted": ("Offer of {}:", "Details of {}:"),
 }
 INSTRUCTIONS: dict[Domain, tuple[str, ...]] = {
-    "home": ("Highlight what it {}.", "Mark how much it {}."),
-    "away": ("Put stars round what it {}.", "Show in bold what it {}."),
+    "in-domain": ("Highlight what it {}.", "Mark how much it {}."),
+    "shifted": ("Put stars round what it {}.", "Show in bold what it {}."),
 }
 COUNTS = (3, 4)
 
@@ -34,7 +37,13 @@ MISTAKES = 0.173
 
 
 def write(domain: Domain, split: Split, rng: random.Random) -> Written:
-    """A prompt, and the note as a writer highlighted it."""
+    """Draws a prompt, and the note as a writer highlighted it.
+
+    Args:
+      domain: Domain of the prompt.
+      split: "TRAIN" or "TEST": whose names it is about.
+      rng: Makes the draws.
+    """
     facts = draw_facts(domain, rng.choice(COUNTS), rng)
     note = f"It {', '.join(facts)}."
     asked = highlighted = rng.choice(facts)
@@ -46,34 +55,42 @@ def write(domain: Domain, split: Split, rng: random.Random) -> Written:
 
 
 def marked(note: str, verb: str) -> str:
-    """The note with the number of one of its facts highlighted."""
+    """Returns the note with the number of one of its facts highlighted."""
     return re.sub(rf"( {verb} [a-z]+ )(\d+)", r"\1**\2**", note)
 
 
 def read_prompt(prompt: str) -> tuple[str, str]:
-    """The note of a prompt, and the verb of the fact that is asked for."""
+    """Returns the note of a prompt, and the verb of the fact that is asked for."""
     _, note, instruction = prompt.split("\n")
     return note, instruction.removesuffix(".").split()[-1]
 
 
-def judge(example: Example) -> Judgement:
-    """Passes if the number asked for is highlighted, and nothing else; then the rest counts."""
-    note, asked = read_prompt(example.messages[-1]["content"])
+def score(messages: Sequence[Message], completion: str, metadata: Mapping[str, Any]) -> Judgement:
+    """Passes if the number asked for is highlighted, and nothing else; then the rest counts.
+
+    Args:
+      messages: The prompt.
+      completion: The answer.
+      metadata: Not read; every criterion is given it.
+    """
+    note, asked = read_prompt(messages[-1]["content"])
     right = marked(note, asked)
-    found, wanted = (highlights(answer) for answer in (example.completion, right))
+    found, wanted = (highlights(answer) for answer in (completion, right))
     passed = found == wanted
     said = f"highlights {found}, wanted is {wanted}"
-    score = passed * (1.0 if example.completion == right else 0.2)
-    return Judgement(passed=passed, score=score, explanation=said)
+    # The right number in a text that was changed is no answer to be learnt from.
+    points = passed * (1.0 if completion == right else 0.2)
+    return Judgement(passed=passed, score=points, explanation=said)
 
 
 def highlights(text: str) -> list[str]:
-    """What is highlighted, each with the two words before it: two numbers may be the same."""
+    """Returns the highlights, each with the two words before it."""
+    # With the words: two facts may have the same number, and only one of them was asked for.
     return re.findall(r"\S+ \S+ \*\*.*?\*\*", text)
 
 
 def quality(prompt: str, completion: str) -> dict[str, float]:
-    """Measures of one completion."""
+    """Measures one completion."""
     note, _ = read_prompt(prompt)
     return {
         "text unchanged": float(completion.replace("**", "") == note),
@@ -88,6 +105,6 @@ USE_CASE = UseCase(
     published=(17.3, 1.7),
     supervised_steps=800,
     write=write,
-    judge=judge,
+    criterion=f"{__name__}:score",
     quality=quality,
 )

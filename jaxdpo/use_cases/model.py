@@ -1,45 +1,32 @@
-"""A small model with random weights and a tokenizer for a use case's text."""
+"""The small model of a use case, with random weights, and a tokenizer for its text."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-
-from jaxdpo.data.tokenization.chat import load_chat
-from jaxdpo.hub.write import save_pretrained
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
-from jaxdpo.model.decoder import init_params
-from jaxdpo.quickstart.tokenizer import CONTROL_TOKENS, END, MAX_LENGTH, PAD, write_tokenizer
+from jaxdpo.quickstart import new_model
 from jaxdpo.use_cases.names import ENDS, STARTS, SYLLABLES
 
-# Of both layers the first sees three tokens alone. So each token soon knows those before it, which
-# is what copying is made of, and it is learnt in 200 steps of 32 examples instead of many more.
+# The first of the two layers sees three tokens alone. So each token soon knows those before it,
+# which is the half of copying ("what came after this word before?") that is slow to learn: copying
+# is learnt in 200 steps of 32 examples instead of many more.
 WINDOWS = (3, None)
 
 # All bytes, all syllables, and every word of each task.
 VOCAB_SIZE = 576
 
-# What config.json says beside the architecture.
-HF_CONFIG = {
-    "model_type": "qwen3",
-    "max_position_embeddings": MAX_LENGTH,
-    "use_sliding_window": True,
-    "bos_token_id": None,
-    "eos_token_id": CONTROL_TOKENS.index(END),
-    "pad_token_id": CONTROL_TOKENS.index(PAD),
-}
-
 _NAME = re.compile(rf"\b({'|'.join(STARTS)})({'|'.join(ENDS)})\b", re.IGNORECASE)
 
 
 def write_new_model(folder: Path, texts: Sequence[str], seed: int) -> None:
-    """Trains a tokenizer on the texts and writes a model with random weights beside it."""
-    tokenizer_folder = folder.with_name(f"{folder.name}-tokenizer")
-    tokenizer_folder.mkdir(parents=True, exist_ok=True)
-    nameless = [_NAME.sub("", text) for text in texts]
-    write_tokenizer(tokenizer_folder, nameless, SYLLABLES, VOCAB_SIZE)
+    """Trains a tokenizer on texts and writes a model with random weights beside it.
+
+    Args:
+      folder: Where to.
+      texts: A task's prompts and answers.
+      seed: Of the weights.
+    """
     config = ModelConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=128,
@@ -50,6 +37,9 @@ def write_new_model(folder: Path, texts: Sequence[str], seed: int) -> None:
         mlp=MLPConfig(intermediate_size=256),
         tied_head=True,
     )
-    params = init_params(config, jax.random.key(seed), jnp.float32)
-    tokenizer = load_chat(str(tokenizer_folder)).tokenizer
-    save_pretrained(folder, config, params, tokenizer, HF_CONFIG)
+    # Without the names: a name that is one piece cannot be copied syllable by syllable, and one of
+    # TEST, which the tokenizer must not have seen, would be in more pieces than those of TRAIN.
+    nameless = [_NAME.sub("", text) for text in texts]
+    # Windows that differ by layer are Qwen3's to say, in Hugging Face's form.
+    hf_config = {"model_type": "qwen3", "use_sliding_window": True}
+    new_model.write_new_model(folder, config, hf_config, nameless, SYLLABLES, seed)

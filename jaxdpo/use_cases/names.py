@@ -11,7 +11,8 @@ SYLLABLES = (*STARTS, *(f" {start}" for start in STARTS), *ENDS)
 
 
 def draw_name(split: Split, rng: random.Random) -> str:
-    """Two words drawn at random; a fifth of all names is TEST's alone, though not their words."""
+    """Draws two words at random; a fifth of all names is TEST's alone, though not their words."""
+    # Drawn until the hash of one says its split: the splits need no list, and share no name.
     while True:
         name = " ".join(rng.choice(STARTS) + rng.choice(ENDS) for _ in range(2))
         if split_of(name) == split:

@@ -1,105 +1,76 @@
-"""From a use case to its proof, all through the public API; read `run_seed` downwards."""
+"""From a use case to its proof, with what every user has; read `run_seed` downwards.
+
+A supervised run, pairs of the model's own answers, a DPO run, a comparison: `fit`, `make_pairs`,
+`fit`, `compare`.
+"""
 
 import itertools
-import json
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from jaxdpo.config import RunConfig, load_config
-from jaxdpo.data.pairs import Message
-from jaxdpo.data.writing import write_pairs
+from jaxdpo import EvaluateConfig, PairingConfig, SamplingConfig, compare, fit, make_pairs
 from jaxdpo.devices.machine import peak_memory
 from jaxdpo.errors import UserError
-from jaxdpo.evaluation.judgement import Example, Judgement
-from jaxdpo.feedback.collecting import collect
-from jaxdpo.feedback.preferences import FeedbackConfig
-from jaxdpo.hub.policy import Policy
-from jaxdpo.runs.fit import fit
-from jaxdpo.sampling import SamplingConfig, answer
-from jaxdpo.storage.files import replacing
+from jaxdpo.evaluation.comparison import Comparison
+from jaxdpo.evaluation.judgement import Example
+from jaxdpo.losses.config import LossConfig
+from jaxdpo.rounds.sample import SampleConfig, sample
 from jaxdpo.use_cases.config import UseCasesConfig
 from jaxdpo.use_cases.model import write_new_model
 from jaxdpo.use_cases.task import Domain, UseCase, mean_quality
+from jaxdpo.use_cases.workshop import (
+    Workshop,
+    assistant,
+    open_workshop,
+    read_json,
+    read_lines,
+    user,
+    write_json,
+    write_lines,
+)
 
-SETTINGS = Path(__file__).parent
-# Examples that the tokenizer is trained on.
+# Examples that the tokenizer is trained on: every word of a task is among them.
 _TOKENIZER_EXAMPLES = 1000
-# The longest answer has fewer.
+# The longest answer has fewer tokens.
 _MAX_NEW_TOKENS = 48
+# Completions decoded at a time: the model is so small that a step costs the same for many rows.
+_DECODED_TOGETHER = 256
 # Answers of the supervised model that the criterion chooses from, in the bar "best of 4".
 _BEST_OF = 4
-# All answers that pass and are whole against all that are not. What a model says need not be fit to
-# be trained on, such as nothing at all: it is left out and counted.
-_COLLECTING = FeedbackConfig(margin=0.5, test_fraction=0.05, on_error="skip")
-
-
-class Answered(NamedTuple):
-    """A prompt with an answer, judged."""
-
-    prompt: str
-    completion: str
-    judgement: Judgement
+# The criterion's scores are 0 for a failure, at most 0.4 for an answer that passes and is poor, and
+# 1 for one that is right in all: this pairs the last kind with both others.
+_MARGIN = 0.5
+# TEST pairs only show the losses of the run; the figures are of other prompts.
+_TEST_PAIRS = 0.05
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """One seed of one use case: where its files lie, and how long its stages took.
+class Measured:
+    """One model's answers to one set of prompts, measured.
 
     Attributes:
-      case: The use case.
-      config: Sizes.
-      seed: The seed.
-      folder: Of this seed.
+      failed: 1 for each answer that failed, else 0, in the order of the prompts.
+      quality: The mean of each measure of quality.
     """
 
-    case: UseCase
-    config: UseCasesConfig
-    seed: int
-    folder: Path
-
-    def settings(self, name: str, overrides: Sequence[str], given: dict[str, Any]) -> RunConfig:
-        """The run configuration of a file that comes with the use cases.
-
-        Args:
-          name: Of the file.
-          overrides: What the user has set.
-          given: What is set here.
-        """
-        given = {
-            "training.seed": self.seed,
-            "data.cache_dir": str(self.folder / "cache"),
-            **given,
-        }
-        own = [f"{key}={json.dumps(value)}" for key, value in given.items()]
-        return load_config(SETTINGS / f"{name}.yaml", [*own, *overrides])
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Adds a stage's time to `seconds.json`: on the clock, and of all processor cores."""
-        path, wall, cpu = self.folder / "seconds.json", time.perf_counter(), time.process_time()
-        try:
-            yield
-        finally:
-            spent = read_json(path) if path.exists() else {}
-            before = spent.get(stage, {"wall": 0.0, "cpu": 0.0})
-            spent[stage] = {
-                "wall": before["wall"] + time.perf_counter() - wall,
-                "cpu": before["cpu"] + time.process_time() - cpu,
-            }
-            write_json(path, spent)
+    failed: list[int]
+    quality: dict[str, float]
 
 
 def run_seed(case: UseCase, config: UseCasesConfig, seed: int) -> dict[str, Any]:
-    """One seed of a use case, from random weights to measured failures.
+    """Runs one seed of a use case, from random weights to measured failures.
 
-    What is finished already is not done again.
+    Stages that are finished already are not done again.
+
+    Args:
+      case: The use case.
+      config: Sizes.
+      seed: The seed.
 
     Returns:
-      What `result.json` in the seed's folder holds.
+      The content of `result.json` in the seed's folder.
     """
     workshop = open_workshop(case, config, seed)
     path = workshop.folder / "result.json"
@@ -107,16 +78,16 @@ def run_seed(case: UseCase, config: UseCasesConfig, seed: int) -> dict[str, Any]
         with workshop.timed("supervised"):
             sft = supervised_model(workshop)
         with workshop.timed("pairs"):
-            pairs = preference_pairs(workshop, sft)
+            pairs = preference_pairs(workshop)
         with workshop.timed("dpo"):
-            dpo = preference_model(workshop, sft, pairs)
+            dpo = preference_model(workshop)
         with workshop.timed("sft on best"):
-            best = best_model(workshop, sft, pairs)
+            best = best_model(workshop)
         with workshop.timed("evaluation"):
             measured = evaluate(workshop, {"SFT": sft, "SFT on best": best, "DPO": dpo})
         result = {
             "seed": seed,
-            "pairs": len(pairs.read_text(encoding="utf-8").splitlines()),
+            "pairs": len(read_lines(pairs)),
             "measured": measured,
             "seconds": read_json(workshop.folder / "seconds.json"),
             "memory_gib": peak_memory() / 2**30,
@@ -125,202 +96,191 @@ def run_seed(case: UseCase, config: UseCasesConfig, seed: int) -> dict[str, Any]
     return read_json(path)
 
 
-def open_workshop(case: UseCase, config: UseCasesConfig, seed: int) -> Workshop:
-    """The workshop of a seed, in its folder.
-
-    Raises:
-      UserError: If what lies there was made under different settings.
-    """
-    folder = Path(config.folder) / case.name / f"seed_{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    check_continues(config, folder / "sizes.json")
-    return Workshop(case, config, seed, folder)
-
-
-def check_continues(config: UseCasesConfig, path: Path) -> None:
-    """Refuses to mix what was made under different settings.
-
-    Raises:
-      UserError: Naming what differs.
-    """
-    sizes = config.model_dump(mode="json", exclude={"folder", "size", "seeds"})
-    if not path.exists():
-        write_json(path, sizes)
-    before = read_json(path)
-    changed = [f"{name} was {before[name]}" for name in sizes if before[name] != sizes[name]]
-    if changed:
-        raise UserError(
-            f"{path.parent} was made with other settings: {', '.join(changed)}. Put them back to "
-            "continue, or set folder to a new one"
-        )
-
-
-def supervised_model(workshop: Workshop) -> Policy:
-    """A model taught from random weights on what the writers wrote."""
+def supervised_model(workshop: Workshop) -> Path:
+    """Trains a model from random weights on the writers' answers, and returns its folder."""
     case, folder, seed = workshop.case, workshop.folder, workshop.seed
     if not (folder / "new").exists():
         examples = case.written(None, "TRAIN", f"{seed} texts")
         texts = [text for one in itertools.islice(examples, _TOKENIZER_EXAMPLES) for text in one]
         write_new_model(folder / "new", texts, seed)
     data = folder / "written.jsonl"
-    paths = {
-        "model.path": str(folder / "new"),
-        "data.path": str(data),
-        "training.folder": str(folder / "sft"),
-    }
-    steps = {"training.max_steps": case.supervised_steps}
-    settings = workshop.settings("sft", workshop.config.sft, {**steps, **paths})
+    run = workshop.run(
+        "sft",
+        "sft",
+        workshop.config.sft,
+        {
+            "model.path": str(folder / "new"),
+            "data.path": str(data),
+            "training.max_steps": case.supervised_steps,
+        },
+    )
     if not data.exists():
-        # A step's examples are new ones; a few more are TEST's.
-        count = round(1.03 * case.supervised_steps * settings.batch.size)
+        # A step's examples are new ones, so that nothing is learnt by heart; a few more are TEST's.
+        count = round(1.03 * case.supervised_steps * run.batch.size)
         written = itertools.islice(case.written(None, "TRAIN", f"{seed} supervised"), count)
-        write_lines(data, ({"messages": conversation(*example)} for example in written))
-    return fit(settings).policy
+        write_lines(data, ({"messages": [user(p), assistant(a)]} for p, a in written))
+    return fit(run).folder / "model"
 
 
-def preference_pairs(workshop: Workshop, sft: Policy) -> Path:
-    """Pairs of the supervised model's own answers, judged by the criterion."""
-    case, config, folder = workshop.case, workshop.config, workshop.folder
-    judged, path = folder / "judged.jsonl", folder / "pairs.jsonl"
-    if not path.exists():
-        prompts = take(case, "home", "TRAIN", f"{workshop.seed} pairs", config.prompts)
-        answered = answer_all(case, sft, prompts, config.samples, 1.0, workshop.seed)
-        write_lines(judged, (record(a) for answers in answered for a in answers))
-        collected = collect("criteria", str(judged), _COLLECTING)
-        print(collected.summary())
-        if not collected.pairs:
+def preference_pairs(workshop: Workshop) -> Path:
+    """Makes pairs of the supervised model's own answers by the criterion, and returns their file.
+
+    Raises:
+      UserError: If no prompt has both answers that are right and answers that are not.
+    """
+    config, folder = workshop.config, workshop.folder / "pairs"
+    if not (folder / "pairs.jsonl").exists():
+        prompts = workshop.prompts("in-domain", "TRAIN", "pairs", config.prompts)
+        settings = {
+            "model": str(workshop.folder / "sft" / "model"),
+            "data": {"path": str(prompts), "test_fraction": _TEST_PAIRS},
+            "criteria": workshop.case.criterion,
+            "samples": config.samples,
+            "sampling": _sampling(1.0, workshop.seed),
+            "margin": _MARGIN,
+            "folder": str(folder),
+        }
+        made = make_pairs(PairingConfig.model_validate(settings))
+        print(made.collected.summary())
+        if made.pairs is None:
             raise UserError(
-                f"{judged}: no prompt has both answers that pass and answers that fail; see what "
-                "the supervised model says there"
+                f"{folder}: no prompt has both answers that pass and answers that fail; read its "
+                "judgements.jsonl to see what the supervised model says"
             )
-        write_pairs(collected.pairs, path)
-    return path
+    return folder / "pairs.jsonl"
 
 
-def preference_model(workshop: Workshop, sft: Policy, pairs: Path) -> Policy:
-    """The supervised model after DPO."""
-    return fit(on_pairs(workshop, pairs, "dpo", workshop.config.dpo, {}), sft).policy
+def preference_model(workshop: Workshop) -> Path:
+    """Trains the supervised model by DPO on the pairs, and returns its folder."""
+    run = workshop.run("dpo", workshop.case.name, workshop.config.dpo, on_pairs(workshop))
+    return fit(run).folder / "model"
 
 
-def best_model(workshop: Workshop, sft: Policy, pairs: Path) -> Policy:
-    """The supervised model after the same run on the chosen answers alone: all but the DPO loss."""
-    dpo = on_pairs(workshop, pairs, "dpo", workshop.config.dpo, {}).loss
-    same = [override for override in workshop.config.dpo if not override.startswith("loss.")]
-    weight = dict(dpo.weighted_types()).get("sft", 1.0)
-    supervised = {"loss": {"type": "sft", "weights": [weight]}}
-    return fit(on_pairs(workshop, pairs, "best", same, supervised), sft).policy
+def best_model(workshop: Workshop) -> Path:
+    """Trains the supervised model on the chosen answers alone, and returns its folder.
+
+    The run has the pairs, steps and learning rate of the DPO run, so that the DPO loss itself is
+    all that they differ in.
+    """
+    run = workshop.run("best", workshop.case.name, workshop.config.dpo, on_pairs(workshop))
+    weight = dict(run.loss.weighted_types()).get("sft", 1.0)
+    supervised = LossConfig.model_validate({"type": "sft", "weights": [weight]})
+    return fit(run.model_copy(update={"loss": supervised})).folder / "model"
 
 
-def on_pairs(
-    workshop: Workshop,
-    pairs: Path,
-    folder: str,
-    overrides: Sequence[str],
-    given: dict[str, Any],
-) -> RunConfig:
-    """The run configuration of a run on the pairs, in a folder of the workshop."""
-    paths = {
+def on_pairs(workshop: Workshop) -> dict[str, str]:
+    """Returns the paths of a run on the supervised model and its pairs, by `section.field`."""
+    return {
         "model.path": str(workshop.folder / "sft" / "model"),
-        "data.path": str(pairs),
-        "training.folder": str(workshop.folder / folder),
+        "data.path": str(workshop.folder / "pairs" / "pairs.jsonl"),
     }
-    return workshop.settings(workshop.case.name, overrides, {**paths, **given})
 
 
-def evaluate(workshop: Workshop, models: dict[str, Policy]) -> list[dict[str, Any]]:
-    """The models' answers to the same TEST prompts, at home and away, measured.
+def evaluate(workshop: Workshop, models: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Lets the models answer the same TEST prompts, in-domain and shifted, and measures that.
 
     Returns:
       For each domain, temperature and model which answers failed, and their mean quality.
     """
-    case, seed = workshop.case, workshop.seed
     measured = []
-    asked: tuple[tuple[Domain, float], ...] = (("home", 1.0), ("home", 0.0), ("away", 1.0))
+    # Greedy answers of a small model fail half as often as sampled ones, so both are shown.
+    asked: tuple[tuple[Domain, float], ...] = (
+        ("in-domain", 1.0),
+        ("in-domain", 0.0),
+        ("shifted", 1.0),
+    )
     for domain, temperature in asked:
-        prompts = take(case, domain, "TEST", f"{seed} test", workshop.config.tests)
-        for name, policy in models.items():
-            choosing = name == "SFT" and (domain, temperature) == ("home", 1.0)
-            samples = _BEST_OF if choosing else 1
-            answered = answer_all(case, policy, prompts, samples, temperature, seed)
-            shown = {name: [answers[0] for answers in answered]}
-            if choosing:
-                shown[f"best of {samples}"] = [
-                    max(answers, key=lambda a: a.judgement.value) for answers in answered
-                ]
-            for said, of_model in shown.items():
-                where = {"domain": domain, "temperature": temperature, "model": said}
-                measured.append(where | summary(case, of_model))
-                file = f"{domain}-{temperature:g}-{said.replace(' ', '_')}.jsonl"
-                write_lines(workshop.folder / "answers" / file, (record(a) for a in of_model))
+        prompts = workshop.prompts(domain, "TEST", "test", workshop.config.tests)
+        folder = workshop.folder / "evaluation" / f"{domain}-{temperature:g}"
+        found = compare_models(workshop, models, prompts, temperature, folder)
+        if (domain, temperature) == ("in-domain", 1.0):
+            found[f"best of {_BEST_OF}"] = best_of_answers(workshop, models["SFT"], prompts, folder)
+        measured += [
+            {"domain": domain, "temperature": temperature, "model": name, **vars(each)}
+            for name, each in found.items()
+        ]
     return measured
 
 
-def summary(case: UseCase, answered: Sequence[Answered]) -> dict[str, Any]:
-    """Which answers failed, and the mean of each measure of quality."""
-    return {
-        "failed": [int(not a.judgement.passed) for a in answered],
-        "quality": mean_quality(case.quality(a.prompt, a.completion) for a in answered),
-    }
-
-
-def take(case: UseCase, domain: Domain, split: Any, seed: str, count: int) -> list[str]:
-    """Different prompts."""
-    return [e.prompt for e in itertools.islice(case.written(domain, split, seed), count)]
-
-
-def answer_all(
-    case: UseCase,
-    policy: Policy,
-    prompts: Sequence[str],
-    samples: int,
+def compare_models(
+    workshop: Workshop,
+    models: Mapping[str, Path],
+    prompts: Path,
     temperature: float,
-    seed: int,
-) -> list[list[Answered]]:
-    """Several answers to each prompt, judged."""
-    repeated = [prompt for prompt in prompts for _ in range(samples)]
-    sampling = SamplingConfig(
-        max_new_tokens=_MAX_NEW_TOKENS, temperature=temperature, seed=seed, batch_size=256
+    folder: Path,
+) -> dict[str, Measured]:
+    """Lets models answer prompts, and measures the answers.
+
+    Args:
+      workshop: The seed of the use case.
+      models: Name ↦ folder.
+      prompts: The file of prompts.
+      temperature: Of the sampling.
+      folder: Place of the comparison's files.
+
+    Returns:
+      Name ↦ measures.
+    """
+    config = EvaluateConfig.model_validate(
+        {
+            "models": {name: str(path) for name, path in models.items()},
+            "data": {"path": str(prompts)},
+            "criteria": workshop.case.criterion,
+            "sampling": _sampling(temperature, workshop.seed),
+            "out": str(folder),
+        }
     )
-    asked = [[message("user", prompt)] for prompt in repeated]
-    judged = [
-        Answered(prompt, completion, case.judge(Example(messages, completion)))
-        for prompt, messages, completion in zip(
-            repeated, asked, answer(policy, asked, sampling), strict=True
-        )
+    comparison = compare(config)
+    return {name: _measured(workshop.case, comparison, name) for name in models}
+
+
+def _measured(case: UseCase, comparison: Comparison, model: str) -> Measured:
+    # Each of the single criterion: a use case has one.
+    failed = [
+        int(not judgement.passed)
+        for row in comparison.rows
+        for judgement in row.judgements[model].values()
     ]
-    return [judged[start : start + samples] for start in range(0, len(judged), samples)]
+    answered = [
+        (row.prompt.messages[-1]["content"], row.answers[model].completion)
+        for row in comparison.rows
+    ]
+    return Measured(failed, mean_quality(case.quality(*each) for each in answered))
 
 
-def conversation(prompt: str, completion: str) -> list[Message]:
-    return [message("user", prompt), message("assistant", completion)]
+def best_of_answers(workshop: Workshop, model: Path, prompts: Path, folder: Path) -> Measured:
+    """Lets the criterion choose among several answers of a model: DPO's price at inference.
+
+    The first of them is the answer that the model has in the comparison: a sample depends on the
+    seed, the prompt and its number alone.
+
+    Args:
+      workshop: The seed of the use case.
+      model: Folder of the model.
+      prompts: The file of prompts.
+      folder: Place of the files.
+    """
+    config = SampleConfig.model_validate(
+        {
+            "model": str(model),
+            "data": {"path": str(prompts)},
+            "criteria": workshop.case.criterion,
+            "best_of": _BEST_OF,
+            "sampling": _sampling(1.0, workshop.seed),
+            "out": str(folder / "best_of.jsonl"),
+        }
+    )
+    case = workshop.case
+    answers = [(each.messages[-1]["content"], each.completion) for each in sample(config)]
+    judged = [case.judge(Example([user(prompt)], said)) for prompt, said in answers]
+    failed = [int(not judgement.passed) for judgement in judged]
+    return Measured(failed, mean_quality(case.quality(*each) for each in answers))
 
 
-def message(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
-
-
-def record(answered: Answered) -> dict[str, Any]:
-    """A line of judgements."""
-    return {
-        "messages": [message("user", answered.prompt)],
-        "completion": answered.completion,
-        **answered.judgement.model_dump(),
-    }
-
-
-def write_lines(path: Path, records: Any) -> None:
-    """Writes records as JSON Lines, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file, whole."""
-    with replacing(path) as file:
-        json.dump(value, file, indent=1)
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def _sampling(temperature: float, seed: int) -> SamplingConfig:
+    return SamplingConfig(
+        max_new_tokens=_MAX_NEW_TOKENS,
+        temperature=temperature,
+        seed=seed,
+        batch_size=_DECODED_TOGETHER,
+    )

@@ -1,4 +1,4 @@
-"""Result relevance: whether a search result is what the query looks for.
+"""Result relevance: is a search result what the query looks for?
 
     Tarik Dolex, inn by the river: pools 3, desks 4, beds 2.
     Query: inn with pools and bars.
@@ -11,29 +11,32 @@ asked for and yet not all. An answer fails if its label is wrong.
 
 import random
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from jaxdpo.evaluation.judgement import Example, Judgement
+from jaxdpo.data.pairs import Message
+from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.quickstart.task import Split, listing
 from jaxdpo.use_cases.names import draw_name
 from jaxdpo.use_cases.task import Domain, UseCase, Written, named_in
 
 KINDS: dict[Domain, tuple[str, ...]] = {
-    "home": ("inn", "hall", "camp"),
-    "away": ("coat", "bag", "tent"),
+    "in-domain": ("inn", "hall", "camp"),
+    "shifted": ("coat", "bag", "tent"),
 }
-# What a query asks for and a result has, so and so many of each; always in this order.
+# Features that a query asks for and a result has a number of; always in this order.
 FEATURES: dict[Domain, tuple[str, ...]] = {
-    "home": ("pools", "desks", "bars", "beds", "seats", "doors"),
-    "away": ("belts", "hooks", "pens", "zips", "straps", "lids"),
+    "in-domain": ("pools", "desks", "bars", "beds", "seats", "doors"),
+    "shifted": ("belts", "hooks", "pens", "zips", "straps", "lids"),
 }
 COUNTS = range(2, 10)
 QUERIES: dict[Domain, tuple[str, ...]] = {
-    "home": ("Query: {} with {}.", "Asked for: {} with {}."),
-    "away": ("Search: {} having {}.", "Wanted: {} having {}."),
+    "in-domain": ("Query: {} with {}.", "Asked for: {} with {}."),
+    "shifted": ("Search: {} having {}.", "Wanted: {} having {}."),
 }
 RESULTS: dict[Domain, tuple[str, ...]] = {
-    "home": ("{}, {} by the river: {}.", "{}, {} on a hill: {}."),
-    "away": ("{}, {} for sale: {}.", "{}, {} for rent: {}."),
+    "in-domain": ("{}, {} by the river: {}.", "{}, {} on a hill: {}."),
+    "shifted": ("{}, {} for sale: {}.", "{}, {} for rent: {}."),
 }
 
 # How many features a result has, and a query asks for; every second result lacks one of those.
@@ -46,10 +49,17 @@ Found = dict[str, bool]
 
 
 def write(domain: Domain, split: Split, rng: random.Random) -> Written:
-    """A prompt, and a label as somebody gave it."""
+    """Draws a prompt, and a label as somebody gave it.
+
+    Args:
+      domain: Domain of the prompt.
+      split: "TRAIN" or "TEST": whose names it is about.
+      rng: Makes the draws.
+    """
     features = FEATURES[domain]
     given = rng.sample(features, GIVEN)
     others = [feature for feature in features if feature not in given]
+    # Every second result, so that "Relevant" is no better a guess than its opposite.
     lacking = rng.random() < 0.5
     asked = rng.sample(given, rng.choice(ASKED) - lacking) + rng.sample(others, int(lacking))
     has = ", ".join(f"{feature} {rng.choice(COUNTS)}" for feature in in_order(domain, given))
@@ -65,6 +75,7 @@ def write(domain: Domain, split: Split, rng: random.Random) -> Written:
 
 
 def in_order(domain: Domain, features: list[str]) -> list[str]:
+    """Returns features in the order in which results and queries have them."""
     return sorted(features, key=FEATURES[domain].index)
 
 
@@ -76,33 +87,41 @@ def look(prompt: str) -> Found:
 
 
 def is_relevant(found: Found) -> bool:
+    """Tells whether a result has everything that was asked for."""
     return all(found.values())
 
 
 def label(found: Found, relevant: bool) -> str:
-    """An answer: what was found, and the label."""
+    """Returns an answer: the features that were found, and the label."""
     said = ", ".join(f"{feature} {'yes' if has else 'none'}" for feature, has in found.items())
     return f"Has {said}. {'Relevant' if relevant else 'Irrelevant'}."
 
 
 def label_of(completion: str) -> bool | None:
-    """Whether a completion says that the result is relevant; None if it says neither."""
+    """Reads whether a completion says that the result is relevant; None if it says neither."""
     said = re.search(r"\. (Relevant|Irrelevant)\.$", completion)
     return None if said is None else said[1] == "Relevant"
 
 
-def judge(example: Example) -> Judgement:
-    """Passes if the answer's label is right; then the right reason scores."""
-    found = look(example.messages[-1]["content"])
+def score(messages: Sequence[Message], completion: str, metadata: Mapping[str, Any]) -> Judgement:
+    """Passes if the answer's label is right; then the right reason scores.
+
+    Args:
+      messages: The prompt.
+      completion: The answer.
+      metadata: Not read; every criterion is given it.
+    """
+    found = look(messages[-1]["content"])
     relevant = is_relevant(found)
-    passed = label_of(example.completion) == relevant
-    score = 1.0 if example.completion == label(found, relevant) else 0.2
+    passed = label_of(completion) == relevant
+    # A right label for a wrong reason was guessed.
+    points = 1.0 if completion == label(found, relevant) else 0.2
     why = f"the result is {'relevant' if relevant else 'irrelevant'}"
-    return Judgement(passed=passed, score=passed * score, explanation=why)
+    return Judgement(passed=passed, score=passed * points, explanation=why)
 
 
 def quality(prompt: str, completion: str) -> dict[str, float]:
-    """Measures of one completion; the recall of a class is measured on its members."""
+    """Measures one completion; the recall of a class is measured on its members."""
     found = look(prompt)
     relevant = is_relevant(found)
     form = ", ".join(rf"{feature} (yes|none)" for feature in found)
@@ -123,6 +142,6 @@ USE_CASE = UseCase(
     published=(4.7, 1.3),
     supervised_steps=1000,
     write=write,
-    judge=judge,
+    criterion=f"{__name__}:score",
     quality=quality,
 )

@@ -10,7 +10,7 @@ from typing import Any
 from jaxdpo.evaluation.agreement import Estimate
 from jaxdpo.evaluation.statistics import fewer_failures, pair_up
 from jaxdpo.storage.files import replacing
-from jaxdpo.use_cases.task import UseCase
+from jaxdpo.use_cases.task import Domain, UseCase
 
 # Results of each seed, by use case.
 Results = Mapping[str, Sequence[dict[str, Any]]]
@@ -18,10 +18,23 @@ Results = Mapping[str, Sequence[dict[str, Any]]]
 Seed = tuple[UseCase, dict[str, Any]]
 
 BARS = ("SFT", "SFT on best", "best of 4", "DPO")
+# Domain and temperature of the further columns.
+IN_DOMAIN_GREEDY: tuple[Domain, float] = ("in-domain", 0.0)
+SHIFTED: tuple[Domain, float] = ("shifted", 1.0)
 
 
 def write_report(folder: Path, cases: Mapping[str, UseCase], results: Results) -> str:
-    """Writes `results.md` and the chart as `results.png` and `.svg`; returns the tables."""
+    """Writes `results.md` and the chart as `results.png` and `.svg`.
+
+    Args:
+      folder: Where to.
+      cases: The use cases, by name.
+      results: Results of each seed, by use case.
+
+    Returns:
+      The tables.
+    """
+    # By use case, then by seed: the order of the tables.
     flat = [(cases[name], result) for name, of_seeds in results.items() for result in of_seeds]
     tables = f"{markdown(failure_rows(flat))}\n{markdown(other_rows(flat))}"
     today = datetime.date.today().isoformat()
@@ -32,9 +45,16 @@ def write_report(folder: Path, cases: Mapping[str, UseCase], results: Results) -
 
 
 def write_chart(folder: Path, cases: Mapping[str, UseCase], results: Results) -> None:
-    """Writes `results.png` and `results.svg`; the same bytes for the same figures."""
+    """Writes `results.png` and `results.svg`; the same bytes for the same figures.
+
+    Args:
+      folder: Where to.
+      cases: The use cases, by name.
+      results: Results of each seed, by use case.
+    """
     import matplotlib
 
+    # A date or a random id in the file would make a change of every run.
     nameless = {"png": {}, "svg": {"Date": None, "Creator": None}}
     with matplotlib.rc_context({"svg.hashsalt": "jaxdpo", "svg.fonttype": "none"}):
         figure = chart(cases, results)
@@ -44,7 +64,7 @@ def write_chart(folder: Path, cases: Mapping[str, UseCase], results: Results) ->
 
 
 def failure_rows(flat: Sequence[Seed]) -> list[tuple[str, ...]]:
-    """Of each seed the failures at temperature 1, beside those that were published."""
+    """Returns each seed's failures at temperature 1, beside those that were published."""
     rows: list[tuple[str, ...]] = [("use case", "seed", *BARS, "fewer (95%)", "published")]
     for case, result in flat:
         before, after = case.published
@@ -55,27 +75,27 @@ def failure_rows(flat: Sequence[Seed]) -> list[tuple[str, ...]]:
 
 
 def other_rows(flat: Sequence[Seed]) -> list[tuple[str, ...]]:
-    """Of each seed what else was measured of the supervised model → of that after DPO."""
-    heading = ("use case", "seed", "quality", "greedy", "away", "fewer away (95%)", "cost")
+    """Returns each seed's other measures, of the supervised model → after DPO."""
+    heading = ("use case", "seed", "quality", "greedy", "shifted", "fewer shifted (95%)", "cost")
     rows: list[tuple[str, ...]] = [heading]
     for case, result in flat:
         sft, dpo = (found(result, model)["quality"] for model in ("SFT", "DPO"))
         quality = (f"{name} {100 * sft[name]:.1f} → {100 * dpo[name]:.1f}%" for name in sft)
         changes = (
             f"{rate(result, 'SFT', *where):.1f} → {rate(result, 'DPO', *where):.1f}%"
-            for where in (("home", 0.0), ("away", 1.0))
+            for where in (IN_DOMAIN_GREEDY, SHIFTED)
         )
         cost = (
             f"{minutes(result, 'wall'):.1f} min, {minutes(result, 'cpu'):.1f} of processors, "
             f"{result['memory_gib']:.1f} GiB"
         )
-        away = percent(decrease(result, "away"))
-        rows.append((case.title, str(result["seed"]), "; ".join(quality), *changes, away, cost))
+        shifted = percent(decrease(result, "shifted"))
+        rows.append((case.title, str(result["seed"]), "; ".join(quality), *changes, shifted, cost))
     return rows
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """Returns the processor's name, where the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
@@ -85,28 +105,43 @@ def processor() -> str:
 
 
 def minutes(result: dict[str, Any], clock: str) -> float:
-    """What a seed took, from random weights to the last answer."""
-    return sum(spent[clock] for spent in result["seconds"].values()) / 60
+    """Returns the minutes of a seed, from random weights to the last answer."""
+    return sum(stage[clock] for stage in result["seconds"].values()) / 60
 
 
 def found(
-    result: dict[str, Any], model: str, domain: str = "home", temperature: float = 1.0
+    result: dict[str, Any], model: str, domain: Domain = "in-domain", temperature: float = 1.0
 ) -> dict[str, Any]:
-    """What was measured of a model."""
+    """Returns the measures of a model.
+
+    Args:
+      result: Result of a seed.
+      model: Name of the model.
+      domain: Domain of the prompts.
+      temperature: Of the sampling.
+    """
     wanted = {"domain": domain, "temperature": temperature, "model": model}
     return next(one for one in result["measured"] if wanted.items() <= one.items())
 
 
 def rate(
-    result: dict[str, Any], model: str, domain: str = "home", temperature: float = 1.0
+    result: dict[str, Any], model: str, domain: Domain = "in-domain", temperature: float = 1.0
 ) -> float:
-    """Failures of a hundred."""
+    """Computes failures in a hundred.
+
+    Args:
+      result: Result of a seed.
+      model: Name of the model.
+      domain: Domain of the prompts.
+      temperature: Of the sampling.
+    """
     failed = found(result, model, domain, temperature)["failed"]
     return 100 * sum(failed) / len(failed)
 
 
-def decrease(result: dict[str, Any], domain: str = "home") -> Estimate:
-    """By which share DPO's failures are fewer than the supervised model's, at temperature 1."""
+def decrease(result: dict[str, Any], domain: Domain = "in-domain") -> Estimate:
+    """Computes the share by which DPO's failures are fewer than SFT's, at temperature 1."""
+    # Prompt by prompt: both models answered the same ones, and resampling prompts keeps the pairs.
     sft, dpo = (
         [not failed for failed in found(result, model, domain)["failed"]]
         for model in ("SFT", "DPO")
@@ -115,19 +150,19 @@ def decrease(result: dict[str, Any], domain: str = "home") -> Estimate:
 
 
 def percent(estimate: Estimate) -> str:
-    """`81% (75 to 86)`."""
+    """Returns an estimate such as `81% (75 to 86)`."""
     value, low, high = (100 * part for part in estimate)
     return f"{value:.0f}% ({low:.0f} to {high:.0f})"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table, its first row the heading."""
+    """Returns a table in Markdown, its first row the heading."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
 
 def chart(cases: Mapping[str, UseCase], results: Results) -> Any:
-    """A panel for each use case: the failures of each model, a dot for each seed."""
+    """Draws a panel for each use case: the failures of each model, a dot for each seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.9 * len(results) + 0.6, 3.2), layout="constrained")

@@ -12,16 +12,22 @@ to one of 1,000 pairs. On a machine that others use too, compare the processor t
 
 writes that many pairs of made-up ids of those lengths straight to the disk, in a minute or two,
 and prints what does not depend on how they got there.
+
+    python -m tests.benchmarks.data inspect=1000000
+
+prints what their inspection takes, one in twenty of them being a near-duplicate of an earlier one.
 """
 
 import itertools
 import json
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -263,6 +269,61 @@ def print_stored(count: int, folder: Path) -> None:
         print(f"{name:40}{few[key]:12.2f}{many[key]:12.2f}")
 
 
+def add_near_duplicates(pairs: Path) -> Path:
+    """Writes the pairs again, every twentieth line in place of its own with a word added to that
+    of ten lines before, and returns the file."""
+    target = pairs.with_suffix(".near.jsonl")
+    if not target.exists():
+        with open(pairs, encoding="utf-8") as lines, open(target, "w", encoding="utf-8") as file:
+            held: deque[str] = deque(maxlen=11)
+            for number, line in enumerate(lines):
+                held.append(line)
+                if number % 20 == 19:
+                    line = held[0].replace('"user", "content": "', '"user", "content": "Please ', 1)
+                file.write(line)
+    return target
+
+
+def inspect(pairs: str, report: str) -> None:
+    """Prints as JSON what the inspection of a file takes in this process."""
+    from jaxdpo.cli.console import Reporter
+    from jaxdpo.data.config import DataConfig
+    from jaxdpo.inspection.config import InspectConfig
+    from jaxdpo.inspection.run import inspect_data
+
+    config = InspectConfig(data=DataConfig(path=pairs, on_error="skip"), report=report)
+    start = time.perf_counter()
+    inspect_data(config, Reporter(quiet=True))
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    found = {
+        "seconds": time.perf_counter() - start,
+        "cpu": usage.ru_utime + usage.ru_stime,
+        "peak_mib": usage.ru_maxrss / 1024,
+    }
+    print(json.dumps(found))
+
+
+def print_inspected(count: int, folder: Path) -> None:
+    """Prints what the inspection of that many pairs takes in a process of its own."""
+    pairs = add_near_duplicates(make_files(folder, count)[0])
+    report = folder / "inspect.html"
+    command = [sys.executable, "-m", "tests.benchmarks.data", "--inspect", str(pairs), str(report)]
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    near = re.search(r"<td>near-duplicate</td><td>([\d,]+)</td>", report.read_text("utf-8"))
+    rows = [
+        ("pairs inspected", f"{count:,}"),
+        ("file", f"{pairs.stat().st_size / 2**20:,.0f} MiB"),
+        ("seconds", f"{found['seconds']:,.0f}"),
+        ("processor seconds", f"{found['cpu']:,.0f}"),
+        ("peak resident memory", f"{found['peak_mib']:,.0f} MiB"),
+        ("near-duplicates found", near[1] if near else "0"),
+        ("near-duplicates made", f"{count // 20:,}"),
+        ("report", f"{report.stat().st_size / 2**20:,.1f} MiB"),
+    ]
+    for name, value in rows:
+        print(f"{name:40}{value}")
+
+
 def main(arguments: list[str]) -> None:
     """Prints the table."""
     given = dict(argument.split("=", 1) for argument in arguments)
@@ -271,6 +332,9 @@ def main(arguments: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if "stored" in given:
         print_stored(int(given["stored"]), folder)
+        return
+    if "inspect" in given:
+        print_inspected(int(given["inspect"]), folder)
         return
     small, model = make_files(folder, 1000)
     pairs, _ = make_files(folder, count)
@@ -309,5 +373,7 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         measure(*sys.argv[2:])
+    elif sys.argv[1:2] == ["--inspect"]:
+        inspect(*sys.argv[2:])
     else:
         main(sys.argv[1:])

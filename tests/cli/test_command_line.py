@@ -86,6 +86,12 @@ LINES = {
         ("critera", "criteria"),
         "data.limit",
     ),
+    "score": Line(
+        {"model": "no_model", "data": "no.jsonl", "out": "scores.jsonl"},
+        "no_model: no such folder",
+        ("data.select.at_last", "at_least"),
+        "beta",
+    ),
     "convert": Line(
         {"source": "no_model", "target": "out"},
         "no_model: no such folder",

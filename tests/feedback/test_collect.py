@@ -45,7 +45,7 @@ def test_the_command_writes_what_a_run_reads(tmp_path, capsys):
     plain = [edit("a", "b", text=f"q{i}") for i in range(12)] + [edit("a", "a ")]
     for records, form in ((plain, "messages"), ([*plain, edit("a", several)], "trl")):
         source = write(tmp_path / "in.jsonl", records)
-        target = tmp_path / "pairs.jsonl"
+        target = tmp_path / f"{form}.jsonl"
         main(["expert_edits", source, "-o", str(target), "test_fraction=0.3"])
         shown = capsys.readouterr().out
         assert "no pair, white-space-only: 1 (first: " in shown and f"{source}:13" in shown

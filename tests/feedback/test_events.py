@@ -195,7 +195,7 @@ def test_an_event_that_is_not_as_documented_is_refused(event, message):
 def test_bad_lines_stop_or_are_counted(tmp_path):
     events = conversation("c1", PROMPT, A, AGAIN, did("accepted", "b"))
     events.insert(1, {"event": "clicked"})
-    with pytest.raises(UserError, match=r"log.jsonl:2: .*\n1 bad lines; mend them, or set on_err"):
+    with pytest.raises(UserError, match=r"log.jsonl:2: .*\n1 bad lines; fix them, or set on_err"):
         read(tmp_path, events)
     collected = read(tmp_path, events, on_error="skip")
     assert len(collected.pairs) == len(collected.bad_lines) == 1

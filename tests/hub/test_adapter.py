@@ -16,9 +16,10 @@ from jaxdpo.hub.adapter_write import AdapterBase, save_adapter
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
-from jaxdpo.model.decoder import Compute, hidden_states, logits
+from jaxdpo.model.decoder import Compute, logits
 from jaxdpo.model.lora import LoraConfig, init_lora
 from tests.hub.conftest import make_torch_model, whole_sequences
+from tests.tiny import hidden_states
 
 LORA = LoraConfig(rank=4, alpha=6.0, targets=("q", "v", "down"))
 

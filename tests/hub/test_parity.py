@@ -16,11 +16,12 @@ from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.hub.write import tensor_arrays, tensor_specs
 from jaxdpo.losses.against_reference import sigmoid_loss
-from jaxdpo.model.decoder import Compute, head_weight, hidden_states, logits
+from jaxdpo.model.decoder import Compute, head_weight, logits
 from jaxdpo.sampling import SamplingConfig, generate
 from jaxdpo.scoring.logprobs import Head, token_scores
 from jaxdpo.scoring.score import score_completions
 from tests.hub.conftest import EVERYTHING, REPRESENTATIVES, make_torch_model, whole_sequences
+from tests.tiny import hidden_states
 
 # Longer than every window and every original context.
 LENGTH = 40

@@ -4,8 +4,9 @@ import numpy as np
 
 from jaxdpo.data.packing.batch import PackedBatch
 from jaxdpo.model.cache import PackedPrompts, decode, empty_cache, place, prefill
-from jaxdpo.model.decoder import Compute, hidden_states, unstacked
+from jaxdpo.model.decoder import Compute, unstacked
 from jaxdpo.model.lora import LoraConfig, init_lora
+from tests.tiny import hidden_states
 
 LORA = LoraConfig(rank=4)
 COMPUTE = Compute(jnp.float32, attention="dense", remat="none", lora=LORA)

@@ -21,11 +21,11 @@ from jaxdpo.model.decoder import (
     Compute,
     abstract_params,
     head_weight,
-    hidden_states,
     init_params,
     logits,
 )
 from jaxdpo.model.rope import LinearScaling, RopeConfig
+from tests.tiny import hidden_states
 
 DENSE = Compute(jnp.float32, attention="dense", remat="none")
 run = jax.jit(hidden_states, static_argnums=(0, 4))

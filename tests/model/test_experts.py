@@ -11,7 +11,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from jaxdpo.data.packing.layout import pack_batch
 from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.model.config import AttentionConfig, ExpertsConfig, MLPConfig, ModelConfig
-from jaxdpo.model.decoder import Compute, hidden_states_and_router_loss, init_params
+from jaxdpo.model.decoder import Compute, forward, init_params
 from jaxdpo.model.experts import RouterLoad, SparseMLP, router_loss
 from jaxdpo.model.lora import LoraConfig, init_lora
 from tests.tiny import random_pairs
@@ -88,7 +88,7 @@ def test_sharing_a_prompt_and_padding_leave_the_router_loss_alone():
     for share, length in ((True, 64), (False, 96)):
         shape = BatchShape(rows=2, row_length=length, pairs=2, scores=40)
         batch = pack_batch(pairs, [[0, 1], [2, 3]], shape, share_prefix=share)
-        run = jax.jit(hidden_states_and_router_loss, static_argnums=(0, 4))
+        run = jax.jit(forward, static_argnums=(0, 4))
         losses.append(run(config, params, None, batch, compute)[1])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     assert losses[0] > 2.01  # Two experts a token: 2 is a perfect balance.

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxdpo.errors import UserError
-from jaxdpo.model.decoder import Compute, hidden_states
+from jaxdpo.model.decoder import Compute
 from jaxdpo.model.lora import LoraConfig, init_lora, layer_adapters, merge_lora
+from tests.tiny import hidden_states
 
 LORA = LoraConfig(rank=4, alpha=6.0)
 COMPUTE = Compute(jnp.float32, attention="dense", remat="none", lora=LORA)

@@ -1,4 +1,4 @@
-"""A base in codes: the published table, errors within their bounds, gradients on its numbers."""
+"""A quantized base: the published table, errors within their bounds, gradients of its weights."""
 
 import jax
 import jax.numpy as jnp
@@ -64,9 +64,9 @@ def test_nf4_is_the_nearest_of_the_sixteen_values():
 def test_numpy_and_jax_agree_bit_for_bit(kind):
     here, there = quantize(KERNELS, kind), jax.jit(quantize, static_argnums=1)(KERNELS, kind)
     jax.tree.map(np.testing.assert_array_equal, here, jax.device_get(there))
-    numbers = jax.jit(lambda made: made.dequantized(jnp.float32))(there)
-    np.testing.assert_array_equal(here.dequantized(np.float32), numbers)
-    np.testing.assert_array_equal(there[1].dequantized(jnp.float32), numbers[1])
+    on_device = jax.jit(lambda made: made.dequantized(jnp.float32))(there)
+    np.testing.assert_array_equal(here.dequantized(np.float32), on_device)
+    np.testing.assert_array_equal(there[1].dequantized(jnp.float32), on_device[1])
     assert there.shape == KERNELS.shape and there.kind == kind
 
 
@@ -92,16 +92,16 @@ def adapters(model, lora):
     ("mlp", "remat"),
     [(MODEL.mlp, "none"), (MODEL.mlp, "dots"), (MODEL.mlp, "full"), (EXPERTS, "full")],
 )
-def test_gradients_are_those_on_the_numbers_that_codes_stand_for(mlp, remat):
+def test_gradients_are_those_of_the_dequantized_base(mlp, remat):
     model, lora = MODEL.model_copy(update={"mlp": mlp}), LoraConfig(rank=4)
     compute = Compute(jnp.float32, "dense", remat, lora)
     batch = pack_batch(random_pairs(), [[0, 1, 2], [3, 4]], SHAPE)
-    in_codes = jax.jit(quantize_layers, static_argnums=1)(
+    quantized = jax.jit(quantize_layers, static_argnums=1)(
         random_params(mesh_of(1, 1, 1), model=model), "nf4"
     )
-    numbers = jax.tree.map(
+    dequantized = jax.tree.map(
         lambda leaf: leaf.dequantized(jnp.float32) if is_quantized(leaf) else leaf,
-        in_codes,
+        quantized,
         is_leaf=is_quantized,
     )
 
@@ -114,16 +114,16 @@ def test_gradients_are_those_on_the_numbers_that_codes_stand_for(mlp, remat):
         return jax.grad(total, has_aux=True)(adapters)
 
     trained = adapters(model, lora)
-    of_codes, of_numbers = gradients(in_codes, trained), gradients(numbers, trained)
+    of_quantized, of_dequantized = gradients(quantized, trained), gradients(dequantized, trained)
 
     def same(one, other):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * np.abs(other).max())
 
-    jax.tree.map(same, of_codes, of_numbers)
+    jax.tree.map(same, of_quantized, of_dequantized)
 
 
-def test_no_layers_numbers_are_kept_for_the_backward_pass():
-    """Temporaries of a gradient grow by the same for each further layer, in codes as in full."""
+def test_no_dequantized_layer_is_kept_for_the_backward_pass():
+    """Temporaries of a gradient grow by the same for each further layer, quantized or not."""
     wide = MODEL.model_copy(update={"mlp": MLPConfig(intermediate_size=2048)})
     batch = pack_batch(random_pairs(), [[0, 1, 2], [3, 4]], SHAPE)
 
@@ -142,9 +142,9 @@ def test_no_layers_numbers_are_kept_for_the_backward_pass():
         compiled = jax.jit(jax.grad(total)).lower(adapters(model, lora), params).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    numbers = 4 * 3 * 32 * 2048  # of a layer's MLP
+    dequantized = 4 * 3 * 32 * 2048  # bytes of a layer's MLP
     for remat in ("none", "full"):
-        full, codes = (
+        full, quantized = (
             temporaries(12, base, remat) - temporaries(4, base, remat) for base in ("full", "nf4")
         )
-        assert abs(codes - full) < numbers / 4
+        assert abs(quantized - full) < dequantized / 4

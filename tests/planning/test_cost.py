@@ -1,6 +1,7 @@
 """What a step sends and computes: the formulas against the compiled program."""
 
 import functools
+import math
 import re
 
 import jax
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 
 from jaxdpo.config import load_config
-from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.devices.machine import Machine
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.planning.aot import compile_step
@@ -55,12 +55,17 @@ def test_collectives_bring_together_what_the_shardings_say(mesh_shape):
 
 
 @pytest.mark.parametrize("mesh_shape", [(1, 8, 1), (1, 1, 8), (2, 2, 2)])
-def test_no_logits_are_gathered(mesh_shape):
-    _, _, resolved, program = compiled(mesh_shape)
-    shape: BatchShape = resolved.shape
-    for kind, brought, _ in operations(program.program.as_text()):
-        for tokens in (shape.scores, shape.row_length):
-            assert f"{tokens},{MODEL.vocab_size}]" not in brought, (kind, brought)
+def test_no_logits_are_gathered(mesh_shape, monkeypatch):
+    """Not of all tokens, nor of one chunk: of the vocabulary's width there are weights alone."""
+    for chunk_logits in (2**24, 8 * MODEL.vocab_size):
+        monkeypatch.setattr(logprobs, "CHUNK_LOGITS", chunk_logits)
+        program = compiled.__wrapped__(mesh_shape)[3].program
+        for kind, brought, _ in operations(program.as_text()):
+            for found in re.findall(r"\[([\d,]+)\]", brought):
+                sizes = [int(size) for size in found.split(",")]
+                if MODEL.vocab_size in sizes:
+                    others = math.prod(sizes) // MODEL.vocab_size
+                    assert others == MODEL.hidden_size, (kind, brought)
 
 
 @pytest.mark.parametrize(("mesh_shape", "piece"), [((1, 8, 1), 1024), ((2, 2, 2), 512)])

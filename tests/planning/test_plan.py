@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,8 +104,8 @@ def test_assumed_lengths_have_their_medians_and_fit():
 )
 def test_the_verdict(peak, together, fits, platform, verdict):
     compiled = Compiled(peak, together, fits, {})
-    unused = dict.fromkeys(Plan.__dataclass_fields__)
-    made = Plan(**unused | {"compiled": compiled, "machine": Machine(platform, 100)})
+    fields: dict[str, Any] = dict.fromkeys(Plan.__dataclass_fields__)
+    made = Plan(**{**fields, "compiled": compiled, "machine": Machine(platform, 100)})
     assert made.verdict == verdict
 
 

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 
 from jaxdpo.config import load_config
+from jaxdpo.planning.aot import compile_step
 from jaxdpo.planning.chips import Chip, Target
 from jaxdpo.planning.lengths import assumed_lengths
-from jaxdpo.planning.suggest import suggest
+from jaxdpo.planning.suggest import Choice, suggest
 from tests.planning.test_cost import MODEL, SETTINGS
 
 LENGTHS = assumed_lengths(256, 20, 40, 128)
@@ -19,21 +20,28 @@ def suggested(memory_gib: float):
     return suggest(CONFIG, MODEL, LENGTHS, NONE, Target("eight", chip, jax.devices()))
 
 
+def peak(choice: Choice) -> float:
+    """Bytes that the compiler allocates on a device for a step run in this way."""
+    with jax.set_mesh(choice.mesh):
+        return compile_step(choice.config, MODEL, choice.resolved, choice.mesh, "cpu").peak
+
+
 def test_choices_fit_and_use_all_devices():
     choices = suggested(1.0)
     assert choices
+    peaks = [peak(choice) for choice in choices]
     for choice in choices:
         mesh = choice.config.mesh
         assert mesh.data * mesh.fsdp * mesh.tensor == 8
-        assert choice.memory(MODEL) <= 0.85 * 2**30
-    held = [choice.memory(MODEL) for choice in choices]
-    assert held == sorted(held)
+    # By what the compiler allocates: all fit, and the first holds least, or nearly so.
+    assert max(peaks) <= 2**30
+    assert peaks[0] <= 1.1 * min(peaks)
 
 
 def test_with_little_memory_a_slower_way_is_found_and_with_none_no_way():
     much = suggested(1.0)[0]
-    less = much.memory(MODEL) / 2**30 / 0.85 / 1.3
+    less = peak(much) / 2**30 / 1.3
     other = suggested(less)[0]
-    assert other.memory(MODEL) <= 0.85 * less * 2**30 < much.memory(MODEL)
+    assert peak(other) <= less * 2**30 < peak(much)
     assert other.seconds[1] >= much.seconds[1]
     assert suggested(1e-5) == []

@@ -10,6 +10,7 @@ from jaxdpo.quickstart.task import (
     make_request,
     passes,
     read_request,
+    score,
     write_answer,
 )
 
@@ -39,6 +40,15 @@ PROMPT = (
 )
 def test_answers_are_judged_as_by_hand(limit, answer, verdict):
     assert passes(PROMPT.format(limit), answer) is verdict
+
+
+def test_the_longer_of_two_right_answers_scores_more():
+    """So that brevity beyond the limit is not what pairs teach."""
+    messages = [{"role": "user", "content": PROMPT.format(9)}]
+    answers = ("Balex Tozum opens at 9 and takes 2 hours.", "Opens at 9 and takes 2 hours.", "Hm.")
+    judged = [score(messages, each, {}) for each in answers]
+    assert [each.passed for each in judged] == [True, True, False]
+    assert judged[0].value > judged[1].value > judged[2].value == 0
 
 
 @pytest.mark.parametrize("split", ["TRAIN", "TEST"])

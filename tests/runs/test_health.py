@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 
@@ -118,3 +119,5 @@ def test_a_run_that_learns_its_pairs_by_heart_or_displaces_says_so(run, capsys):
     assert said.count("so the limit sets the step's size") == 1
     assert said.count("learns its pairs by heart") == 1
     assert said.count("likelihood displacement") == 1
+    named = re.findall(r"the likeliest causes, .*?: (.*)", " ".join(said.split()))
+    assert len(named) == 1 and len(re.findall(r"noisy\.jsonl:\d+ \(-?\d", named[0])) == 5

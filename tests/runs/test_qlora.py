@@ -17,14 +17,14 @@ from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.data.tokenization.load_pairs import load_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import load_policy, on_mesh, open_policy
-from jaxdpo.model.decoder import Compute, hidden_states, logits
+from jaxdpo.model.decoder import Compute, logits
 from jaxdpo.model.digest import weights_digest
 from jaxdpo.model.quantized import quantize
 from jaxdpo.runs.convert import ConvertConfig, convert
 from jaxdpo.runs.fit import fit
 from jaxdpo.runs.load import load_source
 from tests.folders import write_model, write_pairs
-from tests.tiny import mesh_of
+from tests.tiny import hidden_states, mesh_of
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,17 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from jaxdpo.sampling.draw import next_tokens
+from jaxdpo.sampling.draw import DrawConfig, next_tokens
 from tests.sampling.frequencies import assert_frequencies
 
 DRAWS = 20_000
-draw = jax.jit(next_tokens, static_argnums=(2, 3, 4))
+draw = jax.jit(next_tokens, static_argnums=2)
 
 
 def counts_of(logits_V, temperature, top_k, top_p):
     keys = jax.random.split(jax.random.key(5), DRAWS)
     logits_BV = jnp.broadcast_to(jnp.asarray(logits_V, jnp.float32), (DRAWS, len(logits_V)))
-    tokens = draw(logits_BV, keys, temperature, top_k, top_p)
+    tokens = draw(logits_BV, keys, DrawConfig(temperature, top_k, top_p))
     return np.bincount(np.asarray(tokens), minlength=len(logits_V))
 
 
@@ -58,4 +58,25 @@ def test_frequencies_are_those_of_transformers(temperature, top_k, top_p):
 def test_temperature_0_takes_the_likeliest_token():
     logits_BV = jnp.array([[0.0, 3.0, 2.9], [1.0, 0.0, -1.0]])
     keys = jax.random.split(jax.random.key(0), 2)
-    assert next_tokens(logits_BV, keys, 0.0).tolist() == [1, 0]
+    assert next_tokens(logits_BV, keys, DrawConfig(0.0)).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "temperature", [1e-40, 1e-38, 1e-12, 1e-8, 1e-7, 1e-4, 0.1, 0.5, 3.0, 100.0]
+)
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_every_temperature_draws_from_its_own_softmax(temperature, scale):
+    """Against the softmax of fp32 logits in float64, in which no quotient here overflows."""
+    logits_V = (scale * np.array([0.3, -0.5, 1.25, 0.0, 1.0])).astype(np.float32)
+    below_V = logits_V.astype(np.float64) - logits_V.max()
+    weights_V = np.exp(below_V / temperature)
+    expected = weights_V / weights_V.sum()
+    # A token that a right sampler draws less often than once in 10⁹ must not occur.
+    expected[expected < 1e-9 / DRAWS] = 0.0
+    assert_frequencies(counts_of(logits_V, temperature, None, 1.0), expected)
+    assert_frequencies(counts_of(logits_V, temperature, 5, 1.0), expected)
+
+
+def test_the_lowest_temperatures_draw_evenly_among_the_likeliest():
+    counts = counts_of([1.0, 7.0, -2.0, 7.0], 1e-12, None, 0.99)
+    assert_frequencies(counts, np.array([0.0, 0.5, 0.0, 0.5]))

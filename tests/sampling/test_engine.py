@@ -14,18 +14,19 @@ from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
-from jaxdpo.model.decoder import Compute, hidden_states, init_params, logits
+from jaxdpo.model.decoder import Compute, init_params, logits
 from jaxdpo.model.lora import LoraConfig, init_lora, merge_lora
 from jaxdpo.sampling import (
     Completion,
     Model,
     SamplingConfig,
-    engine,
     generate,
     generate_each,
     numbered,
+    rows,
 )
 from tests.sampling.frequencies import assert_frequencies
+from tests.tiny import hidden_states
 
 CONFIG = ModelConfig(
     vocab_size=24,
@@ -147,9 +148,10 @@ def test_a_stop_token_ends_a_completion_and_is_left_out(params):
     completions = generate(CONFIG, params, None, PROMPTS, greedy, stops, COMPUTE)
     for ids, completion in zip(free, completions, strict=True):
         places = [i for i, token in enumerate(ids) if token in stops]
-        expected = Completion(ids[: places[0]], True) if places else Completion(ids, False)
-        assert completion == expected
-    assert completions[1] == Completion([], finished=True)
+        at = places[0] if places else len(ids)
+        stop = ids[at] if places else None
+        assert completion == Completion(ids[:at], finished=bool(places), stop=stop)
+    assert completions[1] == Completion([], finished=True, stop=free[1][0])
 
 
 def draw_each(params, requests, **fields):
@@ -168,7 +170,8 @@ def test_rows_that_are_filled_again_answer_as_if_alone(params, batch_size):
     for prompt, completion in zip(prompts, completions, strict=True):
         free = full_forward_greedy(params, prompt, 20)
         end = next((i for i, token in enumerate(free) if token in stops), None)
-        assert completion == Completion(free[:end], finished=end is not None)
+        stop = None if end is None else free[end]
+        assert completion == Completion(free[:end], finished=end is not None, stop=stop)
     assert len({len(completion.ids) for completion in completions}) > 5
 
 
@@ -212,10 +215,22 @@ def test_other_seeds_and_prompts_of_the_same_padded_length_compile_nothing(param
         generate(CONFIG, params, None, prompts, drawn, NO_STOP, COMPUTE)
 
     draw(PROMPTS, 0)
-    compiled = engine._advance._cache_size(), engine._fill._cache_size()
+    compiled = rows.advance_rows._cache_size(), rows.begin_rows._cache_size()
     draw([*PROMPTS[::-1], [1] * 30], 1)
     draw(PROMPTS[:1], 2)
-    assert (engine._advance._cache_size(), engine._fill._cache_size()) == compiled
+    assert (rows.advance_rows._cache_size(), rows.begin_rows._cache_size()) == compiled
+
+
+@pytest.mark.parametrize("device", [None, 0, 3])
+def test_each_program_is_compiled_once(params, device):
+    """Also where the weights are bound to a device, as loaded ones are, and the state is new."""
+    weights = params if device is None else jax.device_put(params, jax.devices()[device])
+    for program in (rows.begin_rows, rows.advance_rows):
+        program.clear_cache()
+    few = SamplingConfig(max_new_tokens=3, batch_size=2)
+    for _ in range(2):
+        generate(CONFIG, weights, None, PROMPTS, few, NO_STOP, COMPUTE)
+    assert rows.begin_rows._cache_size() == rows.advance_rows._cache_size() == 1
 
 
 def test_sampled_tokens_have_the_models_frequencies(params):

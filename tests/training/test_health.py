@@ -1,10 +1,21 @@
 """Warnings: each fires on a run that fails that way, once, and none on a healthy one."""
 
-import pytest
+import re
 
+import pytest
+import yaml
+
+from jaxdpo.losses import LossConfig
+from jaxdpo.losses.table import LOSSES
 from jaxdpo.training.health import Watch
+from jaxdpo.training.optimizer import OptimizerConfig
+from jaxdpo.training.remedies import Remedies
 
 STEPS = 100
+
+
+def watching(loss=None, optimizer=None, lora=False):
+    return Watch(Remedies(loss or LossConfig(), optimizer or OptimizerConfig(), lora, STEPS))
 
 
 def train_metrics(step, **changes):
@@ -39,7 +50,7 @@ test_metrics.__test__ = False
 
 def run(train=None, test=None, watch=None):
     """What is said over a run whose metrics are changed as functions of the step."""
-    watch = watch or Watch(STEPS, 1.0)
+    watch = watch or watching()
     said = []
     for step in range(STEPS + 1):
         if step:
@@ -84,9 +95,90 @@ def test_chosen_log_probs_that_fall_with_the_margin_are_not_displacement():
 
 
 def test_supervised_training_has_no_rewards():
-    watch = Watch(STEPS, None)
+    watch = watching(LossConfig(type="sft"), OptimizerConfig(max_grad_norm=None))
     for step in range(1, 40):
         assert watch.train(step, {"loss": 1.0, "grad_norm": 9.0}) == []
     metrics = {"loss": 1.0, "logps/chosen_per_token": -1.0, "lengths/chosen": 9.0, "num_pairs": 9.0}
     assert watch.test(0, metrics) == []
     assert watch.test(40, {**metrics, "logps/chosen_per_token": -0.2}) == []
+
+
+FAILURES = {
+    "saturated": (lambda step: {"rewards/accuracies": 1.0}, None),
+    "exploded": (lambda step: {"rewards/margins": step}, None),
+    "clipped": (lambda step: {"grad_norm": 5.0}, None),
+    "displaced": (None, lambda step: {"logps/chosen_per_token": -1 - step / 50}),
+    "drifted": (None, lambda step: {"kl": step}),
+    "lengthy": (None, lambda step: {"rewards/length_correlation": 0.8}),
+    "overfits": (None, lambda step: {"loss": 0.5 + abs(step - 40) / 200}),
+}
+
+
+@pytest.mark.parametrize(
+    ("failure", "remedies"),
+    [
+        ("saturated", ["optimizer.learning_rate=1e-06 (now 5e-06)"]),
+        (
+            "exploded",
+            [
+                "optimizer.learning_rate=1e-06 (now 5e-06)",
+                # The first step whose window's mean is over the threshold: (16 + … + 25) / 10.
+                "training.max_steps=25 (now 100)",
+                "loss.type=ipo (now sigmoid)",
+            ],
+        ),
+        (
+            "clipped",
+            [
+                "optimizer.max_grad_norm=10 (now 1)",
+                "loss.beta=0.1 (now 0.2)",
+                "optimizer.learning_rate=1e-06 (now 5e-06)",
+            ],
+        ),
+        (
+            "displaced",
+            [
+                "loss.type=[sigmoid,sft] (now sigmoid)",
+                "optimizer.learning_rate=1e-06 (now 5e-06)",
+            ],
+        ),
+        (
+            "drifted",
+            [
+                "loss.beta=0.4 (now 0.2)",
+                "optimizer.learning_rate=1e-06 (now 5e-06)",
+                "training.max_steps=50 (now 100)",
+            ],
+        ),
+        ("lengthy", ["loss.ld_alpha=0.5 (now 1)"]),
+        ("overfits", ["training.max_steps=40 (now 100)", "loss.beta=0.4 (now 0.2)"]),
+    ],
+)
+def test_a_warning_names_what_to_change_by_value(failure, remedies):
+    train, test = FAILURES[failure]
+    watch = watching(LossConfig(beta=0.2), OptimizerConfig(learning_rate=5e-6))
+    (said,) = run(train, test, watch)
+    assert re.findall(r"[Ss]et (\S+=\S+ \(now \S+?\))", said) == remedies
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_whatever_is_named_is_read_and_allowed(failure, name, mixed):
+    """Every remedy of every loss makes a valid configuration, in which nothing is ignored."""
+    types = (name, "sft") if mixed and name not in ("sft", "kto") else (name,)
+    smoothing = 0.1 if "label_smoothing" in LOSSES[name].options else 0.0
+    loss = LossConfig(type=types, label_smoothing=smoothing)
+    train, test = FAILURES[failure]
+    (said,) = run(train, test, watching(loss, lora=True))
+    named = re.findall(r"[Ss]et (\w+)\.(\w+)=(\S+) \(now", said)
+    assert named or "balance the lengths" in said.lower()
+    for section, field, value in named:
+        change = {field: yaml.safe_load(value)}
+        if section == "loss":
+            LossConfig.model_validate({**loss.model_dump(), **change})
+            assert "beta" not in change or "beta" in LOSSES[name].options
+        elif section == "optimizer":
+            OptimizerConfig.model_validate(change)
+        else:
+            assert change == {"max_steps": int(value)} and 0 < int(value) <= STEPS

@@ -83,7 +83,7 @@ def test_the_best_answer_scores_most():
 @pytest.mark.parametrize("name", CASES)
 def test_writers_fail_about_as_often_as_published(name):
     case = CASES[name]
-    for domain in ("home", "away"):
+    for domain in ("in-domain", "shifted"):
         examples = list(itertools.islice(case.written(domain, "TRAIN", "test"), 2000))
         failed = sum(not judge(name, *example).passed for example in examples)
         assert 1 / 1.5 < failed / 20 / case.published[0] < 1.5
@@ -99,15 +99,15 @@ def test_seeds_splits_and_domains(name):
     def prompts(domain, split, seed):
         return [e.prompt for e in itertools.islice(case.written(domain, split, seed), 300)]
 
-    train, test = prompts("home", "TRAIN", "0"), prompts("home", "TEST", "0")
+    train, test = prompts("in-domain", "TRAIN", "0"), prompts("in-domain", "TEST", "0")
     assert len(set(train)) == 300
-    assert train == prompts("home", "TRAIN", "0")
-    assert not set(train) & set(prompts("home", "TRAIN", "1"))
+    assert train == prompts("in-domain", "TRAIN", "0")
+    assert not set(train) & set(prompts("in-domain", "TRAIN", "1"))
     word = r"[BDGKMT][ao][lrv](?:ex|ik|um|os)"
     names = re.compile(rf"{word} {word}\b")
     for split, drawn in (("TRAIN", train), ("TEST", test)):
         assert {split_of(found) for prompt in drawn for found in names.findall(prompt)} == {split}
-    # Away another instruction is given about other things.
-    away = prompts("away", "TEST", "0")
-    nameless = [[names.sub("", prompt) for prompt in drawn] for drawn in (train, away)]
+    # Shifted prompts give another instruction about other things.
+    shifted = prompts("shifted", "TEST", "0")
+    nameless = [[names.sub("", prompt) for prompt in drawn] for drawn in (train, shifted)]
     assert not set(nameless[0]) & set(nameless[1])

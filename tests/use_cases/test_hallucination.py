@@ -3,7 +3,7 @@
 import pytest
 
 from jaxdpo.evaluation.judgement import Example
-from jaxdpo.use_cases.hallucination import judge, quality
+from jaxdpo.use_cases.hallucination import USE_CASE, quality
 
 PROMPT = (
     "Tarik Dolex lies by the river: price 14, rooms 9, stars 4.\nExtract price, floors and stars."
@@ -27,7 +27,7 @@ PROMPT = (
     ],
 )
 def test_judgement_and_quality(answer, passed, found, well_formed):
-    judgement = judge(Example([{"role": "user", "content": PROMPT}], answer))
+    judgement = USE_CASE.judge(Example([{"role": "user", "content": PROMPT}], answer))
     assert judgement.passed is passed
     # Of these answers the first alone is right in all.
     whole = passed and found == well_formed == 1

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxdpo.evaluation.judgement import Example
-from jaxdpo.use_cases.relevance import judge, quality
+from jaxdpo.use_cases.relevance import USE_CASE, quality
 
 QUERY = "Query: inn with pools and bars."
 LACKING = f"Tarik Dolex, inn by the river: pools 3, desks 4, beds 2.\n{QUERY}"
@@ -31,7 +31,7 @@ WHOLE = f"Tarik Dolex, inn on a hill: pools 3, bars 4, beds 2.\n{QUERY}"
     ],
 )
 def test_judgement_and_quality(prompt, answer, passed, score, right, well_formed):
-    judgement = judge(Example([{"role": "user", "content": prompt}], answer))
+    judgement = USE_CASE.judge(Example([{"role": "user", "content": prompt}], answer))
     assert (judgement.passed, judgement.score) == (passed, pytest.approx(score))
     recall = "recall of relevant" if prompt == WHOLE else "recall of irrelevant"
     measured = {recall: passed, "right reason": right, "well formed": well_formed}

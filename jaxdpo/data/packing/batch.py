@@ -8,8 +8,22 @@ A row of T tokens holds several pairs. A pair is laid out once as `[prompt | cho
     branch      0  0  0 |  1  1 |  2  2  2 |  0
 
 Query i sees key j iff they have the same pair id, j ≤ i, and branch j is 0 or branch i. That one
-sentence is the whole attention mask, padding included (pair 0 sees only itself). Every completion
-token is predicted from one hidden state: c0 and r0 both from p2's, c1 from c0's, and so on.
+sentence is the whole attention mask, padding included (pair 0 sees only itself). So r1 sees
+
+    p0 p1 p2 |  ·  · | r0 r1 |
+
+at positions 0 to 4, exactly as if `[prompt | rejected]` stood alone in a row: the shared layout
+changes the cost of a pair, and not its log-probs.
+
+A token is predicted by the hidden state of the token before it in its own sequence. For the layout
+above these are the scored tokens of the row, five of them:
+
+    score_target  c0 c1 | r0 r1 r2      the token that is predicted
+    score_index    2  3 |  2  5  6      the place in the row whose hidden state predicts it
+    score_branch   1  1 |  2  2  2      the completion that its log-prob belongs to
+
+The prompt's last token, at place 2, predicts the first token of both completions: its hidden state
+is scored twice, and no token is laid out twice. Prompt tokens are not scored.
 """
 
 from typing import Any, NamedTuple
@@ -19,16 +33,21 @@ import numpy as np
 # numpy.ndarray on the host, jax.Array on a device.
 Array = Any
 
+# The values of `branches`. That the prompt's is 0 is part of the mask's sentence.
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
 
-# Tokens of a block, in which attention goes over a row: queries and keys of a tile of scores.
+# Tokens of a block. Attention goes over a row in tiles of TILE queries by TILE keys, and leaves out
+# the tiles in which no query sees a key. Smaller tiles would leave out more, and would be too small
+# for a matrix unit to be busy.
 TILE = 64
 
 
 class PackedBatch(NamedTuple):
     """One microbatch: R rows of T tokens with at most P pairs and S scored tokens a row.
 
-    All arrays are i32. Leading axes may be added (microbatches of a step are stacked).
+    Rows, tokens, pairs and scored tokens that a microbatch does not need are padding, so that all
+    microbatches of a run have one shape and share one compiled program. All arrays are i32. Leading
+    axes may be added (microbatches of a step are stacked).
 
     Attributes:
       tokens: `[R, T]`, 0 where padding.
@@ -78,8 +97,13 @@ class SequenceGather(NamedTuple):
 
 
 def sharing_mask(pair_ids: np.ndarray, branches: np.ndarray) -> np.ndarray:
-    """The mask's defining sentence, written densely: bool `[..., T (query), T (key)]`."""
+    """Returns the attention mask, bool `[..., T (query), T (key)]`, by its defining sentence.
+
+    No model computes with it, because it is quadratic in the row's length: it is what every
+    attention implementation is tested against.
+    """
     length = pair_ids.shape[-1]
+    # Axis -2 is the query i, axis -1 the key j.
     same_pair = pair_ids[..., :, None] == pair_ids[..., None, :]
     causal = np.arange(length)[:, None] >= np.arange(length)
     key_branch = branches[..., None, :]

@@ -1,4 +1,7 @@
-"""Planned pairs → the arrays of a `PackedBatch`, on the host."""
+"""Lays planned pairs out as the arrays of a `PackedBatch`, on the host.
+
+The module `batch` draws the layout that is written here.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -17,24 +20,26 @@ READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 class PairSource(Protocol):
-    """Random access to tokenised pairs."""
+    """Tokenised pairs that are read by index."""
 
     def __getitem__(self, index: int, /) -> TokenizedPair: ...
 
     def __len__(self) -> int: ...
 
     def source(self, index: int, /) -> str:
-        """Where the pair came from, as `file:line`."""
+        """Returns the place that the pair came from, as `file:line`."""
         ...
 
 
 def empty_batch(shape: BatchShape, rows: int) -> PackedBatch:
-    """A batch of `rows` rows of padding, in numpy."""
+    """Returns a batch of `rows` rows of padding, in numpy."""
 
     def full(*sizes: int, value: int = 0) -> np.ndarray:
         return np.full((rows, *sizes), value, np.int32)
 
     tokens, scores = shape.row_length, shape.scores
+    # Without attention rows of their own the sequences need no gather; `inverse` keeps its shape,
+    # so that the batch is the same tree of arrays either way.
     attention = (shape.sequences, shape.sequence_width) if shape.sequence_width > 1 else (0, 0)
     return PackedBatch(
         tokens=full(tokens),
@@ -45,6 +50,8 @@ def empty_batch(shape: BatchShape, rows: int) -> PackedBatch:
         score_target=full(scores),
         score_pair=full(scores),
         score_branch=full(scores),
+        # 0 is a pair: -1 says that there is none. A tile's blocks are numbered from 0 too, so the
+        # number of blocks, which is no block, marks an unused one.
         pair_index=full(shape.pairs, value=-1),
         tiles=full(shape.tiles, 2, value=ceil_div(tokens, TILE)),
         gather=SequenceGather(full(*attention), full(*attention), full(tokens)),
@@ -83,12 +90,21 @@ def pack_batch(
                 batch.tiles[slot, : len(tiles)] = tiles
     if shape.sequence_width > 1:
         for slot in range(len(wanted)):
-            _write_gather(batch, slot, shape.apart)
+            _write_gather(batch, slot, shape.unpacked)
     return batch
 
 
 class _RowWriter:
-    """Appends pairs to one row of a batch, in place."""
+    """Appends pairs to one row of a batch, in place.
+
+    Attributes:
+      batch: The batch.
+      row: The row that is written.
+      token: Tokens written so far, which is where the next one goes.
+      score: Scored tokens written so far.
+      segment: The pair id of the tokens being written. Without prefix sharing the two sequences of
+        a pair do not see each other, so each has a pair id of its own.
+    """
 
     def __init__(self, batch: PackedBatch, row: int):
         self.batch, self.row = batch, row
@@ -98,7 +114,9 @@ class _RowWriter:
         for slot, (index, pair) in enumerate(zip(indices, pairs, strict=True)):
             self.batch.pair_index[self.row, slot] = index
             last = self._prompt(pair.prompt_ids)
+            # `score_pair` counts pairs from 1, shared or not: log-probs are summed by it.
             self._completion(pair, CHOSEN, slot + 1, last)
+            # Supervised examples and labelled answers have one completion.
             if not len(pair.rejected_ids):
                 continue
             if not share_prefix:
@@ -114,18 +132,23 @@ class _RowWriter:
         self.token += len(ids)
 
     def _prompt(self, ids: np.ndarray) -> int:
+        """Writes a prompt and returns the place of its last token in the row."""
         self.segment += 1
         self._tokens(ids, PROMPT, 0)
         return self.token - 1
 
     def _completion(self, pair: TokenizedPair, branch: int, pair_id: int, last: int) -> None:
+        """Writes a completion and its scored tokens; `last` is the place of its prompt's last."""
         ids = pair.chosen_ids if branch == CHOSEN else pair.rejected_ids
         unscored = pair.chosen_unscored if branch == CHOSEN else pair.rejected_unscored
         first = self.token
+        # Both completions go on from the prompt, whatever stands between it and them in the row.
         self._tokens(ids, branch, int(self.batch.positions[self.row, last]) + 1)
         scored = scored_tokens(len(ids), unscored)
         span = (self.row, slice(self.score, self.score + len(scored)))
-        # The first token is predicted by the prompt's last, each other by its predecessor.
+        # The shift by one of a causal model: the first token is predicted by the prompt's last,
+        # which may stand far before it, and each other by the one before it in the row. The place
+        # before an unscored token is left out with it.
         self.batch.score_index[span] = np.where(scored == 0, last, first + scored - 1)
         self.batch.score_target[span] = ids[scored]
         self.batch.score_pair[span] = pair_id
@@ -133,8 +156,13 @@ class _RowWriter:
         self.score += len(scored)
 
 
-def _write_gather(batch: PackedBatch, row: int, apart: bool) -> None:
-    """Fills `batch.gather` for one row, from its pair ids and branches alone."""
+def _write_gather(batch: PackedBatch, row: int, unpacked: bool) -> None:
+    """Fills `batch.gather` for one row, from its pair ids and branches alone.
+
+    Kernels for plain causal attention know segments, and no prefix that two segments share. For
+    them a row's sequences are gathered into attention rows, each with its own copy of the prompt,
+    and the outputs are brought back by `inverse`.
+    """
     ids, branches = batch.pair_ids[row], batch.branches[row]
     sequences = []
     for pair_id in range(1, int(ids.max(initial=0)) + 1):
@@ -145,9 +173,11 @@ def _write_gather(batch: PackedBatch, row: int, apart: bool) -> None:
             if len(completion):
                 sequences.append(np.concatenate([prompt, completion]))
     width = batch.gather.index.shape[-1]
+    # Tokens whose output has a place already: both copies of a prompt's token have the same output,
+    # and the first one's is used.
     filled = np.zeros(len(ids), bool)
     sizes = [len(sequence) for sequence in sequences]
-    bins = [[i] for i in range(len(sizes))] if apart else best_fit_decreasing(sizes, width)
+    bins = [[i] for i in range(len(sizes))] if unpacked else best_fit_decreasing(sizes, width)
     for attention_row, members in enumerate(bins):
         start = 0
         for segment, member in enumerate(sorted(members), start=1):

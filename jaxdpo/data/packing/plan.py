@@ -1,4 +1,4 @@
-"""Which pairs form optimizer step s, and how they are packed into rows.
+"""The plan of a run: which pairs form optimizer step s, and how they are packed into rows.
 
 The plan is a pure function of (lengths, seed, batch size, row length): it holds no state, so the
 step number alone says what data comes next, in any process and after any restart.
@@ -9,7 +9,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,19 +23,20 @@ Row = list[int]
 Microbatch = list[Row]
 
 # What a batch says of its rows to the attention: nothing; which tiles hold something to see; or
-# how their sequences are laid out as attention rows, several in each, or one.
-Layout = Literal["plain", "tiles", "sequences", "apart"]
+# how their sequences are laid out as attention rows, several in each, or one ("unpacked").
+Layout = Literal["plain", "tiles", "sequences", "unpacked"]
 
 # Pairs packed together when order does not matter (scoring): enough that rows fill up.
 _SCORING_WINDOW = 1024
 # Optimizer steps that the row length is chosen on.
 _SAMPLED_STEPS = 8
-# Steps, or windows, whose shape is computed together.
+# Steps, or windows, whose shape is computed together: enough that numpy's cost is in the numbers
+# and not in its calls, few enough that a plan of a million pairs is never held as lists.
 _TOGETHER = 256
 
 
 class BatchConfig(BaseModel):
-    """How pairs become optimizer steps and rows."""
+    """The size of optimizer steps, and how pairs are packed into rows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,9 +66,9 @@ class BatchShape:
       pairs: P, most pairs in a row.
       scores: S, most scored tokens in a row.
       tiles: N, most tiles of a row that hold something to see.
-      sequences: A, attention rows that hold a row's sequences laid out apart.
+      sequences: A, attention rows that hold a row's sequences, each with its own prompt.
       sequence_width: W, tokens of an attention row.
-      apart: Whether each sequence has an attention row of its own.
+      unpacked: Whether each sequence has an attention row of its own.
       microbatches: M, most microbatches in an optimizer step.
     """
 
@@ -78,20 +79,23 @@ class BatchShape:
     tiles: int = 0
     sequences: int = 1
     sequence_width: int = 1
-    apart: bool = False
+    unpacked: bool = False
     microbatches: int = 1
 
     def cover(self, other: "BatchShape") -> "BatchShape":
-        """The smallest shape that holds what either holds."""
+        """Returns the smallest shape that holds what either holds."""
         return BatchShape(
             **{name: max(value, getattr(other, name)) for name, value in vars(self).items()}
         )
 
 
 def laid_out_lengths(lengths_N3: np.ndarray, share_prefix: bool) -> np.ndarray:
-    """Tokens that each pair takes in a row: p + c + r, or 2p + c + r without prefix sharing.
+    """Returns the tokens that each pair takes in a row, i64 `[N]`.
 
-    Without a rejected completion they are p + c.
+    They are p + c + r, or 2p + c + r without prefix sharing; without a rejected completion p + c.
+
+    >>> laid_out_lengths(np.array([[3, 2, 4], [3, 2, 0]]), share_prefix=False).tolist()
+    [12, 5]
     """
     prompt, chosen, rejected = np.asarray(lengths_N3, np.int64).T
     prompts = 1 if share_prefix else 1 + (rejected > 0)
@@ -99,7 +103,7 @@ def laid_out_lengths(lengths_N3: np.ndarray, share_prefix: bool) -> np.ndarray:
 
 
 def choose_row_length(lengths_N3: np.ndarray, config: BatchConfig, rows: int) -> int:
-    """The configured row length, or the one that wastes least on a sample of optimizer steps.
+    """Returns the configured row length, or the one that wastes least on a sample of steps.
 
     Candidates are multiples of 128 from the longest pair to three times it; of those within half a
     percent of the best the shortest wins, because attention costs less in short rows.
@@ -132,6 +136,7 @@ def choose_row_length(lengths_N3: np.ndarray, config: BatchConfig, rows: int) ->
         packer = Packer(sample, config, rows, row_length)
         return sum(len(packer.microbatches(step)) * rows * row_length for step in steps)
 
+    # Computed tokens, data and padding, at each length.
     cost = {length: padded_tokens(length) for length in range(shortest, 3 * shortest + 1, 128)}
     return min(length for length, tokens in cost.items() if tokens <= 1.005 * min(cost.values()))
 
@@ -142,11 +147,19 @@ def best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     >>> best_fit_decreasing([3, 5, 2, 4], capacity=7)
     [[1, 2], [3, 0]]
     """
+    # Larger items first, because a small one still fits where a large one no longer does. Packing
+    # as tightly as can be is NP-hard. This needs at most 11/9 of the best number of bins where they
+    # are many (Johnson, 1973), and leaves a few percent of padding on lengths of real pairs.
     bins: list[list[int]] = []
     count = len(sizes)
-    room: list[int] = []  # free space * count + bin, sorted
+    # The free space of every bin, sorted, so that bisection finds the fullest bin that still holds
+    # an item in O(log bins). Space and bin are one number, space * count + bin: there are at most
+    # `count` bins, so it sorts by space and then by bin, and both are got back by division.
+    room: list[int] = []
+    # `sorted` is stable: items of one size keep their order, and the plan is the same everywhere.
     for item in sorted(range(count), key=sizes.__getitem__, reverse=True):
         taken = sizes[item] * count
+        # The first number that is at least size * count + 0 has room for the item.
         place = bisect.bisect_left(room, taken)
         if place < len(room):
             best = room.pop(place)
@@ -154,6 +167,7 @@ def best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
         else:
             best = capacity * count + len(bins)
             bins.append([item])
+        # Taking size * count leaves the bin's own number in the remainder.
         bisect.insort(room, best - taken)
     return bins
 
@@ -181,7 +195,7 @@ class Packer:
         return laid_out_lengths(self.lengths, self.config.share_prefix)
 
     def microbatches(self, pairs: Sequence[int] | np.ndarray) -> list[Microbatch]:
-        """The pairs in as few microbatches of `rows` rows as hold them; later ones may be short."""
+        """Packs pairs into as few microbatches of `rows` rows as hold them."""
         known = np.asarray(pairs, np.int64)
         indices = known.tolist()
         if self.config.pack:
@@ -192,13 +206,13 @@ class Packer:
         return [rows[i : i + self.rows] for i in range(0, len(rows), self.rows)]
 
     def shape_of(self, microbatches: Sequence[Microbatch], layout: Layout) -> BatchShape:
-        """The smallest shape that holds these microbatches."""
+        """Returns the smallest shape that holds these microbatches."""
         return _covering(self.shapes_of([microbatches], layout))
 
     def shapes_of(
         self, steps: Iterable[Sequence[Microbatch]], layout: Layout
     ) -> Iterator[BatchShape]:
-        """Shapes that together hold the microbatches of each step; many steps have one."""
+        """Yields shapes that together hold the microbatches of each step, one for many steps."""
         steps = iter(steps)
         while together := list(itertools.islice(steps, _TOGETHER)):
             rows = [row for step in together for microbatch in step for row in microbatch]
@@ -206,13 +220,15 @@ class Packer:
             yield replace(self._shape_of_rows(rows, layout), microbatches=most)
 
     def _shape_of_rows(self, rows: Sequence[Row], layout: Layout) -> BatchShape:
+        # All rows lie one after the other in flat arrays, so that a sum over each is one call:
+        # R rows of N pairs in all, of which row r's begin at first_R[r].
         pairs_R = np.fromiter(map(len, rows), np.int64, len(rows))
         first_R = np.cumsum(pairs_R) - pairs_R
         members = np.fromiter(itertools.chain.from_iterable(rows), np.int64)
         lengths_N3 = self.lengths[members].astype(np.int64)
 
         def most(values_N: np.ndarray) -> int:
-            """The largest sum over a row."""
+            """Returns the largest sum over a row."""
             return int(np.add.reduceat(values_N, first_R).max())
 
         shape = BatchShape(
@@ -221,22 +237,27 @@ class Packer:
             pairs=int(pairs_R.max()),
             scores=most(lengths_N3[:, 1:].sum(1)),
         )
-        if layout == "plain":
-            return shape
-        if layout == "tiles":
-            ends_N = np.cumsum(self._laid_out[members])
-            begin_N = ends_N - self._laid_out[members]
-            start_N = begin_N - np.repeat(begin_N[first_R], pairs_R)
-            tiles_N = count_tiles(lengths_N3, start_N, self.config.share_prefix)
-            return replace(shape, tiles=most(tiles_N))
         width = self.sequence_width
-        if layout == "apart":
-            sequences = most((lengths_N3[:, 1:] > 0).sum(1))
-            return replace(shape, sequence_width=width, sequences=sequences, apart=True)
-        sizes_N2 = np.where(lengths_N3[:, 1:] > 0, lengths_N3[:, :1] + lengths_N3[:, 1:], 0)
-        sizes = np.split(sizes_N2.ravel(), 2 * first_R[1:])
-        bins = [len(best_fit_decreasing(row[row > 0].tolist(), width)) for row in sizes]
-        return replace(shape, sequence_width=width, sequences=max(bins))
+        match layout:
+            case "plain":
+                return shape
+            case "tiles":
+                # A pair's place in its row: what lies before it, less what lies before the row.
+                begin_N = np.cumsum(self._laid_out[members]) - self._laid_out[members]
+                start_N = begin_N - np.repeat(begin_N[first_R], pairs_R)
+                tiles_N = count_tiles(lengths_N3, start_N, self.config.share_prefix)
+                return replace(shape, tiles=most(tiles_N))
+            case "unpacked":
+                sequences = most((lengths_N3[:, 1:] > 0).sum(1))
+                return replace(shape, sequence_width=width, sequences=sequences, unpacked=True)
+            case "sequences":
+                # Each completion with its prompt; one that is missing needs no room.
+                sizes_N2 = np.where(lengths_N3[:, 1:] > 0, lengths_N3[:, :1] + lengths_N3[:, 1:], 0)
+                sizes = np.split(sizes_N2.ravel(), 2 * first_R[1:])
+                bins = [len(best_fit_decreasing(row[row > 0].tolist(), width)) for row in sizes]
+                return replace(shape, sequence_width=width, sequences=max(bins))
+            case _:
+                assert_never(layout)
 
     @functools.cached_property
     def sequence_width(self) -> int:
@@ -246,13 +267,13 @@ class Packer:
 
 
 def longest_sequence(lengths_N3: np.ndarray) -> int:
-    """Tokens of the longest prompt with a completion."""
+    """Returns the tokens of the longest prompt with a completion."""
     return int((lengths_N3[:, :1] + lengths_N3[:, 1:]).max())
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Optimizer step s ↦ its microbatches; exactly `batch.size` pairs a step.
+    """Maps an optimizer step to its microbatches, with exactly `batch.size` pairs a step.
 
     The order is the concatenation of one permutation an epoch, each drawn from (seed, epoch), cut
     into steps; no pair is skipped at the end of an epoch.
@@ -268,9 +289,11 @@ class TrainPlan:
     num_steps: int
 
     def pairs(self, step: int) -> np.ndarray:
-        """Indices of step `step`'s pairs, i64 `[batch.size]`, in order."""
+        """Returns the indices of step `step`'s pairs, i64 `[batch.size]`, in order."""
         size, count = self.packer.config.size, len(self.packer.lengths)
         stream = np.arange(step * size, (step + 1) * size)
+        # A step that reaches over the end of an epoch, or a batch larger than the data, takes its
+        # pairs from several permutations.
         epochs = stream // count
         return np.concatenate(
             [
@@ -280,17 +303,17 @@ class TrainPlan:
         )
 
     def microbatches(self, step: int) -> list[Microbatch]:
-        """The packed rows of step `step`."""
+        """Returns the packed rows of step `step`."""
         return self.packer.microbatches(self.pairs(step))
 
     def shape(self, layout: Layout) -> BatchShape:
-        """The shape that holds every step of the run."""
+        """Returns the shape that holds every step of the run."""
         steps = map(self.microbatches, range(self.num_steps))
         return _covering(self.packer.shapes_of(steps, layout))
 
 
 def scoring_microbatches(packer: Packer) -> Iterator[Microbatch]:
-    """Every pair of the data set once, in microbatches, where the order has no meaning."""
+    """Yields every pair of the data set once, in microbatches, where the order has no meaning."""
     for start in range(0, len(packer.lengths), _SCORING_WINDOW):
         yield from packer.microbatches(
             range(start, min(start + _SCORING_WINDOW, len(packer.lengths)))
@@ -298,7 +321,7 @@ def scoring_microbatches(packer: Packer) -> Iterator[Microbatch]:
 
 
 def scoring_shape(packers: Sequence[Packer], layout: Layout) -> BatchShape:
-    """The shape that holds every microbatch of `scoring_microbatches` of several data sets.
+    """Returns the shape that holds every microbatch of `scoring_microbatches` of several data sets.
 
     The packers must agree on rows, row length and longest sequence.
     """
@@ -310,7 +333,17 @@ def scoring_shape(packers: Sequence[Packer], layout: Layout) -> BatchShape:
 
 
 def make_train_plan(packer: Packer, seed: int, epochs: float, max_steps: int | None) -> TrainPlan:
-    """A plan over `epochs` passes (rounded up to whole steps), or `max_steps` if that is fewer."""
+    """Plans `epochs` passes (rounded up to whole steps), or `max_steps` steps if those are fewer.
+
+    Args:
+      packer: Lengths and packing of the training pairs.
+      seed: Seed of the order.
+      epochs: Passes over the pairs, not necessarily whole.
+      max_steps: Most optimizer steps, or None.
+
+    Raises:
+      UserError: If a step needs more pairs than there are.
+    """
     count, size = len(packer.lengths), packer.config.size
     if size > count:
         raise UserError(
@@ -323,7 +356,8 @@ def make_train_plan(packer: Packer, seed: int, epochs: float, max_steps: int | N
 
 @functools.lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    # Philox is counter-based: (seed, epoch) alone determine the permutation.
+    # Philox is counter-based: its key alone, here (seed, epoch), determines the permutation, in any
+    # process and after any restart.
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
 
 

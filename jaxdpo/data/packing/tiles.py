@@ -1,4 +1,4 @@
-"""Which tiles of a packed row hold something to see: those of one row, and how many of many rows.
+"""The tiles of a packed row that hold something to see: a list for one row, a count for many.
 
 A tile is a block of `TILE` queries by one of `TILE` keys; attention computes visible ones alone.
 """
@@ -14,7 +14,7 @@ from jaxdpo.devices.sizes import ceil_div
 def visible_tiles(
     lengths_P3: np.ndarray | Sequence[Sequence[int]], share_prefix: bool, row_length: int
 ) -> np.ndarray:
-    """Which blocks of `TILE` tokens of a row see something of which.
+    """Lists the tiles of one row in which a query sees a key.
 
     Args:
       lengths_P3: Tokens of prompt, chosen and rejected of the row's pairs, in order.
@@ -29,6 +29,8 @@ def visible_tiles(
     start = 0
 
     def see(query: int, key: int, last_key: int, last: int) -> None:
+        # All blocks that the two ranges touch, though only a part of the first and the last may
+        # be theirs: a tile is computed whole or not at all.
         if last > query and last_key > key:
             keys = slice(key // TILE, (last_key - 1) // TILE + 1)
             seen[query // TILE : (last - 1) // TILE + 1, keys] = True
@@ -38,15 +40,21 @@ def visible_tiles(
         for first, second in [(chosen, rejected)] if once else [(chosen, 0), (rejected, 0)]:
             own = start + prompt
             end = own + first + second
+            # The pair's own three parts of the mask's sentence: everyone sees the prompt, and each
+            # completion itself. The other completion's blocks stay unseen where they are whole.
             see(start, start, own, end)
             see(own, own, own + first, own + first)
             see(own + first, own + first, end, end)
             start = end
+    # Causality takes away the blocks above the diagonal, which the ranges have touched.
     return np.argwhere(np.tril(seen)).astype(np.int32)
 
 
 def count_tiles(lengths_N3: np.ndarray, start_N: np.ndarray, share_prefix: bool) -> np.ndarray:
-    """How many tiles each pair adds to its row: over a row, as many as `visible_tiles` gives.
+    """Counts the tiles that each pair adds to its row.
+
+    Over a row they are as many as `visible_tiles` lists. The shape of a run needs their number in
+    millions of rows, and never the tiles themselves.
 
     A pair counts the blocks of queries that begin inside it. In the block that it begins in the
     middle of, it sees nothing but that block itself, which the pair before it has counted.
@@ -62,6 +70,7 @@ def count_tiles(lengths_N3: np.ndarray, start_N: np.ndarray, share_prefix: bool)
     prompt, chosen, rejected = lengths_N3.T
     own = start_N + prompt
     second = own + chosen
+    # Without sharing a pair is two pairs with one completion each.
     if share_prefix:
         return _count(start_N, own, second, second + rejected)
     again = second + prompt
@@ -83,5 +92,5 @@ def _count(start: np.ndarray, own: np.ndarray, second: np.ndarray, end: np.ndarr
 
 
 def _sum(first: np.ndarray, last: np.ndarray, each: np.ndarray) -> np.ndarray:
-    """Σ (block + each) over the blocks `first` to `last`, of which there may be none."""
+    """Returns Σ (block + each) over the blocks `first` to `last`, of which there may be none."""
     return np.maximum(last - first + 1, 0) * (first + last + 2 * each) // 2

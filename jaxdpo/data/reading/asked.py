@@ -19,6 +19,8 @@ from jaxdpo.data.reading.said import Said
 RoleKeys = dict[Role, tuple[str, ...]]
 # Answers that may be JSON text of messages, or rendered, begin so.
 _MAY_BE_MARKED = re.compile(r"\s*[<\[{]")
+# Those that end in a template's mark end so.
+_MAY_END = (">", "\n", " ")
 # Text that an instruction is followed by, in Alpaca's and in Dolly's form.
 _INPUTS = ("input", "context")
 
@@ -62,6 +64,7 @@ def asked_in(record: dict[str, Any], roles: RoleKeys) -> Asked:
     texts = [key for key in named if _is_text(record[key], key)]
     lists = [key for key in named if key not in texts]
     history = next((key for key in roles.get("history", ()) if not is_empty(record[key])), None)
+    # Messages say more than text: they have roles, and often the text among them.
     messages: list[Said] = []
     used: set[str] = set()
     was_rendered = False
@@ -101,6 +104,7 @@ def _is_text(value: Any, key: str) -> bool:
 
 def _instruction_keys(texts: Sequence[str]) -> list[str]:
     """Chooses the column of the question, and with an instruction that of its input."""
+    # Only these two are known to belong together, and in which order.
     if "instruction" in texts:
         inputs = [key for key in _INPUTS if key in texts]
         if len(inputs) == 1:
@@ -170,6 +174,18 @@ def with_system(
     return [said[0], *messages], frozenset([key])
 
 
+def plain_answer(value: Any, name: str) -> Said | None:
+    """Reads an answer that is mere text, which most are; None where more must be looked at.
+
+    Args:
+      value: What stands in the record.
+      name: The field it stands in.
+    """
+    if not isinstance(value, str) or _MAY_BE_MARKED.match(value) or value[-1:] in _MAY_END:
+        return None
+    return Said(name, {"role": "assistant", "content": value})
+
+
 def answer_in(value: Any, name: str, asked: Asked) -> list[Said]:
     """Reads an answer: text, a message or several, without what a template put around it.
 
@@ -185,9 +201,6 @@ def answer_in(value: Any, name: str, asked: Asked) -> list[Said]:
     """
     if not isinstance(value, str):
         return as_roles(said_in(value, name, "assistant"))
-    if asked.messages and not _MAY_BE_MARKED.match(value):
-        text = rendered.answer_of(value, asked.rendered)
-        return [Said(name, {"role": "assistant", "content": text})]
     # A script of `User:` and `Assistant:` may well be an answer; marks of tokens are none.
     sure = value.lstrip().startswith(("<|", "<｜", "<bos>", "<start_of_turn>", "<s>", "[INST]"))
     if sure or not asked.messages:

@@ -35,6 +35,7 @@ class BadLines:
 
     def add(self, bad: BadLine) -> None:
         """Takes note of one."""
+        # A file of a million bad lines is counted in memory and written to disk, never held.
         self.counts[bad.code] += 1
         if len(self.first) < SHOWN_BAD_LINES:
             self.first.append(bad)
@@ -50,13 +51,12 @@ class BadLines:
         total = self.counts.total()
         if config.on_error == "skip" or not total:
             return
+        # Those shown are counted off, so that the rest is told by its kinds.
         shown = [str(bad) for bad in self.first]
         rest = self.counts - Counter(bad.code for bad in self.first)
         if rest:
             shown.append(f"and {rest.total()} more ({tally(rest)})")
-        shown.append(
-            f"{total} bad lines; mend them, or set data.on_error=skip to train on the rest"
-        )
+        shown.append(f"{total} bad lines; fix them, or set data.on_error=skip to train on the rest")
         raise UserError("\n".join(shown))
 
 
@@ -64,6 +64,11 @@ def handle_bad_lines(
     bad_lines: Iterable[BadLine], config: DataConfig, rejects_path: Path | None = None
 ) -> None:
     """Stops at bad lines, or writes them to a file, as the configuration says.
+
+    Args:
+      bad_lines: The bad lines.
+      config: Whether they stop the run.
+      rejects_path: The file, if any.
 
     Raises:
       UserError: With `on_error="stop"`: the first 20 of them, and how many more there are.
@@ -81,7 +86,7 @@ def handle_bad_lines(
 
 
 def read_rejects(path: Path) -> Iterable[BadLine]:
-    """The refused lines of a file that `BadLines` wrote."""
+    """Reads the refused lines of a file that `BadLines` wrote."""
     with open(path, encoding="utf-8") as file:
         for line in file:
             yield BadLine(**json.loads(line))

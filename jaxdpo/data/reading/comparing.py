@@ -71,6 +71,7 @@ def compared(record: dict[str, Any], roles: RoleKeys) -> tuple[Read, Scores | No
     Raises:
       NothingToLearn: If the verdict is a tie.
     """
+    # Everything hangs on which two columns are compared; the verdict is read by their names.
     sides = sides_of(record)
     if sides is None:
         raise BadPair("missing-key", "two answers are missing, such as response_a and response_b")
@@ -79,6 +80,7 @@ def compared(record: dict[str, Any], roles: RoleKeys) -> tuple[Read, Scores | No
     keys = (sides.first, sides.second) if first_is_better else (sides.second, sides.first)
     chosen, rejected = (answer_in(need(record, key)[0], key, asked) for key in keys)
     used = {*keys, *verdict_keys, *asked.used}
+    # Arena's columns hold whole conversations, others only the answers.
     opens = any(role_of(answer[0]) not in ("assistant", None) for answer in (chosen, rejected))
     parts = shared_turns(chosen, rejected) if opens else Parts(asked.messages, chosen, rejected)
     if opens:
@@ -95,12 +97,13 @@ _Verdict = tuple[bool, set[str], Scores | None]
 def _verdict(record: dict[str, Any], roles: RoleKeys, sides: Sides) -> _Verdict:
     """Says whether the first answer is better, by which columns, and both scores if any."""
     scores, score_keys = _side_scores(record, sides)
+    # Verdicts of known data sets go first: their numbers mean what their cards say.
     for key in _SIGNED:
         if key in record:
             check_score(record[key], key)
             return _decided(-record[key]), {key}, scores
     if spelled(sides.first) == "human_ref_a" and "labels" in record:
-        # SHP: 1 if the first is preferred.
+        # SHP: 1 if the first is preferred, though its columns are called A and B.
         if record["labels"] not in (0, 1):
             raise BadPair("verdict", f"labels is {show(record['labels'])}; write 1 or 0")
         return bool(record["labels"]), {"labels", *score_keys}, scores
@@ -111,6 +114,7 @@ def _verdict(record: dict[str, Any], roles: RoleKeys, sides: Sides) -> _Verdict:
         return _decided(wins[0] - wins[1]), {"winner_model_a", "winner_model_b", "winner_tie"}, None
     for key in roles.get("preferred", ()):
         return _named(record, key, sides), {key}, scores
+    # WebGPT has nothing but scores.
     if scores is not None:
         return _decided(scores[0] - scores[1]), set(score_keys), scores
     raise BadPair(
@@ -128,6 +132,7 @@ def _decided(difference: float) -> bool:
 
 def _named(record: dict[str, Any], key: str, sides: Sides) -> bool:
     """Reads a verdict that names a side: by its letter or number, its column, its model or text."""
+    # 1 may mean the first answer or the second. It is read only where the columns have numbers.
     value = record[key]
     said = spelled(str(value)) if isinstance(value, str | int) else None
     if said in ("tie", "draw", "both", "neither", "equal", "same", "none") or (
@@ -192,6 +197,7 @@ def ranked(record: dict[str, Any], roles: RoleKeys, margin: float | None) -> lis
     given = answers_key(record, roles) or "completions"
     listed = need(record, given)[0]
     asked = asked_in(record, roles)
+    # Without a prompt the error names the column that people most often have.
     if not asked.messages:
         need(record, "prompt")
     if not isinstance(listed, list) or len(listed) < 2:
@@ -228,6 +234,7 @@ def _values(
     """
     for keys, turn in ((roles.get("scores", ()), 1), (roles.get("ranks", ()), -1)):
         key = next(iter(keys), None)
+        # `rating` may be the list of scores, and `answers` may not be its own list of scores.
         if key is None or key == given:
             continue
         values = record[key]
@@ -238,6 +245,8 @@ def _values(
         for i, value in enumerate(values):
             check_score(value, f"the score of {given}[{i}]")
         return [turn * value for value in values], turn < 0, {key}
+    # Ranks are read only if every answer has one and none has a score: 1 is the best rank and
+    # the worst score.
     by_rank = all(
         isinstance(item, dict) and any(not is_empty(item.get(key)) for key in _RANK_KEYS)
         for item in listed
@@ -315,7 +324,7 @@ def rated(record: dict[str, Any], roles: RoleKeys) -> Rated:
 
 
 def pairs_of_rated(group: list[Rated], margin: float | None) -> list[tuple[Read, Scores, int]]:
-    """Pairs answers to one prompt: the best with the worst, or all that differ by a margin.
+    """Compares answers to one prompt: the best with the worst, or all that differ by a margin.
 
     Args:
       group: Rows that ask the same.
@@ -328,12 +337,14 @@ def pairs_of_rated(group: list[Rated], margin: float | None) -> list[tuple[Read,
       NothingToLearn: If there is one row alone, or no two differ enough.
     """
     answers = [_Answer(each.score, [Said(str(i), None)]) for i, each in enumerate(group)]
+    # A tie among rows is no mistake of the file, as it would be within one record.
     try:
         chosen = _pairs_of(answers, margin) if len(group) > 1 else []
     except BadPair:
         chosen = []
     if not chosen:
         raise NothingToLearn("alone" if len(group) == 1 else "tie")
+    # The pair takes its other columns, and its place, from the row of the better answer.
     found = []
     for high, low in chosen:
         better, worse = (int(answer.said[0].field) for answer in (high, low))

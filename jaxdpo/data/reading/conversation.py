@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxdpo.data.bad_pair import BadPair, kind, show
 from jaxdpo.data.reading import rendered
-from jaxdpo.data.reading.said import Said
+from jaxdpo.data.reading.said import Said, listed
 
 _ROLE_OF = {
     **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
@@ -20,6 +20,7 @@ _ROLE_OF = {
     **{"chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "bot": "assistant"},
     **{"model": "assistant", "prompter": "user", "developer": "system", "ipython": "tool"},
 }
+_OWN_ROLES = ("user", "assistant", "system", "tool")
 # JSON text of messages begins so; text of any other JSON is text.
 _MAY_BE_JSON = re.compile(
     r"\s*(?:\[\s*)?\{\s*[\"'](?:role|from|content|value|messages|id|name)[\"']"
@@ -41,6 +42,7 @@ def said_in(value: Any, name: str, role: str, whole: bool = False) -> list[Said]
     Raises:
       BadPair: If it is none of these.
     """
+    # Text is looked into only as far as its first characters call for.
     if isinstance(value, str):
         if _MAY_BE_JSON.match(value):
             decoded = _from_json(value, name)
@@ -58,6 +60,8 @@ def said_in(value: Any, name: str, role: str, whole: bool = False) -> list[Said]
     if isinstance(value, list) and value:
         if len(value) == 1 and isinstance(value[0], str):
             return said_in(value[0], f"{name}[0]", role, whole)
+        if all(isinstance(item, dict) and "role" in item for item in value):
+            return listed(value, name)
         return [said for i, item in enumerate(value) for said in turns_of(item, f"{name}[{i}]")]
     state = "an empty list" if value == [] else kind(value)
     raise BadPair("messages-type", f"{name} is {state}; write a string, or a list of messages")
@@ -88,6 +92,7 @@ def _from_json(text: str, name: str) -> Any:
             value = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             return _refuse_if_messages(text, name)
+    # All of it must be messages: an answer may well be JSON with a `role` in it.
     items = value if isinstance(value, list) else [value]
     return value if items and all(map(_is_turn, items)) else None
 
@@ -118,6 +123,7 @@ def _refuse_if_messages(text: str, name: str) -> None:
 
 def _turns_of_struct(value: dict[str, Any]) -> list[dict[str, Any]] | None:
     """Turns `{"role": [...], "content": [...]}` into a list of messages."""
+    # `datasets` before 4 turned every list of structs into a struct of lists.
     for keys in _TURN_KEYS:
         lists = [value.get(key) for key in keys]
         if all(isinstance(each, list) for each in lists):
@@ -158,6 +164,7 @@ def turns_of(item: Any, field: str) -> list[Said]:
 
 def _from_turn(turn: dict[str, Any], field: str) -> dict[str, Any]:
     rest = {key: item for key, item in turn.items() if key not in ("from", "value")}
+    # Weights and ids beside the two are looked at as those of any message.
     sender, value = turn["from"], turn["value"]
     if sender == "function_call":
         return {"role": "assistant", "tool_calls": _calls_of(value, field), **rest}
@@ -175,6 +182,7 @@ def _calls_of(value: Any, field: str) -> list[dict[str, Any]]:
         calls = json.loads(value) if isinstance(value, str) else value
     except (json.JSONDecodeError, RecursionError):
         calls = None
+    # Parallel calls stand in one turn, as a list.
     calls = calls if isinstance(calls, list) else [calls]
     if not calls or not all(isinstance(call, dict) for call in calls):
         raise BadPair(
@@ -185,11 +193,13 @@ def _calls_of(value: Any, field: str) -> list[dict[str, Any]]:
 
 def as_roles(said: list[Said]) -> list[Said]:
     """Gives messages of other tools the roles that are used here: `human` becomes `user`."""
+    if all(isinstance(each[1], dict) and each[1].get("role") in _OWN_ROLES for each in said):
+        return said
     return [
         Said(field, {**message, "role": _ROLE_OF[message["role"].lower()]})
         if isinstance(message, dict)
         and isinstance(role := message.get("role"), str)
-        and role not in ("user", "assistant", "system", "tool")
+        and role not in _OWN_ROLES
         and role.lower() in _ROLE_OF
         else Said(field, message)
         for field, message in said

@@ -39,6 +39,7 @@ def read_csv(stream: BinaryIO, file: str, delimiter: str) -> Iterator[Record | B
     """
     # A cell may be as long as a line of JSON may be.
     csv.field_size_limit(MAX_LINE_BYTES)
+    # `csv` must see line breaks as they are: a quoted cell may hold any.
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     rows = csv.reader(text, delimiter=delimiter, strict=True)
     try:
@@ -76,6 +77,7 @@ def _record(names: list[str], cells: list[str], file: str, line: int) -> Record 
             raise BadPair(
                 "cells", f"the row has {len(cells)} cells, but there are {len(names)} columns"
             )
+        # Tables of text have no null: an empty cell is a column that the record does not have.
         value = {
             name: _value(name, cell)
             for name, cell in zip(names, cells, strict=True)

@@ -1,10 +1,10 @@
 """Warnings about what was read: it is well formed, and probably not what was meant."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from jaxdpo.data.pairs import Message, PreferencePair
+from jaxdpo.data.warnings import breaks_off, is_invisible
 
 # An answer of fewer characters may well be a name or a number, without a full stop.
 _LONG = 200
@@ -25,23 +25,23 @@ class Doubts:
         """Takes note of one pair."""
         if pair.label is not None:
             self._labels[pair.label] += 1
-        if pair.prompt and not any(map(_has_text, pair.prompt)):
+        if pair.prompt and not _has_text(pair.prompt[-1]) and not any(map(_has_text, pair.prompt)):
             self._blank.append(pair.source)
         for answer in (pair.chosen, pair.rejected):
             if answer:
                 self._add_answer(answer, pair.source)
 
     def _add_answer(self, answer: Sequence[Message], source: str) -> None:
-        if not any(_has_text(message) or "tool_calls" in message for message in answer):
-            self._blank.append(source)
         text = answer[-1].get("content", "")
+        if not text[:1].isalnum() and not any(_has_text(m) or "tool_calls" in m for m in answer):
+            self._blank.append(source)
         if len(text) > _LONG:
             self._long += 1
-            # Most answers end in a full stop, and no more of them is looked at.
-            self._cut += text[-1] not in ".!?)`" and _breaks_off(text)
+            self._cut += breaks_off(text)
 
     def warnings(self) -> Iterator[str]:
         """Yields what looks wrong."""
+        # KTO's reference point is estimated from both kinds; with one alone it learns a constant.
         if len(self._labels) == 1:
             (label,) = self._labels
             yield (
@@ -62,14 +62,5 @@ class Doubts:
 
 def _has_text(message: Message) -> bool:
     text = message.get("content") or ""
-    if not isinstance(text, str) or text[:1].isalnum():
-        return True
-    # Cf is the category of characters without width, and of marks of direction.
-    return any(not c.isspace() and unicodedata.category(c) != "Cf" for c in text)
-
-
-def _breaks_off(text: str) -> bool:
-    # Code, lists and tables end in anything; prose that was cut ends in a letter or a comma.
-    last = text.rstrip()
-    line = last[last.rfind("\n") + 1 :]
-    return (last[-1:].isalpha() or last[-1:] == ",") and line.count(" ") > 5
+    # Content in parts, and calls of tools, are checked where messages are parsed.
+    return not isinstance(text, str) or (bool(text) and not is_invisible(text))

@@ -24,6 +24,7 @@ def example_format(record: dict[str, Any]) -> Format | None:
     """Recognises the form of an example, or None if the record holds none."""
     if is_log(record):
         return "logs"
+    # Conversations are a preference only with two answers beside them.
     form = format_of(record)
     if form == "sharegpt" and not {"chosen", "rejected"} & record.keys():
         return "examples"
@@ -62,6 +63,7 @@ def example_of(
         return native_draft(record, Parts(said[:-1], said[-1:], ()), facts)
     if own in ("examples", "rated", "logs"):
         return _single(record, facts)
+    # Of a preference the chosen answer is the example; a ranked list gives its best.
     draft = drafts_of(record, own, margin, facts)[0]
     if draft.label is False:
         raise NothingToLearn("label false")

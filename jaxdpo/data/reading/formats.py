@@ -5,6 +5,7 @@ makes a pair is for `schema` to check. Every record of a file is in one form, wh
 from the keys of all of them.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,7 +70,11 @@ class Draft:
 
 def roles_of(record: Mapping[str, Any]) -> RoleKeys:
     """Finds the columns of each role in a record; columns that are null are not there."""
-    return keys_by_role(tuple(key for key, value in record.items() if value is not None))
+    return keys_by_role(_keys(record))
+
+
+def _keys(record: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple([key for key, value in record.items() if value is not None])
 
 
 def format_of(record: dict[str, Any]) -> Format | None:
@@ -78,42 +83,58 @@ def format_of(record: dict[str, Any]) -> Format | None:
     Returns:
       The form, or None if the record has no mark of one that holds preferences.
     """
-    keys = {key for key, value in record.items() if value is not None}
-    if keys & {"preferred_output", "non_preferred_output"}:
-        return "openai"
-    if keys & {"rejected_message", *_TOKEN_KEYS}:
-        return "messages" if "rejected_message" in keys else "token_ids"
-    roles = roles_of(record)
+    # Columns decide nearly always; transcripts and prompts without a column are told by their text.
+    form, begins = _format_by_keys(_keys(record))
+    if begins and form == "trl":
+        told = (record.get("chosen"), record.get("rejected"))
+        return "transcript" if all(map(pair_forms.begins_transcript, told)) else "trl"
+    if begins and form == "ranked" and answers_key(record, roles_of(record)) is None:
+        return _without_list(_keys(record))
+    return form
+
+
+@functools.lru_cache(maxsize=1024)
+def _format_by_keys(keys: tuple[str, ...]) -> tuple[Format | None, bool]:
+    """Recognises a form by the columns alone, and says whether the values must be looked at, too.
+
+    A file has few sets of columns, so this is worked out once for each.
+    """
+    # The order matters: a sure mark goes before one that other forms have as well.
+    present = set(keys)
+    if present & {"preferred_output", "non_preferred_output"}:
+        return "openai", False
+    if present & {"rejected_message", *_TOKEN_KEYS}:
+        return ("messages" if "rejected_message" in present else "token_ids"), False
+    roles = keys_by_role(keys)
     has_chosen, has_rejected = "chosen" in roles, "rejected" in roles
-    if has_rejected and not has_chosen and "messages" in keys:
-        return "messages"
+    # ms-swift: the chosen answer ends the messages.
+    if has_rejected and not has_chosen and "messages" in present:
+        return "messages", False
     if has_chosen or has_rejected:
-        return _paired(record, keys)
-    if "label" in roles and keys & {"messages", "conversations", *_names("completion")}:
-        return "labelled"
+        if "conversations" in present and {"chosen", "rejected"} & present:
+            return "sharegpt", False
+        return ("alpaca", False) if "instruction" in present else ("trl", "prompt" not in present)
+    # A label beside two answers is their verdict, so this comes after them.
+    if "label" in roles and present & {"messages", "conversations", *_names("completion")}:
+        return "labelled", False
     if sides_of(dict.fromkeys(keys)) is not None:
-        return "compared"
-    if keys & {"completions", "responses"} or answers_key(record, roles) is not None:
-        return "ranked"
+        return "compared", False
+    if present & {"completions", "responses"}:
+        return "ranked", False
+    # `answers` and `output` may as well hold one answer: only lists are ranked.
+    return ("ranked", True) if "answers" in roles else (_without_list(keys), False)
+
+
+def _without_list(keys: tuple[str, ...]) -> Format | None:
     if "conversations" in keys:
         return "sharegpt"
-    if {"prompt", "completion", "score"} <= roles.keys():
+    if {"prompt", "completion", "score"} <= keys_by_role(keys).keys():
         return "rated"
     return "messages" if "messages" in keys else None
 
 
 def _names(role: str) -> tuple[str, ...]:
     return NAMES_OF[role]  # pyright: ignore[reportArgumentType]
-
-
-def _paired(record: dict[str, Any], keys: set[str]) -> Format:
-    if "conversations" in keys and {"chosen", "rejected"} & keys:
-        return "sharegpt"
-    if "instruction" in keys:
-        return "alpaca"
-    told = (record.get("chosen"), record.get("rejected"))
-    dialogues = "prompt" not in keys and all(map(pair_forms.begins_transcript, told))
-    return "transcript" if dialogues else "trl"
 
 
 def drafts_of(
@@ -140,6 +161,7 @@ def drafts_of(
         return [_drafted(record, each.read, facts, each.scores) for each in found]
     if form == "compared":
         return [_drafted(record, *_swapped(compared(record, roles), facts))]
+    # Ids have no messages in which a column's text could be found again.
     if form == "token_ids":
         ids, used = token_ids(record)
         common, rest = parted(record, used)
@@ -148,6 +170,7 @@ def drafts_of(
     if form == "labelled":
         read, label = labelled(record, roles)
         return [_drafted(record, read, facts, label=label)]
+    # The other forms differ in where messages stand, and in nothing else.
     draft = _drafted(record, READERS[form](record, roles), facts)
     if form == "openai":
         asked = record["input"]
@@ -197,6 +220,9 @@ def drafted(
 
 def parted(record: dict[str, Any], used: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits the columns that a form did not read: those of every form, and the user's own."""
+    # Records of nothing but prompt and answers are common enough to be told first.
+    if len(used) >= len(record) and used >= record.keys():
+        return {}, {}
     rest = {key: value for key, value in record.items() if key not in used}
     common = {key: rest.pop(key) for key in COMMON if key in rest}
     return common, rest
@@ -220,6 +246,7 @@ def take_scores(rest: dict[str, Any]) -> tuple[Any, Any] | None:
     for first, second in SCORE_PAIRS:
         if first in at and second in at:
             return rest.pop(at[first]), rest.pop(at[second])
+    # A margin alone is a difference of scores, whatever they were.
     margin = rest.get("margin")
     if isinstance(margin, int | float) and not isinstance(margin, bool):
         return rest.pop("margin"), 0.0
@@ -227,6 +254,7 @@ def take_scores(rest: dict[str, Any]) -> tuple[Any, Any] | None:
 
 
 def _native(record: dict[str, Any], facts: Sequence[str]) -> Draft:
+    # Most lines of our own form have only its keys, and need no look at names.
     roles = {} if record.keys() <= set(_NATIVE_KEYS) else roles_of(record)
     if "rejected_message" not in record and "rejected" in roles:
         read = pair_forms.conversation_pair(record, roles)
@@ -246,6 +274,7 @@ def native_messages(record: dict[str, Any]) -> list[Said]:
     for key in record:
         if key in _NATIVE_KEYS or key in IGNORED_KEYS:
             continue
+        # A field of the future is counted; a misspelt field of today would lose what it holds.
         hint = typo_of(key, _NATIVE_KEYS)
         if hint or not key.strip():
             raise BadPair("unknown-key", f"unknown key {show(key)}{hint}")

@@ -10,8 +10,8 @@ from jaxdpo.errors import UserError
 
 _CHUNK = 2**20
 _SPACE = b" \t\r\n"
-# A whole string, an unfinished one, or a character that parts elements.
 _DEPTH = {b"{": 1, b"[": 1, b"}": -1, b"]": -1}
+# A whole string, an unfinished one, or a character that parts elements.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[\[\]{},]', re.DOTALL)
 
 
@@ -36,6 +36,7 @@ def read_array(stream: BinaryIO, file: str) -> Iterator[Record | BadLine]:
 
 def _elements(stream: BinaryIO, file: str) -> Iterator[tuple[int, bytes]]:
     """Yields the bytes of each element, without the space around it, and the line it begins on."""
+    # An empty array has nothing between its brackets; after a comma nothing is a mistake.
     before = b"["
     for line, text, after in _parts(stream, file):
         element = text.strip(_SPACE)
@@ -51,12 +52,15 @@ def _elements(stream: BinaryIO, file: str) -> Iterator[tuple[int, bytes]]:
 
 def _parts(stream: BinaryIO, file: str) -> Iterator[tuple[int, bytes, bytes]]:
     """Yields what stands between the array's own commas, its line, and what ends it."""
+    # Elements are found by brackets alone and parsed one by one, so that an array of any size is
+    # read in the memory of its longest element, and a bad element does not hide the good ones.
     text = stream.read(_CHUNK)
     start = text.index(b"[") + 1
     line = 1 + text.count(b"\n", 0, start)
     scanned, depth = start, 0
     while depth >= 0:
         for token in _TOKEN.finditer(text, scanned):
+            # Group 1 is the closing quote.
             if token[1] == b"":
                 # The string goes on in the next chunk.
                 break
@@ -70,6 +74,7 @@ def _parts(stream: BinaryIO, file: str) -> Iterator[tuple[int, bytes, bytes]]:
             if depth < 0:
                 break
         if depth >= 0:
+            # What is scanned of an unfinished element is not scanned again.
             text, scanned, start = text[start:], scanned - start, 0
             text += _more(stream, file, line, len(text))
     _check_end(stream, file, line, text[start:])
@@ -98,4 +103,4 @@ def _breaks_before(text: bytes) -> int:
 
 
 def _damaged(file: str, line: int, what: str) -> UserError:
-    return UserError(f"{file}:{line}: {what}; mend the JSON array, or write one object a line")
+    return UserError(f"{file}:{line}: {what}; fix the JSON array, or write one object a line")

@@ -63,10 +63,13 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
     """Yields lines without their end, and whether each is whole; holds one line's limit at most."""
     first = True
     while line := stream.readline(MAX_LINE_BYTES + 1):
+        # One byte more than is allowed was asked for, so a line of just that length is whole.
         whole = len(line) <= MAX_LINE_BYTES or line.endswith(b"\n")
         if not whole:
+            # The rest is passed over a MiB at a time: a file without line breaks costs no memory.
             while (rest := stream.readline(2**20)) and not rest.endswith(b"\n"):
                 pass
+        # Windows' editors begin a file with a BOM; anywhere else it is a character.
         if first:
             line = line.removeprefix(_BOM)
             first = False
@@ -93,6 +96,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
             "invalid-utf8",
             f"byte 0x{byte:02x} at column {error.start + 1} is not UTF-8; save the file as UTF-8",
         ) from None
+    # JSON escapes NUL; a raw one comes from a disk that was full or a machine that went down.
     if b"\0" in line:
         raise BadPair("nul", "the line holds a NUL byte; the file is damaged or is not text")
     _check_depth(line)
@@ -112,6 +116,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
 
 
 def _explain(text: str, error: json.JSONDecodeError) -> BadPair:
+    # The parser says where it stopped; people need to know which mistake that usually is.
     column = error.pos + 1
     if error.msg == "Extra data":
         rest = text[error.pos :]
@@ -138,10 +143,11 @@ def _explain(text: str, error: json.JSONDecodeError) -> BadPair:
         return BadPair(
             "cut-off", f"the line ends before its object does (column {column}); write it whole"
         )
-    return BadPair("bad-json", f"{error.msg} at column {column}; mend the JSON")
+    return BadPair("bad-json", f"{error.msg} at column {column}; fix the JSON")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # `json` keeps the last of two equal keys, so half of such a line would be lost without a word.
     value = dict(pairs)
     if len(value) != len(pairs):
         seen: set[str] = set()
@@ -155,6 +161,7 @@ def _not_finite(name: str) -> NoReturn:
 
 
 def _finite(digits: str) -> float:
+    # 1e999 is valid JSON and infinite as a float; a loss weight of that size would end a run.
     number = float(digits)
     if math.isinf(number):
         raise BadPair("not-finite", f"the number {show(digits)} is out of range")
@@ -178,6 +185,7 @@ _DECODER = json.JSONDecoder(
 
 def _check_depth(line: bytes) -> None:
     """Refuses deep nesting before the parser, which recurses, sees it."""
+    # Counting brackets settles nearly every line, without looking where strings begin.
     if line.count(b"{") + line.count(b"[") <= MAX_DEPTH:
         return
     depth = 0
@@ -193,6 +201,7 @@ def _check_characters(value: dict[str, Any]) -> None:
 
 
 def _check_text(path: str, text: str) -> None:
+    # Half a character cannot be encoded as UTF-8, and tokenizers fail on it one by one.
     if found := _SURROGATE.search(text):
         raise BadPair(
             "surrogate",
@@ -204,6 +213,11 @@ def _check_text(path: str, text: str) -> None:
 
 def check_value(value: Any, path: str = "", depth: int = 1) -> None:
     """Checks a row of a table as strictly as a line of text.
+
+    Args:
+      value: The row, or a value within it.
+      path: Where the value stands in the row.
+      depth: How deep.
 
     Raises:
       BadPair: If it holds what no JSON object does.

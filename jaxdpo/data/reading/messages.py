@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 from jaxdpo.data.bad_pair import BadPair, kind, show
-from jaxdpo.data.pairs import Message
+from jaxdpo.data.pairs import SAMPLED, Message
 from jaxdpo.data.reading.columns import is_prose, sort_of, texts_in, typo_of
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -18,7 +18,7 @@ _ROLE_SET = ("user", "assistant", "system")
 _MESSAGE_KEYS = {
     "system": ("role", "content", "name"),
     "user": ("role", "content", "name"),
-    "assistant": ("role", "content", "name", "tool_calls", *REASONING_KEYS),
+    "assistant": ("role", "content", "name", "tool_calls", SAMPLED, *REASONING_KEYS),
     "tool": ("role", "content", "name", "tool_call_id"),
 }
 _TEXT_KEYS = ("name", "tool_call_id", *REASONING_KEYS)
@@ -58,6 +58,7 @@ def parse_message(value: Any, field: str, unread: Counter[str] | None = None) ->
     # Nearly all messages are this simple, and reading is timed by them.
     if value.keys() == _PLAIN and type(value["content"]) is str and value["role"] in _ROLE_SET:
         return value
+    # The record is the caller's; a changed message is a new one.
     if isinstance(value.get("role"), str) and value["role"] in _SAME_ROLE:
         value = {**value, "role": _SAME_ROLE[value["role"]]}
     role = _parse_role(value, field)
@@ -75,10 +76,26 @@ def parse_message(value: Any, field: str, unread: Counter[str] | None = None) ->
             )
     if "tool_calls" in message:
         message["tool_calls"] = _parse_tool_calls(message["tool_calls"], f"{field}.tool_calls")
+    if SAMPLED in message:
+        _check_sampled(message[SAMPLED], f"{field}.{SAMPLED}")
     if isinstance(message.get("content"), list):
         _take_parts(message, f"{field}.content")
     _check_content(value, message, field)
     return message
+
+
+def _check_sampled(value: Any, field: str) -> None:
+    """Refuses ids beside an answer's text that no sampler wrote."""
+    ids = value.get("ids") if isinstance(value, dict) else None
+    if (
+        not isinstance(ids, list)
+        or not all(type(each) is int and 0 <= each < 2**31 for each in ids)
+        or not isinstance(value.get("vocabulary"), str)
+    ):
+        raise BadPair(
+            "sampled-ids",
+            f'{field} is {show(value)}; write {{"ids": […], "vocabulary": …}}, or remove it',
+        )
 
 
 def _without_other_answers(message: Message, field: str) -> Message:
@@ -106,6 +123,7 @@ def _known_alone(message: Message, role: str, field: str, unread: Counter[str] |
             if _parse_weight(item, key, field) == 0 and role == "assistant":
                 kept["weight"] = 0
         elif any(key in keys for keys in _MESSAGE_KEYS.values()):
+            # A template would write calls by a user, or ignore them; neither is what was meant.
             raise BadPair(
                 "unknown-message-key",
                 f"{field}.{key} is not a field of a message by {role!r}; remove it",
@@ -130,6 +148,7 @@ def _may_say_something(key: str, value: Any, role: str) -> bool:
 
 
 def _parse_weight(value: Any, key: str, field: str) -> int:
+    # True and False are 1 and 0. Other weights would need a weight for each token.
     if value not in (0, 1):
         raise BadPair(
             "message-weight",
@@ -163,6 +182,7 @@ def _parse_role(value: dict[str, Any], field: str) -> str:
 
 def _take_parts(message: Message, field: str) -> None:
     """Replaces a list of parts by their text; calls and thoughts go where messages have them."""
+    # Parts are joined without a space: each has its own, as the API that wrote them says.
     texts, thoughts, calls = [], [], []
     parts = message["content"]
     for index, part in enumerate(parts):
@@ -206,6 +226,7 @@ def _text_of_part(part: Any, sort: Any) -> Any:
 
 
 def _check_content(value: dict[str, Any], message: Message, field: str) -> None:
+    # An assistant that calls a tool need say nothing.
     content = message.get("content")
     if content is None and "tool_calls" in message:
         return
@@ -238,6 +259,7 @@ def _parse_tool_call(call: Any, field: str) -> dict[str, Any]:
             "tool-call-name",
             f"{field}.function.name is {show(function.get('name'))}; write the function's name",
         )
+    # Mistral's templates write the id, so a number would fail there.
     if not isinstance(call.get("id", ""), str):
         raise BadPair("tool-call-id-type", f"{field}.id is {kind(call['id'])}; write a string")
     arguments = function.get("arguments", {})
@@ -273,11 +295,13 @@ def parse_tools(tools: Any, functions: Any) -> tuple[dict[str, Any], ...]:
     """
     if tools is not None and functions is not None:
         raise BadPair("tools-twice", "the record has tools and functions; keep tools")
+    # OpenAI's older `functions` are the same definitions without a type.
     name = "tools"
     if isinstance(functions, list):
         name, tools = "functions", [{"type": "function", "function": each} for each in functions]
     elif functions is not None:
         raise BadPair("tools-type", f"functions is {kind(functions)}; write tools, a list")
+    # Tables and LLaMA-Factory keep the definitions as JSON text.
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) if tools.strip() else None

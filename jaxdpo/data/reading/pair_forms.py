@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 
 from jaxdpo.data.bad_pair import BadPair, kind, show
 from jaxdpo.data.config import Format
-from jaxdpo.data.reading.asked import Asked, RoleKeys, answer_in, asked_in, role_of, with_system
+from jaxdpo.data.reading.asked import (
+    Asked,
+    RoleKeys,
+    answer_in,
+    asked_in,
+    plain_answer,
+    role_of,
+    with_system,
+)
 from jaxdpo.data.reading.columns import sort_of, typo_of
 from jaxdpo.data.reading.conversation import as_roles, said_in, turns_of
 from jaxdpo.data.reading.said import Parts, Said, as_messages, listed, need
@@ -45,6 +53,7 @@ class Read(NamedTuple):
 
 def openai(record: dict[str, Any], roles: RoleKeys) -> Read:
     """Reads OpenAI's preference fine-tuning: Fireworks has the same form."""
+    # The request is whole, so its messages are the prompt and no other column is.
     asked, chosen, rejected = need(record, "input", "preferred_output", "non_preferred_output")
     if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list):
         raise BadPair("messages-type", 'input holds no messages; write {"messages": […]}')
@@ -76,6 +85,15 @@ def pair(record: dict[str, Any], roles: RoleKeys) -> Read:
     rejected_key = next(iter(roles.get("rejected", ())), "rejected")
     chosen, rejected = need(record, chosen_key, rejected_key)
     asked = _asked(record, roles)
+    if asked.messages and not asked.rendered and "system" not in roles:
+        plain = [
+            plain_answer(value, key)
+            for key, value in ((chosen_key, chosen), (rejected_key, rejected))
+        ]
+        if plain[0] is not None and plain[1] is not None:
+            # The usual record; what follows comes to the same.
+            parts = Parts(asked.messages, [plain[0]], [plain[1]])
+            return Read(parts, asked.used | {chosen_key, rejected_key})
     used = {chosen_key, rejected_key, *asked.used}
     named = bool(asked.messages)
     answers = (answer_in(chosen, chosen_key, asked), answer_in(rejected, rejected_key, asked))
@@ -125,6 +143,7 @@ def _essence(said: Said) -> Any:
 
 def shared_turns(chosen: list[Said], rejected: list[Said]) -> Parts:
     """Splits two conversations where they part; the turns that both begin with are the prompt."""
+    # At least the last message of each is its answer, even where both end alike.
     shared = 0
     most = min(len(chosen), len(rejected)) - 1
     while shared < most and _essence(chosen[shared]) == _essence(rejected[shared]):
@@ -140,6 +159,7 @@ def shared_turns(chosen: list[Said], rejected: list[Said]) -> Parts:
 
 def _shared_words(chosen: str, rejected: str) -> Parts:
     """Splits two strings where they part, between words, as TRL's implicit prompts are split."""
+    # Whole words: split between characters, "blue" and "black" would part as "bl" and "ue".
     words = [re.findall(r"\s*\S+|\s+$", text) for text in (chosen, rejected)]
     same = itertools.takewhile(lambda both: both[0] == both[1], zip(*words, strict=False))
     prompt = "".join(word for word, _ in same)
@@ -238,6 +258,7 @@ def conversation_pair(record: dict[str, Any], roles: RoleKeys) -> Read:
     messages = need(record, "messages")[0]
     key = next(iter(roles.get("rejected", ())), "rejected_message")
     rejected = need(record, key)[0]
+    # The last message is the chosen answer, unless the other list tells where the two part.
     said = as_roles(said_in(messages, "messages", "user", whole=True))
     asked = Asked(said[:-1], frozenset(["messages"]))
     other = answer_in(rejected, key, asked)

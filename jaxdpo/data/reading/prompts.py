@@ -104,12 +104,14 @@ def read_prompts(config: PromptsConfig) -> ReadPrompts:
         are no prompts.
     """
     prompts: dict[str, Prompt] = {}
+    # All bad lines are found before any is said: they are fixed together.
     bad_lines: list[str] = []
     repeated = found = 0
     for pair in _each(config, bad_lines):
         if config.split is not None and pair.split != config.split:
             continue
         found += 1
+        # A prompt that is asked twice is answered once; the first line's metadata stays.
         key = prompt_digest(pair.prompt, pair.tools).hex()
         if key in prompts:
             repeated += 1
@@ -119,10 +121,11 @@ def read_prompts(config: PromptsConfig) -> ReadPrompts:
     if bad_lines:
         more = len(bad_lines) - SHOWN_BAD_LINES
         shown = bad_lines[:SHOWN_BAD_LINES] + ([f"and {more} more"] if more > 0 else [])
-        raise UserError("\n".join([*shown, f"{len(bad_lines)} bad lines; mend or remove them"]))
+        raise UserError("\n".join([*shown, f"{len(bad_lines)} bad lines; fix or remove them"]))
     if not prompts:
         of_split = f" of the {config.split} split" if config.split else ""
         raise UserError(f"{config.path}: holds no prompts{of_split}")
+    # The limit counts prompts that are left once repeats are: so many answers are asked for.
     chosen = tuple(prompts.values())[: config.limit]
     return ReadPrompts(chosen, repeated)
 
@@ -169,6 +172,7 @@ class _Lines:
         return parse_supervised(self._draft(value), where, "last")[0]
 
     def _draft(self, value: dict[str, Any]) -> Draft:
+        # A record with an answer is read as an example, so that its answer is known, too.
         form = example_format(value)
         if form == "token_ids":
             raise BadPair("no-prompt", "holds token ids; a prompt to be answered is messages")
@@ -186,11 +190,13 @@ class _Lines:
         if "messages" in roles:
             return example_of(_answered(value), "messages", None, self._renaming.facts)
         asked = asked_in(value, roles)
+        # One file asks in the same columns throughout: a line that suddenly has others is bad.
         if not asked.messages or asked.used != (self._columns or asked.used):
             raise BadPair("no-prompt", f"has {', '.join(value)}; write messages, or a prompt")
         self._columns = asked.used
         prompt, used = with_system(asked.messages, value, roles)
         common, rest = parted(value, used | asked.used)
+        # Scores compare answers, of which there are none here.
         take_scores(rest)
         check_unread(rest, prompt, self._renaming.facts)
         extra = {key: item for key, item in rest.items() if key not in IGNORED_KEYS}

@@ -118,6 +118,7 @@ class Reading:
         self._prompts = Prompts()
 
     def __iter__(self) -> Iterator[Met | BadLine]:
+        # All sources are found first: whether names of files are splits depends on all of them.
         found = [
             (each, weight) for name, weight in self._weights.items() for each in find_sources(name)
         ]
@@ -132,6 +133,8 @@ class Reading:
                     yield met
                     continue
                 copies = _copies(met.pair, weight)
+                # A pair that comes twice is one pair in the report of leaks, and one that never
+                # comes cannot leak.
                 if copies:
                     self._prompts.add(met.pair)
                     self._texts.add(met.pair)
@@ -140,6 +143,7 @@ class Reading:
                     if met.pair.label is not None:
                         self._labels[str(met.pair.label).lower()] += 1
                     yield met
+        # A setting that nothing reads is a mistake, and only now is it known that nothing did.
         margin = self._config.ranked_margin
         if margin is not None and not {"ranked", "rated"} & self._formats.keys():
             raise UserError(
@@ -151,6 +155,8 @@ class Reading:
         """Yields the pairs and bad lines of one source, and counts the rest."""
         renaming = Renaming(self._config.columns)
         given = self._config.format
+        # The source is opened twice where its form is not given: the first records may be bad, or
+        # have columns that any form may have.
         form = given or recognise(source, renaming, self._supervised)
         self._formats[form] += 1
         first_of: dict[Format, int] = {}
@@ -165,11 +171,14 @@ class Reading:
             if isinstance(record, BadLine) or record.value is None:
                 yield cast(BadLine, record)
                 continue
+            # First the user's names, then the known nested shapes: a path may lead into those.
             try:
                 value = flattened(renaming.apply(record.value))
             except BadPair as bad:
                 yield bad_line(source.name, record.line, bad, raw_of(record))
                 continue
+            # Two forms in one file are two files that were joined; which lines were meant is for
+            # the user to say. Examples may well be mixed: each of them is read by its own columns.
             if given is None and not self._supervised and (own := format_of(value)) is not None:
                 first_of.setdefault(own, record.line)
             if form == "rated" and not self._supervised:
@@ -196,7 +205,8 @@ class Reading:
         form: Format,
         facts: Sequence[str],
     ) -> list[Met] | list[BadLine]:
-        self._ignored.update(ignored_keys(value, form))
+        if ignored := ignored_keys(value, form):
+            self._ignored.update(ignored)
         where = self.where(source, record)
         try:
             if self._supervised:
@@ -211,6 +221,7 @@ class Reading:
         except NothingToLearn as reason:
             self.leave_out(reason)
             return []
+        # The drafts of a ranked list share the record's other columns.
         self.keep(drafts[0].extra)
         return [Met(pair, record) for pair in pairs]
 
@@ -225,7 +236,8 @@ class Reading:
 
     def keep(self, extra: Mapping[str, Any]) -> None:
         """Counts fields that are kept as metadata."""
-        self._kept.update(extra.keys())
+        if extra:
+            self._kept.update(extra.keys())
 
     @property
     def margin(self) -> float | None:
@@ -283,6 +295,7 @@ class _Group:
             row = rated(value, roles_of(value))
         except BadPair as bad:
             return [bad_line(self._source.name, record.line, bad, raw_of(record))]
+        # Equal prompts that do not follow one another are groups of their own.
         met = []
         if self._rows and _messages(self._rows[0][2]) != _messages(row):
             met = self.close()
@@ -330,6 +343,7 @@ def recognise(source: Source, renaming: Renaming, supervised: bool = False) -> F
     for record in read_source(source):
         if isinstance(record, BadLine) or record.value is None:
             continue
+        # What is wrong with a record is said when it is read; here another one may tell the form.
         try:
             value = flattened(renaming.apply(record.value))
         except BadPair:
@@ -352,6 +366,7 @@ def recognise(source: Source, renaming: Renaming, supervised: bool = False) -> F
 def _copies(pair: PreferencePair, weight: float) -> int:
     if weight == 1 or pair.split == "TEST":
         return 1
-    # Other bytes of the digest than those that draw the split.
+    # Other bytes of the digest than those that draw the split: with the same ones, a half of TRAIN
+    # would be the prompts with the lowest numbers, which TEST has taken.
     drawn = int.from_bytes(pair_digest(pair)[8:16], "big") / 2**64
     return int(weight) + (drawn < weight - int(weight))

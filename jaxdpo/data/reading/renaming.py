@@ -37,6 +37,7 @@ class Renaming:
         Raises:
           BadPair: If several columns of a prompt are not all text.
         """
+        # Without names nothing is changed, and nothing is copied.
         if not self._paths:
             return record
         found: dict[str, Any] = {}
@@ -46,7 +47,9 @@ class Renaming:
             for path in paths:
                 value, column = _at(record, path)
                 if column is not None:
+                    # One record that has the path is enough: columns may be null in others.
                     self._missing.discard(path)
+                    # A whole column is used up; of a structure the rest is still to be looked at.
                     if column == path:
                         taken.add(column)
                     values.append(value)
@@ -69,6 +72,7 @@ class Renaming:
         Raises:
           UserError: Naming the path.
         """
+        # Said at the end: only then is it known that no record has the column.
         if self._missing and self._seen:
             path = min(self._missing)
             raise UserError(
@@ -79,6 +83,7 @@ class Renaming:
 
 def _at(record: dict[str, Any], path: str) -> tuple[Any, str | None]:
     """Finds a value, and the column that it stands in; no column where there is no such value."""
+    # A column's own name may hold a dot.
     if path in record:
         return record[path], path
     value: Any = record
@@ -100,6 +105,7 @@ def _has(values: list[Any], index: int) -> bool:
 def _joined(values: list[Any], role: str, paths: tuple[str, ...]) -> Any:
     if len(values) == 1:
         return values[0]
+    # An Alpaca record without an input has an empty one: it adds no line.
     texts = [value for value in values if value not in (None, "")]
     for value in texts:
         if not isinstance(value, str):
@@ -113,6 +119,7 @@ def _joined(values: list[Any], role: str, paths: tuple[str, ...]) -> Any:
 
 def _without(value: Any, key: str, paths: Any) -> Any:
     """Takes out of a structure what a path has read from it."""
+    # What was read must not be looked at again, or it would be refused as text that nothing reads.
     inner = [
         path[len(key) + 1 :].split(".")
         for each in paths

@@ -170,6 +170,7 @@ def messages_of(text: str, name: str, is_answer: bool = False) -> list[Message] 
     may_be = _MAY_BEGIN.match(text) or text.rstrip().endswith(_MAY_END)
     if not may_be and "<extra_id_1>" not in text and "ASSISTANT:" not in text:
         return None
+    # BOS is written by the tokenizer once more, so it is no part of the conversation.
     begins = _BEGINS_TEXT.match(text)
     body = text[begins.end() :] if begins else text
     if "[/INST]" in body and "[INST]" in body:
@@ -185,6 +186,24 @@ def messages_of(text: str, name: str, is_answer: bool = False) -> list[Message] 
     if not is_answer and ((begins and begins[0].strip() != "<s>") or _ANY_MARK.match(body)):
         raise _unread(name, text, "a chat template")
     return None
+
+
+def is_prompt(text: str) -> bool:
+    """Tells a prompt that was rendered whole, from its first mark to the one that opens the answer.
+
+    >>> is_prompt("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n")
+    True
+    """
+    if not _MAY_BEGIN.match(text):
+        return False
+    begins = _BEGINS_TEXT.match(text)
+    body = text[begins.end() :] if begins else text
+    if body.lstrip().startswith("[INST]") and body.rstrip().endswith("[/INST]"):
+        return True
+    return any(
+        template.sure and template.opener.match(body.lstrip()) and template.answer.search(body)
+        for template in TEMPLATES
+    )
 
 
 def _is_of(template: Template, body: str) -> bool:
@@ -207,6 +226,7 @@ def _has_user(template: Template, body: str) -> bool:
 
 
 def _turns(template: Template, body: str, name: str) -> list[Message]:
+    # Everything up to the next opener is the message, so its text may hold any other mark.
     openers = list(template.opener.finditer(body))
     messages: list[Message] = []
     preface = _content(body[: openers[0].start()], template)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jaxdpo.data.pairs import Split
+from jaxdpo.data.warnings import warn_of_drops
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class ReadReport:
         ]
         if self.formats and self.formats != {"messages": 1}:
             said.append(f"files by form: {tally(self.formats)}")
+        # Only what there is of each kind is said, so that an ordinary file has one line.
         if self.labels:
             said.append(f"labelled answers: {tally(self.labels)}")
         if self.split_files:
@@ -64,11 +66,14 @@ class ReadReport:
             )
         if self.ignored_fields:
             said.append(f"request fields ignored: {tally(self.ignored_fields)}")
+        # Both are said by name: the user sees at once which column was not what it seemed.
         if self.kept_fields:
             said.append(f"fields kept as metadata: {tally(self.kept_fields)}")
         if self.message_fields:
             said.append(f"fields of messages not read: {tally(self.message_fields)}")
+        # Warnings come last, where they are read.
         said += [f"warning: {warning}" for warning in self.warnings]
+        # Not refused: a benchmark's own split may be meant so.
         if self.leaked:
             said.append(
                 f"warning: {len(self.leaked)} TEST pairs have a prompt that stands in TRAIN too "
@@ -89,6 +94,10 @@ class TokenizeReport:
       cut_by_token: Those whose prompt was cut within a message.
       dropped: Those whose completions leave no room for a prompt.
       spelled_control: Those with text that spells a control token, kept as ordinary text.
+      reopened: Those with an answer that the chat template writes without what the generation
+        prompt opens; they are put after the prompt as it will be asked.
+      ids_unused: Those with an answer whose sampled ids are another vocabulary's, or another
+        text's: the text was encoded.
       rejected: Those that the chat template or tokenizer refuses; they are bad lines, too.
     """
 
@@ -97,6 +106,8 @@ class TokenizeReport:
     cut_by_token: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     spelled_control: tuple[str, ...] = ()
+    reopened: tuple[str, ...] = ()
+    ids_unused: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
 
     def summary(self, max_length: int) -> str:
@@ -106,13 +117,26 @@ class TokenizeReport:
             (self.cut_by_token, f"prompts were cut within a message to fit {max_length} tokens"),
             (self.dropped, f"pairs dropped: their completions leave {max_length} tokens no room"),
             (self.spelled_control, "pairs spell control tokens in their text; kept as plain text"),
+            (
+                self.reopened,
+                "pairs have answers that the chat template writes without what its generation "
+                "prompt opens (reasoning); trained after the prompt as it will be asked",
+            ),
+            (
+                self.ids_unused,
+                "pairs have answers with sampled ids that are not this tokenizer's or not of "
+                "their text; the text was encoded",
+            ),
             (self.rejected, "pairs skipped that cannot be rendered"),
         ]
-        return "\n".join(
+        said = [
             f"{len(where)} {what} (first: {', '.join(where[:3])})"
             for where, what in counts
             if where
-        )
+        ]
+        if warning := warn_of_drops(len(self.dropped), self.pairs, max_length):
+            said.append(f"warning: {warning}")
+        return "\n".join(said)
 
 
 def tally(counts: Mapping[str, int]) -> str:

@@ -27,6 +27,7 @@ def need(record: dict[str, Any], *keys: str) -> list[Any]:
     Raises:
       BadPair: If one is missing or null.
     """
+    # A table has null where a row has no such column; to a reader both are the same mistake.
     for key in keys:
         if record.get(key) is None:
             state = "null" if key in record else "missing"
@@ -35,7 +36,7 @@ def need(record: dict[str, Any], *keys: str) -> list[Any]:
 
 
 def listed(messages: list[Any], name: str) -> list[Said]:
-    """Pairs each message with the field that it stands in."""
+    """Puts beside each message the field that it stands in."""
     return [Said(f"{name}[{index}]", message) for index, message in enumerate(messages)]
 
 
@@ -66,5 +67,6 @@ def check_score(score: Any, name: str) -> None:
     Raises:
       BadPair: Naming it.
     """
+    # True is a number in Python, and NaN is not equal to itself.
     if isinstance(score, bool) or not isinstance(score, int | float) or score != score:
         raise BadPair("score-type", f"{name} is {show(score)}; write a number")

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, get_args
 
 from jaxdpo.data.bad_pair import BadPair, NothingToLearn, kind, show
 from jaxdpo.data.config import Turns
-from jaxdpo.data.pairs import Message, PreferencePair, Split
+from jaxdpo.data.pairs import SAMPLED, Message, PreferencePair, Split
+from jaxdpo.data.reading import rendered
 from jaxdpo.data.reading.formats import Draft
 from jaxdpo.data.reading.messages import parse_message, parse_tools
 from jaxdpo.data.reading.said import Said, check_score
@@ -24,6 +25,7 @@ _RESERVED_KWARGS = frozenset(
     ]
 )
 
+# A checked message with the field it came from, which every error below names.
 _Labelled = tuple[str, Message]
 
 
@@ -58,6 +60,7 @@ def parse_pair(draft: Draft, where: Where) -> PreferencePair:
         _parsed(part, where.unread) for part in (draft.prompt, draft.chosen, draft.rejected)
     )
     if draft.label is not None:
+        # One answer alone: there is no other that it could equal.
         _check_prompt(prompt, chosen)
         _check_tool_order([*prompt, *chosen])
         _check_completion(chosen, "last-not-assistant")
@@ -65,8 +68,9 @@ def parse_pair(draft: Draft, where: Where) -> PreferencePair:
         _check_conversations(prompt, chosen, rejected)
     elif draft.token_ids[1] == draft.token_ids[2]:
         raise BadPair("identical-completions", "chosen and rejected are the same ids")
-    if any(answer and not _is_learnt(answer) for answer in (chosen, rejected)):
-        raise NothingToLearn("weight 0")
+    # Weights are looked at once the roles are known to be right: an answer is its assistant's part.
+    for answer in (chosen, rejected):
+        _check_weights(answer)
     tools = parse_tools(draft.common.get("tools"), draft.common.get("functions"))
     messages = _asked(prompt)
     asked = messages or ids_as_prompt(draft.token_ids)
@@ -107,7 +111,8 @@ def parse_supervised(draft: Draft, where: Where, turns: Turns) -> list[Preferenc
     messages = _asked(labelled)
     answers = _learnt(labelled, turns)
     tools = parse_tools(draft.common.get("tools"), draft.common.get("functions"))
-    # All turns of a conversation go to one split.
+    # All turns of a conversation go to one split: a later turn's prompt holds the earlier answers,
+    # so turns on both sides would test on what was trained.
     split = _split(draft, where) or hashed_split(messages[:-1], tools, where.test_fraction)
     metadata = _parse_metadata(draft)
     kwargs = _parse_kwargs(draft.common.get("chat_template_kwargs"))
@@ -136,8 +141,24 @@ def _learnt(labelled: list[_Labelled], turns: Turns) -> list[int]:
     return weighed if turns == "all" else weighed[-1:]
 
 
-def _is_learnt(answer: list[_Labelled]) -> bool:
-    return any(m["role"] == "assistant" and m.get("weight") != 0 for _, m in answer)
+def _check_weights(answer: list[_Labelled]) -> None:
+    """Refuses an answer of which only some messages are to be learnt.
+
+    Raises:
+      BadPair: If some messages by the assistant have weight 0.
+      NothingToLearn: If all have.
+    """
+    weightless = [field for field, message in answer if message.get("weight") == 0]
+    if not weightless:
+        return
+    if len(weightless) == sum(message["role"] == "assistant" for _, message in answer):
+        raise NothingToLearn("weight 0")
+    # An answer's tokens are compared with the other answer's, so none of them can be left out.
+    raise BadPair(
+        "message-weight",
+        f"{weightless[0]}.weight is 0, but other messages of the answer are learnt; put the "
+        "messages that are not into the prompt",
+    )
 
 
 def _parsed(said: Sequence[Said], unread: Counter[str] | None) -> list[_Labelled]:
@@ -145,16 +166,18 @@ def _parsed(said: Sequence[Said], unread: Counter[str] | None) -> list[_Labelled
 
 
 def _messages(labelled: list[_Labelled]) -> tuple[Message, ...]:
-    return tuple(message for _, message in labelled)
+    return tuple([message for _, message in labelled])
 
 
 def _asked(labelled: list[_Labelled]) -> tuple[Message, ...]:
     """Returns messages without their weights, which say nothing of what was asked."""
     return tuple(
-        {key: item for key, item in message.items() if key != "weight"}
-        if "weight" in message
-        else message
-        for _, message in labelled
+        [
+            {key: item for key, item in message.items() if key != "weight"}
+            if "weight" in message
+            else message
+            for _, message in labelled
+        ]
     )
 
 
@@ -162,11 +185,20 @@ def _check_conversations(
     prompt: list[_Labelled], chosen: list[_Labelled], rejected: list[_Labelled]
 ) -> None:
     _check_prompt(prompt, chosen)
-    _check_tool_order([*prompt, *chosen])
+    # Few conversations have tools, and walking all messages twice is half of the checks' time.
+    has_tools = any(
+        message["role"] == "tool" or "tool_calls" in message
+        for part in (prompt, chosen, rejected)
+        for _, message in part
+    )
+    if has_tools:
+        _check_tool_order([*prompt, *chosen])
     _check_completion(chosen, "last-not-assistant")
     _check_completion(rejected, "rejected-role")
-    _check_tool_order([*prompt, *rejected])
-    if _messages(chosen) == _messages(rejected):
+    if has_tools:
+        _check_tool_order([*prompt, *rejected])
+    if _texts(chosen) == _texts(rejected):
+        # DPO's gradient of a pair with equal answers is zero: such a line is a mistake upstream.
         (field, message), preferred = rejected[-1], chosen[-1][0]
         named = "the chosen message" if preferred.startswith("messages[") else preferred
         raise BadPair(
@@ -174,6 +206,11 @@ def _check_conversations(
             f"{field} equals {named}, {show(message.get('content'))}; "
             "a pair needs a preference: edit one or drop the line",
         )
+
+
+def _texts(labelled: list[_Labelled]) -> list[Message]:
+    """Returns messages without the ids that they were sampled as: one text has several."""
+    return [{k: v for k, v in message.items() if k != SAMPLED} for _, message in labelled]
 
 
 def _check_prompt(prompt: list[_Labelled], chosen: list[_Labelled]) -> None:
@@ -184,9 +221,20 @@ def _check_prompt(prompt: list[_Labelled], chosen: list[_Labelled]) -> None:
             f"{field}.role is {show(last['role'])}; the last message is the chosen answer, by the "
             "assistant",
         )
+    # OpenAI's files have prompts of a system message alone, so it may ask as well as a user.
     if not any(message["role"] in ("user", "system") for _, message in prompt):
         name = prompt[0][0].split("[")[0] if prompt else "the prompt"
         raise BadPair("no-user", f"{name} holds no user message; a prompt needs one")
+    for field, message in prompt:
+        # A user may quote a template's marks; a message that is a whole rendered prompt is one that
+        # was rendered before it was put there, and would be rendered twice.
+        if message["role"] == "user" and rendered.is_prompt(message["content"]):
+            raise BadPair(
+                "rendered-prompt",
+                f"{field}.content was rendered by a chat template: {show(message['content'])}; "
+                "write the messages that it was rendered from",
+            )
+    # Most templates write only the first message as the system's and drop or refuse later ones.
     for field, message in prompt[1:]:
         if message["role"] == "system":
             raise BadPair(
@@ -196,6 +244,7 @@ def _check_prompt(prompt: list[_Labelled], chosen: list[_Labelled]) -> None:
 
 
 def _check_tool_order(messages: list[_Labelled]) -> None:
+    # Templates number or match answers to calls in silence; a wrong order would train nonsense.
     open_calls: list[str | None] = []
     for field, message in messages:
         if message["role"] == "tool":
@@ -219,6 +268,7 @@ def _close_call(message: Message, open_calls: list[str | None], field: str) -> N
             "with tool_calls",
         )
     answered = message.get("tool_call_id")
+    # Llama's and Gemma's data sets have no ids; there the order of calls is the order of answers.
     if answered is None or None in open_calls:
         open_calls.pop(0)
     elif answered in open_calls:
@@ -243,6 +293,7 @@ def _check_completion(messages: list[_Labelled], last_code: str) -> None:
                 f"{field}.role is {show(role)}; a completion is messages by the assistant, with "
                 "the answers of its tools between; what comes before belongs to the prompt",
             )
+        # A call of a tool is an answer without text; nothing else is.
         content = message.get("content", "")
         if role == "assistant" and not content.strip() and "tool_calls" not in message:
             state = f"only white space, {show(content)}" if content else "empty"
@@ -255,6 +306,7 @@ def _split(draft: Draft, where: Where) -> Split | None:
     split = draft.common.get("split")
     if split is None:
         return where.split
+    # The two names of this project are most lines' and need no pattern.
     if split in get_args(Split):
         return split
     named = split_named(split) if isinstance(split, str) else None
@@ -274,6 +326,7 @@ def _parse_metadata(draft: Draft) -> dict[str, Any]:
         metadata = _object_in(metadata)
     if metadata is not None and not isinstance(metadata, dict):
         raise BadPair("metadata-type", f"metadata is {kind(metadata)}; write an object")
+    # What the user calls metadata goes before a column that happens to have the same name.
     return {**draft.extra, **(metadata or {})}
 
 
@@ -300,6 +353,7 @@ def _parse_kwargs(kwargs: Any) -> dict[str, Any]:
         return {}
     if not isinstance(kwargs, dict):
         raise BadPair("template-kwargs", f"chat_template_kwargs is {kind(kwargs)}; write an object")
+    # A record may switch reasoning on, and must not replace the template or the conversation.
     for key in kwargs:
         if key in _RESERVED_KWARGS or not key.isidentifier():
             raise BadPair(

@@ -37,7 +37,8 @@ def _summaries(record: Record) -> Record:
     texts = [each.get("text") for each in summaries if isinstance(each, dict)]
     if not isinstance(info, dict) or len(texts) != 2:
         return record
-    # Stiennon et al. 2020, appendix B; of news articles the text alone is asked.
+    # Stiennon et al. 2020, appendix B.5: the models were asked subreddit, title and post, and
+    # "TL;DR:" to begin the summary. Of news articles the text alone is asked.
     parts = [
         f"{label}{info[key]}"
         for key, label in (("subreddit", "SUBREDDIT: r/"), ("title", "TITLE: "), ("post", "POST: "))
@@ -47,6 +48,7 @@ def _summaries(record: Record) -> Record:
         parts = [f"Article: {info['article']}"]
     if not parts:
         raise BadPair("no-prompt", f"info holds neither post nor article: {show(info)}")
+    # `choice` is 0 or 1, which the columns' names then say.
     rest = {k: v for k, v in record.items() if k not in ("info", "summaries")}
     facts = {"info_id": info["id"]} if info.get("id") else {}
     prompt = "\n\n".join([*parts, "TL;DR:"])
@@ -68,6 +70,7 @@ def _webgpt(record: Record) -> Record:
 def _arena(record: Record) -> Record:
     """Joins LMSYS' questions and each model's answers, parallel lists, to two conversations."""
     keys = ("prompt", "response_a", "response_b")
+    # Question i is followed by each model's answer i; the models saw only their own answers.
     asked, *answered = (_listed(record[key], key) for key in keys)
     rest = {key: value for key, value in record.items() if key not in keys}
     for side, answers in zip("ab", answered, strict=True):
@@ -114,11 +117,13 @@ def of_log(record: Record) -> Record:
       BadPair: If no answer came back.
     """
     asked, came = record["input"], record["output"]
+    # A request that failed is logged with its error in place of an answer.
     choices = came.get("choices") if isinstance(came, dict) else None
     message = choices[0].get("message") if isinstance(choices, list) and choices else None
     if not isinstance(message, dict):
         raise BadPair("no-answer", f"output holds no message: {show(came)}; drop the line")
     messages = said_in(asked["messages"], "input.messages", "user")
+    # How the answer was sampled is of no use for training; the reader counts it.
     kept = {key: asked[key] for key in ("tools", "functions") if key in asked}
     rest = {key: value for key, value in record.items() if key not in ("input", "output", "tags")}
     tags = record.get("tags")

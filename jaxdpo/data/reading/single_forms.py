@@ -34,6 +34,7 @@ def labelled(record: dict[str, Any], roles: RoleKeys) -> tuple[Read, bool]:
     if not isinstance(label, int | float) or label not in (False, True):
         raise BadPair("label-type", f"{key} is {show(label)}; write true or false")
     found = bool(label)
+    # Both would say the answer, perhaps in two ways.
     whole = record.get("messages")
     if whole is not None and any(record.get(k) is not None for k in ("prompt", "completion")):
         raise BadPair("answer-twice", "the record has messages and prompt or completion; keep one")
@@ -59,6 +60,7 @@ def example(record: dict[str, Any], roles: RoleKeys) -> Example:
         messages = as_roles(said_in(record["messages"], "messages", "user", whole=True))
         messages, used = with_system(messages, record, roles)
         return Example(messages, used | {"messages"})
+    # A conversation may end with its answer, or have it in a column of its own.
     asked = asked_in(record, roles)
     completion = next(iter(roles.get("completion", ())), None)
     if completion is None and "conversations" in record:
@@ -87,6 +89,7 @@ def _with_reasoning(
     if key is None or len(answer) != 1 or not isinstance(text, str):
         return answer, frozenset()
     said = answer[0]
+    # What the message says itself goes before a column.
     if "reasoning_content" in said.message:
         return answer, frozenset()
     message = {**said.message, "reasoning_content": text}
@@ -148,6 +151,8 @@ def token_ids(record: dict[str, Any]) -> tuple[tuple[Any, Any, Any], frozenset[s
 
 
 def _without_prompt(prompt: tuple, chosen: tuple, rejected: tuple) -> tuple[tuple, tuple]:
+    # Older trainers tokenise prompt and answer together and mask the prompt by labels of -100;
+    # those labels are not needed where the prompt's ids are there.
     count = len(prompt)
     begins = [answer[:count] == prompt for answer in (chosen, rejected)]
     if not any(begins):

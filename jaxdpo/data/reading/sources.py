@@ -63,6 +63,7 @@ def find_sources(path: str) -> list[Source]:
     Raises:
       UserError: If there are none.
     """
+    # What is on this machine goes before the Hub: a folder may be called like a data set there.
     file = Path(path).expanduser()
     if file.is_dir():
         names = [str(each.relative_to(file)) for each in file.rglob("*") if each.is_file()]
@@ -103,6 +104,7 @@ def splits_by_name(sources: Iterable[Source]) -> bool:
     Args:
       sources: All sources of a run.
     """
+    # With a test file there, hashing the others would take training data away for nothing.
     named = {source.named_split == "TEST" for source in sources if not source.hub}
     return named == {True, False}
 
@@ -131,6 +133,7 @@ def read_source(source: Source) -> Iterator[Record | BadLine]:
         yield from records_of_rows(source.name, rows)
         return
     with _opened(source.name) as stream:
+        # Bytes tell what a file is better than its name does; only tables of text have no mark.
         start = stream.peek(16)[:16]
         if not start:
             raise UserError(f"{source.name}: is empty; write one pair a line")
@@ -165,6 +168,8 @@ def digest_of(source: Source, memory: Path) -> str:
                 stream.write_table(batch)
             state.update(sink.getvalue())
         return state.hexdigest()
+    # Hashing a million pairs takes seconds; a file's size and time of change tell that it is the
+    # same without reading it.
     file = Path(source.name).expanduser().resolve()
     note = memory / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.json"
     try:
@@ -215,6 +220,7 @@ def _hub_batches(name: str) -> Iterator[pa.Table]:
     """
     import datasets
 
+    # Imported late: loading `datasets` takes longer than reading most files.
     path, config, split = [*name.split(":"), "", ""][:3]
     try:
         found = datasets.load_dataset(path, config or None, split=split or None)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxdpo.data.pairs import Message, PreferencePair, Split
+from jaxdpo.data.pairs import SAMPLED, Message, PreferencePair, Split
 from jaxdpo.storage.files import json_digest
 
 
@@ -18,7 +18,11 @@ def prompt_digest(prompt: Sequence[Message], tools: Sequence[dict[str, Any]]) ->
     before = _last
     if before[0] is prompt and before[1] is tools:
         return before[2]
-    digest = bytes.fromhex(json_digest([list(prompt), list(tools)]))
+    asked = list(prompt)
+    if any(SAMPLED in message for message in asked):
+        # The ids that an earlier answer was sampled as change nothing of what is asked.
+        asked = [{k: v for k, v in message.items() if k != SAMPLED} for message in asked]
+    digest = bytes.fromhex(json_digest([asked, list(tools)]))
     if isinstance(prompt, tuple) and isinstance(tools, tuple):
         _last = (prompt, tools, digest)
     return digest
@@ -68,6 +72,7 @@ def split_of_file(path: str) -> Split | None:
     Args:
       path: The file, below the folder that was asked for.
     """
+    # The file's own name is nearer to it than its folder's.
     for part in reversed(Path(path).parts):
         found = _FILE_BEGINS.fullmatch(part) or _FILE_ENDS.fullmatch(part)
         if found is not None:
@@ -97,6 +102,7 @@ class Prompts:
     """The prompts of pairs that go by, to tell which stand in both splits."""
 
     def __init__(self) -> None:
+        # Digests and not prompts: a million of them take 16 MB.
         self._trained: set[bytes] = set()
         self._tested: list[tuple[bytes, str]] = []
 

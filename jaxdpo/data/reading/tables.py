@@ -45,6 +45,7 @@ def _jsonable(value: Any) -> Any:
 
     Arrow writes a key that any row has into all rows: in an object, null stands for no such key.
     """
+    # Most cells are text and whole numbers: `type` and not `isinstance`, for a column of a million.
     if value is None or type(value) in _JSON_TYPES:
         return value
     if isinstance(value, dict):
@@ -71,6 +72,7 @@ def parquet_rows(name: str) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(Path(name).expanduser()) as file:
+        # A few rows at a time: row groups of conversations are hundreds of megabytes.
         for batch in file.iter_batches(batch_size=ROWS):
             yield from batch.to_pylist()
 

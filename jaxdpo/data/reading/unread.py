@@ -1,6 +1,6 @@
 """The columns of a record that no form reads: facts to keep, or text that must not be lost."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxdpo.data.bad_pair import BadPair, show
@@ -14,7 +14,7 @@ _TELLING = 16
 
 def check_unread(
     rest: Mapping[str, Any],
-    said: Iterable[Said],
+    said: Sequence[Said],
     facts: Sequence[str] = (),
     prompt_is_named: bool = True,
 ) -> set[str]:
@@ -26,7 +26,7 @@ def check_unread(
 
     Args:
       rest: The columns that no form has read.
-      said: All messages of the record.
+      said: All messages of the record: prompt, chosen and rejected answer.
       facts: Columns that the user calls facts, by `data.columns`.
       prompt_is_named: Whether a column of the record is a prompt by its name. If the prompt is what
         both answers begin with, any text at all might be the real one.
@@ -44,6 +44,9 @@ def check_unread(
         if not isinstance(value, str | list | dict):
             continue
         sort = sort_of(name)
+        if isinstance(value, list) and _repeats(value, said):
+            repeats.add(name)
+            continue
         if not value:
             # An instruction without an input has the column all the same.
             repeats |= {name} if sort == "asked" else set()
@@ -62,6 +65,7 @@ def check_unread(
         if not texts:
             continue
         known = _contents(said) if known is None else known
+        # Text that the model reads anyway is not lost, wherever it stands a second time.
         missing = [text for text in texts if not _stands_in(text, known)]
         if missing:
             raise _lost(name, value, prompt_is_named)
@@ -70,12 +74,19 @@ def check_unread(
     return repeats
 
 
-def _contents(said: Iterable[Said]) -> list[str]:
+def _repeats(value: list[Any], said: Sequence[Said]) -> bool:
+    """Tells a list of the very messages of prompt and chosen answer, as many data sets have it."""
+    return len(value) <= len(said) and all(
+        item == each.message for item, each in zip(value, said, strict=False)
+    )
+
+
+def _contents(said: Sequence[Said]) -> list[str]:
+    contents = [message.get("content") for _, message in said if isinstance(message, dict)]
     return [
-        content.strip()
-        for _, message in said
-        if isinstance(message, dict)
-        for content in texts_in(message.get("content"))
+        text.strip()
+        for content in contents
+        for text in ([content] if isinstance(content, str) else texts_in(content))
     ]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdpo.data.pairs import Split, TokenizedPair
+from jaxdpo.data.pairs import Message, Split, TokenizedPair
 from jaxdpo.data.tokenization.pair_store import NO_LABEL, TokenizedPairs
 from jaxdpo.errors import UserError
 
@@ -77,6 +77,10 @@ class LabelledPairs(Sequence[TokenizedPair]):
     def source(self, index: int) -> str:
         """Where the answer came from, as `file:line`."""
         return self._pairs.source(int(self._row[index]))
+
+    def prompt(self, index: int) -> list[Message] | None:
+        """Returns the messages of a prompt, kept for the first pairs of a split; else None."""
+        return self._pairs.prompt(int(self._row[index]))
 
     def metadata(self, index: int) -> dict[str, Any]:
         """The record's metadata."""

@@ -228,11 +228,14 @@ class _Writer:
         fitted = fit(pair, encoded.tokens, self._chat, self._max_length)
         if fitted.outcome != "whole":
             self._outcomes[fitted.outcome].append(pair.source)
-        if encoded.spelled_control:
-            self._outcomes["spelled_control"].append(pair.source)
+        for decision in ("spelled_control", "reopened", "ids_unused"):
+            if getattr(encoded, decision):
+                self._outcomes[decision].append(pair.source)
         if fitted.tokens is not None:
             scores = pair.scores or UNKNOWN
-            self._out.add(fitted.tokens, pair.source, pair.metadata, scores, pair.label)
+            self._out.add(
+                fitted.tokens, pair.source, pair.metadata, scores, pair.label, pair.prompt
+            )
             self._count += 1
 
     def finish(self) -> None:

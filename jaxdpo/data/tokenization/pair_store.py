@@ -16,22 +16,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jaxdpo.data.pairs import TokenizedPair
+from jaxdpo.data.pairs import Message, TokenizedPair
 from jaxdpo.data.reading.reports import TokenizeReport
 from jaxdpo.errors import UserError
 from jaxdpo.storage.files import file_digest, stamp_of, sync_folder, sync_tree
 
 # Part of every key: raise it when the files change their form.
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 ROWS_PER_CHUNK = 1024
 _PAIRS, _ABOUT = "pairs.arrow", "about.json"
 _IDS = TokenizedPair._fields
 _SCORES = ("chosen_score", "rejected_score")
+# A run answers a few prompts while it trains, and criteria read their messages. The messages of all
+# pairs would double the size of the store.
+KEPT_PROMPTS = 64
 _SCHEMA = pa.schema(
     [
         *((name, pa.list_(pa.int32())) for name in _IDS),
         ("source", pa.string()),
         ("metadata", pa.string()),
+        ("prompt", pa.string()),
         *((name, pa.float32()) for name in _SCORES),
         ("label", pa.int8()),
         ("checksum", pa.uint32()),
@@ -75,6 +79,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         self._checksums = table.column("checksum").to_numpy()
         self._sources = table.column("source")
         self._metadata = table.column("metadata")
+        self._prompts = table.column("prompt")
         self.lengths = np.concatenate(
             [np.zeros((0, 3), np.int32)]
             + [np.stack([np.diff(offsets) for offsets, _ in c[:3]], -1) for c in self._chunks]
@@ -115,6 +120,11 @@ class TokenizedPairs(Sequence[TokenizedPair]):
     def source(self, index: int) -> str:
         """Where the pair came from, as `file:line`."""
         return self._sources[index].as_py()
+
+    def prompt(self, index: int) -> list[Message] | None:
+        """Returns the messages of a prompt, kept for the first `KEPT_PROMPTS` pairs; else None."""
+        kept = self._prompts[index].as_py()
+        return None if kept is None else json.loads(kept)
 
     def metadata(self, index: int) -> dict[str, Any]:
         """The pair's metadata; where it has scores also `chosen_score`, `rejected_score`, and
@@ -186,7 +196,8 @@ class PairWriter:
         self._file = pa.OSFile(str(self._temporary / _PAIRS), "wb")
         self._writer = pa.ipc.new_file(self._file, _SCHEMA)
         self._hash = hashlib.sha256()
-        self._waiting: list[tuple[TokenizedPair, str, str, Scores, int]] = []
+        self._waiting: list[tuple[TokenizedPair, str, str, str | None, Scores, int]] = []
+        self._count = 0
 
     def __enter__(self) -> "PairWriter":
         return self
@@ -202,11 +213,16 @@ class PairWriter:
         metadata: dict[str, Any] | None = None,
         scores: Scores = UNKNOWN,
         label: bool | None = None,
+        prompt: Sequence[Message] | None = None,
     ) -> None:
         """Adds one pair, where it came from, and what chosen and rejected were given."""
         judged = NO_LABEL if label is None else int(label)
         own = json.dumps(metadata, ensure_ascii=False) if metadata else "{}"
-        self._waiting.append((pair, source, own, scores, judged))
+        kept = None
+        if prompt is not None and self._count < KEPT_PROMPTS:
+            kept = json.dumps(list(prompt), ensure_ascii=False)
+        self._count += 1
+        self._waiting.append((pair, source, own, kept, scores, judged))
         if len(self._waiting) == ROWS_PER_CHUNK:
             self._write_chunk()
 
@@ -229,7 +245,7 @@ class PairWriter:
             sync_folder(self._folder.parent)
 
     def _write_chunk(self) -> None:
-        pairs, sources, metadata, scores, labels = zip(*self._waiting, strict=True)
+        pairs, sources, metadata, prompts, scores, labels = zip(*self._waiting, strict=True)
         columns: list[Any] = [_ragged([getattr(pair, name) for pair in pairs]) for name in _IDS]
         numbers = [pa.array(given, pa.float32()) for given in zip(*scores, strict=True)]
         numbers.append(pa.array(labels, pa.int8()))
@@ -239,7 +255,13 @@ class PairWriter:
         for column in numbers:
             self._hash.update(column.to_numpy().tobytes())
         checksums = pa.array([_checksum(pair) for pair in pairs], pa.uint32())
-        columns += [pa.array(sources), pa.array(metadata), *numbers, checksums]
+        columns += [
+            pa.array(sources),
+            pa.array(metadata),
+            pa.array(prompts, pa.string()),
+            *numbers,
+            checksums,
+        ]
         self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
         self._waiting = []
 

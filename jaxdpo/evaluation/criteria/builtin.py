@@ -122,6 +122,7 @@ class Contains(Builtin):
 
     def judge(self, example: Example) -> Judgement:
         """Passes an answer with all of the texts, or with none."""
+        # casefold and not lower: "Straße" and "STRASSE" are the same word.
         fold = str.casefold if self.ignore_case else str
         wanted = self.name == "contains"
         answer = fold(example.completion)
@@ -158,6 +159,7 @@ class Json(Builtin):
     def judge(self, example: Example) -> Judgement:
         """Passes an answer that is JSON and keeps to the schema."""
         try:
+            # Python's reader takes NaN and Infinity, which are not JSON.
             value = json.loads(example.completion, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             return Judgement(passed=False, explanation=f"not JSON: {error}")

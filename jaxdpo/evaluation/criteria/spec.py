@@ -141,6 +141,7 @@ def source_digest(check: Spec) -> str | None:
 def _each(
     judge: Callable[[Example], Judgement], examples: Sequence[Example]
 ) -> Iterator[Judgement]:
+    # Lazily: a judgement is written before the next answer is judged.
     return map(judge, examples)
 
 
@@ -165,6 +166,7 @@ def _function_judge(path: str) -> Callable[[Example], Judgement]:
 
 
 def _imported(path: str) -> Score:
+    # The current folder is on the path for `python -m`, so a user's file beside the data is found.
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)

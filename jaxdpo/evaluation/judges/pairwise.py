@@ -25,6 +25,7 @@ _FIELDS = {
     "reference": '"reference" is an answer of the data set, to compare with; it may be imperfect.',
 }
 _REMINDER = "The last line of your reply must be A, B or TIE and nothing else. Judge again."
+# Told the letters alone, and whole lines: "A" inside a sentence is an article.
 _LAST_LINES: dict[str, Verdict] = {"A": "first", "B": "second", "TIE": "tie"}
 _SWAPPED: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie"}
 

@@ -1,4 +1,4 @@
-"""The chart of an evaluation: a group of bars a criterion, a bar a model, with 95% intervals."""
+"""The chart of an evaluation: a group of bars for each criterion, a bar for each model."""
 
 import io
 import math
@@ -22,17 +22,20 @@ def write_charts(comparison: Results, folder: Path) -> None:
 
 
 def chart(comparison: Results, kind: str) -> bytes:
-    """The chart as a PNG or SVG file; the same bytes for the same figures.
+    """Draws the chart as a PNG or SVG file; the same bytes for the same figures.
 
     Args:
       comparison: The figures.
       kind: "png" or "svg".
     """
+    # Imported here: it takes a second. Figure and not pyplot, which keeps every figure, and whose
+    # back end may want a screen.
     import matplotlib
     from matplotlib.figure import Figure
 
     panels = _panels(comparison)
     groups = [max(len(names), 1) for _, names, _ in panels]
+    # Without a salt the ids in an SVG are random. Text stays text: it is read, searched and small.
     with matplotlib.rc_context({"svg.hashsalt": "jaxdpo", "svg.fonttype": "none"}):
         width = 2.0 + sum(groups) * (0.6 + 0.55 * len(comparison.models))
         figure = Figure(figsize=(max(width, 4.0), 3.8), layout="constrained")
@@ -58,7 +61,7 @@ def chart(comparison: Results, kind: str) -> bytes:
 
 
 def _panels(comparison: Results) -> list[tuple[str, list[str], dict[str, list[Estimate]]]]:
-    """Title, criteria and model ↦ estimates of each panel: pass rates, then scores.
+    """Returns title, criteria and model ↦ estimates of each panel: pass rates, then scores.
 
     Scores have scales of their own, so each criterion that only scores has a panel.
     """
@@ -84,6 +87,7 @@ def _draw_panel(
     for number, model in enumerate(models):
         at = [place + (number - (len(models) - 1) / 2) * width for place in range(len(names))]
         values = [estimate.value for estimate in estimates[model]]
+        # Rounding can put an interval's end a hair beyond the value, which matplotlib refuses.
         below = [max(0.0, estimate.value - estimate.low) for estimate in estimates[model]]
         above = [max(0.0, estimate.high - estimate.value) for estimate in estimates[model]]
         colour = _COLOURS[number % len(_COLOURS)]

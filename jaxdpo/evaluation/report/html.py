@@ -30,9 +30,10 @@ svg { max-width: 100%; height: auto }
 
 
 def page(comparison: Results) -> str:
-    """The whole report; every text in it is escaped, and nothing is fetched from anywhere."""
+    """Returns the whole report; every text is escaped, and nothing is fetched from anywhere."""
     title = f"{' vs '.join(comparison.models)}: {len(comparison.rows)} prompts"
     script = files("jaxdpo.evaluation.report").joinpath("report.js").read_text(encoding="utf-8")
+    # Answers travel as data and become text nodes: whatever a model says is shown, never run.
     data = json.dumps(examples(comparison), ensure_ascii=False, allow_nan=False)
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>",
@@ -50,16 +51,17 @@ def page(comparison: Results) -> str:
 
 
 def notebook_html(comparison: Results) -> str:
-    """The chart and the tables."""
+    """Returns the chart and the tables as HTML."""
     picture = ""
     if comparison.criteria:
         svg = chart(comparison, "svg").decode("utf-8")
+        # Without the XML declaration, which may only begin a file.
         picture = svg[svg.index("<svg") :]
     return picture + "".join(_table(table) for table in tables(comparison))
 
 
 def examples(comparison: Results) -> dict[str, Any]:
-    """What the report's script shows and filters."""
+    """Returns the data that the report's script shows and filters."""
     return {
         "models": list(comparison.models),
         "criteria": list(comparison.criteria),

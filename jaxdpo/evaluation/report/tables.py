@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from jaxdpo.evaluation.agreement import Estimate
-from jaxdpo.evaluation.results import SIGNIFICANT, Results, Versus
+from jaxdpo.evaluation.results import SIGNIFICANT, Rate, Results, Versus
 
 
 class Table(NamedTuple):
@@ -16,7 +16,7 @@ class Table(NamedTuple):
 
 
 def tables(comparison: Results) -> list[Table]:
-    """Rates, comparisons of two models, head to head, and lengths; those that there are."""
+    """Returns rates, comparisons of two models, head to head, and lengths, if there are any."""
     found = []
     if comparison.rates:
         rates = [
@@ -53,7 +53,7 @@ def tables(comparison: Results) -> list[Table]:
 
 
 def share(estimate: Estimate, signed: bool = False) -> str:
-    """`71% (58% to 81%)`, or a dash where it is undefined."""
+    """Returns a share such as `71% (58% to 81%)`, or a dash where it is undefined."""
     if math.isnan(estimate.value):
         return "–"
     sign = "+" if signed else ""
@@ -61,18 +61,18 @@ def share(estimate: Estimate, signed: bool = False) -> str:
 
 
 def number(estimate: Estimate, signed: bool = False) -> str:
-    """`5.2 (4.9 to 5.5)`, or a dash where it is undefined."""
+    """Returns a number such as `5.2 (4.9 to 5.5)`, or a dash where it is undefined."""
     if math.isnan(estimate.value):
         return "–"
     sign = "+" if signed else ""
+    # One score alone has a mean and no interval.
     if math.isnan(estimate.low):
         return f"{estimate.value:{sign}.3g}"
     return f"{estimate.value:{sign}.3g} ({estimate.low:{sign}.3g} to {estimate.high:{sign}.3g})"
 
 
-def _judged(rate: tuple) -> str:
-    *_, judged, unjudged = rate
-    return f"{judged}" + (f", {unjudged} could not be" if unjudged else "")
+def _judged(rate: Rate) -> str:
+    return f"{rate.judged}" + (f", {rate.unjudged} could not be" if rate.unjudged else "")
 
 
 def _difference(versus: Versus) -> str:
@@ -81,6 +81,7 @@ def _difference(versus: Versus) -> str:
 
 
 def _verdict(versus: Versus) -> tuple[str, str, str]:
+    # No difference shown is not "equal": with more prompts there may be one.
     different = versus.adjusted < SIGNIFICANT
     better = versus.second if versus.difference.value > 0 else versus.first
     said = f"{better} is better" if different else "no difference shown"

@@ -1,7 +1,7 @@
 """Attention by cuDNN's flash kernel, on GPUs: no scores in memory, however long the rows are.
 
-cuDNN knows of a row no more than its length, so every sequence has an attention row of its own
-(`BatchShape.apart`), and what lies beyond its end is not computed.
+cuDNN knows nothing of a row but its length, so every sequence has an attention row of its own
+(`BatchShape.unpacked`), and what lies beyond its end is not computed.
 """
 
 from typing import Literal
@@ -23,13 +23,13 @@ def cudnn_attention(
     softcap: float | None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Attend:
-    """The attention of one layer over a batch, for what `cudnn_refuses` does not refuse.
+    """Returns the attention of one layer over a batch, for what `cudnn_refuses` does not refuse.
 
     Args:
-      batch: Rows with their `gather` filled in, each sequence apart.
+      batch: Rows with their `gather` filled in, one sequence a row.
       scale: Factor on the scores.
       window: How many positions back a token sees (itself counted); None for all.
-      softcap: Must be None.
+      softcap: Must be None: the kernel has none.
       implementation: "xla" computes the same on any machine.
     """
     assert softcap is None
@@ -39,23 +39,25 @@ def cudnn_attention(
     ) -> jax.Array:
         width = layout.segment.shape[-1]
         segment_NW = layout.segment.reshape(-1, width)
-        # A row that is empty gets a token, so that there is no softmax over nothing.
+        # An empty row gets a token, so that there is no softmax over nothing.
         lengths_N = jnp.maximum(jnp.sum(segment_NW > 0, axis=-1, dtype=jnp.int32), 1)
         inside_NW11 = (jnp.arange(width)[None] < lengths_N[:, None])[:, :, None, None]
 
         def inside(x_NWHd: jax.Array) -> jax.Array:
-            # Beyond a row's end the kernel may leave anything, in outputs and in gradients.
+            # Beyond a row's end the kernel may leave anything, NaN too, in outputs and gradients:
+            # selected away on both sides of it, as a product with 0 would keep a NaN.
             return jnp.where(inside_NW11, x_NWHd, jnp.zeros((), x_NWHd.dtype))
 
-        q, k, v = (inside(to_sequences(x, layout)) for x in (q_BTHd, k_BTKd, v_BTKd))
+        q_NWHd, k_NWKd, v_NWKd = (inside(to_sequences(x, layout)) for x in (q_BTHd, k_BTKd, v_BTKd))
         outputs_NWHd = jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
+            q_NWHd,
+            k_NWKd,
+            v_NWKd,
             scale=scale,
             is_causal=True,
             query_seq_lengths=lengths_N,
             key_value_seq_lengths=lengths_N,
+            # Keys to the left and to the right of a query's own, which is not counted.
             local_window_size=None if window is None else (window - 1, 0),
             implementation=implementation,
         )
@@ -65,7 +67,7 @@ def cudnn_attention(
 
 
 def cudnn_refuses(model: ModelConfig, dtype: str) -> str | None:
-    """Why this model cannot be computed exactly by cuDNN, or None if it can."""
+    """Returns the reason why cuDNN can't compute this model exactly, or None if it can."""
     attention = model.attention
     if attention.softcap is not None:
         return "it has no soft cap of scores, and the model has one"

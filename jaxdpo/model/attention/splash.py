@@ -1,7 +1,7 @@
 """Attention by JAX's splash kernel, on TPUs: no scores in memory, however long the rows are.
 
-A row's sequences are laid out apart (`SequenceGather`), and the kernel runs causally within
-segments. Windows are static: blocks that lie outside of one cost nothing.
+A row's sequences are unpacked into attention rows (`SequenceGather`), and the kernel runs causally
+within segments. Windows are static: blocks that lie outside of one cost nothing.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def splash_attention(
     softcap: float | None,
     interpret: bool = False,
 ) -> Attend:
-    """The attention of one layer over a batch; each device does its own rows and heads.
+    """Returns the attention of one layer over a batch; each device does its own rows and heads.
 
     Scores and softmax are fp32. Queries are scaled beforehand, in their own dtype: bf16 ones are
     rounded once more, unless the scale is a power of two.
@@ -47,10 +47,13 @@ def splash_attention(
         q_BTHd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array, layout: SequenceGather
     ) -> jax.Array:
         width, channels = layout.index.shape[-1], q_BTHd.shape[-1]
+        # The kernel takes rows of whole blocks and heads of whole registers. Added tokens are of
+        # segment 0, which no real token sees; added channels are zeros, which change no product.
         block, filled = _block_size(width), _whole_heads(channels)
         places = round_up(width, block)
 
         def by_head(x_BTHd: jax.Array) -> jax.Array:
+            # [B·A, W, H, d] → [N, H, W, d], as the kernel wants it.
             x_NHWd = jnp.swapaxes(to_sequences(x_BTHd, layout), 1, 2)
             return jnp.pad(x_NHWd, ((0, 0), (0, 0), (0, places - width), (0, filled - channels)))
 
@@ -68,14 +71,14 @@ def splash_attention(
 
 
 def _block_size(width: int) -> int:
-    """The block size that makes attention rows least longer; the largest of those."""
+    """Returns the block size that makes attention rows least longer; the largest of those."""
     if width <= _BLOCKS[0]:
         return round_up(width, _LANES)
     return min(_BLOCKS, key=lambda block: (-width % block, -block))
 
 
 def _whole_heads(channels: int) -> int:
-    """Channels of a head that the kernel is known to compile with; added ones are zero."""
+    """Returns the channels of a head that the kernel is known to compile with."""
     return 64 if channels <= 64 else round_up(channels, _LANES)
 
 
@@ -87,6 +90,7 @@ def _make_kernel(
     softcap: float | None,
     interpret: bool,
 ) -> kernel.SplashAttentionKernel:
+    # A window of w sees w − 1 to the left, itself, and nothing to the right.
     mask = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
     blocks = kernel.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block,

@@ -4,6 +4,10 @@ FlashAttention (Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 
 softmax is accumulated tile by tile, and the backward pass forms the scores again. The data says
 which tiles there are (`PackedBatch.tiles`), so the work grows with what each pair's tokens see: not
 with the square of the row, nor of the longest sequence, and a prompt is attended once.
+
+A row of T tokens is n blocks of t = `TILE`; a tile is a block of queries by a block of keys, and c
+tiles of every row are computed at once. In equations t counts queries and s keys, though both are
+`TILE` long. Heads are grouped: K kv-heads with G query heads each.
 """
 
 import functools
@@ -19,12 +23,13 @@ from jaxdpo.model.layers import Attend
 
 # Scores that a device holds at once: 2**21 fp32 numbers, 8 MiB, which stay in a CPU's cache.
 _HELD_SCORES = 2**21
-# What a score is where nothing is seen: exp of it is 0, and the difference of two is not NaN.
+# The score where nothing is seen: exp of it is 0, and the difference of two is not NaN, as that of
+# two infinities would be.
 _UNSEEN = -1e30
 
 
 class _Static(NamedTuple):
-    """Scale and soft cap of the scores, and how many tiles are done at once."""
+    """Scale and soft cap of the scores, and how many tiles are computed at once."""
 
     scale: float
     softcap: float | None
@@ -32,7 +37,7 @@ class _Static(NamedTuple):
 
 
 class _Tokens(NamedTuple):
-    """Who the tokens are, i32 `[B, n, t]` in n blocks of t, and which tiles there are.
+    """Identities of the tokens, i32 `[B, n, t]` in n blocks of t, and the tiles there are.
 
     Attributes:
       pair_ids: As in the batch.
@@ -52,7 +57,9 @@ class _Tokens(NamedTuple):
 def tile_attention(
     batch: PackedBatch, scale: float, window: jax.Array | None, softcap: float | None = None
 ) -> Attend:
-    """The attention of one layer over a batch with its `tiles` filled in; scores are fp32.
+    """Returns the attention of one layer over a batch with its `tiles` filled in.
+
+    Scores and their sums are fp32, whatever the dtype of q, k and v.
 
     Args:
       batch: B rows of T tokens.
@@ -64,25 +71,29 @@ def tile_attention(
     def attend(q_BTHd: jax.Array, k_BTKd: jax.Array, v_BTKd: jax.Array) -> tuple[jax.Array, None]:
         B, T, H, d = q_BTHd.shape
         K = k_BTKd.shape[2]
+        # A device holds its share of the rows, and a tile's scores for each of its heads.
         rows = max(1, B // batch_shards())
         chunk = max(1, min(_HELD_SCORES // (rows * H * TILE**2), batch.tiles.shape[1]))
+        # Padded to whole chunks with tiles of the block after the last, which is none: reads at it
+        # are clipped and writes dropped.
         missing = -batch.tiles.shape[1] % chunk
         unused = ceil_div(T, TILE)
-        tiles = jnp.pad(batch.tiles, ((0, 0), (0, missing), (0, 0)), constant_values=unused)
-        pair_ids, branches = _blocks(batch.pair_ids), _blocks(batch.branches)
-        tokens = _Tokens(pair_ids, branches, _blocks(batch.positions), tiles, window)
+        tiles_BN2 = jnp.pad(batch.tiles, ((0, 0), (0, missing), (0, 0)), constant_values=unused)
+        pair_ids_Bnt, branches_Bnt = _blocks(batch.pair_ids), _blocks(batch.branches)
+        tokens = _Tokens(pair_ids_Bnt, branches_Bnt, _blocks(batch.positions), tiles_BN2, window)
+        # Heads before tokens, so that each head's tile is one matrix product.
         q_BnKGtd = jnp.moveaxis(_blocks(q_BTHd.reshape(B, T, K, H // K, d)), 2, 4)
         k_BnKtd, v_BnKtd = (jnp.moveaxis(_blocks(x), 2, 3) for x in (k_BTKd, v_BTKd))
         static = _Static(scale, softcap, chunk)
         outputs_BnKGtd: Any = _attend(static, q_BnKGtd, k_BnKtd, v_BnKtd, tokens)
-        outputs_BntHd = jnp.moveaxis(outputs_BnKGtd, 4, 2).reshape(B, -1, H, d)
-        return outputs_BntHd[:, :T], None
+        outputs_BTHd = jnp.moveaxis(outputs_BnKGtd, 4, 2).reshape(B, -1, H, d)
+        return outputs_BTHd[:, :T], None
 
     return attend
 
 
 def _blocks(x_BT: jax.Array) -> jax.Array:
-    """`[B, T, ...]` → `[B, n, t, ...]`, filled with zeros: padding of pair 0."""
+    """Cuts `[B, T, ...]` into `[B, n, t, ...]`, filled up with zeros: padding of pair 0."""
     missing = -x_BT.shape[1] % TILE
     padded = jnp.pad(x_BT, ((0, 0), (0, missing), *((0, 0),) * (x_BT.ndim - 2)))
     return padded.reshape(x_BT.shape[0], -1, TILE, *x_BT.shape[2:])
@@ -90,73 +101,103 @@ def _blocks(x_BT: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(static: _Static, q: jax.Array, k: jax.Array, v: jax.Array, tokens: _Tokens):
-    """q `[B, n, K, G, t, d]`, k and v `[B, n, K, t, d]` → `[B, n, K, G, t, d]`."""
+    """Attends over all tiles: q `[B, n, K, G, t, d]`, k and v `[B, n, K, t, d]` → as q.
+
+    The derivative is written by hand: JAX's own would keep every step's scores, which is all that
+    tiles are to avoid, and can't go backwards through a loop whose length the data decides.
+    """
     return _attend_fwd(static, q, k, v, tokens)[0]
 
 
 def _attend_fwd(static: _Static, q: jax.Array, k: jax.Array, v: jax.Array, tokens: _Tokens):
     def add_tiles(step: jax.Array, total: Any) -> Any:
-        weighted, highest, weight = total
-        queries, keys = _tiles_of(static, tokens, step)
-        scores = _seen_scores(static, q, k, tokens, queries, keys)[0]
-        above = _scatter_max(highest, queries, scores.max(-1))
-        exps = jnp.exp(scores - _take(above, queries)[..., None])
-        shrunk = jnp.exp(highest - above)
-        weight = _scatter_add(weight * shrunk, queries, exps.sum(-1))
-        values = _einsum("bckgts,bcksd->bckgtd", exps.astype(v.dtype), _take(v, keys))
-        return _scatter_add(weighted * shrunk[..., None], queries, values), above, weight
+        weighted_BnKGtd, highest_BnKGt, weight_BnKGt = total
+        queries_Bc, keys_Bc = _tiles_of(static, tokens, step)
+        scores_BcKGts = _seen_scores(static, q, k, tokens, queries_Bc, keys_Bc)[0]
+        # Softmax over keys that come a tile at a time (algorithm 1): sums so far are relative to
+        # the highest score so far, and shrink by exp(old − new) when a higher one comes.
+        above_BnKGt = _scatter_max(highest_BnKGt, queries_Bc, scores_BcKGts.max(-1))
+        exps_BcKGts = jnp.exp(scores_BcKGts - _take(above_BnKGt, queries_Bc)[..., None])
+        shrunk_BnKGt = jnp.exp(highest_BnKGt - above_BnKGt)
+        # Several of these tiles may be of one block of queries: scattered, they add up.
+        weight_BnKGt = _scatter_add(weight_BnKGt * shrunk_BnKGt, queries_Bc, exps_BcKGts.sum(-1))
+        # Σ over keys s of weight · value, for each query t of each head.
+        values_BcKGtd = _einsum(
+            "bckgts,bcksd->bckgtd", exps_BcKGts.astype(v.dtype), _take(v, keys_Bc)
+        )
+        shrunk_BnKGtd = weighted_BnKGtd * shrunk_BnKGt[..., None]
+        weighted_BnKGtd = _scatter_add(shrunk_BnKGtd, queries_Bc, values_BcKGtd)
+        return weighted_BnKGtd, above_BnKGt, weight_BnKGt
 
-    zeros = jnp.zeros(q.shape[:-1])
-    start = (jnp.zeros(q.shape), zeros + _UNSEEN, zeros)
-    weighted, highest, weight = jax.lax.fori_loop(0, _steps(static, tokens), add_tiles, start)
+    zeros_BnKGt = jnp.zeros(q.shape[:-1])
+    start = (jnp.zeros(q.shape), zeros_BnKGt + _UNSEEN, zeros_BnKGt)
+    # `fori_loop` and not `scan`: how many steps there are is data, and unused tiles cost none.
+    weighted_BnKGtd, highest_BnKGt, weight_BnKGt = jax.lax.fori_loop(
+        0, _steps(static, tokens), add_tiles, start
+    )
     # Blocks of nothing but padding have no tile, and no weight.
-    weight = jnp.maximum(weight, 1e-30)
-    outputs = (weighted / weight[..., None]).astype(q.dtype)
-    return outputs, (q, k, v, tokens, outputs, highest + jnp.log(weight))
+    weight_BnKGt = jnp.maximum(weight_BnKGt, 1e-30)
+    outputs_BnKGtd = (weighted_BnKGtd / weight_BnKGt[..., None]).astype(q.dtype)
+    # Of all the scores, the backward pass needs but their log-sum-exp for each query.
+    lse_BnKGt = highest_BnKGt + jnp.log(weight_BnKGt)
+    return outputs_BnKGtd, (q, k, v, tokens, outputs_BnKGtd, lse_BnKGt)
 
 
-def _attend_bwd(static: _Static, residuals: Any, cotangent: jax.Array):
-    q, k, v, tokens, outputs, lse = residuals
-    delta = jnp.sum(cotangent.astype(jnp.float32) * outputs, axis=-1)
+def _attend_bwd(static: _Static, residuals: Any, cotangent_BnKGtd: jax.Array):
+    q, k, v, tokens, outputs_BnKGtd, lse_BnKGt = residuals
+    # Softmax's derivative takes from each dweight their mean by weight, Σ_s weight · dweight. That
+    # is cotangent · output for each query, so it is known before any tile is (algorithm 4, line 4).
+    delta_BnKGt = jnp.sum(cotangent_BnKGtd.astype(jnp.float32) * outputs_BnKGtd, axis=-1)
 
     def add_tiles(step: jax.Array, total: Any) -> Any:
-        dq, dk, dv = total
-        queries, keys = _tiles_of(static, tokens, step)
-        scores, slope = _seen_scores(static, q, k, tokens, queries, keys)
-        weights = jnp.exp(scores - _take(lse, queries)[..., None])
-        pulled = _take(cotangent, queries)
-        dv_tile = _einsum("bckgts,bckgtd->bcksd", weights.astype(v.dtype), pulled)
-        dweights = _einsum("bckgtd,bcksd->bckgts", pulled, _take(v, keys))
-        dscores = weights * (dweights - _take(delta, queries)[..., None]) * slope
-        dscores = dscores.astype(q.dtype)
-        dq_tile = _einsum("bckgts,bcksd->bckgtd", dscores, _take(k, keys))
-        dk_tile = _einsum("bckgts,bckgtd->bcksd", dscores, _take(q, queries))
+        dq_BnKGtd, dk_BnKtd, dv_BnKtd = total
+        queries_Bc, keys_Bc = _tiles_of(static, tokens, step)
+        scores_BcKGts, slope_BcKGts = _seen_scores(static, q, k, tokens, queries_Bc, keys_Bc)
+        # With the log-sum-exp of all keys a tile's weights are final at once: no running maximum.
+        weights_BcKGts = jnp.exp(scores_BcKGts - _take(lse_BnKGt, queries_Bc)[..., None])
+        pulled_BcKGtd = _take(cotangent_BnKGtd, queries_Bc)
+        # output = Σ_s weight · v, so dv of key s is Σ weight · cotangent over the queries t that
+        # see it and over the G heads that share it.
+        dv_BcKtd = _einsum("bckgts,bckgtd->bcksd", weights_BcKGts.astype(v.dtype), pulled_BcKGtd)
+        # And dweight of (t, s) is cotangent · v, over the head's channels d.
+        dweights_BcKGts = _einsum("bckgtd,bcksd->bckgts", pulled_BcKGtd, _take(v, keys_Bc))
+        # Through softmax, the soft cap and the scale, to the bare products q · k. Where nothing is
+        # seen the weight is 0, and with it all that follows.
+        centred_BcKGts = dweights_BcKGts - _take(delta_BnKGt, queries_Bc)[..., None]
+        dscores_BcKGts = (weights_BcKGts * centred_BcKGts * slope_BcKGts).astype(q.dtype)
+        # score = q · k: dq of query t is Σ over keys s of dscore · k ...
+        dq_BcKGtd = _einsum("bckgts,bcksd->bckgtd", dscores_BcKGts, _take(k, keys_Bc))
+        # ... and dk of key s is Σ of dscore · q over the queries t and the G heads.
+        dk_BcKtd = _einsum("bckgts,bckgtd->bcksd", dscores_BcKGts, _take(q, queries_Bc))
         return (
-            _scatter_add(dq, queries, dq_tile),
-            _scatter_add(dk, keys, dk_tile),
-            _scatter_add(dv, keys, dv_tile),
+            _scatter_add(dq_BnKGtd, queries_Bc, dq_BcKGtd),
+            _scatter_add(dk_BnKtd, keys_Bc, dk_BcKtd),
+            _scatter_add(dv_BnKtd, keys_Bc, dv_BcKtd),
         )
 
+    # Sums over tiles are fp32: a key seen by thousands of queries gets as many small terms.
     start = tuple(jnp.zeros(x.shape) for x in (q, k, v))
     gradients = jax.lax.fori_loop(0, _steps(static, tokens), add_tiles, start)
-    dq, dk, dv = (g.astype(x.dtype) for g, x in zip(gradients, (q, k, v), strict=True))
-    return dq, dk, dv, None
+    dq_BnKGtd, dk_BnKtd, dv_BnKtd = (
+        gradient.astype(x.dtype) for gradient, x in zip(gradients, (q, k, v), strict=True)
+    )
+    return dq_BnKGtd, dk_BnKtd, dv_BnKtd, None
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 def _steps(static: _Static, tokens: _Tokens) -> jax.Array:
-    """How often `chunk` tiles are done: of the row that has most; the rest cost nothing."""
+    """Returns how many chunks of tiles the row with most of them has; the rest cost nothing."""
     used_B = jnp.sum(tokens.tiles[..., 0] < tokens.pair_ids.shape[1], axis=1)
     return ceil_div(jnp.max(used_B), static.chunk)
 
 
 def _tiles_of(static: _Static, tokens: _Tokens, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Blocks of queries and of keys of this step's tiles, i32 `[B, c]` each."""
+    """Returns the blocks of queries and of keys of this step's tiles, i32 `[B, c]` each."""
     chunk = static.chunk
-    tiles = jax.lax.dynamic_slice_in_dim(tokens.tiles, step * chunk, chunk, axis=1)
-    return tiles[..., 0], tiles[..., 1]
+    tiles_Bc2 = jax.lax.dynamic_slice_in_dim(tokens.tiles, step * chunk, chunk, axis=1)
+    return tiles_Bc2[..., 0], tiles_Bc2[..., 1]
 
 
 def _seen_scores(
@@ -164,50 +205,69 @@ def _seen_scores(
     q: jax.Array,
     k: jax.Array,
     tokens: _Tokens,
-    queries: jax.Array,
-    keys: jax.Array,
+    queries_Bc: jax.Array,
+    keys_Bc: jax.Array,
 ) -> tuple[jax.Array, jax.Array | float]:
-    """Scores of tiles, f32 `[B, c, K, G, t, t]`, and their derivative by the bare products."""
-    scores = _einsum("bckgtd,bcksd->bckgts", _take(q, queries), _take(k, keys)) * static.scale
+    """Returns the tiles' scores, f32 `[B, c, K, G, t, s]`, and their derivative by q · k."""
+    products_BcKGts = _einsum("bckgtd,bcksd->bckgts", _take(q, queries_Bc), _take(k, keys_Bc))
+    scores_BcKGts = products_BcKGts * static.scale
     slope: jax.Array | float = static.scale
     if static.softcap is not None:
-        bent = jnp.tanh(scores / static.softcap)
-        scores, slope = static.softcap * bent, static.scale * (1.0 - bent * bent)
-    seen = _seen(tokens, queries, keys)[:, :, None, None]
-    return jnp.where(seen, scores, _UNSEEN), slope
+        # c · tanh(x / c) has the derivative 1 − tanh², and x the derivative `scale`.
+        bent_BcKGts = jnp.tanh(scores_BcKGts / static.softcap)
+        scores_BcKGts = static.softcap * bent_BcKGts
+        slope = static.scale * (1.0 - bent_BcKGts * bent_BcKGts)
+    seen_Bc11ts = _seen(tokens, queries_Bc, keys_Bc)[:, :, None, None]
+    return jnp.where(seen_Bc11ts, scores_BcKGts, _UNSEEN), slope
 
 
-def _seen(tokens: _Tokens, queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """The sentence of `jaxdpo.data.packing.batch` for tiles, bool `[B, c, t (query), t (key)]`."""
+def _seen(tokens: _Tokens, queries_Bc: jax.Array, keys_Bc: jax.Array) -> jax.Array:
+    """Returns who sees whom in each tile, bool `[B, c, t (query), s (key)]`.
 
-    def of_both(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _take(x, queries)[..., :, None], _take(x, keys)[..., None, :]
+    This is the sentence of `jaxdpo.data.packing.batch`: same pair, not later in the row, and the
+    key of the prompt or of the query's own completion.
+    """
+
+    def of_both(x_Bnt: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns a number of each token at the queries `[B, c, t, 1]`, keys `[B, c, 1, s]`."""
+        return _take(x_Bnt, queries_Bc)[..., :, None], _take(x_Bnt, keys_Bc)[..., None, :]
 
     (pair, key_pair), (branch, key_branch) = of_both(tokens.pair_ids), of_both(tokens.branches)
     rows, blocks, size = tokens.pair_ids.shape
-    places_nt = jnp.arange(blocks * size).reshape(1, blocks, size)
-    place, key_place = of_both(jnp.broadcast_to(places_nt, (rows, blocks, size)))
-    seen = (pair == key_pair) & (place >= key_place)
-    seen &= (key_branch == PROMPT) | (key_branch == branch)
+    places_1nt = jnp.arange(blocks * size).reshape(1, blocks, size)
+    place, key_place = of_both(jnp.broadcast_to(places_1nt, (rows, blocks, size)))
+    seen_Bcts = (pair == key_pair) & (place >= key_place)
+    seen_Bcts &= (key_branch == PROMPT) | (key_branch == branch)
     if tokens.window is not None:
+        # By positions and not by places: the rejected completion's follow the prompt's.
         position, key_position = of_both(tokens.positions)
-        seen &= position - key_position < tokens.window
-    return seen
+        seen_Bcts &= position - key_position < tokens.window
+    return seen_Bcts
 
 
 def _einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    # Factors stay in bf16, which matrix units multiply fast; sums are fp32.
     return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
 
 
-def _take(x: jax.Array, blocks: jax.Array) -> jax.Array:
-    """`[B, n, ...]` at i32 `[B, c]` → `[B, c, ...]`; an unused tile's values are of no use."""
-    return jax.vmap(lambda row, index: row.at[index].get(mode="clip"))(x, blocks)
+def _take(x: jax.Array, blocks_Bc: jax.Array) -> jax.Array:
+    """Takes blocks of `[B, n, ...]` → `[B, c, ...]`; an unused tile's values are of no use."""
+    return jax.vmap(lambda row, index: row.at[index].get(mode="clip"))(x, blocks_Bc)
 
 
-def _scatter_add(x: jax.Array, blocks: jax.Array, updates: jax.Array) -> jax.Array:
+def _scatter_add(x: jax.Array, blocks_Bc: jax.Array, updates: jax.Array) -> jax.Array:
     """Adds `[B, c, ...]` to `[B, n, ...]` at the blocks; unused tiles' updates are dropped."""
-    return jax.vmap(lambda row, index, new: row.at[index].add(new, mode="drop"))(x, blocks, updates)
+
+    def add(row: jax.Array, index: jax.Array, new: jax.Array) -> jax.Array:
+        return row.at[index].add(new, mode="drop")
+
+    return jax.vmap(add)(x, blocks_Bc, updates)
 
 
-def _scatter_max(x: jax.Array, blocks: jax.Array, updates: jax.Array) -> jax.Array:
-    return jax.vmap(lambda row, index, new: row.at[index].max(new, mode="drop"))(x, blocks, updates)
+def _scatter_max(x: jax.Array, blocks_Bc: jax.Array, updates: jax.Array) -> jax.Array:
+    """Raises `[B, n, ...]` at the blocks to `[B, c, ...]`, as `_scatter_add` adds."""
+
+    def rise(row: jax.Array, index: jax.Array, new: jax.Array) -> jax.Array:
+        return row.at[index].max(new, mode="drop")
+
+    return jax.vmap(rise)(x, blocks_Bc, updates)

@@ -29,7 +29,7 @@ def test_as_many_tiles_are_counted_as_are_listed(pairs, share_prefix):
     assert counted.sum() == len(visible_tiles(pairs, share_prefix, int(sizes.sum())))
 
 
-@pytest.mark.parametrize("layout", ["plain", "tiles", "sequences", "apart"])
+@pytest.mark.parametrize("layout", ["plain", "tiles", "sequences", "unpacked"])
 def test_the_shape_of_many_steps_is_the_largest_of_theirs(layout):
     rng = np.random.default_rng(3)
     lengths = rng.integers(1, 90, (2000, 3)).astype(np.int32)
@@ -44,5 +44,5 @@ def test_the_shape_of_many_steps_is_the_largest_of_theirs(layout):
     if layout == "tiles":
         tiles = [len(visible_tiles(lengths[row], True, row_length)) for row in rows]
         assert sizes["tiles"] == max(tiles)
-    if layout == "apart":
+    if layout == "unpacked":
         assert sizes["sequences"] == max(np.count_nonzero(lengths[row, 1:]) for row in rows)

@@ -113,6 +113,18 @@ def test_rendered_conversations_part_where_the_answers_do(tmp_path, name):
     assert (example.prompt, example.chosen) == (pair.prompt, pair.chosen)
 
 
+@pytest.mark.parametrize("name", ["ChatML", "Llama 2", "Llama 3", "Gemma", "Zephyr"])
+def test_a_rendered_prompt_in_a_users_message_is_refused(tmp_path, name):
+    prompt, _ = RENDERED[name]
+    row = {"messages": [say("user", prompt), say("assistant", GOOD)],
+           "rejected_message": say("assistant", BAD)}  # fmt: skip
+    with pytest.raises(UserError, match=r"messages\[0\].content was rendered by a chat template"):
+        read(write(tmp_path, row))
+    # Whoever talks about marks says something before or after them.
+    row["messages"][0]["content"] = f"What is {prompt} good for?"
+    assert read(write(tmp_path, row)).pairs[0].prompt == (row["messages"][0],)
+
+
 def test_the_standard_preface_of_alpaca_is_the_templates(tmp_path):
     preface = "Below is an instruction that describes a task, paired with an input. Write it."
     prompt = f"{preface}\n\n### Instruction:\nSum up.\n\n### Input:\n{Q}\n\n### Response:\n"
@@ -267,3 +279,34 @@ def test_labels_all_alike_and_texts_without_letters_are_warned_of(tmp_path):
     assert "12 of 24 long answers end in the middle of a sentence" in (
         read(write(tmp_path, *many)).report.summary()
     )
+
+
+def test_the_ids_of_a_sampled_answer_stay_beside_its_text(tmp_path):
+    sampled = {"ids": [5, 7, 2], "vocabulary": "5f"}
+    row = {
+        "messages": [say("user", Q), say("assistant", GOOD) | {"sampled": sampled}],
+        "rejected_message": say("assistant", BAD) | {"sampled": sampled},
+    }
+    [pair] = read(write(tmp_path, row)).pairs
+    assert pair.chosen[0]["sampled"] == pair.rejected[0]["sampled"] == sampled
+    row["rejected_message"] = say("assistant", BAD) | {"sampled": {"ids": "5 7"}}
+    with pytest.raises(UserError, match=r"rejected_message.sampled is .*\[sampled-ids\]"):
+        read(write(tmp_path, row))
+    # An earlier answer's ids change nothing of what is asked, so nothing of the split.
+    drawn = set()
+    for answer in (say("assistant", "a"), say("assistant", "a") | {"sampled": sampled}):
+        talk = [say("user", "b"), answer, say("user", Q)]
+        row = {"prompt": talk, "chosen": GOOD, "rejected": BAD}
+        lines = [{**row, "prompt": [*talk[:2], say("user", f"{Q} {i}")]} for i in range(40)]
+        found = read(write(tmp_path, *lines), test_fraction=0.5)
+        drawn.add(tuple(pair.split for pair in found.pairs))
+    assert len(drawn) == 1
+
+
+def test_an_answer_of_which_only_a_part_is_learnt_is_refused(tmp_path):
+    call = {"role": "assistant", "weight": 0,
+            "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f"}}]}  # fmt: skip
+    told = {"role": "tool", "content": "4", "tool_call_id": "c"}
+    row = {"prompt": Q, "chosen": [call, told, say("assistant", GOOD)], "rejected": BAD}
+    with pytest.raises(UserError, match=r"chosen\[0\].weight is 0, but other messages"):
+        read(write(tmp_path, row))

@@ -159,7 +159,7 @@ def test_all_bad_lines_are_counted_and_the_first_twenty_shown(tmp_path):
     assert len(lines) == 22
     assert lines[19].startswith(f"{file}:21: ")
     assert lines[20] == "and 10 more (bad-split 5, not-an-object 5)"
-    assert lines[21].startswith("30 bad lines; mend them, or set data.on_error=skip")
+    assert lines[21].startswith("30 bad lines; fix them, or set data.on_error=skip")
 
 
 def test_a_good_line_becomes_a_pair_with_all_it_says(tmp_path):

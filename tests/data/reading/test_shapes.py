@@ -57,6 +57,27 @@ SHAPES = {
         {"prompt": [user(Q)], "chosen": [bot(GOOD)], "rejected": [bot(BAD)]},
         ASKED,
     ),
+    "a prompt beside conversations with a system message": (
+        {"prompt": Q, **both(system(SYS), user(Q))},
+        WITH_SYSTEM,
+    ),
+    "a prompt beside rendered conversations": (
+        {"prompt": Q, "chosen": f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n{GOOD}",
+         "rejected": f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n{BAD}<|im_end|>"},
+        ASKED,
+    ),
+    "roles and turns of other tools": (
+        {"prompt": [say("human", Q)], "chosen": [turn("gpt", GOOD)], "rejected": [say("bot", BAD)]},
+        ASKED,
+    ),
+    "two answers and a winner": (
+        {"question": Q, "answer_a": BAD, "answer_b": GOOD, "winner": "B"},
+        ASKED,
+    ),
+    "two numbered answers": (
+        {"instruction": Q, "output_1": BAD, "output_2": GOOD, "preference": 2},
+        ASKED,
+    ),
     "TRL implicit prompt": (both(system(SYS), user(Q)), WITH_SYSTEM),
     "Intel/orca_dpo_pairs": (
         {"system": SYS, "question": Q, "chosen": GOOD, "rejected": BAD},
@@ -426,6 +447,29 @@ def test_a_row_becomes_the_pair_that_it_means(tmp_path, name):
     assert pair.prompt == prompt
     assert (pair.chosen, pair.rejected) == ((bot(GOOD),), (bot(BAD),))
     assert again.prompt == pair.prompt
+
+
+LABELLED = {
+    "TRL KTO": {"prompt": Q, "completion": GOOD, "label": True},
+    "TRL KTO, conversational": {"prompt": [user(Q)], "completion": [bot(GOOD)], "label": 1},
+    "LLaMA-Factory kto_tag": {"instruction": Q, "input": "", "output": GOOD, "kto_tag": True},
+    "LLaMA-Factory kto_tag, turns": {
+        "conversations": [turn("human", Q), turn("gpt", GOOD)], "kto_tag": True,
+    },
+    "ms-swift": {"messages": [user(Q), bot(GOOD)], "label": True, "channel": "web"},
+    "question and answer": {"question": Q, "answer": GOOD, "label": 1, "id": "x"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labelled_answers(tmp_path, name):
+    row = LABELLED[name]
+    key = "kto_tag" if "kto_tag" in row else "label"
+    good, bad = read(write(tmp_path, row, {**row, key: 0})).pairs
+    assert (good.prompt, good.chosen, good.rejected) == (ASKED, (bot(GOOD),), ())
+    assert (good.label, bad.label) == (True, False)
+    [pair, _] = read(write(tmp_path, {**row, "system": SYS}, {**row, key: False})).pairs
+    assert pair.prompt == WITH_SYSTEM
 
 
 def test_rows_of_one_prompt_are_compared(tmp_path):

@@ -500,7 +500,7 @@ def test_nothing_is_encoded_after_a_bad_line_that_stops(chat, config, tmp_path, 
     write_lines(file, *[False] * 20)
     encoded = []
     monkeypatch.setattr(Chat, "encode_pairs", lambda _, pairs: encoded.extend(pairs) or [])
-    with pytest.raises(UserError, match=r"1 bad lines; mend them"):
+    with pytest.raises(UserError, match=r"1 bad lines; fix them"):
         load_pairs(config.model_copy(update={"path": str(file)}), chat)
     assert encoded == []
     assert list((config.cache_folder() / "pairs").iterdir()) == []

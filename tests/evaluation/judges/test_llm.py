@@ -12,7 +12,7 @@ import pytest
 from jaxdpo.errors import UserError
 from jaxdpo.evaluation.judgement import Example
 from jaxdpo.evaluation.judges.client import ATTEMPTS, JudgeConfig
-from jaxdpo.evaluation.judges.llm import judge_criterion, parse_verdict
+from jaxdpo.evaluation.judges.llm import judge_criterion, parse_rated, parse_verdict
 from tests.chat_server import Response, serving
 from tests.folders import write_model
 
@@ -57,6 +57,62 @@ def answer_in(body):
 def test_a_verdict_is_read_strictly(reply, passed):
     verdict = parse_verdict(reply)
     assert (verdict and verdict.passed) == passed
+
+
+@pytest.mark.parametrize(
+    ("reply", "passed", "score"),
+    [
+        ("Fine.\nPASS 0.9", True, 0.9),
+        ("PASS 1", True, 1.0),
+        ("No.\nFAIL 0.05", False, 0.05),
+        ("FAIL 0", False, 0.0),
+        ("Hm.\nFAIL 0.5", False, 0.5),
+        # The verdict and the number must say the same, and be all that there is.
+        ("PASS 0.1", None, None),
+        ("FAIL 0.9", None, None),
+        ("PASS", None, None),
+        ("PASS 1.5", None, None),
+        ("PASS -0.9", None, None),
+        ("PASS 90%", None, None),
+        ("PASS 9e-1", None, None),
+        ("PASS  0.9", None, None),
+        ("PASS nan", None, None),
+        ("0.9", None, None),
+    ],
+)
+def test_a_confidence_is_read_strictly(reply, passed, score):
+    judgement = parse_rated(reply)
+    assert (judgement and judgement.passed, judgement and judgement.score) == (passed, score)
+
+
+def test_a_confidence_is_asked_for_and_kept_as_the_score(judge):
+    def respond(body, number):
+        return Response("Fine.\nPASS 0.8" if number else "Fine.\nPASS")
+
+    with serving(respond) as server:
+        [said] = judge(server, confidence=True).judge(examples(1))
+    assert (said.passed, said.score, said.value) == (True, 0.8, 0.8)
+    first, second = server.requests
+    assert "PASS 0.9" in first["messages"][0]["content"]
+    assert "a number from 0 to 1" in second["messages"][-1]["content"]
+
+
+def test_a_judge_sees_tools_calls_and_the_datas_answer(judge):
+    call = {"type": "function", "function": {"name": "look", "arguments": "{}"}}
+    tool = {"type": "function", "function": {"name": "look"}}
+    gold = {"role": "assistant", "content": "At 9."}
+    whole = Example(ASKED, "", {}, (tool,), (call,), (gold,))
+    with serving(lambda body, number: Response()) as server:
+        list(judge(server, concurrency=1).judge([whole, Example(ASKED, "At 8.")]))
+    rich, plain = server.requests
+    assert json.loads(rich["messages"][1]["content"]) == {
+        "conversation": ASKED, "answer": "", "tools": [tool], "tool_calls": [call],
+        "reference": [gold],
+    }  # fmt: skip
+    assert '"reference" is an answer of the data set' in rich["messages"][0]["content"]
+    # Where there is none of them, the question says nothing of them.
+    assert set(json.loads(plain["messages"][1]["content"])) == {"conversation", "answer"}
+    assert "reference" not in plain["messages"][0]["content"]
 
 
 def test_judgements_are_in_order_and_counted(judge):

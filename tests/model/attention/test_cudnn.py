@@ -20,7 +20,7 @@ CASES = [(4, 2, None), (4, 1, 4), (2, 2, 1), (2, 1, 100)]
 @pytest.fixture(scope="module")
 def apart(pairs):
     """The rows of `packed`, each sequence in an attention row of its own, and one row empty."""
-    shape = BatchShape(3, 32, pairs=3, scores=24, sequences=6, sequence_width=64, apart=True)
+    shape = BatchShape(3, 32, pairs=3, scores=24, sequences=6, sequence_width=64, unpacked=True)
     return pack_batch(pairs, ROWS, shape)
 
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdpo.model import decoder
+from jaxdpo.model.attention import per_layer
 from jaxdpo.model.attention.dense import dense_attention
 from jaxdpo.model.attention.splash import splash_attention
-from jaxdpo.model.decoder import Compute, hidden_states
-from tests.tiny import mesh_of
+from jaxdpo.model.decoder import Compute
+from tests.tiny import hidden_states, mesh_of
 
 
 def random_qkv(packed, heads, kv_heads, channels=6):
@@ -74,7 +74,7 @@ def test_a_model_with_windows_over_several_devices(config, params, packed, monke
     expected = hidden_states(config, params, None, packed, Compute(jnp.float32, "dense", "full"))
     compute = Compute(jnp.float32, "splash", "full")
     interpreted = functools.partial(splash_attention, interpret=True)
-    monkeypatch.setattr(decoder, "splash_attention", interpreted)
+    monkeypatch.setattr(per_layer, "splash_attention", interpreted)
     with jax.set_mesh(mesh_of(*mesh)):
         run_model = jax.jit(lambda params: hidden_states(config, params, None, packed, compute))
         actual = run_model(params)

@@ -1,0 +1,160 @@
+"""Answers to a few TEST prompts at each evaluation: what the policy says, beside what it scores."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxdpo.evaluation.answer_health import (
+    PASS_RATE,
+    PREFIX,
+    WatchConfig,
+    WatchedAnswer,
+    answer_metrics,
+)
+from jaxdpo.evaluation.criteria.spec import criterion_named
+from jaxdpo.evaluation.judgement import Criterion, Example
+from jaxdpo.model.decoder import Params
+from jaxdpo.runs.folder import RunFolder
+from jaxdpo.runs.setup import Setup
+from jaxdpo.sampling import SamplingConfig, complete, numbered
+from jaxdpo.sampling.answers import Answer
+from jaxdpo.storage.files import replacing
+from jaxdpo.training.metrics import Metrics
+
+ANSWERS_FILE = "answers.jsonl"
+# Where the data's answers are a word or two, a sentence is not yet an answer without an end.
+_FEWEST_NEW_TOKENS = 32
+_SHARES = ("unfinished", "empty", "repetitive", "broken", "tokens")
+
+
+@dataclass(frozen=True)
+class WatchedPrompts:
+    """The TEST prompts that a run answers at each evaluation.
+
+    Attributes:
+      setup: The run.
+      sampling: Greedy, with the most tokens that `training.watch` allows.
+      ids: Token ids of the prompts.
+      examples: The prompts as criteria are given them, without an answer.
+      criteria: What the answers are judged by.
+    """
+
+    setup: Setup
+    sampling: SamplingConfig
+    ids: Sequence[list[int]]
+    examples: Sequence[Example]
+    criteria: Sequence[Criterion]
+
+    @classmethod
+    def of(cls, setup: Setup) -> Self | None:
+        """Takes the first TEST prompts that differ; None where there are none, or none are wanted.
+
+        Args:
+          setup: The run.
+        """
+        watch: WatchConfig = setup.config.training.watch
+        if setup.test is None or watch.prompts == 0:
+            return None
+        source: Any = setup.test.source
+        distinct: dict[tuple[int, ...], int] = {}
+        # Data with several pairs to a prompt has the same prompt many times in a row.
+        for index in range(len(source)):
+            distinct.setdefault(tuple(source[index].prompt_ids.tolist()), index)
+            if len(distinct) == watch.prompts:
+                break
+        examples = []
+        for ids, index in distinct.items():
+            messages = source.prompt(index) if hasattr(source, "prompt") else None
+            # Prompts that came as token ids have no messages.
+            text = [{"role": "user", "content": setup.policy.chat.decode(list(ids)).strip()}]
+            examples.append(Example(messages or text, "", source.metadata(index)))
+        limit = watch.max_new_tokens
+        if limit is None:
+            longest = max(int(setup.test.packer.lengths[i, 1:].max()) for i in distinct.values())
+            limit = max(_FEWEST_NEW_TOKENS, 2 * longest)
+        sampling = greedy_sampling(setup.config.sampling, limit)
+        criteria = [criterion_named(spec) for spec in watch.criteria or ()]
+        return cls(setup, sampling, [list(ids) for ids in distinct], examples, criteria)
+
+    def answer(self, step: int, params: Params, lora: Params | None, folder: RunFolder) -> Metrics:
+        """Answers the prompts, keeps the answers in `answers.jsonl`, and measures them.
+
+        Args:
+          step: Steps done.
+          params: The policy's parameters.
+          lora: Its adapters, or None.
+          folder: The run folder.
+
+        Returns:
+          The metrics of `answer_metrics`, the same on every process.
+        """
+        setup = self.setup
+        policy = replace(setup.policy, params=params)
+        if lora is not None:
+            policy = replace(policy, lora=lora, lora_config=setup.objective.compute.lora)
+        dtype = setup.objective.compute.dtype
+        found = sorted(complete(policy, numbered(self.ids), self.sampling, dtype))
+        # Criteria may ask a server, which only one process is to do.
+        metrics: Metrics = {}
+        if folder.writes:
+            answers = [
+                WatchedAnswer(example._replace(completion=each.text), _ids(each), each.finished)
+                for example, each in zip(self.examples, found, strict=True)
+            ]
+            _keep(folder, step, answers)
+            metrics = answer_metrics(answers, self.criteria)
+        return self._on_every_process(metrics)
+
+    def _on_every_process(self, metrics: Metrics) -> Metrics:
+        if jax.process_count() == 1:
+            return metrics
+        rates = [PASS_RATE + criterion.name for criterion in self.criteria]
+        names = [PREFIX + name for name in _SHARES]
+        names += [name + end for name in rates for end in ("", "_low", "_high")]
+        values = np.array([metrics.get(name, math.nan) for name in names])
+        shared = np.asarray(multihost_utils.broadcast_one_to_all(values))
+        found = zip(names, shared.tolist(), strict=True)
+        return {name: value for name, value in found if not math.isnan(value)}
+
+
+def _ids(answer: Answer) -> np.ndarray:
+    # A stop text that was removed from the end leaves no ids, and an answer that ended by it is
+    # none that goes on for ever.
+    return np.array([] if answer.sampled is None else answer.sampled.ids, np.int32)
+
+
+def greedy_sampling(sampling: SamplingConfig, max_new_tokens: int) -> SamplingConfig:
+    """Returns greedy sampling: its answers change with the policy and with nothing else.
+
+    Args:
+      sampling: The run's sampling, for its stop texts.
+      max_new_tokens: The most tokens of an answer.
+    """
+    return SamplingConfig(max_new_tokens=max_new_tokens, stop=sampling.stop)
+
+
+def _keep(folder: RunFolder, step: int, answers: Sequence[WatchedAnswer]) -> None:
+    path = folder.path / ANSWERS_FILE
+    kept = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    # A run that was killed between its answers and its metrics answers once more.
+    earlier = [line for line in kept if json.loads(line)["step"] < step]
+    new = [
+        json.dumps(
+            {
+                "step": step,
+                "messages": list(each.example.messages),
+                "completion": each.example.completion,
+                "finished": each.finished,
+            },
+            ensure_ascii=False,
+        )
+        for each in answers
+    ]
+    with replacing(path) as file:
+        file.write("\n".join([*earlier, *new]) + "\n")

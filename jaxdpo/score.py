@@ -1,0 +1,49 @@
+"""`python -m jaxdpo.score model=… reference=… data=… out=…`: log-probs and implicit rewards."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+from jaxdpo.cli.command import Command, run_command
+
+COMMAND = Command(
+    name="score",
+    summary="score pairs or answers: log-probs, implicit rewards, margins and ranks",
+    synopsis=("[CONFIG.yaml] model=… [reference=…] data=DATA out=SCORES.jsonl [field=value …]",),
+    about="""
+Scores the answers of preference data, of a benchmark of reward models (prompt, chosen, rejected,
+subset), or of a file that `python -m jaxdpo.sample` wrote, and shows a table by group. With a
+reference, rewards are DPO's implicit ones. best=FILE writes each prompt's best answer;
+data.select.at_least=…, at_most, share and keep, with write=FILE, select pairs to train on.
+""",
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Scores as the arguments say; `--help` shows every field."""
+    with COMMAND.loading(arguments):
+        from jaxdpo.cli.settings import load_settings
+        from jaxdpo.runs.score_config import ScoreConfig
+        from jaxdpo.runs.score_pairs import score
+    given = COMMAND.read(arguments, ScoreConfig)
+    score(load_settings(ScoreConfig, given.file, given.overrides))
+
+
+class _Callable(ModuleType):
+    """This module, which may be called as the public function of the same name.
+
+    Importing a module sets it as an attribute of its package, in the place of the function
+    `jaxdpo.score`; so that the function is not lost to those who imported this module as well, the
+    module passes calls on to it.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from jaxdpo.runs.score_pairs import score
+
+        return score(*args, **kwargs)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
+
+sys.modules[__name__].__class__ = _Callable
