@@ -48,7 +48,11 @@ class PolicyConfig(BaseModel):
         description="what is done with the adapter at path: merge it into the base, beneath a new "
         "one; or continue to train it, with what it is now as the reference",
     )
-    param_dtype: Dtype = Field(default="float32", description="dtype of the parameters")
+    param_dtype: Dtype = Field(
+        default="float32",
+        description="dtype that the parameters are loaded and computed in; those that train are "
+        "kept in float32 beside it, so that small updates add up",
+    )
     compute_dtype: Dtype | None = Field(
         default=None,
         description="dtype of activations; default: float32 on CPU, bfloat16 elsewhere",
@@ -202,7 +206,7 @@ class RunConfig(BaseModel):
 
     @property
     def reference_kind(self) -> ReferenceKind:
-        """Where the reference log-probs come from, the default resolved."""
+        """The source of the reference log-probs, the default resolved."""
         return self.reference.kind or ("precomputed" if self.loss.reads_reference else "none")
 
 
@@ -236,12 +240,12 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The whole configuration, defaults included."""
+    """Writes the whole configuration, defaults included."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def flat(config: BaseModel) -> dict[str, Any]:
-    """The configuration as `{"section.field": value}`."""
+    """Flattens the configuration to `{"section.field": value}`."""
     flattened = {}
     for section, value in config.model_dump(mode="json").items():
         if isinstance(value, dict):

@@ -26,7 +26,7 @@ def keep_compiled(folder: Path) -> None:
 
 
 def _processor() -> str:
-    """`x86_64-` and a digest of the instructions that the processor knows."""
+    """Returns `x86_64-` and a digest of the instructions that the processor knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

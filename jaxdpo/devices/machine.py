@@ -1,4 +1,4 @@
-"""What there is to know of the machine that a run is for, before it runs."""
+"""The machine that a run is for: its platform, its memory and how much of it is in use."""
 
 import os
 import resource
@@ -22,18 +22,20 @@ class Machine:
 
 
 def local_machine() -> Machine:
-    """The machine at hand; of a CPU its memory is shared out to the devices that it stands for."""
+    """Describes the machine at hand; the devices that a CPU stands for share its memory."""
     stats = jax.local_devices()[0].memory_stats()
     if stats is not None and "bytes_limit" in stats:
         return Machine(jax.default_backend(), float(stats["bytes_limit"]))
+    # JAX knows no limit of a CPU: all of the machine's memory, which other programs use too.
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Machine(jax.default_backend(), physical / jax.local_device_count())
 
 
 def peak_memory() -> float:
-    """Most memory used so far, in bytes: of the fullest local device, or of this process on CPU."""
+    """Returns the most bytes used yet: of the fullest local device, or of this process on CPU."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(stats):
         return max(stat["peak_bytes_in_use"] for stat in stats if stat)
+    # Linux counts kilobytes here, macOS bytes.
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes * (1 if sys.platform == "darwin" else 1024)

@@ -1,4 +1,4 @@
-"""Where every array lives: one mesh, and one table of path pattern → PartitionSpec.
+"""One mesh, and one table of path pattern → PartitionSpec that says where every array lives.
 
 The table serves parameters, LoRA adapters, optimizer state, checkpoints and Hugging Face loading
 alike, because all of them are nested dicts whose paths end in the same names. Axes of the mesh:
@@ -86,14 +86,14 @@ def join_processes() -> None:
 
 
 def agreed(flag: bool) -> bool:
-    """Whether it is so in every process of the run."""
+    """Tells whether it is so in every process of the run."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).all())
 
 
 def make_mesh(config: MeshConfig, compile_only: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of all devices of all processes.
+    """Makes the mesh of all devices of all processes.
 
     Args:
       config: Its axes.
@@ -127,15 +127,22 @@ def make_mesh(config: MeshConfig, compile_only: Sequence[Any] | None = None) -> 
 
 
 def path_name(path: Any) -> str:
-    """The readable name of a tree path: `layers/attention/q/kernel`."""
+    """Returns the readable name of a tree path: `layers/attention/q/kernel`."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", None)) or key) for key in path)
 
 
 def spec_for(name: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> P:
-    """The PartitionSpec of an array by its path; an axis that does not divide evenly is not cut.
+    """Returns the PartitionSpec of an array by its path.
+
+    An axis that does not divide evenly is not sharded.
 
     >>> spec_for("layers/mlp/up/kernel", (12, 64, 256), {"data": 1, "fsdp": 2, "tensor": 3})
     PartitionSpec(None, 'fsdp', None)
+
+    Args:
+      name: The array's path, as `path_name` writes it.
+      shape: Its shape.
+      axis_sizes: Axis of the mesh ↦ devices along it.
     """
     spec = next(spec for pattern, spec in SPECS if re.search(pattern, name))
     if len(spec) > len(shape):
@@ -151,7 +158,7 @@ def spec_for(name: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -
 
 
 def shardings_for(tree: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for every array (or ShapeDtypeStruct) of a tree, by the table."""
+    """Returns a NamedSharding for every array (or ShapeDtypeStruct) of a tree, by the table."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(
             mesh, spec_for(path_name(path), leaf.shape, dict(mesh.shape))
@@ -161,7 +168,7 @@ def shardings_for(tree: Any, mesh: Mesh) -> Any:
 
 
 def on_host(tree: Any, mesh: Mesh) -> Any:
-    """As `shardings_for`, in the memory of the hosts that the devices are attached to.
+    """Returns `shardings_for` in the memory of the hosts that the devices are attached to.
 
     Raises:
       UserError: If JAX knows no such memory; a sharding that names it would silently not do so.
@@ -176,12 +183,12 @@ def on_host(tree: Any, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array that every device holds whole."""
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
 def batch_shards() -> int:
-    """Into how many pieces rows are cut under the current mesh; 1 without one."""
+    """Counts the pieces that rows are sharded into under the current mesh; 1 without one."""
     sizes = jax.sharding.get_abstract_mesh().shape
     return math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
 
@@ -228,12 +235,12 @@ def gather_weight(weight: jax.Array, vocabulary: int) -> jax.Array:
 
 
 def row_sharding(mesh: Mesh, row_axis: int = 0) -> NamedSharding:
-    """The sharding of batch arrays, whose axis `row_axis` counts rows."""
+    """Returns the sharding of batch arrays, whose axis `row_axis` counts rows."""
     return NamedSharding(mesh, P(*(None,) * row_axis, BATCH_AXES))
 
 
 def local_rows(mesh: Mesh, rows: int) -> list[int]:
-    """Which of a batch's rows the devices of this process hold, ascending."""
+    """Lists the rows of a batch that the devices of this process hold, ascending."""
     spans = row_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     return sorted({row for span in spans if span for row in range(*span[0].indices(rows))})
 

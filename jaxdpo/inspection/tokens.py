@@ -12,7 +12,7 @@ from jaxdpo.data.packing.plan import BatchConfig, Packer, choose_row_length, mak
 from jaxdpo.data.pairs import PreferencePair, TokenizedPair, scored_tokens
 from jaxdpo.data.reading.reports import tally
 from jaxdpo.data.tokenization.chat import Chat, EncodedPair
-from jaxdpo.data.tokenization.truncation import fit
+from jaxdpo.data.tokenization.truncation import truncate
 from jaxdpo.data.warnings import warn_of_drops, warn_of_steps
 from jaxdpo.inspection.findings import Finding
 from jaxdpo.inspection.places import NO_PLACES, PlacesWriter
@@ -97,17 +97,17 @@ class TokenCounter:
         self._waiting = []
 
     def _fit(self, pair: PreferencePair, encoded: EncodedPair) -> None:
-        fitted = fit(pair, encoded.tokens, self._chat, self._max_length)
-        self._outcomes[fitted.outcome].append(self._count)
+        truncated = truncate(pair, encoded.tokens, self._chat, self._max_length)
+        self._outcomes[truncated.outcome].append(self._count)
         if encoded.spelled_control:
             self._outcomes["control"].append(self._count)
-        if fitted.tokens is not None:
+        if truncated.tokens is not None:
             self._prompt_tokens += len(encoded.tokens.prompt_ids)
-            self._kept_tokens += len(fitted.tokens.prompt_ids)
-            self._lengths[pair.split].extend(len(ids) for ids in fitted.tokens[:3])
+            self._kept_tokens += len(truncated.tokens.prompt_ids)
+            self._lengths[pair.split].extend(len(ids) for ids in truncated.tokens[:3])
         show = self._show
         if len(self._shown) < show if isinstance(show, int) else _line(pair) in show:
-            seen = _seen(pair, encoded.tokens, fitted.tokens, fitted.outcome, self._chat)
+            seen = _seen(pair, encoded.tokens, truncated.tokens, truncated.outcome, self._chat)
             self._shown.append(seen)
 
     def finish(self, batch: BatchConfig) -> Tokenized:

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from jaxdpo.losses.against_reference import divergence_scores, mismatched_kl
+from jaxdpo.losses.against_reference import divergence_scores
 from jaxdpo.losses.config import LossConfig
+from jaxdpo.losses.coupled import mismatched_kl
 from jaxdpo.losses.table import LOSSES, LossName
 from jaxdpo.losses.without_reference import sft_loss
 from jaxdpo.scoring.planned_pairs import PairColumns

@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 
 from jaxdpo.losses import against_reference as ref
+from jaxdpo.losses import coupled
 from jaxdpo.losses import without_reference as free
 
 LossName = Literal[
@@ -86,9 +87,11 @@ LOSSES: dict[LossName, Loss] = {
     "bco_pair": Loss(ref.bco_pair_loss, ("beta", *_PER_PAIR)),
     "sppo_hard": Loss(ref.sppo_hard_loss, ("beta", *_PER_PAIR)),
     # A sorted loss is by rank, so that no factor can be given to a pair.
-    "aot": Loss(ref.aot_loss, ("beta", "label_smoothing", "ld_alpha"), couples=True, sorts=True),
+    "aot": Loss(
+        coupled.aot_loss, ("beta", "label_smoothing", "ld_alpha"), couples=True, sorts=True
+    ),
     "aot_unpaired": Loss(
-        ref.aot_unpaired_loss, ("beta", "label_smoothing", "ld_alpha"), couples=True, sorts=True
+        coupled.aot_unpaired_loss, ("beta", "label_smoothing", "ld_alpha"), couples=True, sorts=True
     ),
     "apo_zero": Loss(ref.apo_zero_loss, ("beta", *_PER_PAIR)),
     "apo_down": Loss(ref.apo_down_loss, ("beta", *_PER_PAIR)),
@@ -111,7 +114,7 @@ LOSSES: dict[LossName, Loss] = {
     "sft": Loss(free.sft_loss, ("use_weighting", "data.weight_key"), needs_reference=False),
     # Every answer's loss reads the mean over the step's mismatched answers.
     "kto": Loss(
-        ref.kto_loss,
+        coupled.kto_loss,
         ("beta", "desirable_weight", "undesirable_weight", "data.weight_key"),
         couples=True,
     ),

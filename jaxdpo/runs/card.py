@@ -19,35 +19,31 @@ _SECTIONS = ("model", "data", "loss", "reference", "lora", "optimizer", "batch",
 _PLACES = ("cache_dir", "folder")
 _ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)*")
 _FILES = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow", ".gz", ".zst", ".jinja")
+# In place of tables, where a checkpoint was copied without the folder of its run.
+_APART = "Recorded in the folder of the run."
 _PACKAGES = ("jaxdpo", "jax", "flax", "optax", "transformers")
 
 
-def run_card(config: RunConfig, folder: Path, step: int | None = None) -> str:
-    """The card of what a run trained; it names no folder of this machine.
+def run_card(config: RunConfig, folder: Path | None, step: int | None = None) -> str:
+    """Writes the card of what a run trained; it names no folder of this machine.
 
     Args:
       config: The run.
-      folder: The run folder, for its metrics and the digests of its data.
+      folder: The run folder, for its metrics and the digests of its data; None where a checkpoint
+        lies by itself.
       step: The optimizer step that the model is of; None for the last.
 
     Returns:
       Markdown with the YAML header of the Hugging Face Hub.
     """
-    records = read_metrics(folder)
+    records = [] if folder is None else read_metrics(folder)
     if step is not None:
         records = [record for record in records if record["step"] <= step]
-    tests = [record for record in records if record["split"] == "TEST"]
+    tested = [record for record in records if record["split"] == "TEST"]
     steps = step or max((record["step"] for record in records), default=0)
     base, objective = _portable(config.model.path), " + ".join(config.loss.type)
     data: Any = _portable(config.data.path)
     sources = [data] if isinstance(data, str) else list(data)
-    header = ModelCardData(
-        library_name="peft" if config.lora and config.export.lora == "adapter" else "transformers",
-        pipeline_tag="text-generation",
-        base_model=base if _is_on_hub(config.model.path) else None,
-        datasets=[name.split(":")[0] for name in sources if _ON_HUB.fullmatch(name)] or None,
-        tags=["jaxdpo", "sft" if config.loss.supervised else "dpo", *config.loss.type],
-    )
     settings = {
         section: _portable({name: value for name, value in fields.items() if name not in _PLACES})
         for section, fields in config.model_dump(mode="json").items()
@@ -58,7 +54,7 @@ def run_card(config: RunConfig, folder: Path, step: int | None = None) -> str:
     if config.lora and config.lora.base != "full":
         kind = f"a LoRA on layers in {config.lora.base}"
     return f"""---
-{header.to_yaml()}
+{_header(config, base, sources).to_yaml()}
 ---
 
 # {Path(base).name}, aligned
@@ -73,7 +69,7 @@ From {", ".join(f"`{name}`" for name in sources)}.
 
 ## TEST pairs
 
-{_metrics_table(tests)}
+{_metrics_table(tested) if folder is not None else _APART}
 
 ## Settings
 
@@ -85,10 +81,23 @@ Versions: {versions}.
 """
 
 
-def _data_table(folder: Path) -> str:
+def _header(config: RunConfig, base: str, sources: list[str]) -> ModelCardData:
+    """Fills in the fields by which the Hub finds models."""
+    return ModelCardData(
+        library_name="peft" if config.lora and config.export.lora == "adapter" else "transformers",
+        pipeline_tag="text-generation",
+        base_model=base if _is_on_hub(config.model.path) else None,
+        datasets=[name.split(":")[0] for name in sources if _ON_HUB.fullmatch(name)] or None,
+        tags=["jaxdpo", "sft" if config.loss.supervised else "dpo", *config.loss.type],
+    )
+
+
+def _data_table(folder: Path | None) -> str:
+    if folder is None:
+        return _APART
     path = folder / DATA_FILE
     if not path.exists():
-        return "Of an earlier version's run, which did not keep the counts."
+        return "An earlier version's run, which did not keep the counts."
     rows = [
         f"| {split} | {of_split['pairs']} | `{of_split['sha256']}` |"
         for split, of_split in json.loads(path.read_text()).items()
@@ -114,7 +123,7 @@ def _is_on_hub(path: str) -> bool:
 
 
 def _portable(value: Any) -> Any:
-    """The value with the folders of paths left off; names on the Hub stay."""
+    """Leaves the folders of paths off; names on the Hub stay."""
     if isinstance(value, dict):
         return {_portable(name): _portable(each) for name, each in value.items()}
     if isinstance(value, list):

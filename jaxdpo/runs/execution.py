@@ -1,4 +1,4 @@
-"""What a configuration leaves open, decided for a machine: rows, attention, dtype and remat."""
+"""Decisions that a configuration leaves to the machine: rows, attention, dtype and remat."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -29,14 +29,14 @@ from jaxdpo.runs.memory import step_memory
 # How full a device may be by the estimate of `jaxdpo.runs.memory`, which knows nothing of what the
 # compiler adds.
 _FULL = 0.85
-# From least to most computed again.
+# From least to most rematerialised.
 Remat = Literal["none", "dots", "full"]
 _REMATS: tuple[Remat, ...] = ("none", "dots", "full")
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """How a run is computed.
+    """A run's plan, shapes and arithmetic.
 
     Attributes:
       compute: Dtype, attention, remat and adapters.
@@ -81,16 +81,19 @@ def resolve(
     Raises:
       UserError: For what the machine cannot do, and pairs that do not fit.
     """
+    # Rows must hold the longest pair of either split.
     both = np.concatenate([lengths, test_lengths])
     rows = config.batch.rows_per_device * batch_shards()
     row_length = choose_row_length(both, config.batch, rows)
     packer = Packer(lengths, config.batch, rows, row_length, longest_sequence(both))
     training = config.training
     plan = make_train_plan(packer, training.seed, training.epochs, training.max_steps)
+    # CPUs emulate bfloat16; accelerators multiply it at twice to sixteen times the rate of float32.
     default = "float32" if machine.platform == "cpu" else "bfloat16"
     dtype = jnp.dtype(config.model.compute_dtype or default)
     kind = _attention(config, model, dtype.name, machine)
     shape = plan.shape(LAYOUTS[kind])
+    # One shape for both splits, so that their scoring shares a compile.
     packers = [replace(packer, lengths=each) for each in (lengths, test_lengths) if len(each)]
     scoring = scoring_shape(packers, LAYOUTS[kind])
     compute = Compute(dtype, kind, "full", config.lora)
@@ -126,10 +129,8 @@ def _least_remat(
     mesh: Mesh,
     machine: Machine,
 ) -> Remat:
-    """The policy that computes least again, of those that the devices have memory for.
-
-    On a CPU everything is computed again: reading from memory what was kept takes as long.
-    """
+    """Chooses the policy that rematerialises least, of those that the devices have memory for."""
+    # On a CPU reading back what was kept takes as long as computing it again.
     if machine.platform == "cpu":
         return "full"
     for remat in _REMATS[:-1]:

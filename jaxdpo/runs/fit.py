@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxdpo.cli.console import Reporter
@@ -15,17 +16,22 @@ from jaxdpo.devices.sharding import make_mesh
 from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.card import run_card
+from jaxdpo.runs.description import describe_run
 from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.folder import RunFolder, open_run_folder
 from jaxdpo.runs.recorder import Recorder, exit_stopped
+from jaxdpo.runs.rounding import rounding_loss
 from jaxdpo.runs.setup import Setup, set_up
 from jaxdpo.runs.summary import answer_test_prompts, show_summary, summarise
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
 from jaxdpo.training.signals import stop_on_sigterm
-from jaxdpo.training.state import TrainState, begin
+from jaxdpo.training.state import TrainState, as_float32, begin
 from jaxdpo.training.step import make_train_step
 from jaxdpo.training.writers import plot_curves, read_metrics
+
+# Share of what adapters learned whose loss in merging is worth a word: fp32 loses a millionth.
+_NOTED_LOSS = 0.01
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,14 @@ def begin_or_continue(
         keep=setup.keeps_policy,
         adapters=setup.policy.lora,
     )
-    checkpoints = Checkpoints(folder.path / "checkpoints", setup.config.checkpoint.keep)
+    params = setup.policy.params
+    in_fp32 = jax.tree.leaves(params)[0].dtype == jnp.float32
+    if setup.objective.compute.lora is None and not (in_fp32 or setup.keeps_policy or frozen):
+        # The state holds them in fp32 and rounds them for each forward pass; these are in its way.
+        jax.tree.map(lambda leaf: leaf.delete(), params)
+    described = describe_run(setup.config, setup.policy)
+    keep = setup.config.checkpoint.keep
+    checkpoints = Checkpoints(folder.path / "checkpoints", keep, described)
     state = checkpoints.restore(jax.tree.map(_abstract, state)) or state
     if int(state.step):
         reporter.say(f"continuing after step {int(state.step)}")
@@ -160,15 +173,51 @@ def finish(
     after = answer_test_prompts(setup, aligned, folder, "after")
     reporter.say(f"exporting to {folder.path / 'model'}")
     aligned = replace(aligned, card=run_card(config, folder.path))
-    aligned.save(folder.path / "model", lora=config.export.lora, dtype=config.export.dtype)
+    lost = export(aligned, config, folder, reporter)
     history = read_metrics(folder.path)
     summary = summarise(setup, exported, folder, history, before, after)
+    if lost is not None:
+        summary["rounding_loss"] = lost
     if folder.writes:
         plot_curves(history, folder.path / "curves.png")
     # Written last: a folder that holds it is a finished run's.
     folder.write_json("summary.json", summary)
     show_summary(reporter, summary)
     return RunResult(folder.path, aligned, summary, history)
+
+
+def export(
+    aligned: Policy, config: RunConfig, folder: RunFolder, reporter: Reporter
+) -> float | None:
+    """Writes the aligned model, and says how much of it is lost to rounding.
+
+    Args:
+      aligned: The model.
+      config: The run.
+      folder: The run folder.
+      reporter: Says what is lost.
+
+    Returns:
+      Of adapters that were merged the share of what they learned that was rounded away, else None.
+    """
+    path, options = folder.path / "model", config.export
+    if aligned.lora is None or options.lora == "adapter":
+        aligned.save(path, lora=options.lora, dtype=options.dtype)
+        return None
+    written = jnp.dtype(options.dtype or config.model.param_dtype)
+    lost = rounding_loss(aligned, written)
+    wide = aligned
+    if written == jnp.float32 and aligned.base == "full":
+        # Merged in fp32 from the start: rounded to the base's dtype first, nothing would be kept.
+        wide = replace(aligned, params=as_float32(aligned.params))
+    wide.save(path, lora="merged", dtype=written.name)
+    if lost > _NOTED_LOSS:
+        reporter.say(
+            f"warning: rounding the merged weights to {written.name} loses {lost:.0%} of what the "
+            "adapters learned (‖rounding‖ / ‖change‖); export.lora=adapter keeps all of it, and "
+            "export.dtype=float32 too, in twice the space"
+        )
+    return lost
 
 
 def trained_policy(setup: Setup, trained: Params) -> Policy:

@@ -61,7 +61,7 @@ class RunFolder:
                 json.dump(value, file, indent=1, ensure_ascii=False)
 
     def read_json(self, name: str) -> Any:
-        """A file's value, or None if it is not there."""
+        """Reads a file's value; None if it is not there."""
         path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -110,6 +110,7 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
         ) from None
     with lock:
         try:
+            # The system lets go of it when the process dies, however it dies: no lock is stale.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
@@ -126,6 +127,7 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
                 if not config.training.overwrite:
                     raise
                 _clear(path)
+        # Again each time: what may change when a run continues is kept as it is now.
         with replacing(resolved) as file:
             file.write(to_yaml(config))
         yield RunFolder(path, writes=True)

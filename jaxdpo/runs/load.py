@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxdpo.config import load_config
+from jaxdpo.config import RunConfig, load_config
 from jaxdpo.data.tokenization.chat import load_chat
 from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter_config import ADAPTER_CONFIG
@@ -19,7 +20,13 @@ from jaxdpo.model.lora import init_lora
 from jaxdpo.runs.base import base_chat, base_files, find_base, has_base
 from jaxdpo.runs.card import run_card
 from jaxdpo.storage.orbax import stored_arrays
-from jaxdpo.training.checkpoint import newest_checkpoint, stored_trainable
+from jaxdpo.training.checkpoint import (
+    MODEL_FOLDER,
+    is_checkpoint,
+    newest_checkpoint,
+    read_manifest,
+    stored_trainable,
+)
 
 # The parameters in a folder written with format=orbax, beside config.json and the tokenizer.
 ORBAX = "params"
@@ -27,15 +34,17 @@ CARD = "README.md"
 
 
 def load_source(source: str, chat_template: str | None = None) -> Policy:
-    """The model of anything that `open_source` opens, on the first device."""
+    """Loads the model of anything that `open_source` opens, onto the first device."""
     policy = open_source(source, chat_template)
     lora = None if policy.lora is None else on_devices(policy.lora, None)
     return replace(policy, params=on_devices(policy.params, None), lora=lora)
 
 
 def open_source(source: str, chat_template: str | None = None) -> Policy:
-    """The model of a folder, an adapter folder, `org/name`, a run (its newest checkpoint), one
-    checkpoint, or a folder written by `convert` with format=orbax; its weights left in their files.
+    """Opens a model wherever it lies, its weights left in their files.
+
+    A source is a folder, an adapter folder, `org/name`, a run (its newest checkpoint), one
+    checkpoint with or without its run beside it, or a folder that `convert` wrote in Orbax format.
 
     Args:
       source: Where it lies.
@@ -49,6 +58,8 @@ def open_source(source: str, chat_template: str | None = None) -> Policy:
         if (run / "config.yaml").exists() and (run / "checkpoints").is_dir():
             checkpoint = newest_checkpoint(run / "checkpoints") if run == path else path
             return _open_run(run, checkpoint, chat_template)
+    if is_checkpoint(path):
+        return _open_checkpoint(path, chat_template)
     card = None
     if (path / CARD).exists():
         card = member(path, CARD).read_text(encoding="utf-8")
@@ -68,12 +79,12 @@ def _open_run(folder: Path, checkpoint: Path, chat_template: str | None) -> Poli
     Where all parameters trained, the checkpoint and the run folder hold everything; adapters need
     the weights of their base model, too.
     """
-    run = load_config(folder / "config.yaml")
+    run, step = load_config(folder / "config.yaml"), read_manifest(checkpoint)["step"]
     if run.lora is None and has_base(folder):
         hf_config, generation = base_files(folder)
         config = config_from_hf(hf_config, run.data.max_length)
         expected = abstract_params(config, jnp.dtype(run.model.param_dtype))
-        step, params = stored_trainable(checkpoint, expected)
+        params = stored_trainable(checkpoint, expected)
         chat = base_chat(folder, chat_template)
         card = run_card(run, folder, step)
         return Policy(config, params, chat, run.model.path, hf_config, generation, card=card)
@@ -95,13 +106,64 @@ def _open_run(folder: Path, checkpoint: Path, chat_template: str | None) -> Poli
     if lora_config is None:
         # A run folder of an earlier version, which keeps nothing of its base.
         expected = abstract_params(base.config, jnp.dtype(run.model.param_dtype))
-        step, params = stored_trainable(checkpoint, expected)
-        policy = replace(policy, params=params)
+        policy = replace(policy, params=stored_trainable(checkpoint, expected))
     else:
         policy = policy.quantized(lora_config.base)
         expected = jax.eval_shape(lambda: init_lora(base.config, lora_config, jax.random.key(0)))
-        step, lora = stored_trainable(checkpoint, expected)
+        lora = stored_trainable(checkpoint, expected)
         policy = replace(policy, lora=lora, lora_config=lora_config)
     if has_base(folder) and chat_template is None and run.data.chat_template is not None:
         policy = replace(policy, chat=base_chat(folder, None))
     return replace(policy, card=run_card(run, folder, step))
+
+
+def _open_checkpoint(folder: Path, chat_template: str | None) -> Policy:
+    """Opens a checkpoint that lies by itself, by its own description."""
+    manifest = read_manifest(folder)
+    if "run" not in manifest:
+        raise UserError(
+            f"{folder}: an earlier version wrote it, which kept the configuration in the run's "
+            "folder alone; move it back into checkpoints/ there"
+        )
+    run = RunConfig.model_validate(manifest["run"])
+    opened = _trained_parameters if run.lora is None else _on_its_base
+    policy = opened(folder, manifest["model"], run, chat_template)
+    return replace(policy, card=run_card(run, None, manifest["step"]))
+
+
+def _trained_parameters(
+    folder: Path, hf_config: dict[str, Any], run: RunConfig, chat_template: str | None
+) -> Policy:
+    """Opens all parameters of a model, which need nothing but the checkpoint itself."""
+    files = folder / MODEL_FOLDER
+    config = config_from_hf(hf_config, run.data.max_length)
+    params = stored_trainable(folder, abstract_params(config, jnp.dtype(run.model.param_dtype)))
+    # The run's template was saved with the tokenizer.
+    chat = load_chat(str(files), chat_template)
+    generation = read_json(files, "generation_config.json") or None
+    return Policy(config, params, chat, run.model.path, hf_config, generation)
+
+
+def _on_its_base(
+    folder: Path, hf_config: dict[str, Any], run: RunConfig, chat_template: str | None
+) -> Policy:
+    """Opens adapters on the base model that they were trained on."""
+    try:
+        base = open_policy(
+            run.model.path, run.model.param_dtype, chat_template, run.data.max_length
+        )
+    except UserError as error:
+        raise UserError(
+            f"{folder}: needs the model that it was trained from, model.path={run.model.path}: "
+            f"{error}"
+        ) from None
+    base = replace(base, hf_config=hf_config)
+    if chat_template is None:
+        # The run's template was saved with the tokenizer.
+        base = replace(base, chat=load_chat(str(folder / MODEL_FOLDER)))
+    policy, lora_config = base.merged(), run.lora
+    assert lora_config is not None
+    policy = policy.quantized(lora_config.base)
+    expected = jax.eval_shape(lambda: init_lora(base.config, lora_config, jax.random.key(0)))
+    lora = stored_trainable(folder, expected)
+    return replace(policy, lora=lora, lora_config=lora_config, source=run.model.path)

@@ -1,4 +1,4 @@
-"""What a training step holds on one device, from shapes alone: nothing is compiled or run.
+"""The memory of a training step on one device, from shapes alone: nothing is compiled or run.
 
 State is exact: its shards' bytes. What the forward pass keeps for the backward pass is read off
 their trace, so it is what the remat policy says, and what the compiler then allocates.
@@ -33,7 +33,8 @@ class StepMemory:
     """Bytes on one device during an optimizer step, by part.
 
     Attributes:
-      parameters: What is trained: the parameters, or under LoRA the adapters.
+      parameters: What is trained: the parameters in fp32, and rounded where they are computed in
+        another dtype; or under LoRA the adapters.
       frozen: LoRA's base, and the reference's parameters.
       optimizer: The optimizer's state.
       gradients: fp32, summed over microbatches.
@@ -149,6 +150,7 @@ def _kept_shapes(
 
     with jax.sharding.use_abstract_mesh(_NO_MESH):
         jaxpr = jax.make_jaxpr(backward)(params, adapters, abstract_rows(shape)).jaxpr
+    # The backward pass's residuals are the trace's outputs; inputs among them are held anyway.
     given = {id(variable) for variable in jaxpr.invars}
     kept = {id(v): v.aval for v in jaxpr.outvars if id(v) not in given}
     return tuple((aval.shape, aval.dtype.itemsize) for aval in kept.values())
@@ -168,7 +170,7 @@ def abstract_rows(shape: BatchShape) -> PackedBatch:
 def step_memory(
     config: RunConfig, model: ModelConfig, compute: Compute, shape: BatchShape, mesh: Mesh
 ) -> StepMemory:
-    """What a training step will hold.
+    """Estimates what a training step will hold.
 
     Args:
       config: The run.
@@ -182,16 +184,21 @@ def step_memory(
         math.prod(leaf.sharding.shard_shape(leaf.shape))
         for leaf in jax.tree.leaves(state.trainable)
     )
-    params = state.trainable if config.lora is None else frozen
+    # What the forward pass reads: LoRA's base, or all parameters rounded to their dtype.
+    dtype = jnp.dtype(config.model.param_dtype)
+    params = _placed(_abstract_base(model, dtype, None), mesh) if config.lora is None else frozen
+    copied = config.lora is None and dtype != jnp.float32
     kept = kept_bytes(model, params, compute, shape, mesh)
     rows = shape.rows // math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    # Held for a moment at a time, and so counted once: the head's chunk, and one layer.
     workspace = _head_bytes(model, compute, rows * shape.scores, mesh.shape["tensor"])
     if compute.remat != "none":
         everything = kept_bytes(model, params, replace(compute, remat="none"), shape, mesh)
+        # The backward pass rematerialises one layer, and then holds all of its activations.
         workspace += (everything - kept) // model.num_layers
     workspace += _numbers_bytes(params, compute) // mesh.shape["tensor"]
     return StepMemory(
-        parameters=device_bytes(state.trainable),
+        parameters=device_bytes(state.trainable) + (device_bytes(params) if copied else 0),
         frozen=device_bytes(frozen) + device_bytes(state.reference),
         optimizer=device_bytes(state.optimizer),
         # Of several microbatches, the sum so far and the one under way.
@@ -202,14 +209,14 @@ def step_memory(
 
 
 def _numbers_bytes(params: Any, compute: Compute) -> int:
-    """Of a quantised base, the largest of a layer's kernels as the numbers it is multiplied as."""
+    """Counts the largest kernel of a layer of a quantised base, dequantised to be multiplied."""
     leaves = jax.tree.leaves(params["layers"], is_leaf=is_quantized)
     kernels = [leaf.size // leaf.shape[0] for leaf in leaves if is_quantized(leaf)]
     return max(kernels, default=0) * compute.dtype.itemsize
 
 
 def _head_bytes(model: ModelConfig, compute: Compute, scores: int, tensor: int) -> int:
-    """The head gathered, its gradient in fp32 where it is trained, and one chunk's logits."""
+    """Counts the head gathered, its gradient in fp32 where it trains, and one chunk's logits."""
     head = model.vocab_size * model.hidden_size
     gradient = 4 if compute.lora is None else 0
     # Logits, their exponentials, and the gradient.

@@ -1,5 +1,7 @@
 """The objective and the update rule that a configuration describes."""
 
+import jax.numpy as jnp
+
 from jaxdpo.config import RunConfig
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute
@@ -26,6 +28,7 @@ def objective_of(config: RunConfig, model: ModelConfig, compute: Compute) -> Obj
         moving=MovingReference(*config.reference.moves) if moving else None,
         keeps_reference=config.reference_kind == "frozen",
         offloaded=config.reference.offload,
+        param_dtype=jnp.dtype(config.model.param_dtype),
     )
 
 

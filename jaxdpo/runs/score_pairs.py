@@ -28,7 +28,7 @@ from jaxdpo.data.pairs import PreferencePair, TokenizedPair
 from jaxdpo.data.reading.bad_lines import handle_bad_lines
 from jaxdpo.data.reading.reader import Reading
 from jaxdpo.data.tokenization.chat import Chat
-from jaxdpo.data.tokenization.truncation import fit
+from jaxdpo.data.tokenization.truncation import truncate
 from jaxdpo.data.writing import write_pairs
 from jaxdpo.devices.sharding import MeshConfig, batch_shards, make_mesh
 from jaxdpo.errors import UserError
@@ -187,12 +187,12 @@ def tokenize(
                 refused += 1
                 reporter.say(f"{some[offset].source}: {encoded}")
                 continue
-            fitted = fit(some[offset], encoded.tokens, chat, max_length)
-            if fitted.tokens is None:
+            truncated = truncate(some[offset], encoded.tokens, chat, max_length)
+            if truncated.tokens is None:
                 dropped += 1
                 continue
-            cut += fitted.outcome != "whole"
-            tokenized.append(fitted.tokens)
+            cut += truncated.outcome != "whole"
+            tokenized.append(truncated.tokens)
             kept.append(start + offset)
     if refused:
         reporter.say(f"left out, not as the chat template allows: {refused}")

@@ -1,6 +1,6 @@
 """The set-up of a run: model, planned pairs and reference log-probs, before its first step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from jaxdpo.cli.console import Reporter
 from jaxdpo.config import RunConfig
 from jaxdpo.data.packing.plan import TrainPlan
-from jaxdpo.data.tokenization.kto_pairs import LabelledPairs, examples_of
+from jaxdpo.data.pairs import Split
+from jaxdpo.data.tokenization.kto_pairs import Examples, LabelledPairs, examples_of
 from jaxdpo.data.tokenization.load_pairs import LoadedPairs, load_pairs
 from jaxdpo.data.warnings import warn_of_steps, warn_of_weights
 from jaxdpo.devices.machine import local_machine
@@ -19,11 +20,11 @@ from jaxdpo.hub.policy import Policy, on_mesh, open_policy
 from jaxdpo.model.digest import weights_digest
 from jaxdpo.runs.base import keep_base
 from jaxdpo.runs.columns import metadata_digest, read_columns
-from jaxdpo.runs.execution import resolve
+from jaxdpo.runs.execution import Resolved, resolve
 from jaxdpo.runs.folder import DATA_FILE, RunFolder
 from jaxdpo.runs.objective import objective_of, optimizer_of
-from jaxdpo.runs.reference import open_reference
-from jaxdpo.scoring.planned_pairs import PlannedPairs
+from jaxdpo.runs.reference import Reference, open_reference
+from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs
 from jaxdpo.scoring.score import make_score_step
 from jaxdpo.training.objective import Objective
 from jaxdpo.training.optimizer import Optimizer
@@ -76,22 +77,23 @@ def set_up(
       folder: The run folder.
       reporter: Where progress is shown.
     """
-    policy = load_start(config, given_policy, mesh)
+    policy, loss = load_start(config, given_policy, mesh), config.loss
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
-    pairs = given_pairs or load_pairs(
-        config.data, policy.chat, folder.path / "rejects.jsonl", config.loss.supervised
-    )
+    rejects = folder.path / "rejects.jsonl"
+    pairs = given_pairs or load_pairs(config.data, policy.chat, rejects, loss.supervised)
     _report_data(pairs, config, reporter)
-    splits = examples_of(pairs.splits, config.loss.type, config.data.max_length)
+    # KTO's answers one by one, or pairs as they are.
+    splits = examples_of(pairs.splits, loss.type, config.data.max_length)
     for split, examples in splits.items():
         if isinstance(examples, LabelledPairs):
             reporter.say(f"{split}: {examples.summary()}")
     train, test = splits["TRAIN"], splits["TEST"]
-    columns = {split: read_columns(config, examples) for split, examples in splits.items()}
+    columns = _read_columns(config, splits)
     # The adapters that a continued run starts from are a part of the model that it starts from.
     weights = policy.params if policy.lora is None else {**policy.params, "lora": policy.lora}
     digest = weights_digest(weights)
     reference = open_reference(config, policy, digest, mesh, reporter)
+    # By content and not by path: what lies at a path may have changed since the run was begun.
     folder.check_inputs(
         {
             "weights (model.path)": digest,
@@ -104,23 +106,12 @@ def set_up(
     folder.write_json(DATA_FILE, _counted(pairs))
     if folder.writes:
         keep_base(folder.path, config, policy)
+    # From here on nothing depends on chance: lengths, seed and machine decide the rest.
     resolved = resolve(config, policy.config, train.lengths, test.lengths, mesh, local_machine())
     plan, compute = resolved.plan, resolved.compute
     reporter.say(f"plan    {resolved.describe()}")
     _warn(plan, columns["TRAIN"].weights, config, reporter)
-    planned_train = PlannedPairs(train, plan.packer, resolved.shape, columns["TRAIN"])
-    planned_test = None
-    if len(test):
-        packer = replace(plan.packer, lengths=test.lengths)
-        planned_test = PlannedPairs(test, packer, resolved.scoring, columns["TEST"])
-        # TEST is scored against the reference whatever TRAIN steps do.
-        if config.reference_kind != "none":
-            planned_test = reference.scored(planned_test, test, compute)
-    if config.reference_kind == "precomputed":
-        # Scored in microbatches of the scoring shape, and trained in those of the steps.
-        scoring = replace(planned_train, shape=resolved.scoring)
-        scored = reference.scored(scoring, train, compute)
-        planned_train = replace(scored, shape=resolved.shape)
+    planned_train, planned_test = _with_reference(config, splits, columns, resolved, reference)
     return Setup(
         config,
         mesh,
@@ -131,10 +122,37 @@ def set_up(
         plan,
         planned_train,
         planned_test,
-        make_score_step(
-            policy.config, compute, mesh, config.loss.ld_alpha, config.loss.use_weighting
-        ),
+        make_score_step(policy.config, compute, mesh, loss.ld_alpha, loss.use_weighting),
     )
+
+
+def _read_columns(config: RunConfig, splits: Mapping[Split, Examples]) -> dict[Split, PairColumns]:
+    return {split: read_columns(config, examples) for split, examples in splits.items()}
+
+
+def _with_reference(
+    config: RunConfig,
+    splits: Mapping[Split, Examples],
+    columns: Mapping[Split, PairColumns],
+    resolved: Resolved,
+    reference: Reference,
+) -> tuple[PlannedPairs, PlannedPairs | None]:
+    """Plans the pairs of TRAIN and, if there are any, of TEST, with their reference log-probs."""
+    train, test, packer = splits["TRAIN"], splits["TEST"], resolved.plan.packer
+    planned_train = PlannedPairs(train, packer, resolved.shape, columns["TRAIN"])
+    planned_test = None
+    if len(test):
+        packer = replace(packer, lengths=test.lengths)
+        planned_test = PlannedPairs(test, packer, resolved.scoring, columns["TEST"])
+        # TEST is scored against the reference whatever TRAIN steps do.
+        if config.reference_kind != "none":
+            planned_test = reference.scored(planned_test, test, resolved.compute)
+    if config.reference_kind == "precomputed":
+        # Scored in microbatches of the scoring shape, and trained in those of the steps.
+        scoring = replace(planned_train, shape=resolved.scoring)
+        scored = reference.scored(scoring, train, resolved.compute)
+        planned_train = replace(scored, shape=resolved.shape)
+    return planned_train, planned_test
 
 
 def load_start(config: RunConfig, given_policy: Policy | None, mesh: Mesh) -> Policy:

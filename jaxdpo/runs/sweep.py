@@ -48,7 +48,7 @@ def sweep_command(given: Arguments) -> None:
 
 
 def parse_axes(arguments: Sequence[str]) -> dict[str, list[Any]]:
-    """`["loss.beta=0.1,0.3"]` ↦ `{"loss.beta": [0.1, 0.3]}`.
+    """Reads `["loss.beta=0.1,0.3"]` as `{"loss.beta": [0.1, 0.3]}`.
 
     Raises:
       UserError: For an axis that is no field with values, stands twice, or is shared by all runs.
@@ -96,18 +96,18 @@ def parse_at_once(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
 
 
 def settings_of(axes: dict[str, list[Any]]) -> list[Setting]:
-    """Every combination of the axes' values, the last axis changing fastest."""
+    """Lists every combination of the axes' values, the last axis changing fastest."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def name_of(setting: Setting) -> str:
-    """`loss.beta=0.1,lora.rank=8`: what a setting and its folder are called."""
+    """Returns what a setting and its folder are called: `loss.beta=0.1,lora.rank=8`."""
     said = (f"{field}={json.dumps(value)}" for field, value in setting.items())
     return ",".join(said).replace('"', "").replace("/", "_").replace(" ", "")
 
 
 def groups_of(configs: Sequence[RunConfig], at_once: int | None = None) -> list[list[int]]:
-    """Which runs are trained together: adapters whose configurations differ in numbers alone.
+    """Groups the runs that train at once: adapters whose configurations differ in numbers alone.
 
     Args:
       configs: The runs.
@@ -218,7 +218,7 @@ def _show(reporter: Reporter, rows: list[dict[str, Any]]) -> None:
 
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """A panel for each metric, a bar for each setting, the metric before training as a line."""
+    """Draws a panel for each metric, a bar for each setting, and the start as a line."""
     from matplotlib.figure import Figure
 
     names = _shown(rows)

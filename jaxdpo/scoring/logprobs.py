@@ -19,7 +19,7 @@ CHUNK_LOGITS = 2**24
 
 
 class Head(NamedTuple):
-    """What turns logits into the model's final logits: `softcap · tanh(scale · x / softcap)`.
+    """The last map from logits to final logits: `softcap · tanh(scale · x / softcap)`.
 
     Attributes:
       scale: Multiplier of the logits.
@@ -31,7 +31,7 @@ class Head(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What is read off the logits beside log-probs, in the same pass; no gradients go through it.
+    """Further scores read off the logits in the same pass; no gradients go through them.
 
     Attributes:
       log_weights: For losses weighted by the policy (WPO).
@@ -70,7 +70,7 @@ def token_scores(
     wanted: Wanted = LOGPS_ALONE,
     chunk: int | None = None,
 ) -> TokenScores:
-    """Log-probability of each scored token, and what else is wanted.
+    """Computes the log-probability of each scored token, and what else is wanted.
 
     Args:
       hidden_RTD: Hidden states after the final norm, `[R, T, D]`.
@@ -81,6 +81,8 @@ def token_scores(
       wanted: What is scored beside log-probs.
       chunk: Tokens of each row scored at once; by default as many as 2**24 logits allow.
     """
+    # Only the hidden states that predict a scored token go to the head: prompts, the larger part of
+    # most data, cost nothing here.
     hidden_RSD = jnp.take_along_axis(hidden_RTD, score_index_RS[..., None], axis=1)
     rows, scores, _ = hidden_RSD.shape
     # Each device's rows stand on an axis of their own, so that the head's gradient is summed over
@@ -94,7 +96,7 @@ def token_scores(
     padding = chunks * chunk - scores
 
     def cut(array_RS: jax.Array) -> jax.Array:
-        """`[R, S, ...]` → `[chunks, shards, R / shards, chunk, ...]`."""
+        """Lays `[R, S, ...]` out as `[chunks, shards, R / shards, chunk, ...]`."""
         rest = array_RS.shape[2:]
         padded = jnp.pad(array_RS, ((0, 0), (0, padding), *((0, 0),) * len(rest)))
         return jnp.moveaxis(padded.reshape(shards, rows // shards, chunks, chunk, *rest), 2, 0)
@@ -124,11 +126,18 @@ def tail_discounts(
     Returns:
       f32 `[R, S]`.
     """
+    # Completions are numbered as they stand in a row, G = 2P of them: pair 1's chosen is 0, its
+    # rejected 1, pair 2's chosen 2, and so on; a slot is such a number.
     rows, pairs, _ = tokens_RP2.shape
     lengths_RG = tokens_RP2.reshape(rows, pairs * 2)
+    # Scored tokens stand completion after completion without gaps. So a completion's first one
+    # stands behind the tokens of all before it: the running sum of lengths, shifted by its own.
     start_RG = jnp.cumsum(lengths_RG, axis=1) - lengths_RG
+    # Pair ids and branches count from 1; padding, with 0 in both, may take any slot.
     slot_RS = jnp.maximum((score_pair_RS - 1) * 2 + (score_branch_RS - 1), 0)
+    # A token's number within its completion, from 0.
     number_RS = jnp.arange(slot_RS.shape[1])[None] - jnp.take_along_axis(start_RG, slot_RS, axis=1)
+    # `slot // 2` is the pair; as far as the shorter completion goes, tokens count in full.
     shared_RS = jnp.take_along_axis(tokens_RP2.min(-1), slot_RS // 2, axis=1)
     return jnp.where(number_RS < shared_RS, 1.0, alpha)
 
@@ -155,6 +164,7 @@ def sum_by_completion(
 
 
 def _final_logits(head: Head, hidden: jax.Array, head_DV: jax.Array) -> jax.Array:
+    # Shards g, rows r, tokens of a chunk c: channels d are summed, in fp32 whatever the inputs are.
     raw = jnp.einsum("grcd,dv->grcv", hidden, head_DV, preferred_element_type=jnp.float32)
     scaled = raw * head.scale if head.scale != 1.0 else raw
     return scaled if head.softcap is None else head.softcap * jnp.tanh(scaled / head.softcap)
@@ -169,7 +179,7 @@ def _target_mask(targets: jax.Array, logits: jax.Array) -> jax.Array:
 def _chunked_scores(
     head: Head, wanted: Wanted, hidden: jax.Array, head_DV: jax.Array, targets: jax.Array
 ):
-    """`[chunks, shards, rows, chunk, D]` hidden states → scores `[chunks, shards, rows, chunk]`."""
+    """Scores hidden states `[chunks, shards, rows, chunk, D]`: `[chunks, shards, rows, chunk]`."""
     return _chunked_scores_fwd(head, wanted, hidden, head_DV, targets)[0]
 
 
@@ -179,12 +189,16 @@ def _chunked_scores_fwd(
     def one_chunk(_, inputs):
         hidden_chunk, targets_chunk = inputs
         logits = _final_logits(head, hidden_chunk, head_DV)
+        # log p = logit − log Σ e^logit. The sum is kept for the backward pass: four bytes a token
+        # in place of the vocabulary's logits.
         lse = jax.nn.logsumexp(logits, axis=-1)
         target = jnp.sum(jnp.where(_target_mask(targets_chunk, logits), logits, 0.0), axis=-1)
         log_weights = entropy = correct = None
         if wanted.log_weights:
+            # log p − log Σ p², where Σ p² = Σ e^(2 logit) / (Σ e^logit)².
             log_weights = target + lse - jax.nn.logsumexp(2 * logits, axis=-1)
         if wanted.details:
+            # −Σ p log p = lse − Σ p · logit, since log p = logit − lse.
             entropy = lse - jnp.sum(jnp.exp(logits - lse[..., None]) * logits, axis=-1)
             correct = (target >= jnp.max(logits, axis=-1)).astype(jnp.float32)
         return None, (TokenScores(target - lse, log_weights, entropy, correct), lse)
@@ -204,13 +218,18 @@ def _chunked_scores_bwd(head: Head, wanted: Wanted, residuals, cotangents: Token
         hidden_chunk, targets_chunk, lse_chunk, cotangent_chunk = inputs
         logits = _final_logits(head, hidden_chunk, head_DV)
         onehot = _target_mask(targets_chunk, logits).astype(jnp.float32)
+        # ∂ log p(target) / ∂ logit_v = [v is the target] − p_v, and then through cap and scale.
         gradient = cotangent_chunk[..., None] * (onehot - jnp.exp(logits - lse_chunk[..., None]))
         if head.softcap is not None:
+            # (c tanh(x / c))′ = 1 − tanh², and tanh is the capped logit over c.
             gradient *= 1.0 - jnp.square(logits / head.softcap)
         if head.scale != 1.0:
             gradient *= head.scale
         gradient = gradient.astype(hidden_chunk.dtype)
+        # Sums over the vocabulary: gradient · headᵀ.
         gradient_hidden = jnp.einsum("grcv,dv->grcd", gradient, head_DV)
+        # Sums over a shard's rows and the chunk's tokens: hiddenᵀ · gradient. Each shard keeps a
+        # sum of its own, so that devices add theirs up once, at the end.
         gradient_GDV += jnp.einsum(
             "grcd,grcv->gdv", hidden_chunk, gradient, preferred_element_type=jnp.float32
         )

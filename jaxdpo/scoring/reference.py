@@ -38,7 +38,7 @@ Scores = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 class ReferenceConfig(BaseModel):
-    """Where the reference log-probs come from."""
+    """Options of the reference log-probs: which model gives them, and when."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,7 +88,7 @@ class ReferenceConfig(BaseModel):
 
     @property
     def moves(self) -> tuple[float, int]:
-        """How a moving reference moves: the policy's share, and every how many steps."""
+        """The policy's share in a moving reference, and every how many steps it moves."""
         return self.mixup or _DEFAULT_MIXUP, self.every or _DEFAULT_EVERY
 
 
@@ -108,19 +108,19 @@ class ReferenceCache:
 
     @property
     def values(self) -> Path:
-        """The log-probs."""
+        """The file of log-probs."""
         return self.folder / f"{self.key}.npy"
 
     @property
     def about(self) -> Path:
-        """What says that they are whole."""
+        """The file that says that they are whole."""
         return self.folder / f"{self.key}.json"
 
 
 def cache_key(
     weights_digest: str, tokens_fingerprint: str, dtype: str, model: str, ld_alpha: float | None
 ) -> str:
-    """The name of a cache: what its values depend on, hashed.
+    """Computes the name of a cache: what its values depend on, hashed.
 
     Args:
       weights_digest: From `scoring.weights_digest`.
@@ -134,9 +134,10 @@ def cache_key(
 
 
 def load_cached(cache: ReferenceCache) -> np.ndarray | None:
-    """The cached log-probs, memory-mapped f32 `[count, 2]`, or None if there is no whole cache."""
+    """Opens the cached log-probs, mapped f32 `[count, 2]`; None if there is no whole cache."""
     try:
         about = json.loads(cache.about.read_text(encoding="utf-8"))
+        # The digest is of the values' bytes: a flipped bit would bend every step that reads them.
         if about != {"key": cache.key, "sha256": file_digest(cache.values)}:
             return None
         logps = np.load(cache.values, mmap_mode="r")
@@ -172,6 +173,7 @@ def compute_and_store(
     """
     alone = jax.process_count() == 1
     parts = cache.folder / f"{cache.key}.{packing[:16]}.parts"
+    # NaN until scored, so that a pair that was left out is noticed at the end.
     logps = np.full((cache.count, 2), np.nan, np.float32)
     first = 0
     try:
@@ -212,6 +214,7 @@ def _store(cache: ReferenceCache, logps: np.ndarray) -> None:
     cache.folder.mkdir(parents=True, exist_ok=True)
     with replacing(cache.values, "wb") as file:
         np.save(file, logps)
+    # Written last, with the digest of what was written: until then the values do not count.
     with replacing(cache.about) as file:
         json.dump({"key": cache.key, "sha256": file_digest(cache.values)}, file)
 
@@ -227,6 +230,8 @@ def _write_part(
 def _read_parts(parts: Path, logps: np.ndarray) -> int:
     """Fills in what was saved, as far as it is whole; returns the first microbatch to be scored."""
     first = 0
+    # Each part is called after its first microbatch and says where the next one begins, so that a
+    # part which is missing or torn ends the chain.
     while (part := parts / f"{first:08d}.npz").exists():
         try:
             with np.load(part) as saved:

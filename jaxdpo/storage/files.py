@@ -14,12 +14,12 @@ _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",
 
 
 def shipped(path: str) -> str:
-    """`@quickstart/pairs.jsonl` ↦ that file of the installed package; other paths as they are."""
+    """Returns the installed package's file for `@quickstart/pairs.jsonl`, other paths as given."""
     return str(Path(__file__).parents[1] / path[1:]) if path.startswith("@") else path
 
 
 def cache_folder(path: str | None) -> Path:
-    """The folder of what may be used again, by default $JAXDPO_CACHE or ~/.cache/jaxdpo."""
+    """Returns the folder of what may be used again: $JAXDPO_CACHE or ~/.cache/jaxdpo by default."""
     return Path(path or os.environ.get("JAXDPO_CACHE") or "~/.cache/jaxdpo").expanduser()
 
 
@@ -30,12 +30,15 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     >>> with replacing(Path("settings.json")) as file:  # doctest: +SKIP
     ...     file.write("{}")
     """
+    # In the same folder: a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        # The content is on disk before the name is: after a power cut the name stands for either
+        # the old file or the whole new one.
         os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
@@ -73,17 +76,17 @@ def sync_tree(folder: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Computes the SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_digest(value: Any) -> str:
-    """SHA-256 of a JSON value in hexadecimal, whatever the order of keys in its objects."""
+    """Computes the SHA-256 of a JSON value, in hexadecimal, whatever the order of its keys."""
     return hashlib.sha256(_canonical(value).encode("utf-8")).hexdigest()
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
-    """A file's size and its time of change in nanoseconds."""
+    """Returns a file's size and its time of change in nanoseconds."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns

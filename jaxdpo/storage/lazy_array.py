@@ -25,7 +25,7 @@ class Stored:
     read: Callable[[Spans], np.ndarray]
 
     def at(self, indices: Sequence[int]) -> np.ndarray:
-        """The part at one index of each of the first axes, without those axes."""
+        """Reads the part at one index of each of the first axes, without those axes."""
         inner = self.shape[len(indices) :]
         spans = (
             *(slice(index, index + 1) for index in indices),
@@ -34,13 +34,13 @@ class Stored:
         return self.read(spans).reshape(inner)
 
     def cast(self, dtype: Any) -> "Stored":
-        """The same array in another dtype."""
+        """Returns the same array in another dtype."""
         if dtype == self.dtype:
             return self
         return replace(self, dtype=dtype, read=lambda spans: self.read(spans).astype(dtype))
 
     def watched(self, seen: Callable[[int], None]) -> "Stored":
-        """The same array; `seen` is called with the bytes of each part that is read."""
+        """Returns the same array; `seen` is called with the bytes of each part that is read."""
 
         def read(spans: Spans) -> np.ndarray:
             part = self.read(spans)
@@ -56,7 +56,7 @@ class Stored:
 
 
 def matrices(shape: Sequence[int]) -> tuple[int, ...]:
-    """The leading axes of an array that stack matrices, as those of layers and experts do.
+    """Returns the leading axes of an array that stack matrices, as layers and experts do.
 
     >>> matrices((12, 64, 256)), matrices((50257, 64)), matrices((12, 64))
     ((12,), (), ())

@@ -24,7 +24,7 @@ _UNDER_WAY = 2**27
 
 
 def saved_by_matrix() -> ocp.Context:
-    """The context in which Orbax is to save, so that `stored_arrays` reads single matrices."""
+    """Returns the context to save in, so that `stored_arrays` reads single matrices."""
     context = ocp.Context()
     context.array.saving.scoped_storage_options_creator = _by_matrix
     return context
@@ -36,13 +36,14 @@ def _by_matrix(key: Any, value: Any) -> ocp.options.ArrayOptions.Saving.StorageO
     return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=axes)
 
 
-def stored_arrays(folder: Path, expected: Any, *within: str) -> Any:
-    """A tree of arrays that was saved, left on disk.
+def stored_arrays(folder: Path, expected: Any, *within: str, rounded: bool = False) -> Any:
+    """Opens a tree of arrays that was saved, left on disk.
 
     Args:
       folder: As it was given to Orbax.
       expected: The tree, with the shape and dtype of each array.
       within: Keys of the saved tree under which it lies.
+      rounded: Whether fp32 arrays may be read in the narrower dtype that is expected.
 
     Returns:
       The tree, each array a `Stored`.
@@ -62,7 +63,8 @@ def stored_arrays(folder: Path, expected: Any, *within: str) -> Any:
     def stored(path: Any, leaf: jax.ShapeDtypeStruct) -> Stored:
         name = path_name(path)
         is_shape, is_dtype = shapes[name].shape, np.dtype(shapes[name].dtype)
-        if tuple(is_shape) != leaf.shape or is_dtype != leaf.dtype:
+        fits = is_dtype == leaf.dtype or (rounded and is_dtype == np.float32)
+        if tuple(is_shape) != leaf.shape or not fits:
             raise UserError(
                 f"{folder}: {name} is {is_dtype.name}{list(is_shape)}, but the model's is "
                 f"{leaf.dtype.name}{list(leaf.shape)}"
@@ -72,7 +74,7 @@ def stored_arrays(folder: Path, expected: Any, *within: str) -> Any:
         def read(spans: Spans) -> np.ndarray:
             return np.asarray(array[spans].read().result())
 
-        return Stored(leaf.shape, leaf.dtype, read)
+        return Stored(leaf.shape, is_dtype, read).cast(leaf.dtype)
 
     return jax.tree.map_with_path(stored, expected)
 
@@ -83,6 +85,7 @@ def write_arrays(folder: Path, arrays: Any) -> None:
     Orbax first saves zeros in their places, which take up no memory, and nearly none on disk.
     """
     context = saved_by_matrix()
+    # The zeros are one number, broadcast: a copy would take up what they only stand for.
     context.memory.deepcopy_host_arrays = False
     zeros = jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), arrays)
     with context:
@@ -94,6 +97,7 @@ def write_arrays(folder: Path, arrays: Any) -> None:
             part = stored.at(indices)
             under_way.append(array[indices].write(part))
             size += part.nbytes
+            # Writes run ahead of the disk, but not by a model's size.
             if size >= _UNDER_WAY:
                 _finish(under_way)
                 size = 0

@@ -1,18 +1,24 @@
-"""Checkpoints: asynchronous, atomic, verified.
+"""Checkpoints: asynchronous, atomic, verified, and open by themselves.
 
 Orbax writes the arrays; a checkpoint counts once its manifest stands beside them, which is written
-last, when everything is on disk, and holds every file's size and SHA-256. (Orbax alone restores
-flipped bits without a word.)
+last, when everything is on disk, and holds every file's size and SHA-256.
 
     checkpoints/step_00000200/
       state/          written by Orbax: what trains, the optimizer's state, a moving reference
-      manifest.json   {"step": 200, "files": {"state/...": {"size": ..., "sha256": ...}}}
+      model/          the tokenizer and generation_config.json of the model
+      manifest.json   {"step": 200, "run": {the run's configuration}, "model": {config.json},
+                       "files": {"state/...": {"size": ..., "sha256": ...}, ...}}
+
+Copied elsewhere, such a folder is all that is needed to open what was trained; adapters need their
+base model too.
 """
 
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +33,13 @@ from jaxdpo.storage.orbax import saved_by_matrix, stored_arrays
 from jaxdpo.training.state import TrainState
 
 _MANIFEST = "manifest.json"
+# The folder of a checkpoint that holds the model's tokenizer.
+MODEL_FOLDER = "model"
 _log = logging.getLogger(__name__)
 
 
 class CheckpointConfig(BaseModel):
-    """When to save, and how much to keep."""
+    """Options of checkpoints: how often they are saved, and how many are kept."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,16 +52,37 @@ class CheckpointConfig(BaseModel):
     )
 
 
+@dataclass(frozen=True)
+class Description:
+    """The model and the run that a checkpoint belongs to, so that it opens without them.
+
+    Attributes:
+      run: The run's configuration.
+      model: The model's config.json.
+      files: Files of its tokenizer, and generation_config.json: name ↦ content.
+    """
+
+    run: dict[str, Any]
+    model: dict[str, Any]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
 class Checkpoints:
     """The checkpoints of one run folder.
+
+    Orbax's own manager is not used: it believes what it finds. It restores arrays in which bits
+    have flipped without a word, because their chunks carry no checksum, and after a full disk it
+    names steps that are not there. Here a checkpoint counts if every file is as the manifest says.
 
     Args:
       folder: Where they lie; made if missing. What an interrupted save left is removed.
       keep: How many of the newest are kept.
+      description: What they belong to; None leaves it out.
     """
 
-    def __init__(self, folder: Path, keep: int):
-        self._folder, self._keep = folder.absolute(), keep
+    def __init__(self, folder: Path, keep: int, description: Description | None = None):
+        self._folder, self._keep, self._description = folder.absolute(), keep, description
+        # One thread: a second save waits for the first, and at most one is lost at any moment.
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
         self._newest: int | None = None
@@ -76,6 +105,7 @@ class Checkpoints:
         target = self._step_folder(step)
         if jax.process_index() == 0:
             target.mkdir()
+        # The other processes write their shards into the same folder, which must be there.
         _barrier(f"save {step}")
         with saved_by_matrix():
             response = ocp.save_async(str(target / "state"), _present(state))
@@ -101,7 +131,7 @@ class Checkpoints:
         with saved_by_matrix():
             ocp.save(str(target / "state"), {"trainable": trainable})
         if jax.process_index() == 0:
-            _write_manifest(target, step)
+            _write_manifest(target, step, self._description)
             for other in self._folder.glob("best_*"):
                 if other != target:
                     shutil.rmtree(other)
@@ -142,7 +172,10 @@ class Checkpoints:
         if pending is not None:
             try:
                 pending.result()
-            except OSError as error:
+            except (OSError, ValueError) as error:
+                # TensorStore reports what the disk refuses as a ValueError with the system's code.
+                if not isinstance(error, OSError) and "os_error_code" not in str(error):
+                    raise
                 raise UserError(
                     f"{self._folder}: the checkpoint could not be saved: {error}; make room or "
                     "fix the folder and run the same command again, it continues from the last "
@@ -150,13 +183,14 @@ class Checkpoints:
                 ) from error
 
     def restore(self, abstract: TrainState) -> TrainState | None:
-        """The newest whole checkpoint, or None.
+        """Restores the newest whole checkpoint, or returns None.
 
         A damaged one is moved aside, with a warning, for the one before it.
 
         Args:
           abstract: ShapeDtypeStructs with shardings, of the state to restore.
         """
+        # One process decides, because a disk that the others see late may not show them the newest.
         step = self._newest_whole() if jax.process_index() == 0 else -1
         if jax.process_count() > 1:
             step = int(multihost_utils.broadcast_one_to_all(step))
@@ -179,9 +213,9 @@ class Checkpoints:
         response.result()
         if jax.process_index() != 0:
             return
-        target = self._step_folder(step)
-        _write_manifest(target, step)
+        _write_manifest(self._step_folder(step), step, self._description)
         for old in self._committed()[: -self._keep]:
+            # The manifest goes first: what is half removed must not count.
             (old / _MANIFEST).unlink()
             shutil.rmtree(old)
 
@@ -202,15 +236,23 @@ class Checkpoints:
         return -1
 
 
-def _write_manifest(folder: Path, step: int) -> None:
+def _write_manifest(folder: Path, step: int, about: Description | None) -> None:
     """Makes a checkpoint count: its manifest is written last, when everything is on disk."""
+    if about is not None:
+        (folder / MODEL_FOLDER).mkdir()
+        for name, content in about.files.items():
+            (folder / MODEL_FOLDER / name).write_bytes(content)
+    # A power cut leaves no manifest of files that are not there.
     sync_tree(folder)
+    manifest: dict[str, Any] = {"step": step, "files": _inventory(folder)}
+    if about is not None:
+        manifest |= {"run": about.run, "model": about.model}
     with replacing(folder / _MANIFEST) as file:
-        json.dump({"step": step, "files": _inventory(folder)}, file, indent=1)
+        json.dump(manifest, file, indent=1)
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint in a run's `checkpoints/`, by name.
+    """Returns the newest checkpoint in a run's `checkpoints/`, by name.
 
     Raises:
       UserError: If there is none.
@@ -221,15 +263,11 @@ def newest_checkpoint(folder: Path) -> Path:
     return whole[-1]
 
 
-def stored_trainable(folder: Path, expected: Any) -> tuple[int, Any]:
-    """What trained, left on disk in a checkpoint.
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Reads and verifies the manifest of a checkpoint.
 
     Args:
-      folder: `checkpoints/step_…` of a run folder.
-      expected: The tree, with the shape and dtype of each array.
-
-    Returns:
-      The step, and the tree, each array a `Stored`.
+      folder: `checkpoints/step_…` of a run folder, or a copy of it.
 
     Raises:
       UserError: If it is no whole checkpoint, or damaged.
@@ -239,7 +277,29 @@ def stored_trainable(folder: Path, expected: Any) -> tuple[int, Any]:
     manifest = json.loads((folder / _MANIFEST).read_text())
     if manifest["files"] != _inventory(folder):
         raise UserError(f"{folder}: damaged, it does not match its manifest; name another one")
-    return manifest["step"], stored_arrays(folder / "state", expected, "trainable")
+    return manifest
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Tells whether a folder is a checkpoint, whole or damaged."""
+    return (folder / _MANIFEST).exists() and (folder / "state").is_dir()
+
+
+def stored_trainable(folder: Path, expected: Any) -> Any:
+    """Opens what trained, left on disk in a checkpoint.
+
+    Args:
+      folder: `checkpoints/step_…` of a run folder.
+      expected: The tree, with the shape and dtype of each array.
+
+    Returns:
+      The tree, each array a `Stored`.
+
+    Raises:
+      UserError: If its arrays are others.
+    """
+    # What trains is fp32; the parameters are computed with, and exported, in their own dtype.
+    return stored_arrays(folder / "state", expected, "trainable", rounded=True)
 
 
 def _present(state: TrainState) -> dict[str, Any]:
@@ -247,7 +307,7 @@ def _present(state: TrainState) -> dict[str, Any]:
 
 
 def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and digest of every file below a checkpoint's folder, the manifest excepted."""
+    """Lists size and digest of every file below a checkpoint's folder, the manifest excepted."""
     return {
         str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(folder.rglob("*"))

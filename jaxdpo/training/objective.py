@@ -1,6 +1,9 @@
 """The objective of a step as static values: everything that its compiled program depends on."""
 
 from dataclasses import dataclass
+from typing import Any
+
+import jax
 
 from jaxdpo.losses import LossConfig
 from jaxdpo.model.config import ModelConfig
@@ -34,6 +37,8 @@ class Objective:
       moving: How the reference moves, or None if it stands still.
       keeps_reference: Whether a copy of the parameters stays in memory as the frozen reference.
       offloaded: Whether that copy lies in the host's memory.
+      param_dtype: Dtype that parameters are computed with where all of them train; those that train
+        are fp32. None takes them as they are.
     """
 
     model: ModelConfig
@@ -45,6 +50,7 @@ class Objective:
     moving: MovingReference | None = None
     keeps_reference: bool = False
     offloaded: bool = False
+    param_dtype: Any = None
 
     def split(self, trainable: Params, frozen: Params | None) -> tuple[Params, Params | None]:
         """Returns the policy's parameters and adapters.
@@ -57,6 +63,20 @@ class Objective:
           frozen: What it leaves as it is: LoRA's base, or a frozen reference, or None.
         """
         if self.compute.lora is None:
-            return trainable, None
+            return self.rounded(trainable), None
         assert frozen is not None
         return frozen, trainable
+
+    def rounded(self, params: Params) -> Params:
+        """Rounds fp32 parameters to the dtype that they are computed with.
+
+        bf16 has eight significant bits: an update below a 512th of a weight would leave it where it
+        is, which is nearly every update at DPO's learning rates. So what trains is kept in fp32, in
+        which small updates add up, and rounded for each forward pass.
+
+        Args:
+          params: What trains, or a reference that follows it.
+        """
+        if self.param_dtype is None:
+            return params
+        return jax.tree.map(lambda leaf: leaf.astype(self.param_dtype), params)

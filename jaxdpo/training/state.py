@@ -17,7 +17,7 @@ class TrainState(NamedTuple):
     """The state of a run, which is what a checkpoint holds.
 
     Attributes:
-      trainable: The parameters, or with LoRA the adapters alone.
+      trainable: The parameters in fp32, or with LoRA the adapters alone.
       optimizer: The optimizer's state.
       step: i32, optimizer steps done.
       reference: The parameters of a moving reference, or None.
@@ -64,11 +64,14 @@ def begin(
         # arrays, and the state takes the copy.
         where = on_host(params, mesh) if objective.offloaded else None
         frozen = params if where is None else jax.device_put(params, where)
+    # Parameters that train are fp32, whatever dtype they are computed with (`Objective.rounded`),
+    # and so is a reference that moves towards them by small steps.
+    trainable = as_float32(params)
     if objective.moving is not None:
-        moving = jax.tree.map(jnp.copy, params)
+        moving = jax.tree.map(jnp.copy, trainable)
     if keep or frozen is params:
-        params = jax.tree.map(jnp.copy, params)
-    return init_state(params, optimizer, mesh, moving), frozen
+        trainable = jax.tree.map(jnp.copy, trainable)
+    return init_state(trainable, optimizer, mesh, moving), frozen
 
 
 def _fresh_adapters(objective: Objective, mesh: Mesh) -> Params:

@@ -276,7 +276,9 @@ class _StepScoring:
         objective = self.objective
         if columns.reference is not None or not objective.has_reference:
             return columns.reference
-        params = self.frozen if objective.moving is None else self.state.reference
+        params = self.frozen
+        if objective.moving is not None and self.state.reference is not None:
+            params = objective.rounded(self.state.reference)
         assert params is not None
         scores = score_completions(
             objective.model,

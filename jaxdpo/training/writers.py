@@ -1,4 +1,4 @@
-"""What a run leaves to be read: metrics.jsonl, TensorBoard events, a PNG of the curves."""
+"""The files that a run leaves to be read: metrics.jsonl, TensorBoard events, curves as PNG."""
 
 import json
 from pathlib import Path
@@ -43,14 +43,20 @@ class MetricWriter:
         self._tested = {record["step"] for record in kept if record["split"] == "TEST"}
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """Adds one record; `step` counts the optimizer steps done."""
+        """Adds one record.
+
+        Args:
+          step: Optimizer steps done.
+          split: "TRAIN" or "TEST".
+          metrics: Name ↦ value.
+        """
         self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
             self._events[split].add_scalar(name, value, step)
 
     def has_test(self, step: int) -> bool:
-        """Whether the TEST metrics after `step` steps were there when the run was continued."""
+        """Tells whether the TEST metrics of a step were there when the run was continued."""
         return step in self._tested
 
     def close(self) -> None:
@@ -61,7 +67,7 @@ class MetricWriter:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl, in order; a torn last line is left out."""
+    """Reads the records of a run's metrics.jsonl, in order, without a torn last line."""
     path = folder / METRICS_FILE
     if not path.exists():
         return []

@@ -1,5 +1,7 @@
 """Checkpoints: whole or not there, kept in number, the same on another mesh."""
 
+import resource
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,14 @@ import pytest
 
 from jaxdpo.devices.sharding import shardings_for
 from jaxdpo.errors import UserError
-from jaxdpo.training.checkpoint import Checkpoints
+from jaxdpo.training.checkpoint import (
+    MODEL_FOLDER,
+    Checkpoints,
+    Description,
+    is_checkpoint,
+    newest_checkpoint,
+    read_manifest,
+)
 from jaxdpo.training.optimizer import Optimizer, OptimizerConfig
 from jaxdpo.training.state import TrainState, init_state
 from tests.tiny import mesh_of, random_params
@@ -113,16 +122,56 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path, damage, caplog):
 
 
 def test_a_failed_save_is_said_and_leaves_the_one_before(tmp_path):
-    state = state_on(mesh_of(1, 1, 1))
+    mesh = mesh_of(1, 1, 1)
+    with jax.set_mesh(mesh):
+        noise = jax.random.normal(jax.random.key(0), (64, 4096))
+        state = init_state({"embed": {"weight": noise}}, OPTIMIZER, mesh)
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(1, state)
     checkpoints.wait()
+    # The system refuses to write more than this to a file, as it does on a full disk.
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))
+    try:
+        with pytest.raises(UserError, match=r"could not be saved: .*File too large.*make room"):
+            checkpoints.save(2, state)
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+    restored = Checkpoints(tmp_path, keep=2).restore(abstract(state, mesh))
+    assert restored is not None
+    assert_equal(restored, state)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
 
-    class FullDisk:
-        def result(self):
-            raise OSError(28, "No space left on device")
 
-    checkpoints._pending = checkpoints._writer.submit(checkpoints._commit, FullDisk(), 2)
-    with pytest.raises(UserError, match=r"could not be saved: .*No space left"):
-        checkpoints.wait()
-    assert checkpoints.restore(abstract(state, mesh_of(1, 1, 1))) is not None
+def test_parameters_that_an_earlier_version_trained_in_bfloat16_go_on_in_float32(tmp_path):
+    mesh = mesh_of(1, 1, 1)
+    state = state_on(mesh)
+    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.trainable)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(3, state._replace(trainable=halves))
+    checkpoints.wait()
+    restored = checkpoints.restore(abstract(state, mesh))
+    assert restored is not None
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), halves)
+    assert_equal(restored, state._replace(trainable=wide))
+
+
+def test_it_describes_itself(tmp_path):
+    description = Description({"loss": {"beta": 0.2}}, {"hidden_size": 32}, {"tokenizer": b"\x00"})
+    checkpoints = Checkpoints(tmp_path, keep=2, description=description)
+    checkpoints.save(7, state_on(mesh_of(1, 1, 1)))
+    checkpoints.wait()
+    folder = newest_checkpoint(tmp_path)
+    assert is_checkpoint(folder)
+    manifest = read_manifest(folder)
+    assert (manifest["step"], manifest["run"], manifest["model"]) == (
+        7,
+        {"loss": {"beta": 0.2}},
+        {"hidden_size": 32},
+    )
+    assert (folder / MODEL_FOLDER / "tokenizer").read_bytes() == b"\x00"
+    # What it says of itself is verified as the arrays are.
+    (folder / MODEL_FOLDER / "tokenizer").write_bytes(b"\x01")
+    with pytest.raises(UserError, match="damaged"):
+        read_manifest(folder)

@@ -74,6 +74,8 @@ def _single(record: dict[str, Any], facts: Sequence[str]) -> Draft:
     read = example(record, roles_of(record))
     common, rest = parted(record, read.used)
     if rest:
+        # Beside a document there is no prompt that a column could be a part of, or all could be.
         for repeated in check_unread(rest, read.messages, facts):
             del rest[repeated]
-    return Draft(read.messages[:-1], read.messages[-1:], (), common, rest)
+    *asked, answer = read.messages
+    return Draft(asked, [answer], (), common, rest, is_text=read.is_text)

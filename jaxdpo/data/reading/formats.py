@@ -56,6 +56,7 @@ class Draft:
       scores: Of chosen and rejected, as they stand there, or None.
       token_ids: Prompt, chosen and rejected where the record has ids in place of messages.
       label: Where it has one answer alone, here as `chosen`: whether that was found good.
+      is_text: Whether `chosen` is text that answers nothing, such as a document.
     """
 
     prompt: Sequence[Said]
@@ -66,6 +67,7 @@ class Draft:
     scores: tuple[Any, Any] | None = None
     token_ids: tuple[Any, Any, Any] | None = None
     label: bool | None = None
+    is_text: bool = False
 
 
 def roles_of(record: Mapping[str, Any]) -> RoleKeys:

@@ -218,7 +218,9 @@ def _text_of_part(part: Any, sort: Any) -> Any:
     """Returns what a part says, if it says one thing alone."""
     if not isinstance(part, dict) or not isinstance(sort, str):
         return None
-    said = [part[key] for key in ("text", "value", "refusal", sort) if part.get(key) is not None]
+    # A part of type "text" has its text under that name: it counts once.
+    names = dict.fromkeys(("text", "value", "refusal", sort))
+    said = [part[key] for key in names if part.get(key) is not None]
     # Caches of prompts and annotations are a service's; any other text would be lost.
     rest = {k: v for k, v in part.items() if k not in ("type", "text", "value", "refusal", sort)}
     lost = any(rest[key] for key in rest if key not in ("cache_control", "annotations", "index"))

@@ -131,8 +131,10 @@ def _asked(record: dict[str, Any], roles: RoleKeys) -> Asked:
 
 def _longer(asked: list[Said], shared: Sequence[Said]) -> Sequence[Said]:
     """Chooses the prompt column if it ends with the turns that the answers repeat, else those."""
+    if len(asked) <= len(shared):
+        return shared
     ours, theirs = ([_essence(said) for said in each] for each in (asked, shared))
-    ends_alike = len(ours) > len(theirs) and ours[-len(theirs) :] == theirs
+    ends_alike = ours[-len(theirs) :] == theirs
     return asked if ends_alike else shared
 
 
@@ -146,7 +148,10 @@ def shared_turns(chosen: list[Said], rejected: list[Said]) -> Parts:
     # At least the last message of each is its answer, even where both end alike.
     shared = 0
     most = min(len(chosen), len(rejected)) - 1
-    while shared < most and _essence(chosen[shared]) == _essence(rejected[shared]):
+    while shared < most and (
+        chosen[shared].message == rejected[shared].message
+        or _essence(chosen[shared]) == _essence(rejected[shared])
+    ):
         shared += 1
     if not shared:
         raise BadPair(

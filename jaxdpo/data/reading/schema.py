@@ -25,6 +25,8 @@ _RESERVED_KWARGS = frozenset(
     ]
 )
 
+# Marks of templates begin with one of these.
+_MARKS = ("<", "[", "\n", " ")
 # A checked message with the field it came from, which every error below names.
 _Labelled = tuple[str, Message]
 
@@ -106,14 +108,17 @@ def parse_supervised(draft: Draft, where: Where, turns: Turns) -> list[Preferenc
       NothingToLearn: If no message is to be learnt.
     """
     labelled = _parsed([*draft.prompt, *draft.chosen], where.unread)
-    _check_prompt(labelled[:-1], labelled[-1:])
+    if not draft.is_text:
+        _check_prompt(labelled[:-1], labelled[-1:])
     _check_tool_order(labelled)
     messages = _asked(labelled)
-    answers = _learnt(labelled, turns)
+    answers = [0] if draft.is_text else _learnt(labelled, turns)
     tools = parse_tools(draft.common.get("tools"), draft.common.get("functions"))
     # All turns of a conversation go to one split: a later turn's prompt holds the earlier answers,
     # so turns on both sides would test on what was trained.
-    split = _split(draft, where) or hashed_split(messages[:-1], tools, where.test_fraction)
+    # A document has no prompt, and is itself what its split hangs on.
+    asked = messages if draft.is_text else messages[:-1]
+    split = _split(draft, where) or hashed_split(asked, tools, where.test_fraction)
     metadata = _parse_metadata(draft)
     kwargs = _parse_kwargs(draft.common.get("chat_template_kwargs"))
     examples = []
@@ -228,7 +233,12 @@ def _check_prompt(prompt: list[_Labelled], chosen: list[_Labelled]) -> None:
     for field, message in prompt:
         # A user may quote a template's marks; a message that is a whole rendered prompt is one that
         # was rendered before it was put there, and would be rendered twice.
-        if message["role"] == "user" and rendered.is_prompt(message["content"]):
+        content = message.get("content", "")
+        if (
+            message["role"] == "user"
+            and content[:1] in _MARKS
+            and rendered.is_prompt(message["content"])
+        ):
             raise BadPair(
                 "rendered-prompt",
                 f"{field}.content was rendered by a chat template: {show(message['content'])}; "

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from jaxdpo.data.bad_pair import BadPair, show
+from jaxdpo.data.bad_pair import BadPair, kind, show
 from jaxdpo.data.reading import rendered
 from jaxdpo.data.reading.asked import (
     Asked,
@@ -44,10 +44,17 @@ def labelled(record: dict[str, Any], roles: RoleKeys) -> tuple[Read, bool]:
 
 
 class Example(NamedTuple):
-    """A conversation that ends with an answer, and the columns that it was read from."""
+    """A conversation that ends with an answer, and the columns that it was read from.
+
+    Attributes:
+      messages: The conversation; of plain text, the text alone, as the assistant's.
+      used: The columns.
+      is_text: Whether it is plain text, such as a document.
+    """
 
     messages: list[Said]
     used: frozenset[str]
+    is_text: bool = False
 
 
 def example(record: dict[str, Any], roles: RoleKeys) -> Example:
@@ -99,12 +106,13 @@ def _with_reasoning(
 def _text(record: dict[str, Any], roles: RoleKeys) -> Example:
     key = roles["text"][0]
     text = need(record, key)[0]
-    messages = rendered.messages_of(text, key) if isinstance(text, str) else None
+    if not isinstance(text, str):
+        raise BadPair("content-type", f"{key} is {kind(text)}, {show(text)}; write a string")
+    messages = rendered.messages_of(text, key)
     if messages is None:
-        raise BadPair(
-            "plain-text",
-            f"{key} is {show(text)}, without a question and an answer; write prompt and completion",
-        )
+        # A document: nothing was asked, so no template has a part in it.
+        said = [Said(key, {"role": "assistant", "content": text})]
+        return Example(said, frozenset([key]), is_text=True)
     said = [Said(f"{key} turn {i + 1}", each) for i, each in enumerate(messages)]
     said, used = with_system(said, record, roles)
     return Example(said, used | {key})

@@ -35,7 +35,9 @@ _last: tuple[Any, Any, bytes] = (None, None, b"")
 
 def pair_digest(pair: PreferencePair) -> bytes:
     """Returns `prompt_digest` of a pair's prompt, or of its ids where it has no messages."""
-    return prompt_digest(pair.prompt or ids_as_prompt(pair.token_ids), pair.tools)
+    # A document has neither, and is known by its text.
+    asked = pair.prompt or ids_as_prompt(pair.token_ids) or pair.chosen
+    return prompt_digest(asked, pair.tools)
 
 
 def ids_as_prompt(token_ids: Sequence[Sequence[int]] | None) -> list[Message]:

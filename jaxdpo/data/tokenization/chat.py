@@ -61,13 +61,15 @@ class Chat:
           UserError: If there is no template, or it cannot be used.
         """
         self.tokenizer = tokenizer
+        # By their texts: a configuration has ids, templates and lists of known ends have names.
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
         own = {token.content for token in added.values()}
         known = [added[id].content for id in end_ids if id in added]
         known += [name for name in NAMED_ENDS if name in own]
         if tokenizer.eos_token is not None:
             known.append(cast(str, tokenizer.eos_token))
-        self._template = ChatTemplate(tokenizer, template, known)
+        sources = _own_templates(tokenizer) if template is None else [template]
+        self._template = ChatTemplate(tokenizer, sources, known)
         self._controls = self._template.controls
         first, of_call, *others = (
             cast(int, tokenizer.convert_tokens_to_ids(token))
@@ -138,11 +140,17 @@ class Chat:
         writes none. Of a completion of several messages, what stands between those of the
         assistant is not scored. An answer that carries the ids it was sampled as keeps them.
 
-        Pairs that came as token ids are taken as they are.
+        Pairs that came as token ids are taken as they are. Text without a prompt, such as a
+        document, follows the token that begins a text, without a template.
         """
-        by_text = iter(self._pairs.encode([pair for pair in pairs if pair.token_ids is None]))
+        asked = [pair for pair in pairs if pair.prompt]
+        by_text = iter(self._pairs.encode(asked))
         return [
-            next(by_text) if pair.token_ids is None else self._given_ids(pair.token_ids)
+            next(by_text)
+            if pair.prompt
+            else self._plain(pair)
+            if pair.token_ids is None
+            else self._given_ids(pair.token_ids)
             for pair in pairs
         ]
 
@@ -161,10 +169,31 @@ class Chat:
         ids = carried["ids"]
         if not ids or max(ids) >= self._size:
             return None
+        # The text has no end, special or not.
         said = ids[:-1] if ids[-1] in self.end_ids else ids
         if self.decode(said) != message["content"]:
             return None
         return np.array(ids, np.int32)
+
+    def _plain(self, pair: PreferencePair) -> EncodedPair | BadPair:
+        """Encodes text that answers nothing, as pre-training does: BOS, text, EOS."""
+        text = pair.chosen[0]["content"]
+        try:
+            walled = self._controls.wall(text)
+        except BadPair as bad:
+            return bad
+        [ids] = self._controls.encode([self._controls.spell(walled)])
+        if isinstance(ids, BadPair):
+            return ids
+        eos = cast(int | None, self.tokenizer.eos_token_id)
+        end = self.end_ids[0] if eos is None else eos
+        bos = cast(int | None, self.tokenizer.bos_token_id)
+        # A tokenizer without BOS parts documents by EOS, which then stands before the first, too.
+        begin = end if bos is None else bos
+        tokens = TokenizedPair(
+            np.array([begin], np.int32), np.append(ids, np.int32(end)), np.zeros(0, np.int32)
+        )
+        return EncodedPair(tokens, spelled_control=walled != text)
 
     def _given_ids(self, token_ids: Sequence[Sequence[int]]) -> EncodedPair | BadPair:
         size = self._size
@@ -198,6 +227,7 @@ class Chat:
         except BadPair:
             # A special token of one character stands in the probe; messages with it are refused.
             return
+        # The rendering is the same; only how it is encoded can differ.
         text = self._template.plain(probe)
         if ids != self.tokenizer(text, add_special_tokens=False)["input_ids"]:
             raise UserError(
@@ -273,3 +303,17 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     return cast("PreTrainedTokenizerFast", tokenizer)
+
+
+def _own_templates(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
+    """Returns the tokenizer's template, and the one for conversations with tools if it has one."""
+    template = cast(str | dict[str, str] | None, tokenizer.chat_template)
+    named = template if isinstance(template, dict) else {"default": template}
+    default = named.get("default")
+    if not default:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template; name a Jinja file with "
+            "data.chat_template, the one that the model was trained with"
+        )
+    with_tools = named.get("tool_use")
+    return [default, with_tools] if with_tools else [default]

@@ -78,6 +78,7 @@ class ControlTokens:
         self._whole_words = {token.content for token in controls if token.single_word}
         self.pattern = re.compile(_any_of(texts))
         self._start = re.compile(f"(?={_any_of(texts)})(.)", re.DOTALL)
+        # Parts of tokens: text could be one half of a token, and the template write the other.
         self._prefixes = {text[:i] for text in texts for i in range(1, len(text))}
         self._suffixes = {text[i:] for text in texts for i in range(1, len(text))}
         self._all_texts = WALL.join(texts)
@@ -86,6 +87,8 @@ class ControlTokens:
         self._firsts = sorted({text[0] for text in texts})
         self._lasts = sorted({text[-1] for text in texts})
 
+        # A copy that knows the control tokens by their spellings alone; what a tokenizer adds by
+        # itself (BOS, padding) is the template's affair.
         definition = json.loads(backend.to_str())
         definition |= {"added_tokens": [], "post_processor": None}
         definition |= {"truncation": None, "padding": None}
@@ -198,6 +201,7 @@ class ControlTokens:
         What stands between control tokens is encoded apart, and once: the renderings of a pair
         share most of it.
         """
+        # The renderings of a pair are alike for the most part: each distinct part is encoded once.
         parted = [_parts(text) for text in texts]
         parts = list(dict.fromkeys(itertools.chain.from_iterable(parted)))
         encodings = self._encoder.encode_batch_fast(parts, add_special_tokens=False)
@@ -232,6 +236,7 @@ class ControlTokens:
             forged = np.flatnonzero(self._forged[ids])
             if not len(forged):
                 return self._own_id[ids[ids != self._wall_id]]
+            # From the last to the first, so that earlier offsets stay true.
             for start, end in sorted({encoding.offsets[i] for i in forged}, reverse=True):
                 if end - start < 2:
                     return BadPair(

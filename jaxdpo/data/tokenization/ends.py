@@ -63,6 +63,7 @@ def end_of_text(render: Render, tokens_in: FindTokens, known: Collection[str]) -
     # Command R closes the text and then the turn: the one that the model stops at is the end.
     ends = [token for token in written if token in known] or written
     # GLM closes nothing: the model writes the token that opens the next turn, and stops there.
+    # It is the end only where the configuration names it: else it begins a message, no more.
     return next(iter(ends), None) or next((t for t in within[:1] if t in known), None)
 
 

@@ -47,6 +47,7 @@ class LabelledPairs(Sequence[TokenizedPair]):
           UserError: If all answers are to one prompt.
         """
         self._pairs = pairs
+        # A pair has two answers to learn from; a labelled record has one.
         unpaired = np.flatnonzero(pairs.labels == NO_LABEL)
         self._row = np.concatenate([np.arange(len(pairs)), unpaired])
         self._side = np.repeat([0, 1], [len(pairs), len(unpaired)])
@@ -56,9 +57,11 @@ class LabelledPairs(Sequence[TokenizedPair]):
         self._other = _mismatched(*self._digests())
         prompts = pairs.lengths[self._row, 0]
         answers = pairs.lengths[self._row, 1 + self._side]
+        # Only the mismatched answer, which nothing learns, may lose its end for lack of room.
         whole, room = answers[self._other], max_length - prompts
         self.lengths = np.stack([prompts, answers, np.minimum(whole, room)], -1).astype(np.int32)
         self.cut = int((whole > room).sum())
+        # Which answer is mismatched with which is a part of what is trained.
         state = hashlib.sha256(f"labelled {pairs.fingerprint}".encode())
         for array in (self.labels, self._other, self.lengths):
             state.update(array.tobytes())
@@ -75,7 +78,7 @@ class LabelledPairs(Sequence[TokenizedPair]):
         return TokenizedPair(prompt, answer, other, unscored, other_unscored)
 
     def source(self, index: int) -> str:
-        """Where the answer came from, as `file:line`."""
+        """Returns where the answer came from, as `file:line`."""
         return self._pairs.source(int(self._row[index]))
 
     def prompt(self, index: int) -> list[Message] | None:
@@ -83,11 +86,11 @@ class LabelledPairs(Sequence[TokenizedPair]):
         return self._pairs.prompt(int(self._row[index]))
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """The record's metadata."""
+        """Returns the record's metadata."""
         return self._pairs.metadata(int(self._row[index]))
 
     def summary(self) -> str:
-        """How many answers have which label, and what became of mismatched ones."""
+        """Counts the answers by label, and the mismatched ones that were shortened."""
         good = int(self.labels.sum())
         said = f"{good} answers labelled true, {len(self) - good} false"
         return said + (f"; {self.cut} mismatched answers cut to fit" if self.cut else "")
@@ -99,7 +102,7 @@ class LabelledPairs(Sequence[TokenizedPair]):
         return pair.prompt_ids, pair.chosen_ids, pair.chosen_unscored
 
     def _digests(self) -> tuple[np.ndarray, np.ndarray]:
-        """Digests of every example's prompt, and of prompt and answer, u64 `[N]` each."""
+        """Computes digests of every example's prompt, and of prompt and answer, u64 `[N]` each."""
         digests = np.zeros((2, len(self)), np.uint64)
         for index in range(len(self)):
             prompt, answer, _ = self._answer(index)
@@ -116,7 +119,7 @@ Examples = TokenizedPairs | LabelledPairs
 def examples_of(
     splits: Mapping[Split, TokenizedPairs], losses: Sequence[str], max_length: int
 ) -> dict[Split, Examples]:
-    """What a run's losses learn from: the pairs, or with kto answers one by one.
+    """Returns what a run's losses learn from: the pairs, or with kto answers one by one.
 
     Args:
       splits: The tokenised pairs.
@@ -139,16 +142,18 @@ def examples_of(
 
 
 def _mismatched(prompts: np.ndarray, examples: np.ndarray) -> np.ndarray:
-    """For each example the next one, by `examples`, with another prompt; the last is followed by
-    the first.
+    """Finds for each example the next one, by `examples`, with another prompt; the last is followed
+    by the first.
 
     >>> _mismatched(np.array([7, 7, 8]), np.array([10, 20, 30])).tolist()
     [2, 2, 0]
     """
+    # Sorted by digest, the order depends on the data alone, and not on where a record stands.
     count = len(prompts)
     if not count:
         return np.zeros(0, np.int64)
     order = np.argsort(examples, kind="stable")
+    # Twice around, so that the search below never runs off the end.
     twice = np.tile(prompts[order], 2)
     # Where a run of one prompt ends and another begins.
     begins = np.flatnonzero(twice[1:] != twice[:-1]) + 1

@@ -26,7 +26,7 @@ from jaxdpo.data.tokenization.pair_store import (
     TokenizedPairs,
     open_pairs,
 )
-from jaxdpo.data.tokenization.truncation import fit
+from jaxdpo.data.tokenization.truncation import truncate
 from jaxdpo.errors import UserError
 from jaxdpo.storage.files import json_digest, replacing
 
@@ -63,6 +63,7 @@ def load_pairs(
     Raises:
       UserError: As `read_pairs` does, and for pairs that the chat template refuses.
     """
+    # Tokens are found again by the digests of their sources, whatever these are called.
     key = _source_key(config, chat, supervised)
     folder = config.cache_folder() / "pairs" / key
     loaded = _open(folder, key)
@@ -82,7 +83,7 @@ def load_pairs(
 
 
 def _source_key(config: DataConfig, chat: Chat, supervised: bool) -> str:
-    """SHA-256 of all that the tokens of a configuration's sources depend on."""
+    """Computes the SHA-256 of all that the tokens of a configuration's sources depend on."""
     memory = config.cache_folder() / "digests"
     sources = [
         (name, weight, [(source.name, digest_of(source, memory)) for source in find_sources(name)])
@@ -95,7 +96,7 @@ def _source_key(config: DataConfig, chat: Chat, supervised: bool) -> str:
 
 
 def _open(folder: Path, key: str) -> LoadedPairs | None:
-    """What `_store` stored, if it is there and whole."""
+    """Opens what `_store` stored, if it is there and whole."""
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         # JSON has lists alone, and a report holds tuples.
@@ -125,13 +126,16 @@ def _store(config: DataConfig, chat: Chat, supervised: bool, folder: Path, key: 
             split: _Writer(stack.enter_context(PairWriter(folder / split, key)), chat, config)
             for split in _SPLITS
         }
+        # Bad lines are written even where they stop the run, so that all can be looked at at once.
         rejected = _encode(reading, chat, writers, bad_lines, stops=config.on_error == "stop")
         bad_lines.stop(config)
         report = reading.report(rejected)
         for writer in writers.values():
             writer.finish()
+    # Another program may have written to a source while it was read.
     if _source_key(config, chat, supervised) != key:
         raise UserError(f"{config.name()}: changed while it was read; run again")
+    # Last, since a folder without it counts as unfinished.
     with replacing(folder / _ABOUT) as file:
         json.dump({"key": key, "report": dataclasses.asdict(report)}, file)
 
@@ -194,8 +198,10 @@ def _encoded(
     with ThreadPoolExecutor(_THREADS) as pool:
         while batch := list(itertools.islice(items, _BATCH)):
             pairs = [met.pair for met in batch if isinstance(met, Met)]
+            # Nothing will be trained, but reading goes on: all bad lines are named, not the first.
             spoilt = spoilt or (stops and len(pairs) < len(batch))
             waiting.append((batch, pool.submit(chat.encode_pairs, [] if spoilt else pairs)))
+            # Results leave in the order of the data, and few batches are held at a time.
             if len(waiting) > _THREADS:
                 yield from _beside(*waiting.popleft())
         while waiting:
@@ -225,16 +231,16 @@ class _Writer:
 
     def add(self, pair: PreferencePair, encoded: EncodedPair) -> None:
         """Stores one pair, if it can be made to fit."""
-        fitted = fit(pair, encoded.tokens, self._chat, self._max_length)
-        if fitted.outcome != "whole":
-            self._outcomes[fitted.outcome].append(pair.source)
+        truncated = truncate(pair, encoded.tokens, self._chat, self._max_length)
+        if truncated.outcome != "whole":
+            self._outcomes[truncated.outcome].append(pair.source)
         for decision in ("spelled_control", "reopened", "ids_unused"):
             if getattr(encoded, decision):
                 self._outcomes[decision].append(pair.source)
-        if fitted.tokens is not None:
+        if truncated.tokens is not None:
             scores = pair.scores or UNKNOWN
             self._out.add(
-                fitted.tokens, pair.source, pair.metadata, scores, pair.label, pair.prompt
+                truncated.tokens, pair.source, pair.metadata, scores, pair.label, pair.prompt
             )
             self._count += 1
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.data.pairs import NO_SPANS, SAMPLED, Message, PreferencePair, TokenizedPair
+from jaxdpo.data.tokenization.prefixes import common_prefix, last_place, shared_start
 from jaxdpo.data.tokenization.reasoning import ends_in_opening
 from jaxdpo.data.tokenization.template import ChatTemplate, Rendered
 
@@ -171,6 +172,7 @@ class PairEncoder:
         )
 
     def _sampled(self, completion: Sequence[Message]) -> np.ndarray | None:
+        # Of several messages each was sampled after another prompt: their texts are encoded.
         return self._sampled_ids(completion[0]) if len(completion) == 1 else None
 
     def _rendered_answer(
@@ -178,6 +180,7 @@ class PairEncoder:
     ) -> _Answer:
         whole = self._render(pair, completion, False, harmless)
         turns = self._rendered_turns(pair, completion, whole.text)
+        # A model may end a call in another token than an answer.
         text, ended = self._template.closed(whole.text)
         end = self._end_of_call_id if "tool_calls" in completion[-1] else self.end_ids[0]
         return _Answer(
@@ -190,7 +193,7 @@ class PairEncoder:
     def _header(self, pair: PreferencePair, asked: str) -> str:
         """Returns what the generation prompt adds to a rendered prompt."""
         closed = self._render(pair, (), False).text
-        return asked[len(_shared_start(closed, asked)) :]
+        return asked[len(shared_start(closed, asked)) :]
 
     def _render(
         self,
@@ -216,7 +219,7 @@ class PairEncoder:
             # stand in the whole: a template that drops earlier reasoning rewrites the latter.
             if not all(
                 whole.startswith(text)
-                for text in (_shared_start(opened, before), self._template.unclosed(closed))
+                for text in (shared_start(opened, before), self._template.unclosed(closed))
             ):
                 raise BadPair(
                     "turns-rewritten",
@@ -307,7 +310,7 @@ class PairEncoder:
           How much of the prompt precedes the completion, the completion's ids, and whether it is
           written without what the generation prompt opens.
         """
-        shared, asked = _common_prefix(prompt, whole), item.prompt
+        shared, asked = common_prefix(prompt, whole), item.prompt
         if shared == len(prompt):
             return shared, whole[shared:], False
         opening, closing = map(self._controls.spell, self._template.reasoning.tags or ("", ""))
@@ -319,13 +322,13 @@ class PairEncoder:
                 if not isinstance(rest, BadPair):
                     return len(prompt), rest, False
             return shared, whole[shared:], False
-        same = _shared_start(asked, text)
+        same = shared_start(asked, text)
         left_out = asked[len(same) :]
         if len(left_out) > len(item.header):
             # The prompt itself is written in another way once an answer follows (gpt-oss leaves out
             # earlier reasoning). The answer is what follows the last header.
             [header] = self._controls.encode([item.header])
-            at = -1 if isinstance(header, BadPair) else _last_place(header, whole)
+            at = -1 if isinstance(header, BadPair) else last_place(header, whole)
             if at < 0:
                 return BadPair(
                     "prompt-rewritten",
@@ -351,17 +354,17 @@ class PairEncoder:
         spans = []
         begin = start
         for closed, opened in zip(turns[::2], turns[1::2], strict=True):
-            end = _common_prefix(whole, closed)
+            end = common_prefix(whole, closed)
             # What the template writes after the end token is not the assistant's.
             ends = np.flatnonzero(np.isin(whole[begin:end], self.end_ids))
             end = begin + int(ends[-1]) + 1 if len(ends) else end
-            begin = max(end, _common_prefix(whole, opened))
+            begin = max(end, common_prefix(whole, opened))
             spans += [end - start, begin - start]
         return np.array(spans, np.int32)
 
 
 class _Seam(NamedTuple):
-    """Where a completion begins, and what it is.
+    """A completion, and the place in the prompt that it follows.
 
     Attributes:
       prompt_length: Tokens of the prompt that precede it.
@@ -385,21 +388,3 @@ def _without_ids(pair: PreferencePair) -> PreferencePair:
         for part in (pair.prompt, pair.chosen, pair.rejected)
     )
     return replace(pair, prompt=prompt, chosen=chosen, rejected=rejected)
-
-
-def _shared_start(a: str, b: str) -> str:
-    same = itertools.takewhile(lambda both: both[0] == both[1], zip(a, b, strict=False))
-    return a[: sum(1 for _ in same)]
-
-
-def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    length = min(len(a), len(b))
-    (different,) = (a[:length] != b[:length]).nonzero()
-    return int(different[0]) if len(different) else length
-
-
-def _last_place(part: np.ndarray, whole: np.ndarray) -> int:
-    """Returns where the last occurrence of some ids ends in others; -1 if there is none."""
-    size = len(part)
-    ends = range(len(whole), size - 1, -1) if size else ()
-    return next((end for end in ends if np.array_equal(whole[end - size : end], part)), -1)

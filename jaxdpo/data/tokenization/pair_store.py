@@ -95,6 +95,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
     def __getitem__(self, index: int) -> TokenizedPair:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
+        # Chunks are of one size, so that the place of a row needs no search.
         chunk, row = divmod(index, ROWS_PER_CHUNK)
         pair = TokenizedPair(
             *(
@@ -102,6 +103,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
                 for offsets, start in self._chunks[chunk]
             )
         )
+        # Read from disk at every step: a flipped bit would train another token without a word.
         if _checksum(pair) != self._checksums[index]:
             raise UserError(
                 f"{self.source(index)}: its stored tokens are damaged on disk; remove the folder "
@@ -110,15 +112,16 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         return pair
 
     def _read(self, start: int, first: int, last: int) -> np.ndarray:
-        """The ids `first` to `last` of those that begin at a place in the file."""
+        """Reads the ids `first` to `last` of those that begin at a place in the file."""
         if last == first:
             return _NONE
+        # pread moves no file position: many threads read through one descriptor.
         data = os.pread(self._file.fileno(), 4 * (last - first), start + 4 * first)
         # A file that was cut off gives fewer bytes, of which the checksum tells.
         return np.frombuffer(data, np.int32, len(data) // 4)
 
     def source(self, index: int) -> str:
-        """Where the pair came from, as `file:line`."""
+        """Returns where the pair came from, as `file:line`."""
         return self._sources[index].as_py()
 
     def prompt(self, index: int) -> list[Message] | None:
@@ -127,8 +130,10 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         return None if kept is None else json.loads(kept)
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """The pair's metadata; where it has scores also `chosen_score`, `rejected_score`, and
-        `score_margin`, their difference.
+        """Returns the pair's metadata.
+
+        Where it has scores also `chosen_score`, `rejected_score` and `score_margin`, their
+        difference.
         """
         chosen, rejected = map(float, self.scores[index])
         scores = dict(
@@ -139,7 +144,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
 
 @dataclasses.dataclass(frozen=True)
 class _About:
-    """What stands beside the pairs: what they are, and how to tell that they are whole.
+    """Description beside the pairs: their kind, and how to tell that they are whole.
 
     Attributes:
       key: What they were made from.
@@ -215,7 +220,15 @@ class PairWriter:
         label: bool | None = None,
         prompt: Sequence[Message] | None = None,
     ) -> None:
-        """Adds one pair, where it came from, and what chosen and rejected were given."""
+        """Adds one pair.
+
+        Args:
+          pair: Its token ids.
+          source: Where it came from, as `file:line`.
+          metadata: The record's own fields.
+          scores: What chosen and rejected were given.
+          label: Of an answer that was judged by itself.
+        """
         judged = NO_LABEL if label is None else int(label)
         own = json.dumps(metadata, ensure_ascii=False) if metadata else "{}"
         kept = None
@@ -232,6 +245,7 @@ class PairWriter:
             self._write_chunk()
         self._writer.close()
         self._file.close()
+        # The digest is of the file as it lies on disk, read once while it is still cached.
         file = self._temporary / _PAIRS
         digest, stamp = file_digest(file), stamp_of(file)
         about = _About(self._key, digest, stamp, self._hash.hexdigest(), report)
@@ -249,6 +263,7 @@ class PairWriter:
         columns: list[Any] = [_ragged([getattr(pair, name) for pair in pairs]) for name in _IDS]
         numbers = [pa.array(given, pa.float32()) for given in zip(*scores, strict=True)]
         numbers.append(pa.array(labels, pa.int8()))
+        # Lengths as well as ids: the same ids may be parted in another way.
         for column in columns:
             self._hash.update(np.diff(column.offsets.to_numpy()).tobytes())
             self._hash.update(column.values.to_numpy().tobytes())
@@ -267,15 +282,16 @@ class PairWriter:
 
 
 def _address(values: pa.Array) -> int:
-    """Where an array's numbers begin in memory; 0 where it has none, and none is read."""
+    """Returns where an array's numbers begin in memory; 0 where it has none, and none is read."""
     buffer = values.buffers()[1]
     return 0 if buffer is None else buffer.address + 4 * values.offset
 
 
 def _checksum(pair: TokenizedPair) -> int:
-    """CRC-32 of a pair's ids and spans."""
+    """Computes the CRC-32 of a pair's ids and spans."""
     value = 0
     for ids in pair:
+        # One after the other, so that ids which move from one part to the next are seen.
         value = zlib.crc32(ids.data, value)
     return value
 

@@ -8,7 +8,7 @@ model writes, so the form is found out once, by rendering a probe.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal, NamedTuple
 
 from jaxdpo.data.pairs import Message
@@ -92,16 +92,17 @@ class Reasoning(NamedTuple):
         return None
 
 
-def find_reasoning(render: Render, source: str, literals: str) -> Reasoning:
+def find_reasoning(render: Render, names: Collection[str], literals: str) -> Reasoning:
     """Finds out in which form a template takes reasoning.
 
     Args:
       render: Renders messages by it.
-      source: The template.
+      names: Fields that it may look at.
       literals: The text that it writes or looks for itself.
     """
-    tags = next((pair for pair in TAGS if pair[1] in literals), None)
+    tags = next((pair for pair in TAGS if any(tag in literals for tag in pair)), None)
     opening, closing = tags or TAGS[0]
+    # Words that no template writes itself, so that what is found comes from the probe.
     said = {"role": "assistant", "content": _ANSWER}
     fields = dict.fromkeys(REASONING_KEYS, _THOUGHT)
     raw = f"{opening}\n{_THOUGHT}\n{closing}\n\n{_ANSWER}"
@@ -111,6 +112,7 @@ def find_reasoning(render: Render, source: str, literals: str) -> Reasoning:
     # A template that adds an empty thought of its own does not look for tags in the content.
     answered = by_tags.rpartition(_ASKED["content"])[2]
     kept = _THOUGHT in answered and answered.count(closing) == 1
+    # Tags are looked at first: content with them is what the model wrote, to the line break.
     treatment: Treatment
     if tags is None:
         treatment = "field" if field else "none"
@@ -120,7 +122,7 @@ def find_reasoning(render: Render, source: str, literals: str) -> Reasoning:
         treatment = "field"
     else:
         treatment = "dropped" if _ANSWER in answered else "none"
-    known = field or any(key in source for key in REASONING_KEYS)
+    known = field or any(key in names for key in REASONING_KEYS)
     return Reasoning(treatment, tags, known, tags is not None and _opens(render, opening))
 
 
@@ -133,3 +135,16 @@ def _opens(render: Render, opening: str) -> bool:
 def ends_in_opening(prompt: str, opening: str) -> bool:
     """Tells whether a rendered prompt ends in the opening tag, white space aside."""
     return bool(re.search(re.escape(opening) + r"\s*$", prompt))
+
+
+def without_thought(message: Message) -> Message:
+    """Returns a message without its content and its reasoning."""
+    return {key: v for key, v in message.items() if key not in ("content", *REASONING_KEYS)}
+
+
+def with_reasoning(message: Message) -> Message:
+    """Names a message's reasoning in every way that templates look for it."""
+    if message.keys().isdisjoint(REASONING_KEYS):
+        return message
+    reasoning = next(message[key] for key in REASONING_KEYS if key in message)
+    return {**dict.fromkeys(REASONING_KEYS, reasoning), **message, "reasoning_content": reasoning}

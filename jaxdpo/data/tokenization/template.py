@@ -1,6 +1,5 @@
 """Conversations → text, by a chat template whose control tokens no message can forge."""
 
-import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -14,25 +13,25 @@ from jaxdpo.data.reading.jsonl import strings
 from jaxdpo.data.reading.messages import REASONING_KEYS
 from jaxdpo.data.tokenization.control_tokens import WALL, ControlTokens, without_spellings
 from jaxdpo.data.tokenization.ends import PROBE, end_of_call, end_of_text
-from jaxdpo.data.tokenization.reasoning import Thought, find_reasoning
-from jaxdpo.data.tokenization.template_sandbox import Template, TemplateLimit
-from jaxdpo.data.tokenization.tool_calls import Form, forms, function_names, printed_by_python
+from jaxdpo.data.tokenization.reasoning import (
+    Thought,
+    find_reasoning,
+    with_reasoning,
+    without_thought,
+)
+from jaxdpo.data.tokenization.template_sandbox import TEMPLATE_ERRORS, Template, TemplateLimit
+from jaxdpo.data.tokenization.tool_calls import (
+    Form,
+    forms,
+    function_names,
+    is_named,
+    printed_by_python,
+)
 from jaxdpo.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# What a template does to its input can fail in any of these ways; jinja2's own is the usual one.
-_TEMPLATE_ERRORS = (
-    jinja2.TemplateError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    RecursionError,
-    MemoryError,
-)
 NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 # Stand for the tags of reasoning in content that the template would remove if it saw them.
 _OPENING, _CLOSING = "\ufdd3", "\ufdd4"
@@ -66,21 +65,20 @@ class ChatTemplate:
     def __init__(
         self,
         tokenizer: "PreTrainedTokenizerFast",
-        source: str | None = None,
-        known_ends: Collection[str] = (),
+        sources: Sequence[str],
+        known_ends: Collection[str],
     ):
         """Looks at a template.
 
         Args:
           tokenizer: The tokenizer that it is for.
-          source: The template; by default the tokenizer's own.
+          sources: The template, and perhaps another for conversations with tools.
           known_ends: Tokens that end answers, by what is known of the model.
 
         Raises:
-          UserError: If there is none, or it cannot render a question and an answer.
+          UserError: If it cannot render a question and an answer.
         """
         self._variables = {**tokenizer.special_tokens_map, "documents": None}
-        sources = _own_templates(tokenizer) if source is None else [source]
         self.source = "\0".join(sources)
         try:
             self._template, *others = map(Template, sources)
@@ -89,8 +87,10 @@ class ChatTemplate:
         self._tool_template = others[0] if others else self._template
         # First, so that a template that does not come to an end is tried only once.
         self._check_usable()
-        literals = "\0".join(template.literals for template in (self._template, *others))
-        self.reasoning = find_reasoning(self._probe, self.source, literals)
+        both = (self._template, *others)
+        literals = "\0".join(template.literals for template in both)
+        names = frozenset().union(*(template.names for template in both))
+        self.reasoning = find_reasoning(self._probe, names, literals)
         written = [literals, *self._probes(), *(self.reasoning.tags or ())]
         self.controls = ControlTokens(tokenizer.backend_tokenizer, "\0".join(written), known_ends)
         self._find_ends(cast(str | None, tokenizer.eos_token), known_ends)
@@ -125,6 +125,8 @@ class ChatTemplate:
         self._check_written(messages, answer, rendered)
         if self.harmless(messages, tools, kwargs) if harmless is None else harmless:
             return Rendered(self._spell(rendered), False)
+        # Rendered once more with walls, and compared: what a template does to text that it has
+        # looked at cannot be told from the outside in any other way.
         walled = _Said(
             self._shaped(messages, answer, self.controls.wall),
             self._wall(plain.tools),
@@ -213,7 +215,7 @@ class ChatTemplate:
         shaped = []
         for index, message in enumerate(messages):
             thought = self.reasoning.split(message)
-            rest = _without_thought(message) if thought else message
+            rest = without_thought(message) if thought else message
             said = rest if text is _as_it_is else {**self._wall(rest), "role": message["role"]}
             if thought is not None:
                 said = {**said, **self._thinking(thought, index == answer, text)}
@@ -245,7 +247,7 @@ class ChatTemplate:
             if thought is None:
                 words.append(message)
             else:
-                words += [_without_thought(message), thought.reasoning, thought.answer]
+                words += [without_thought(message), thought.reasoning, thought.answer]
         return words
 
     def _spell(self, rendered: str) -> str:
@@ -286,6 +288,7 @@ class ChatTemplate:
 
     def _render_in_some_form(self, said: "_Said", prompt: bool) -> tuple[str, Form]:
         """Renders tool calls in the first form that the template writes them in, and tells it."""
+        # A name may be written with JSON's escapes; nothing else stands for a function.
         names = list(function_names(said.messages, said.tools))
         failure: BadPair | None = None
         lost: str | None = None
@@ -298,13 +301,14 @@ class ChatTemplate:
                     raise
                 failure = failure or bad
                 continue
-            missing = next((name for name in names if not _is_in(name, rendered)), None)
+            missing = next((name for name in names if not is_named(name, rendered)), None)
             if missing is not None:
                 lost = lost or missing
             elif not printed_by_python(said.messages, rendered):
                 return rendered, form
             else:
                 printed = printed or (rendered, form)
+        # Rather as transformers renders it than not at all: a template may well print an object.
         if printed is not None:
             return printed
         if lost is not None:
@@ -319,7 +323,7 @@ class ChatTemplate:
     def _apply(self, said: "_Said", prompt: bool, form: Form) -> str:
         variables = {
             **self._variables,
-            "messages": [form(_with_reasoning(message)) for message in said.messages],
+            "messages": [form(with_reasoning(message)) for message in said.messages],
             "tools": said.tools or None,
             "add_generation_prompt": prompt,
             **said.kwargs,
@@ -333,7 +337,7 @@ class ChatTemplate:
                 f"the chat template does not come to an end with these messages: {error}; use "
                 "another template (data.chat_template)",
             ) from error
-        except _TEMPLATE_ERRORS as error:
+        except TEMPLATE_ERRORS as error:
             raise BadPair("template", f"the chat template refuses the messages: {error}") from error
 
     def _check_usable(self) -> None:
@@ -365,6 +369,7 @@ class ChatTemplate:
         return [text for text in rendered if text is not None]
 
     def _find_ends(self, eos_token: str | None, known_ends: Collection[str]) -> None:
+        # Only control tokens can be ends: what text may spell must not end an answer.
         tokens_in = self.controls.pattern.findall
         end = end_of_text(self._probe, tokens_in, known_ends) or eos_token
         if end is None:
@@ -388,33 +393,3 @@ class _Said(NamedTuple):
 
 def _as_it_is(text: str) -> str:
     return text
-
-
-def _without_thought(message: Message) -> Message:
-    return {key: v for key, v in message.items() if key not in ("content", *REASONING_KEYS)}
-
-
-def _is_in(name: str, rendered: str) -> bool:
-    return name in rendered or json.dumps(name, ensure_ascii=False)[1:-1] in rendered
-
-
-def _with_reasoning(message: Message) -> Message:
-    """Names a message's reasoning in every way that templates look for it."""
-    if message.keys().isdisjoint(REASONING_KEYS):
-        return message
-    reasoning = next(message[key] for key in REASONING_KEYS if key in message)
-    return {**dict.fromkeys(REASONING_KEYS, reasoning), **message, "reasoning_content": reasoning}
-
-
-def _own_templates(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
-    """Returns the tokenizer's template, and the one for conversations with tools if it has one."""
-    template = cast(str | dict[str, str] | None, tokenizer.chat_template)
-    named = template if isinstance(template, dict) else {"default": template}
-    default = named.get("default")
-    if not default:
-        raise UserError(
-            f"{tokenizer.name_or_path}: the tokenizer has no chat template; name a Jinja file with "
-            "data.chat_template, the one that the model was trained with"
-        )
-    with_tools = named.get("tool_use")
-    return [default, with_tools] if with_tools else [default]

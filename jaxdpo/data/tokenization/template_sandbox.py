@@ -41,6 +41,17 @@ _WIDE = re.compile(r"\d{4}")
 # A template that writes today's date would give other tokens every day, and a run that restarts
 # other data. It gets the date that Llama 3's templates have by default.
 NOW = datetime(2024, 7, 26)
+# What a template does to its input can fail in any of these ways; jinja2's own is the usual one.
+TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+)
 
 
 class TemplateLimit(jinja2.TemplateRuntimeError):
@@ -117,6 +128,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
+        # Each thread renders by itself, and spends its own.
         self.budget = threading.local()
         for name in _COSTLY:
             self.filters[name] = self._paid_filter(name, self.filters[name])
@@ -223,6 +235,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         if obj == self.rounds:
             return self.rounds(*args)
         self.spend(_CALL)
+        # What is called may copy its arguments as often as it likes; methods of text say how often.
         given = [*args, *kwargs.values()]
         # Jinja wraps a text's `format`.
         owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
@@ -258,6 +271,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         """
         if operator == "%" and isinstance(left, str):
             return self._format(left, right)
+        # Python computes powers to the last digit: 9 ** 9 ** 9 would never come to an end.
         if isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * max(right, 1) if operator == "**" else 0
             if max(bits, left.bit_length() + right.bit_length()) > _MOST_BITS:
@@ -347,6 +361,7 @@ class Template:
 
     Attributes:
       literals: Every text that stands in the template itself, comments aside, joined by NUL.
+      names: Fields of messages, among other names, that the template may look at.
 
     Raises:
       jinja2.TemplateError: If the source is no template.
@@ -357,8 +372,9 @@ class Template:
         self._globals = dict(self._template.globals)
         tree = _ENVIRONMENT.parse(source)
         texts = [node.data for node in tree.find_all(nodes.TemplateData)]
-        texts += [n.value for n in tree.find_all(nodes.Const) if isinstance(n.value, str)]
-        self.literals = "\0".join(texts)
+        constants = [n.value for n in tree.find_all(nodes.Const) if isinstance(n.value, str)]
+        self.literals = "\0".join([*texts, *constants])
+        self.names = frozenset(node.attr for node in tree.find_all(nodes.Getattr)) | {*constants}
 
     def render(self, variables: dict[str, Any]) -> str:
         """Returns the text that the template writes.
@@ -367,6 +383,7 @@ class Template:
           TemplateLimit: If it would take too long or write too much.
           Exception: Whatever else goes wrong in it.
         """
+        # Anew for each rendering: what another conversation has spent must not refuse this one.
         _ENVIRONMENT.budget.left = BUDGET
         pieces: list[str] = []
         # Without this, Jinja copies its globals from a chain of dictionaries, which takes longer

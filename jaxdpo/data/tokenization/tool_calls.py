@@ -26,6 +26,11 @@ def function_names(messages: Sequence[Message], tools: Sequence[dict[str, Any]])
     yield from (call["function"]["name"] for call in _calls(messages))
 
 
+def is_named(name: str, rendered: str) -> bool:
+    """Tells whether a rendering holds a function's name, plain or as JSON writes it."""
+    return name in rendered or json.dumps(name, ensure_ascii=False)[1:-1] in rendered
+
+
 def printed_by_python(messages: Sequence[Message], rendered: str) -> bool:
     """Tells whether a rendering holds arguments as `{'city': 'Rome'}`, which no model writes."""
     arguments = (call["function"].get("arguments") for call in _calls(messages))
@@ -70,6 +75,7 @@ def _both(first: Form, second: Form) -> Form:
     return lambda message: second(first(message))
 
 
+# Cheapest and likeliest first: a template that takes the data as it is renders it once.
 _NULL, _EMPTY = _with_content(None), _with_content("")
 _FORMS: tuple[Form, ...] = (
     _as_given,

@@ -1,4 +1,4 @@
-"""Pairs that are too long: what is cut from the prompt, and when there is no use in cutting."""
+"""Truncation of pairs that are too long: what the prompt loses, and when a pair is dropped."""
 
 import bisect
 from dataclasses import replace
@@ -16,14 +16,14 @@ MIN_PROMPT_TOKENS = 16
 Outcome = Literal["whole", "cut_by_message", "cut_by_token", "dropped"]
 
 
-class Fitted(NamedTuple):
+class Truncated(NamedTuple):
     """A pair's tokens, none if it was dropped, and what was done to them."""
 
     tokens: TokenizedPair | None
     outcome: Outcome
 
 
-def fit(pair: PreferencePair, tokens: TokenizedPair, chat: Chat, max_length: int) -> Fitted:
+def truncate(pair: PreferencePair, tokens: TokenizedPair, chat: Chat, max_length: int) -> Truncated:
     """Makes prompt and longer completion fit into `max_length` tokens; completions stay whole.
 
     The prompt first loses its oldest turns, as few as needed; it keeps the system message and the
@@ -38,17 +38,18 @@ def fit(pair: PreferencePair, tokens: TokenizedPair, chat: Chat, max_length: int
     """
     room = _room(tokens, max_length)
     if len(tokens.prompt_ids) <= room:
-        return Fitted(tokens, "whole")
+        return Truncated(tokens, "whole")
     if room < min(MIN_PROMPT_TOKENS, len(tokens.prompt_ids)):
-        return Fitted(None, "dropped")
+        return Truncated(None, "dropped")
     shortest = _with_fewer_turns(pair, tokens, chat, room)
     room = _room(shortest, max_length)
     if len(shortest.prompt_ids) <= room:
-        return Fitted(shortest, "cut_by_message")
+        return Truncated(shortest, "cut_by_message")
+    # From the left: what the model is asked stands at the end.
     prompt = shortest.prompt_ids
     begin = prompt[:1] if prompt[0] == chat.tokenizer.bos_token_id else prompt[:0]
     rest = prompt[len(prompt) - room + len(begin) :]
-    return Fitted(shortest._replace(prompt_ids=np.concatenate([begin, rest])), "cut_by_token")
+    return Truncated(shortest._replace(prompt_ids=np.concatenate([begin, rest])), "cut_by_token")
 
 
 def _room(tokens: TokenizedPair, max_length: int) -> int:
@@ -58,7 +59,14 @@ def _room(tokens: TokenizedPair, max_length: int) -> int:
 def _with_fewer_turns(
     pair: PreferencePair, tokens: TokenizedPair, chat: Chat, room: int
 ) -> TokenizedPair:
-    """The pair without its oldest turns: as few as make the prompt fit, or all but the last."""
+    """Removes a pair's oldest turns: as few as make the prompt fit, or all but the last.
+
+    Args:
+      pair: The pair.
+      tokens: Its ids.
+      chat: The tokenizer and template that encoded them.
+      room: Most tokens of the prompt.
+    """
     starts = [i for i, message in enumerate(pair.prompt) if message["role"] == "user"][1:]
     if not starts:
         return tokens
@@ -71,6 +79,8 @@ def _with_fewer_turns(
         except BadPair:
             return False
 
+    # More turns removed never make a prompt longer, so the fewest are found by bisection: each
+    # try renders and encodes the prompt anew.
     first = min(bisect.bisect_left(starts, True, key=fits), len(starts) - 1)
     shorter = replace(pair, prompt=(*system, *pair.prompt[starts[first] :]))
     encoded = chat.encode_pairs([shorter])[0]

@@ -248,6 +248,30 @@ def test_examples_in_the_forms_that_they_come_in(tmp_path, name):
         assert example.metadata == {"prompt_id": "capital"}
 
 
+@pytest.mark.parametrize("template", ["llama3", "chatml"])
+def test_plain_text_is_trained_without_a_template(make_tokenizer, tmp_path, template):
+    texts = [f"Rivers {n} are long.\n\nThey <|im_end|> end." for n in range(20)]
+    path = write(tmp_path, *({"text": text, "url": "x/y", "id": 3} for text in texts))
+    config = DataConfig(path=path, cache_dir=str(tmp_path / "cache"), test_fraction=0.5)
+    chat = Chat(make_tokenizer("bytes", template))
+    splits = load_pairs(config, chat, supervised=True).splits
+    tokenizer = chat.tokenizer
+    begin = tokenizer.bos_token_id
+    begin = tokenizer.eos_token_id if begin is None else begin
+    read = read_pairs(path, config, supervised=True)
+    by_split = {split: [p.chosen[0]["content"] for p in read.pairs if p.split == split]
+                for split in splits}  # fmt: skip
+    # Equal texts would go to one split; these are drawn one by one.
+    assert min(map(len, by_split.values())) > 2 and not read.report.leaked
+    for split, pairs in splits.items():
+        for text, example in zip(by_split[split], pairs, strict=True):
+            assert example.prompt_ids.tolist() == [begin]
+            assert example.chosen_ids[-1] == tokenizer.eos_token_id
+            # What the text spells stays text.
+            assert tokenizer.decode(example.chosen_ids[:-1]) == text
+            assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in example.chosen_ids[:-1]
+
+
 def test_messages_of_weight_0_are_no_examples(tmp_path):
     talk = [say("user", "a"), say("assistant", "b") | {"weight": 0}, say("user", "c"),
             say("assistant", "d") | {"loss_weight": 1.0}, say("user", "e"),

@@ -13,7 +13,7 @@ from jaxdpo.data.reading.reports import TokenizeReport
 from jaxdpo.data.tokenization.chat import Chat
 from jaxdpo.data.tokenization.load_pairs import load_pairs
 from jaxdpo.data.tokenization.pair_store import ROWS_PER_CHUNK, PairWriter, open_pairs
-from jaxdpo.data.tokenization.truncation import fit
+from jaxdpo.data.tokenization.truncation import truncate
 from jaxdpo.errors import UserError
 
 
@@ -80,11 +80,11 @@ def test_the_oldest_turns_go_first_and_no_more_than_needed(chat, dropped_turns):
     kept = ids_of(chat, [SYSTEM, *TALK[1 + 2 * dropped_turns :]])
     exactly = len(kept) + len(whole.chosen_ids)
     for max_length in (exactly, exactly + 1):
-        fitted = fit(made, whole, chat, max_length)
-        assert fitted.outcome == ("cut_by_message" if dropped_turns else "whole")
-        assert fitted.tokens.prompt_ids.tolist() == kept
-        assert fitted.tokens.chosen_ids.tolist() == whole.chosen_ids.tolist()
-        assert fitted.tokens.rejected_ids.tolist() == whole.rejected_ids.tolist()
+        truncated = truncate(made, whole, chat, max_length)
+        assert truncated.outcome == ("cut_by_message" if dropped_turns else "whole")
+        assert truncated.tokens.prompt_ids.tolist() == kept
+        assert truncated.tokens.chosen_ids.tolist() == whole.chosen_ids.tolist()
+        assert truncated.tokens.rejected_ids.tolist() == whole.rejected_ids.tolist()
 
 
 def test_tool_messages_stay_with_the_turn_they_belong_to(make_tokenizer):
@@ -101,8 +101,8 @@ def test_tool_messages_stay_with_the_turn_they_belong_to(make_tokenizer):
     # Room for the answer before as well, but not for the question that it answers.
     longer = ids_of(chat, [SYSTEM, message("assistant", "Well."), *turn])
     for prompt in (least, longer):
-        fitted = fit(made, whole, chat, len(prompt) + len(whole.chosen_ids))
-        assert fitted.tokens.prompt_ids.tolist() == least
+        truncated = truncate(made, whole, chat, len(prompt) + len(whole.chosen_ids))
+        assert truncated.tokens.prompt_ids.tolist() == least
 
 
 @pytest.mark.parametrize("template", ["chatml", "llama3"])
@@ -113,14 +113,14 @@ def test_a_last_turn_that_is_too_long_loses_tokens_from_the_left(make_tokenizer,
     whole = chat.encode_pair(made)
     longest = max(len(whole.chosen_ids), len(whole.rejected_ids))
     last_turn = ids_of(chat, [SYSTEM, TALK[-1]])
-    fitted = fit(made, whole, chat, 20 + longest)
-    assert fitted.outcome == "cut_by_token"
+    truncated = truncate(made, whole, chat, 20 + longest)
+    assert truncated.outcome == "cut_by_token"
     # A template that begins every text with a token of its own keeps it.
     if template == "llama3":
-        assert fitted.tokens.prompt_ids.tolist() == last_turn[:1] + last_turn[-19:]
+        assert truncated.tokens.prompt_ids.tolist() == last_turn[:1] + last_turn[-19:]
     else:
-        assert fitted.tokens.prompt_ids.tolist() == last_turn[-20:]
-    assert fitted.tokens.chosen_ids.tolist() == whole.chosen_ids.tolist()
+        assert truncated.tokens.prompt_ids.tolist() == last_turn[-20:]
+    assert truncated.tokens.chosen_ids.tolist() == whole.chosen_ids.tolist()
 
 
 def test_a_template_that_refuses_fewer_turns_leaves_cutting_by_tokens(chat):
@@ -131,24 +131,24 @@ def test_a_template_that_refuses_fewer_turns_leaves_cutting_by_tokens(chat):
     picky = Chat(chat.tokenizer, needs_all + chat.tokenizer.chat_template)
     made = pair(*TALK)
     whole = picky.encode_pair(made)
-    fitted = fit(made, whole, picky, 64)
-    assert fitted.outcome == "cut_by_token"
+    truncated = truncate(made, whole, picky, 64)
+    assert truncated.outcome == "cut_by_token"
     room = 64 - max(len(whole.chosen_ids), len(whole.rejected_ids))
-    assert fitted.tokens.prompt_ids.tolist() == whole.prompt_ids[-room:].tolist()
+    assert truncated.tokens.prompt_ids.tolist() == whole.prompt_ids[-room:].tolist()
 
 
 def test_a_completion_is_never_cut_and_a_pair_without_room_for_a_prompt_is_dropped(chat):
     made = pair(*TALK)
     whole = chat.encode_pair(made)
     longest = max(len(whole.chosen_ids), len(whole.rejected_ids))
-    assert fit(made, whole, chat, longest + 16).outcome == "cut_by_token"
-    assert fit(made, whole, chat, longest + 15) == (None, "dropped")
+    assert truncate(made, whole, chat, longest + 16).outcome == "cut_by_token"
+    assert truncate(made, whole, chat, longest + 15) == (None, "dropped")
     short = pair(message("user", "Q"))
     tokens = chat.encode_pair(short)
     length = len(tokens.prompt_ids) + max(len(tokens.chosen_ids), len(tokens.rejected_ids))
     assert len(tokens.prompt_ids) < 16
-    assert fit(short, tokens, chat, length).outcome == "whole"
-    assert fit(short, tokens, chat, length - 1).outcome == "dropped"
+    assert truncate(short, tokens, chat, length).outcome == "whole"
+    assert truncate(short, tokens, chat, length - 1).outcome == "dropped"
 
 
 def test_stored_pairs_are_what_the_chat_encodes(chat, config):
@@ -202,7 +202,7 @@ def flip(folder):
     (folder / "TRAIN" / "pairs.arrow").write_bytes(content)
 
 
-def truncate(folder):
+def cut_off(folder):
     content = (folder / "TRAIN" / "pairs.arrow").read_bytes()
     (folder / "TRAIN" / "pairs.arrow").write_bytes(content[:-100])
 
@@ -245,7 +245,7 @@ def no_rejects(folder):
 @pytest.mark.parametrize(
     "damage",
     [
-        *(flip, truncate, no_about, half_about, other_key, other_shape, no_pairs),
+        *(flip, cut_off, no_about, half_about, other_key, other_shape, no_pairs),
         *(no_report, half_report, no_rejects),
     ],
 )
@@ -290,7 +290,7 @@ def test_what_is_cut_off_in_the_middle_leaves_nothing(chat, config, monkeypatch)
         raise KeyboardInterrupt
 
     write(questions(2), config)
-    monkeypatch.setattr("jaxdpo.data.tokenization.load_pairs.fit", stopped)
+    monkeypatch.setattr("jaxdpo.data.tokenization.load_pairs.truncate", stopped)
     with pytest.raises(KeyboardInterrupt):
         load_pairs(config, chat)
     assert list((config.cache_folder() / "pairs").iterdir()) == []
@@ -512,9 +512,9 @@ def test_a_file_that_changes_while_it_is_read_is_refused(chat, config, tmp_path,
 
     def fit_and_change(*given):
         write_lines(file, False)
-        return fit(*given)
+        return truncate(*given)
 
-    monkeypatch.setattr("jaxdpo.data.tokenization.load_pairs.fit", fit_and_change)
+    monkeypatch.setattr("jaxdpo.data.tokenization.load_pairs.truncate", fit_and_change)
     with pytest.raises(UserError, match=r"pairs.jsonl: changed while it was read; run again"):
         load_pairs(config.model_copy(update={"path": str(file)}), chat)
 
@@ -551,9 +551,9 @@ def test_few_pairs_are_held_however_many_there_are(chat, config, tmp_path, monke
             held.append(sum(isinstance(each, PreferencePair) for each in gc.get_objects()))
         else:
             held.append(0)
-        return fit(*given)
+        return truncate(*given)
 
-    monkeypatch.setattr("jaxdpo.data.tokenization.load_pairs.fit", fit_and_count)
+    monkeypatch.setattr("jaxdpo.data.tokenization.load_pairs.truncate", fit_and_count)
     load_pairs(config.model_copy(update={"path": str(file)}), chat)
     assert len(held) == 4000
     assert 0 < max(held) <= 5 * 128

@@ -4,6 +4,7 @@ import concurrent.futures
 
 import jinja2
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.tokenization.chat import Chat
@@ -40,6 +41,15 @@ BOMBS = {
     "replace filter": "{% set s = 'a' * 100000 %}{{ s | replace('a', s) }}",
     "join": "{% set s = 'a' * 100000 %}{{ s.join(R) }}{{ s | join(s) }}",
     "indent": "{{ messages | tojson(indent=2000000000) }}",
+    "indent filter": "{{ messages | tojson | indent(2000000000) }}",
+    "indent by text": "{% set s = 'a\n' * 10000 %}{{ s | indent(s) }}",
+    "center": "{{ 'a' | center(2000000000) }}",
+    "batch": "{{ [1] | batch(2000000000, 0) | list }}",
+    "slice": "{{ [1] | slice(2000000000) | list }}",
+    "wordwrap": "{% set s = 'a' * 100000 %}{{ s | wordwrap(1, true, s) }}",
+    "urlize": "{% set s = 'http://a.b ' * 20000 %}{{ s | urlize(rel=s) }}",
+    "pprint": "{% set s = ['a'] * 1000000 %}{{ s | pprint }}",
+    "strftime": "{{ strftime_now('%2000000000d') }}",
     "output": "{% set s = 'a' * 1000000 %}{% for i in R %}{{ s }}{% endfor %}",
     "map": "{% for i in R %}{% for j in R %}{% for x in R | map('string') %}{% endfor %}"
     "{% endfor %}{% endfor %}",
@@ -125,3 +135,60 @@ def test_what_chat_templates_use_is_there():
         "[('a', 1)]"
     )
     assert Template(source).render(variables) == expected
+
+
+# Filters and functions of Jinja and transformers, on values that chat templates have.
+EXPRESSIONS = [
+    "'one two three four' | truncate(9)",
+    "'one two three' | truncate(9, true, '…')",
+    "'one two three four five' | wordwrap(9)",
+    "'a\nb\n\nc' | indent",
+    "'a\nb\n\nc' | indent(2, true, true)",
+    "'a\nb' | indent('> ', first=true)",
+    "'mid' | center(9)",
+    "[1, 2, 3, 4, 5] | batch(2, 0) | list",
+    "[1, 2, 3, 4, 5] | slice(2) | list",
+    "messages | map(attribute='role') | batch(2) | list",
+    "{'b': 1, 'a': [1, 2]} | pprint",
+    "{'b': 1, 'a': 'x'} | xmlattr",
+    "'see http://a.b or c.de' | urlize",
+    "'see http://a.b' | urlize(5, nofollow=true, target='_blank')",
+    "[7] | random",
+    "messages | tojson(indent=2)",
+    "messages | groupby('role') | list | length",
+    "'a-b' | replace('-', '+') | upper | title | capitalize",
+    "dict(a=1, b=2).items() | list",
+    "dict.fromkeys(['a', 'b']) | tojson",
+    "messages | selectattr('role', 'equalto', 'user') | list | length",
+    "'%05.1f|%s' | format(3.14159, 'x')",
+    "'x' * 3 ~ 2 ** 5",
+    "[3, 1, 2] | sort(reverse=true) | join('-')",
+    "[[1, 2], [3]] | sum(start=[])",
+    "'a b' | wordcount, 'a&b' | e, 12345 | filesizeformat, 2.567 | round(1)",
+    "joiner('|')(), cycler('a', 'b').next()",
+]
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_expressions_are_rendered_as_transformers_renders_them(expression):
+    source = "{{ " + expression + " }}"
+    [theirs], _ = render_jinja_template([MESSAGES], chat_template=source)
+    assert Template(source).render({"messages": MESSAGES}) == theirs
+
+
+def test_a_generation_block_is_a_scope_as_in_transformers():
+    source = (
+        "{% set x = 1 %}{% for m in messages %}{% generation %}{% set x = 2 %}{{ m.role }}{{ x }}"
+        "{{ loop.index }}{% endgeneration %}{{ x }}{% endfor %}"
+    )
+    [theirs], _ = render_jinja_template([MESSAGES], chat_template=source)
+    assert Template(source).render({"messages": MESSAGES}) == theirs == "user211assistant221"
+
+
+def test_every_code_of_strftime_is_written():
+    """26 July 2024 is a Friday, the 208th day, in week 29 (Sunday first) and 30 (ISO)."""
+    codes = "%a %A %d %-d %b %B %m %y %Y %H %I %p %M %S %f %j %U %V %% %F %T"
+    expected = (
+        "Fri Friday 26 26 Jul July 07 24 2024 00 12 AM 00 00 000000 208 29 30 % 2024-07-26 00:00:00"
+    )
+    assert Template("{{ strftime_now('" + codes + "') }}").render({}) == expected

@@ -8,7 +8,7 @@ from jaxdpo.data.config import DataConfig
 from jaxdpo.data.pairs import scored_tokens
 from jaxdpo.data.reading.reader import read_pairs
 from jaxdpo.data.tokenization.chat import Chat
-from jaxdpo.data.tokenization.truncation import fit
+from jaxdpo.data.tokenization.truncation import truncate
 
 trl = pytest.importorskip("trl")
 
@@ -129,7 +129,7 @@ def test_where_trl_differs(both, what):
     different = DIFFERENCES[what][1]
     style = "qwen" if what == "tool" else "chatml"
     chat, pairs, trainer = both(style, [different], max_length=256 if what == "tool" else 64)
-    ours = fit(pairs[0], chat.encode_pair(pairs[0]), chat, 256 if what == "tool" else 64)
+    ours = truncate(pairs[0], chat.encode_pair(pairs[0]), chat, 256 if what == "tool" else 64)
     theirs = list(trainer.train_dataset)
     end = chat.end_token_id
     if what == "forged":

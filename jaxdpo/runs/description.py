@@ -1,0 +1,41 @@
+"""The description that makes a checkpoint open by itself."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxdpo.config import RunConfig
+from jaxdpo.hub.policy import Policy
+from jaxdpo.training.checkpoint import Description
+
+
+def describe_run(config: RunConfig, policy: Policy) -> Description:
+    """Returns what a run's checkpoints say of it and of its model.
+
+    Args:
+      config: The run.
+      policy: The model that it started from.
+    """
+    run = config.model_dump(mode="json")
+    # A relative path means nothing from another directory. The base model of adapters is looked for
+    # where it was.
+    if Path(config.model.path).expanduser().is_dir():
+        run["model"]["path"] = str(Path(config.model.path).expanduser().resolve())
+    return Description(run, dict(policy.hf_config), _model_files(policy))
+
+
+def _model_files(policy: Policy) -> dict[str, bytes]:
+    """Returns the files of a model folder without its weights, as they are beside an export."""
+    # Made once and kept in memory, so that no save waits for a tokenizer to be written out.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        policy.chat.tokenizer.save_pretrained(folder)
+        _write(folder / "config.json", policy.hf_config)
+        _write(folder / "generation_config.json", policy.generation_config or {})
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(value), indent=2) + "\n", encoding="utf-8")
