@@ -163,3 +163,16 @@ def test_criteria_are_held_against_people(capsys, folder):
     shown = capsys.readouterr().out
     assert "0.667" in shown and "judged.jsonl:2: people PASS" in shown
     assert json.loads((folder / "aligned/alignment_word_limit.json").read_text())["answers"] == 3
+
+
+def test_the_datas_own_answers_take_part(folder):
+    criteria = "criteria=tests.test_evaluate:word"
+    evaluate.main(
+        ["dpo=./dpo", "gold=@answers", "data=pairs.jsonl", "data.limit=4", criteria, "out=gold",
+         *SHORT]
+    )  # fmt: skip
+    given = read_generations("gold/generations/gold.jsonl")
+    pairs = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()[:4]]
+    assert [each.completion for each in given] == [p["messages"][-1]["content"] for p in pairs]
+    found = json.loads(Path("gold/results.json").read_text())
+    assert list(found["models"]) == ["dpo", "gold"] and found["models"]["gold"] == "@answers"

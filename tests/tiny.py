@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,3 +88,13 @@ def hidden_states(
 ) -> jax.Array:
     """Hidden states after the final norm, `[B, T, D]`: the forward pass without router loss."""
     return forward(config, params, lora, batch, compute, dropout_key=dropout_key).hidden_BTD
+
+
+def compilations(program: Any) -> int:
+    """How many programs a jitted function was compiled to."""
+    return program._cache_size()
+
+
+def temporary_bytes(compiled: Any) -> int:
+    """Bytes of temporaries that a compiled program needs."""
+    return compiled.memory_analysis().temp_size_in_bytes

@@ -11,6 +11,7 @@ from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.data.pairs import TokenizedPair
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
 from jaxdpo.model.decoder import Params, abstract_params
+from tests.tiny import Pairs
 
 LENGTHS = [(4, 3, 5), (1, 1, 1), (6, 2, 4), (10, 12, 10)]
 ROWS = [[0, 1, 2], [3]]
@@ -58,4 +59,4 @@ def packed(pairs: list[TokenizedPair]) -> PackedBatch:
     shape = BatchShape(
         rows=2, row_length=32, pairs=3, scores=24, tiles=1, sequences=3, sequence_width=24
     )
-    return pack_batch(pairs, ROWS, shape)
+    return pack_batch(Pairs(pairs), ROWS, shape)

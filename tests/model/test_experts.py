@@ -1,5 +1,7 @@
 """Experts against a loop over tokens, and the router's loss against transformers."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,9 +69,8 @@ def test_router_loss_equals_transformers():
     rng = np.random.default_rng(1)
     logits = rng.standard_normal((3, 2 * 6, 5)).astype(np.float32)
     mask = np.array([[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]])
-    theirs = load_balancing_loss_func(
-        tuple(torch.tensor(layer) for layer in logits), 5, 2, torch.tensor(mask)
-    )
+    gates: Any = tuple(torch.tensor(layer) for layer in logits)
+    theirs: Any = load_balancing_loss_func(gates, 5, 2, torch.tensor(mask))
     probability = jax.nn.softmax(logits)
     chosen = jax.nn.one_hot(jax.lax.top_k(probability, 2)[1], 5).sum(2)
     weights = jnp.asarray(mask.reshape(-1) / mask.sum(), jnp.float32)

@@ -1,5 +1,7 @@
 """A quantized base: the published table, errors within their bounds, gradients of its weights."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,9 @@ from jaxdpo.errors import UserError
 from jaxdpo.model.config import ExpertsConfig, MLPConfig
 from jaxdpo.model.decoder import Compute
 from jaxdpo.model.lora import LoraConfig, init_lora
-from jaxdpo.model.quantized import NF4, block_of, is_quantized, quantize, quantize_layers
+from jaxdpo.model.quantized import NF4, BaseKind, block_of, is_quantized, quantize, quantize_layers
 from jaxdpo.scoring.score import score_completions
-from tests.tiny import MODEL, mesh_of, random_pairs, random_params
+from tests.tiny import MODEL, mesh_of, random_pairs, random_params, temporary_bytes
 
 KERNELS = np.random.default_rng(0).normal(size=(3, 192, 40)).astype(np.float32)
 # A column of zeros in one block, and a weight far from the others.
@@ -127,7 +129,7 @@ def test_no_dequantized_layer_is_kept_for_the_backward_pass():
     wide = MODEL.model_copy(update={"mlp": MLPConfig(intermediate_size=2048)})
     batch = pack_batch(random_pairs(), [[0, 1, 2], [3, 4]], SHAPE)
 
-    def temporaries(layers: int, base: str, remat: str) -> int:
+    def temporaries(layers: int, base: BaseKind, remat: Any) -> int:
         model = wide.model_copy(update={"num_layers": layers})
         lora = LoraConfig(rank=4, targets=("q",), base=base)
         compute = Compute(jnp.float32, "dense", remat, lora)
@@ -140,11 +142,12 @@ def test_no_dequantized_layer_is_kept_for_the_backward_pass():
         params = random_params(mesh_of(1, 1, 1), model=model)
         params = quantize_layers(params, base)
         compiled = jax.jit(jax.grad(total)).lower(adapters(model, lora), params).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        return temporary_bytes(compiled)
 
     dequantized = 4 * 3 * 32 * 2048  # bytes of a layer's MLP
     for remat in ("none", "full"):
+        bases: tuple[BaseKind, ...] = ("full", "nf4")
         full, quantized = (
-            temporaries(12, base, remat) - temporaries(4, base, remat) for base in ("full", "nf4")
+            temporaries(12, base, remat) - temporaries(4, base, remat) for base in bases
         )
         assert abs(quantized - full) < dequantized / 4

@@ -1,5 +1,7 @@
 """Draws against the distribution they come from."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,8 +51,10 @@ def test_frequencies_are_those_of_transformers(temperature, top_k, top_p):
     warpers = [TemperatureLogitsWarper(temperature)]
     warpers += [TopKLogitsWarper(top_k)] if top_k else []
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    # None of the three looks at the tokens so far.
+    unread: Any = None
     for warper in warpers:
-        scores = warper(None, scores)
+        scores = warper(unread, scores)
     expected = scores.softmax(-1)[0].numpy()
     assert_frequencies(counts_of(values, temperature, top_k, top_p), expected)
 

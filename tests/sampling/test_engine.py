@@ -1,5 +1,7 @@
 """Sampling, batched and cached, against the full forward pass of one sequence at a time."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,7 @@ from jaxdpo.sampling import (
     rows,
 )
 from tests.sampling.frequencies import assert_frequencies
-from tests.tiny import hidden_states
+from tests.tiny import compilations, hidden_states
 
 CONFIG = ModelConfig(
     vocab_size=24,
@@ -84,7 +86,7 @@ def test_greedy_equals_the_full_forward_pass(params, batch_size):
 
 def test_greedy_equals_torch(tmp_path):
     torch.manual_seed(0)
-    theirs = transformers.LlamaForCausalLM(
+    theirs: Any = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=64,
             hidden_size=32,
@@ -215,22 +217,23 @@ def test_other_seeds_and_prompts_of_the_same_padded_length_compile_nothing(param
         generate(CONFIG, params, None, prompts, drawn, NO_STOP, COMPUTE)
 
     draw(PROMPTS, 0)
-    compiled = rows.advance_rows._cache_size(), rows.begin_rows._cache_size()
+    compiled = compilations(rows.advance_rows), compilations(rows.begin_rows)
     draw([*PROMPTS[::-1], [1] * 30], 1)
     draw(PROMPTS[:1], 2)
-    assert (rows.advance_rows._cache_size(), rows.begin_rows._cache_size()) == compiled
+    assert (compilations(rows.advance_rows), compilations(rows.begin_rows)) == compiled
 
 
 @pytest.mark.parametrize("device", [None, 0, 3])
 def test_each_program_is_compiled_once(params, device):
     """Also where the weights are bound to a device, as loaded ones are, and the state is new."""
     weights = params if device is None else jax.device_put(params, jax.devices()[device])
-    for program in (rows.begin_rows, rows.advance_rows):
+    programs: list[Any] = [rows.begin_rows, rows.advance_rows]
+    for program in programs:
         program.clear_cache()
     few = SamplingConfig(max_new_tokens=3, batch_size=2)
     for _ in range(2):
         generate(CONFIG, weights, None, PROMPTS, few, NO_STOP, COMPUTE)
-    assert rows.begin_rows._cache_size() == rows.advance_rows._cache_size() == 1
+    assert [compilations(program) for program in programs] == [1, 1]
 
 
 def test_sampled_tokens_have_the_models_frequencies(params):

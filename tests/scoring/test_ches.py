@@ -1,5 +1,7 @@
 """CHES scores: the paper's formula over torch's hidden states, and what they are to foretell."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,7 @@ from jaxdpo.scoring.ches import Ches, ches, ches_of_batch, ches_of_pairs, make_c
 from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs
 from jaxdpo.scoring.score import score_completions
 from jaxdpo.storage.files import shipped
-from tests.tiny import mesh_of, random_pairs
+from tests.tiny import Pairs, mesh_of, random_pairs
 from tests.torch_ches import ches_by_torch
 
 COMPUTE = Compute(jnp.float32, attention="dense", remat="none")
@@ -110,7 +112,8 @@ def one_step(tmp_path_factory):
         return jax.tree.map(lambda x: x[0, 0], scores), fall, before.tokens[0, 0, 0]
 
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), policy.params)
-    found = [step(params, pack_batch(pairs, [[index]], shape)) for index in range(len(pairs))]
+    batches = [pack_batch(Pairs(pairs), [[index]], shape) for index in range(len(pairs))]
+    found = [step(params, batch) for batch in batches]
     return jax.tree.map(lambda *leaves: np.array(leaves), *found)
 
 
@@ -118,7 +121,7 @@ def test_pairs_of_high_ches_lose_most_of_their_chosen_answer(one_step):
     """The paper's claim (section 5). Measured here: ρ = 0.54 for the answer, 0.80 for a token."""
     scores, fall, tokens = one_step
     assert isinstance(scores, Ches) and len(fall) >= 50
-    whole = stats.spearmanr(scores.normalized, fall)
-    by_token = stats.spearmanr(scores.normalized, fall / tokens)
+    whole: Any = stats.spearmanr(scores.normalized, fall)
+    by_token: Any = stats.spearmanr(scores.normalized, fall / tokens)
     assert whole.statistic > 0.4 and whole.pvalue < 1e-3
     assert by_token.statistic > 0.65 and by_token.pvalue < 1e-6

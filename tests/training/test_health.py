@@ -95,7 +95,7 @@ def test_chosen_log_probs_that_fall_with_the_margin_are_not_displacement():
 
 
 def test_supervised_training_has_no_rewards():
-    watch = watching(LossConfig(type="sft"), OptimizerConfig(max_grad_norm=None))
+    watch = watching(LossConfig(type=("sft",)), OptimizerConfig(max_grad_norm=None))
     for step in range(1, 40):
         assert watch.train(step, {"loss": 1.0, "grad_norm": 9.0}) == []
     metrics = {"loss": 1.0, "logps/chosen_per_token": -1.0, "lengths/chosen": 9.0, "num_pairs": 9.0}

@@ -13,7 +13,7 @@ from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.model.attention import tiles
 from jaxdpo.model.attention.dense import dense_attention
 from jaxdpo.model.attention.tiles import tile_attention
-from tests.tiny import mesh_of
+from tests.tiny import Pairs, mesh_of
 
 ROWS, ROW_LENGTH = 2, 500  # No multiple of a tile.
 
@@ -28,7 +28,7 @@ def rows() -> PackedBatch:
     ]
     packer = Packer(lengths, BatchConfig(), ROWS, ROW_LENGTH)
     microbatch = [[0, 1, 2], [3]]
-    return pack_batch(pairs, microbatch, packer.shape_of([microbatch], "tiles"))
+    return pack_batch(Pairs(pairs), microbatch, packer.shape_of([microbatch], "tiles"))
 
 
 def values_and_gradients(attend, batch: PackedBatch, heads: int, kv_heads: int, dtype=jnp.float32):
@@ -98,7 +98,8 @@ def test_work_is_that_of_the_row_with_most_tiles(rows):
     # Unused tiles cost no step, however many there is room for.
     used = (rows.tiles[..., 0] < ceil_div(ROW_LENGTH, TILE)).sum(1)
     assert used[0] > used[1] > 0
-    ids = (jnp.zeros((ROWS, ceil_div(ROW_LENGTH, TILE), TILE)),) * 3
+    ids = jnp.zeros((ROWS, ceil_div(ROW_LENGTH, TILE), TILE))
     room = np.pad(rows.tiles, ((0, 0), (0, 1000), (0, 0)), constant_values=8)
     static = tiles._Static(1.0, None, 5)
-    assert tiles._steps(static, tiles._Tokens(*ids, room, None)) == ceil_div(used[0], 5)
+    tokens = tiles._Tokens(ids, ids, ids, jnp.asarray(room), None)
+    assert tiles._steps(static, tokens) == ceil_div(int(used[0]), 5)
