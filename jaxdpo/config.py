@@ -39,6 +39,15 @@ class PolicyConfig(BaseModel):
     path: Annotated[str, AfterValidator(shipped)] = Field(
         description="Hugging Face folder, or org/name on the Hub"
     )
+    base: str | None = Field(
+        default=None,
+        description="base model of the adapter folder at path, in place of the one that it names",
+    )
+    adapter: Literal["merge", "continue"] = Field(
+        default="merge",
+        description="what is done with the adapter at path: merge it into the base, beneath a new "
+        "one; or continue to train it, with what it is now as the reference",
+    )
     param_dtype: Dtype = Field(
         default="float32",
         description="dtype that the parameters are loaded and computed in; those that train are "
@@ -209,6 +218,7 @@ CHANGEABLE = (
     "data.path",
     "export",
     "mesh",
+    "model.base",
     "model.path",
     "sampling",
     "training.completions",

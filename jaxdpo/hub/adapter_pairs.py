@@ -227,7 +227,7 @@ def stacked(
     ratio = np.float32(added_config.scale / config.scale)
     ranks = (config.rank, added_config.rank)
 
-    def both(one: Any, other: Any) -> dict[str, np.ndarray]:
+    def both(one: Any, other: Any) -> dict[str, Stored]:
         # A map that only one of them adapts has zeros for the ranks of the other.
         some = one or other
         layers, inputs, _ = some["a"].shape
@@ -238,7 +238,7 @@ def stacked(
             a[..., : ranks[0]], b[:, : ranks[0]] = _all_of(one["a"]), _all_of(one["b"])
         if other:
             a[..., ranks[0] :], b[:, ranks[0] :] = _all_of(other["a"]), ratio * _all_of(other["b"])
-        return {"a": a, "b": b}
+        return {"a": _in_memory(a), "b": _in_memory(b)}
 
     layers: dict[str, Any] = {}
     for part in dict.fromkeys([*lora["layers"], *added["layers"]]):
@@ -250,6 +250,10 @@ def stacked(
     rank = sum(ranks)
     changes = {"rank": rank, "alpha": config.scale * rank, "targets": targets}
     return {"layers": layers}, config.model_copy(update=changes)
+
+
+def _in_memory(array: np.ndarray) -> Stored:
+    return Stored(array.shape, array.dtype, lambda spans: array[spans])
 
 
 def _all_of(array: Any) -> np.ndarray:

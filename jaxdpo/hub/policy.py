@@ -132,10 +132,7 @@ class Policy:
         tokenizer = self.chat.tokenizer
         card = {} if self.card is None else {"README.md": self.card}
         if self.lora is not None and lora == "adapter":
-            assert self.lora_config is not None
-            adapters, lora_config = self.lora, self.lora_config
-            if self.beneath is not None:
-                adapters, lora_config = stacked(self.beneath, (adapters, lora_config))
+            adapters, lora_config = self.whole_adapter()
             save_adapter(folder, adapters, lora_config, self.adapter_base(), tokenizer, card)
             return
         save_pretrained(
@@ -165,6 +162,12 @@ class Policy:
             ends += each if isinstance(each, list) else [] if each is None else [each]
         ends = list(dict.fromkeys([*ends, *self.chat.end_ids]))
         return {**written, "eos_token_id": ends[0] if len(ends) == 1 else ends}
+
+    def whole_adapter(self) -> tuple[LoraParams, LoraConfig]:
+        """Returns all that the adapters add to the model at `source`, as one adapter."""
+        assert self.lora is not None and self.lora_config is not None
+        own = (self.lora, self.lora_config)
+        return own if self.beneath is None else stacked(self.beneath, own)
 
     def adapter_base(self) -> AdapterBase:
         """Returns the model that this policy's adapter is saved for.

@@ -14,9 +14,7 @@ from jaxdpo.cli.console import Reporter
 from jaxdpo.devices.sharding import path_name
 from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import lazy_adapter
-from jaxdpo.hub.adapter_config import ADAPTER_CONFIG
 from jaxdpo.hub.export import exporting
-from jaxdpo.hub.folder import find_folder
 from jaxdpo.hub.policy import Policy
 from jaxdpo.hub.read import lazy_params
 from jaxdpo.hub.tokenizer_files import write_tokenizer
@@ -69,11 +67,6 @@ def convert(config: ConvertConfig) -> None:
             "lora=adapter: adapters are written as PEFT keeps them, in float32; leave format and "
             "dtype out"
         )
-    if config.lora == "adapter" and (find_folder(policy.source) / ADAPTER_CONFIG).exists():
-        raise UserError(
-            f"{config.source}: was trained on top of the adapter {policy.source}, which an adapter "
-            "cannot stand on; use lora=merged"
-        )
     if config.lora == "merged":
         policy = policy.merged()
     target = Path(config.target).expanduser()
@@ -125,7 +118,7 @@ def _check(policy: Policy, config: ConvertConfig, target: Path) -> int:
     if config.format == "orbax":
         found: Any = open_source(str(target)).params
     elif config.lora == "adapter":
-        expected = policy.lora
+        expected, _ = policy.whole_adapter()
         found, _ = lazy_adapter(target, policy.config, policy.hf_config)
     else:
         dtype = jnp.dtype(config.dtype or jax.tree.leaves(expected)[0].dtype)

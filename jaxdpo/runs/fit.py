@@ -133,6 +133,7 @@ def begin_or_continue(
         setup.policy.params,
         setup.mesh,
         keep=setup.keeps_policy,
+        adapters=setup.policy.lora,
     )
     params = setup.policy.params
     in_fp32 = jax.tree.leaves(params)[0].dtype == jnp.float32

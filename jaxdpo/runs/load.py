@@ -99,8 +99,10 @@ def _open_run(folder: Path, checkpoint: Path, chat_template: str | None) -> Poli
         raise
     # The run's own template is a file that may have stayed behind; the run folder keeps a copy.
     template = chat_template if has_base(folder) else chat_template or run.data.chat_template
-    base = open_policy(found, run.model.param_dtype, template, run.data.max_length)
-    policy, lora_config = base.merged(), run.lora
+    base = open_policy(found, run.model.param_dtype, template, run.data.max_length, run.model.base)
+    # A continued adapter stands beside the base; any other is beneath what was trained.
+    continued = run.model.adapter == "continue"
+    policy, lora_config = replace(base, lora=None) if continued else base.merged(), run.lora
     if lora_config is None:
         # A run folder of an earlier version, which keeps nothing of its base.
         expected = abstract_params(base.config, jnp.dtype(run.model.param_dtype))
@@ -109,7 +111,7 @@ def _open_run(folder: Path, checkpoint: Path, chat_template: str | None) -> Poli
         policy = policy.quantized(lora_config.base)
         expected = jax.eval_shape(lambda: init_lora(base.config, lora_config, jax.random.key(0)))
         lora = stored_trainable(checkpoint, expected)
-        policy = replace(policy, lora=lora, lora_config=lora_config, source=found)
+        policy = replace(policy, lora=lora, lora_config=lora_config)
     if has_base(folder) and chat_template is None and run.data.chat_template is not None:
         policy = replace(policy, chat=base_chat(folder, None))
     return replace(policy, card=run_card(run, folder, step))

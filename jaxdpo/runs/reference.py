@@ -76,7 +76,7 @@ class Reference:
         )
 
         def score_from(first: int) -> Scores:
-            scores = score_pairs(step, self.model.params, None, pairs, self.mesh, first)
+            scores = score_pairs(step, self.model.params, self.model.lora, pairs, self.mesh, first)
             return ((indices, np.asarray(found.logps)) for indices, found in scores)
 
         with self.reporter.counting("reference log-probs", cache.count) as counted:
@@ -102,6 +102,7 @@ def open_reference(
     if path is None:
         return Reference(config, policy, digest, mesh, reporter)
     context = config.data.max_length
+    # An adapter folder, or a merged one; the step that scores it is compiled without adapters.
     other = load_policy(path, config.model.param_dtype, mesh, context=context).merged()
     if other.chat.tokenizer.get_vocab() != policy.chat.tokenizer.get_vocab():
         raise UserError(

@@ -15,6 +15,7 @@ from jaxdpo.data.tokenization.load_pairs import LoadedPairs, load_pairs
 from jaxdpo.data.warnings import warn_of_steps, warn_of_weights
 from jaxdpo.devices.machine import local_machine
 from jaxdpo.errors import UserError
+from jaxdpo.hub.exportable import check_exportable
 from jaxdpo.hub.policy import Policy, on_mesh, open_policy
 from jaxdpo.model.digest import weights_digest
 from jaxdpo.runs.base import keep_base
@@ -84,7 +85,9 @@ def set_up(
     splits = _examples(pairs, config, reporter)
     train, test = splits["TRAIN"], splits["TEST"]
     columns = _read_columns(config, splits)
-    digest = weights_digest(policy.params)
+    # The adapters that a continued run starts from are a part of the model that it starts from.
+    weights = policy.params if policy.lora is None else {**policy.params, "lora": policy.lora}
+    digest = weights_digest(weights)
     reference = open_reference(config, policy, digest, mesh, reporter)
     # By content and not by path: what lies at a path may have changed since the run was begun.
     folder.check_inputs(
@@ -173,15 +176,51 @@ def load_start(config: RunConfig, given_policy: Policy | None, mesh: Mesh) -> Po
         config.model.param_dtype,
         config.data.chat_template,
         config.data.max_length,
+        config.model.base,
     )
-    if opened.lora is not None and config.lora is not None and config.export.lora == "adapter":
+    if config.model.adapter == "continue":
+        policy = on_mesh(_continued(config, opened), mesh)
+        check_exportable(policy, config.lora, config.export.lora, config.export.dtype)
+        return policy
+    policy = _merged(config, opened, given_policy is None, mesh)
+    # Now, and not after hours of training: an export that fails would leave no model.
+    check_exportable(policy, config.lora, config.export.lora, config.export.dtype)
+    return policy
+
+
+def _continued(config: RunConfig, opened: Policy) -> Policy:
+    """Returns the base model with the adapters that are trained further beside it."""
+    if opened.lora is None or opened.lora_config is None or config.lora is None:
         raise UserError(
-            f"{config.model.path} is an adapter itself, so a new adapter would belong to a model "
-            "that is nowhere on disk; set export.lora=merged"
+            f"model.adapter=continue: {config.model.path} must be a folder of adapters of linear "
+            "maps, and lora must say their rank; leave model.adapter out to train a new adapter"
         )
+    found, asked = opened.lora_config, config.lora
+    # Said and not taken over silently, because the run folder's config.yaml must say what trains.
+    if (found.rank, found.alpha, set(found.targets)) != (
+        asked.rank,
+        asked.alpha,
+        set(asked.targets),
+    ):
+        raise UserError(
+            f"model.adapter=continue: the adapters of {config.model.path} have another form than "
+            f"lora says; set lora.rank={found.rank} lora.alpha={found.alpha:g} "
+            f"'lora.targets=[{', '.join(found.targets)}]'"
+        )
+    if config.reference_kind == "frozen":
+        raise UserError(
+            "model.adapter=continue with reference.kind=frozen: a frozen reference is the base "
+            "without adapters; use reference.kind=precomputed"
+        )
+    lora_config = found.model_copy(update={"dropout": asked.dropout, "base": asked.base})
+    return replace(opened.quantized(asked.base), lora_config=lora_config)
+
+
+def _merged(config: RunConfig, opened: Policy, own: bool, mesh: Mesh) -> Policy:
+    """Returns the model with its adapters added in, on the mesh."""
     # Where training starts is the reference: the model with its adapters.
     base = "full" if config.lora is None else config.lora.base
-    if base == "full" and given_policy is None:
+    if base == "full" and own:
         # Read straight onto the mesh, and merged there; a host may not hold all of it.
         return on_mesh(opened, mesh).merged()
     # Quantised a matrix at a time on the way in, so that the full base is never in memory.

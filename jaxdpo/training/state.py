@@ -30,7 +30,12 @@ class TrainState(NamedTuple):
 
 
 def begin(
-    objective: Objective, optimizer: Optimizer, params: Params, mesh: Mesh, keep: bool = False
+    objective: Objective,
+    optimizer: Optimizer,
+    params: Params,
+    mesh: Mesh,
+    keep: bool = False,
+    adapters: Params | None = None,
 ) -> tuple[TrainState, Params | None]:
     """Makes a run's state before step 0, and what training leaves as it is.
 
@@ -43,12 +48,16 @@ def begin(
       mesh: The mesh.
       keep: Whether the parameters are needed afterwards; otherwise they may become the state's,
         which training donates.
+      adapters: LoRA's adapters to start from; None for fresh ones.
 
     Returns:
       The state, and the frozen parameters: LoRA's base, a frozen reference, or None.
     """
     if objective.compute.lora is not None:
-        return init_state(_fresh_adapters(objective, mesh), optimizer, mesh), params
+        if adapters is None:
+            return init_state(_fresh_adapters(objective, mesh), optimizer, mesh), params
+        # A copy, because training donates its state and the policy keeps its adapters.
+        return init_state(jax.tree.map(jnp.copy, adapters), optimizer, mesh), params
     frozen, moving = None, None
     if objective.keeps_reference:
         # The state is donated step by step, so the reference needs memory of its own: the caller's

@@ -119,3 +119,24 @@ def test_a_token_beyond_the_embedding_is_refused_only_where_a_text_yields_it(fol
     assert max(policy.chat.encode(within)) < rows
     with pytest.raises(BadPair, match=rf"has the id {rows}, but the model's embedding has only"):
         policy.chat.encode([{"role": "user", "content": f"the cat sees {last}"}])
+
+
+def test_a_quantization_config_left_over_beside_plain_weights_is_passed_over(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "model")
+    path = copy / "config.json"
+    left_over = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **left_over}))
+    policy = load_policy(str(copy))
+    jax.tree.map(np.testing.assert_array_equal, policy.params, load_policy(str(folder)).params)
+    policy.save(tmp_path / "out")
+    assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
+
+
+def test_every_token_that_ends_an_answer_is_exported(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "model")
+    path = copy / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": 0, "top_k": 5}))
+    load_policy(str(copy)).save(tmp_path / "out")
+    written = json.loads((tmp_path / "out/generation_config.json").read_text())
+    # 0 by the generation config, 2 (<|im_end|>) by the chat template and config.json.
+    assert (set(written["eos_token_id"]), written["top_k"]) == ({0, 2}, 5)

@@ -130,6 +130,56 @@ def test_derived_buffers_and_equal_tied_heads_are_passed_over(llama, folder):
     assert "head" not in load(folder)
 
 
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module.", "module._orig_mod.", "base_model.model.", "language_model."]
+)
+def test_other_trainers_names_are_read(prefix, llama, folder):
+    """State dicts saved from inside torch.compile, DistributedDataParallel, PEFT, and a VLM."""
+
+    def rename(tensors):
+        for name in list(tensors):
+            tensors[prefix + name] = tensors.pop(name)
+
+    edit_weights(folder, rename)
+    assert_equal_trees(load(folder), load(llama.folder))
+
+
+def test_a_language_model_within_another_and_one_without_its_head(llama, folder):
+    def inner(tensors):
+        for name in list(tensors):
+            tensors[name.replace("model.", "model.language_model.", 1)] = tensors.pop(name)
+
+    edit_weights(folder, inner)
+    assert_equal_trees(load(folder), load(llama.folder))
+
+    def headless(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("model.language_model.")] = tensors.pop(name)
+
+    edit_weights(folder, headless)
+    assert_equal_trees(load(folder), load(llama.folder))
+
+
+def test_two_tensors_of_one_name_are_refused(folder):
+    edit_weights(folder, lambda t: t.update({f"module.{Q}": t[Q].clone()}))
+    with pytest.raises(UserError, match=rf"holds {Q} twice, once as"):
+        load(folder)
+
+
+def test_an_old_index_beside_a_single_file_is_passed_over(llama, folder):
+    write_index(folder, {Q: "model-00001-of-00002.safetensors"})
+    assert_equal_trees(load(folder), load(llama.folder))
+
+
+def test_an_index_may_name_a_tied_head_that_is_not_stored(folder):
+    edit_config(folder, tie_word_embeddings=True)
+    edit_weights(folder, lambda t: t.pop("lm_head.weight"))
+    expected = load(folder)
+    weight_map = split_weights(folder)
+    write_index(folder, {**weight_map, "lm_head.weight": "a.safetensors"})
+    assert_equal_trees(load(folder), expected)
+
+
 def test_gpt2_as_the_hub_has_it(tmp_path):
     """Names without the prefix, and the causal mask as a buffer."""
     model = make_torch_model("gpt2", tmp_path / "new")
