@@ -56,8 +56,7 @@ def fit(
 ) -> RunResult:
     """Aligns a model with preference pairs by DPO.
 
-    The same call on the same run folder continues a run that was cut off, from its last checkpoint
-    and with the same pairs.
+    The same call on the same run folder continues a run that was cut off, with the same pairs.
 
         config = load_config("configs/quickstart.yaml", ["training.folder=runs/first"])
         result = fit(config)
