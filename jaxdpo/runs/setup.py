@@ -85,9 +85,7 @@ def set_up(
     splits = _examples(pairs, config, reporter)
     train, test = splits["TRAIN"], splits["TEST"]
     columns = _read_columns(config, splits)
-    # The adapters that a continued run starts from are a part of the model that it starts from.
-    weights = policy.params if policy.lora is None else {**policy.params, "lora": policy.lora}
-    digest = weights_digest(weights)
+    digest = _digest(policy)
     reference = open_reference(config, policy, digest, mesh, reporter)
     # By content and not by path: what lies at a path may have changed since the run was begun.
     folder.check_inputs(
@@ -120,6 +118,12 @@ def set_up(
         planned_test,
         make_score_step(policy.config, compute, mesh, loss.ld_alpha, loss.use_weighting),
     )
+
+
+def _digest(policy: Policy) -> str:
+    # Adapters that training begins with are a part of the model that it begins with.
+    weights = policy.params if policy.lora is None else {**policy.params, "lora": policy.lora}
+    return weights_digest(weights)
 
 
 def _examples(pairs: LoadedPairs, config: RunConfig, reporter: Reporter) -> dict[Split, Examples]:

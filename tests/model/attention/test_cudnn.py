@@ -10,7 +10,7 @@ from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.model.attention.cudnn import cudnn_attention, cudnn_refuses
 from jaxdpo.model.attention.dense import dense_attention
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
-from tests.model.attention.test_splash import random_qkv, run
+from tests.model.attention.reference import random_qkv, run
 from tests.model.conftest import ROWS
 from tests.tiny import mesh_of
 

@@ -11,26 +11,8 @@ from jaxdpo.model.attention import per_layer
 from jaxdpo.model.attention.dense import dense_attention
 from jaxdpo.model.attention.splash import splash_attention
 from jaxdpo.model.decoder import Compute
+from tests.model.attention.reference import random_qkv, run
 from tests.tiny import hidden_states, mesh_of
-
-
-def random_qkv(packed, heads, kv_heads, channels=6):
-    keys = jax.random.split(jax.random.key(heads), 3)
-    sizes = zip(keys, (heads, kv_heads, kv_heads), strict=True)
-    return [2 * jax.random.normal(key, (*packed.tokens.shape, n, channels)) for key, n in sizes]
-
-
-def run(attend, packed, qkv):
-    """Values and gradients where there are tokens."""
-    real = jnp.asarray(packed.pair_ids > 0)[:, :, None, None]
-    cotangent = jnp.where(real, jax.random.normal(jax.random.key(7), qkv[0].shape), 0)
-
-    @jax.jit
-    def both(q, k, v):
-        outputs, pull = jax.vjp(lambda *qkv: attend(*qkv)[0], q, k, v)
-        return jnp.where(real, outputs, 0), *pull(cotangent)
-
-    return both(*qkv)
 
 
 @pytest.mark.parametrize(
