@@ -95,10 +95,7 @@ def fit(
             reporter.progress(last_step, first_step) as bar,
             Recorder(setup, frozen, folder, checkpoints, reporter, bar, first_step) as recorder,
         ):
-            if recorder.evaluates_after(first_step):
-                recorder.evaluate(first_step, state, stop)
-            if stop.alone:
-                exit_stopped(reporter, first_step)
+            recorder.begin(first_step, state, stop)
             steps = run_steps(train_step, state, frozen, setup.train, setup.plan, mesh, first_step)
             # A run that ended early, and was cut off before its export, takes no step.
             for step, state, metrics in () if recorder.stopped else steps:

@@ -127,11 +127,8 @@ def _train(
             )
             for run in runs
         ]
-        if recorders[0].evaluates_after(first_step):
-            for k, recorder in enumerate(recorders):
-                recorder.evaluate(first_step, unstack.state(states, k), stop)
-        if stop.alone:
-            exit_stopped(reporter, first_step)
+        for k, recorder in enumerate(recorders):
+            recorder.begin(first_step, unstack.state(states, k), stop)
         steps = run_steps(
             train_step, states, first.frozen, first.setup.train, first.setup.plan, mesh, first_step
         )

@@ -4,6 +4,7 @@ config.yaml     the resolved configuration
 inputs.json     digests of the weights and the tokenised pairs
 data.json       how many pairs each split has, and their digest
 metrics.jsonl   a record a step and an evaluation; curves.png and tensorboard/ show the same
+answers.jsonl   answers to a few TEST prompts at each evaluation
 checkpoints/    to continue from
 base/           the model that it started from, without its weights
 model/          the aligned model, in Hugging Face format
@@ -35,7 +36,7 @@ _LOCK, _CONFIG, _SUMMARY = ".lock", "config.yaml", "summary.json"
 # All that a run writes; nothing else is ever removed from its folder.
 _FILES = (
     *(_CONFIG, "inputs.json", DATA_FILE, METRICS_FILE, "rejects.jsonl", _SUMMARY, "curves.png"),
-    *("completions_before.json", "completions_after.json"),
+    *("completions_before.json", "completions_after.json", "answers.jsonl"),
     *("base", "checkpoints", "model", "tensorboard"),
 )
 # Digits of a digest in messages: enough to tell any two apart that a user will ever meet.

@@ -90,6 +90,22 @@ class Recorder:
         if self._writer:
             self._writer.close()
 
+    def begin(self, step: int, state: TrainState, stop: StopRequest) -> None:
+        """Scores the TEST pairs before the first step of this process, if that is due.
+
+        Args:
+          step: Steps already done.
+          state: The state after them.
+          stop: Whether the process was asked to stop.
+
+        Raises:
+          SystemExit: With status 143, if it was.
+        """
+        if self.evaluates_after(step):
+            self.evaluate(step, state, stop)
+        if stop.alone:
+            exit_stopped(self._reporter, step)
+
     def step(self, step: int, metrics: DeviceMetrics) -> None:
         """Takes the metrics of a step under way; records those of the step before it."""
         self._record(self._lagged.push(step, metrics))

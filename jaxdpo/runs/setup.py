@@ -82,11 +82,7 @@ def set_up(
     rejects = folder.path / "rejects.jsonl"
     pairs = given_pairs or load_pairs(config.data, policy.chat, rejects, loss.supervised)
     _report_data(pairs, config, reporter)
-    # KTO's answers one by one, or pairs as they are.
-    splits = examples_of(pairs.splits, loss.type, config.data.max_length)
-    for split, examples in splits.items():
-        if isinstance(examples, LabelledPairs):
-            reporter.say(f"{split}: {examples.summary()}")
+    splits = _examples(pairs, config, reporter)
     train, test = splits["TRAIN"], splits["TEST"]
     columns = _read_columns(config, splits)
     # The adapters that a continued run starts from are a part of the model that it starts from.
@@ -124,6 +120,15 @@ def set_up(
         planned_test,
         make_score_step(policy.config, compute, mesh, loss.ld_alpha, loss.use_weighting),
     )
+
+
+def _examples(pairs: LoadedPairs, config: RunConfig, reporter: Reporter) -> dict[Split, Examples]:
+    # KTO's answers one by one, or pairs as they are.
+    splits = examples_of(pairs.splits, config.loss.type, config.data.max_length)
+    for split, examples in splits.items():
+        if isinstance(examples, LabelledPairs):
+            reporter.say(f"{split}: {examples.summary()}")
+    return splits
 
 
 def _read_columns(config: RunConfig, splits: Mapping[Split, Examples]) -> dict[Split, PairColumns]:

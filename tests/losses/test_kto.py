@@ -16,7 +16,7 @@ from jaxdpo.scoring.scores import CompletionScores
 from jaxdpo.training.metrics import completion_sums, means, reward_sums
 from tests.losses import papers
 from tests.losses.papers import Wide
-from tests.losses.test_losses import Accelerator
+from tests.torch_reference import Accelerator
 
 COUNT = 12
 CONFIGS = [

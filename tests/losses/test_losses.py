@@ -20,6 +20,7 @@ from jaxdpo.scoring.planned_pairs import PairColumns
 from jaxdpo.scoring.scores import CompletionScores
 from tests.losses import papers
 from tests.losses.papers import Wide
+from tests.torch_reference import Accelerator
 
 # kto has labels in place of pairs, and tests of its own.
 NAMES = [name for name in get_args(LossName) if name != "kto"]
@@ -163,16 +164,6 @@ def test_extreme_log_probs_are_finite_and_right(config):
             straight = config.f_divergence == "reverse_kl" and config.type != ("alphapo",)
             if straight and np.isfinite(expected):
                 np.testing.assert_allclose(value.sum(), expected, rtol=1e-3, atol=1e-3)
-
-
-class Accelerator(SimpleNamespace):
-    device = torch.device("cpu")
-
-    @staticmethod
-    def gather(tensor):
-        return tensor
-
-    gather_for_metrics = gather
 
 
 def by_trl(config, token_logps, reference, counts, weights_term=None):

@@ -10,26 +10,14 @@ import pytest
 
 from jaxdpo.config import load_config
 from jaxdpo.devices.machine import Machine
-from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
+from jaxdpo.model.config import ModelConfig
 from jaxdpo.planning.aot import compile_step
 from jaxdpo.planning.cost import step_cost, traffic
 from jaxdpo.runs.execution import resolve
 from jaxdpo.scoring import logprobs
 from tests.collectives import operations, result_bytes
+from tests.planned import LENGTHS, MODEL, SETTINGS
 from tests.tiny import mesh_of
-
-MODEL = ModelConfig(
-    vocab_size=1024,
-    hidden_size=64,
-    num_layers=4,
-    attention=AttentionConfig(num_heads=8, num_kv_heads=8, head_dim=8),
-    mlp=MLPConfig(intermediate_size=192),
-)
-LENGTHS = np.full((16, 3), [24, 20, 20], np.int32)
-SETTINGS = [
-    "model.path=x", "data.path=x", "training.folder=x", "batch.size=16", "batch.row_length=128",
-    "batch.rows_per_device=1", "model.attention=dense",
-]  # fmt: skip
 
 
 @functools.cache

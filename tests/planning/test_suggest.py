@@ -8,7 +8,7 @@ from jaxdpo.planning.aot import compile_step
 from jaxdpo.planning.chips import Chip, Target
 from jaxdpo.planning.lengths import assumed_lengths
 from jaxdpo.planning.suggest import Choice, suggest
-from tests.planning.test_cost import MODEL, SETTINGS
+from tests.planned import MODEL, SETTINGS
 
 LENGTHS = assumed_lengths(256, 20, 40, 128)
 NONE = np.zeros((0, 3), np.int32)

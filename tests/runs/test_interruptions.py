@@ -140,26 +140,32 @@ def test_the_exported_model_has_a_card(inputs, uninterrupted, tmp_path):
 
 def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(inputs, uninterrupted, tmp_path):
     run, rng = tmp_path / "run", random.Random(int(os.environ.get("JAXDPO_TEST_SEED", "0")))
-    begun = time.monotonic()
-    probe = train(inputs, tmp_path / "probe")
-    assert probe.returncode == 0, probe.stdout + probe.stderr
-    duration = time.monotonic() - begun
+    records, killed = run / "metrics.jsonl", 0
     for kill in range(KILLS):
         process = start(inputs, run)
-        try:
-            # The second half of a run is where the steps and checkpoints are.
-            process.wait(timeout=duration * rng.uniform(0.25, 1.0))
-        except subprocess.TimeoutExpired:
-            process.kill()
+        # At a random step and a random moment after it; one that is done already is killed while
+        # it starts. The last steps are left out, behind which a process may have ended.
+        step = rng.randint(1, STEPS - 4)
+        while process.poll() is None and not reached(records, step):
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
         output = process.communicate()[0]
         assert process.returncode in (0, -signal.SIGKILL), f"after {kill} kills: {output}"
+        killed += process.returncode == -signal.SIGKILL
         exported = run / "model"
         if exported.exists():
             # Whatever stands under the exported model's name is whole.
             assert load_file(exported / "model.safetensors")
+    assert killed, "every process had ended before it was killed"
     finished = train(inputs, run)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert_same_end(run, uninterrupted)
+
+
+def reached(records: Path, step: int) -> bool:
+    """Whether a run has recorded a step."""
+    return records.exists() and f'{{"step": {step}, ' in records.read_text()
 
 
 def test_killed_at_every_checkpoint_it_ends_the_same(inputs, uninterrupted, tmp_path):

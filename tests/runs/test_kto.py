@@ -19,7 +19,7 @@ from jaxdpo.losses import LossConfig
 from jaxdpo.runs.fit import fit
 from tests.folders import sentence, write_model
 from tests.tiny import Pairs
-from tests.training.test_against_torch import (
+from tests.torch_reference import (
     BATCH,
     BETA,
     STEPS,

@@ -14,7 +14,7 @@ from jaxdpo.model.decoder import Compute, abstract_params
 from jaxdpo.runs.execution import resolve
 from jaxdpo.runs.memory import abstract_rows, abstract_run, device_bytes, step_memory
 from jaxdpo.scoring.score import score_completions
-from tests.planning.test_cost import LENGTHS, MODEL, SETTINGS
+from tests.planned import LENGTHS, MODEL, SETTINGS
 from tests.tiny import mesh_of
 
 SHAPE = BatchShape(rows=2, row_length=256, pairs=4, scores=100, tiles=8)
