@@ -43,6 +43,8 @@ def _fields(section: type[BaseModel], prefix: str, given: Any, depth: int) -> li
         if inner is None:
             lines += _field(prefix + name, field, given, depth)
         else:
+            # A section within a section may be absent as a whole: it has a line of its own.
+            lines += _field(prefix + name, field, given, depth)
             lines += _fields(inner, f"{prefix}{name}.", getattr(given, name, None), depth)
     return lines
 
@@ -96,6 +98,8 @@ def _alternatives(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
     # In YAML, as it would be written; a document's end ("...") may follow on a second line.
     plain = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True).split("\n")[0]

@@ -150,7 +150,11 @@ def _on_its_base(
     """Opens adapters on the base model that they were trained on."""
     try:
         base = open_policy(
-            run.model.path, run.model.param_dtype, chat_template, run.data.max_length
+            run.model.path,
+            run.model.param_dtype,
+            chat_template,
+            run.data.max_length,
+            run.model.base,
         )
     except UserError as error:
         raise UserError(
@@ -161,9 +165,10 @@ def _on_its_base(
     if chat_template is None:
         # The run's template was saved with the tokenizer.
         base = replace(base, chat=load_chat(str(folder / MODEL_FOLDER)))
-    policy, lora_config = base.merged(), run.lora
+    continued = run.model.adapter == "continue"
+    policy, lora_config = replace(base, lora=None) if continued else base.merged(), run.lora
     assert lora_config is not None
     policy = policy.quantized(lora_config.base)
     expected = jax.eval_shape(lambda: init_lora(base.config, lora_config, jax.random.key(0)))
     lora = stored_trainable(folder, expected)
-    return replace(policy, lora=lora, lora_config=lora_config, source=run.model.path)
+    return replace(policy, lora=lora, lora_config=lora_config)
