@@ -50,8 +50,8 @@ answer = output[0, inputs["input_ids"].shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True))
 ```"""
 _ADAPTER_BASE = (
-    "The adapter fits only the model that `adapter_config.json` names. If that model has moved, set "
-    "`base` to its new place."
+    "The adapter fits only the model that `adapter_config.json` names. If that model has moved, "
+    "set `base` to its new place."
 )
 _PACKAGES = ("jaxdpo", "jax", "flax", "optax", "transformers")
 # Names on the Hub; a part never begins with a dot or a dash, unlike in relative paths.
