@@ -26,8 +26,8 @@ _ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)*")
 _FILES = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow", ".gz", ".zst", ".jinja")
 # In place of tables, where a checkpoint was copied without the folder of its run.
 _APART = "Recorded in the folder of the run."
-# PEFT's AutoPeftModelForCausalLM would trim a padded embedding to the tokenizer's size, so that the
-# adapter is put on the base model by hand.
+# The base model is loaded by a line of its own, which readers change when that model has moved;
+# PEFT's AutoPeftModelForCausalLM follows the recorded place only.
 _LOAD = 'model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")'
 _LOAD_ADAPTER = """base = PeftConfig.from_pretrained(folder).base_model_name_or_path
 model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
