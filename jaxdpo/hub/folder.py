@@ -11,7 +11,11 @@ _LARGEST_JSON = 2**26
 # The folder from which transformers reads further chat templates.
 _TEMPLATES = "additional_chat_templates"
 # Weights under other names (Mistral's consolidated.safetensors, original/) are copies of the same.
-_DOWNLOADED = ["*.json", "model*.safetensors", "adapter*.safetensors", "tokenizer*", "*.jinja"]
+# The card says what the licence is, which the cards of models trained from it repeat.
+_DOWNLOADED = [
+    *("*.json", "model*.safetensors", "adapter*.safetensors", "tokenizer*", "*.jinja"),
+    "README.md",
+]
 
 
 def find_folder(path: str | Path, weights: bool = True) -> Path:

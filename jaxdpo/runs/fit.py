@@ -168,7 +168,7 @@ def finish(
     aligned = trained_policy(setup, exported.trained)
     after = answer_test_prompts(setup, aligned, folder, "after")
     reporter.say(f"exporting to {folder.path / 'model'}")
-    aligned = replace(aligned, card=run_card(config, folder.path))
+    aligned = replace(aligned, card=run_card(config, folder.path, exported.step))
     lost = export(aligned, config, folder, reporter)
     history = read_metrics(folder.path)
     summary = summarise(setup, exported, folder, history, before, after)
