@@ -27,6 +27,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(scope="session")
 def make_tokenizer():
     """`make_tokenizer(backend, template)` makes a tokenizer, from a module imported late."""
-    from tests.tokenizers import make_tokenizer
+    from tests.make_tokenizers import make_tokenizer
 
     return make_tokenizer

@@ -132,7 +132,7 @@ def trl(task: Task) -> dict:
     from peft import PeftModel
     from torch.utils.data import SequentialSampler
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]  # lazy
 
     torch.set_num_threads(2)
     clock: list[float] = []

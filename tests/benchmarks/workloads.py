@@ -112,5 +112,5 @@ def write_adapter(folder: Path, model: Path, rank: int, alpha: float) -> Path:
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, bias="none"
     )
-    get_peft_model(base, config).save_pretrained(folder)
+    get_peft_model(base, config).save_pretrained(str(folder))
     return folder

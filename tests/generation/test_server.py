@@ -3,6 +3,7 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,23 @@ from jaxdpo.sampling.config import SamplingConfig
 PROMPTS = [Prompt(f"{n}", ({"role": "user", "content": f"question {n}"},)) for n in range(4)]
 
 
+class Server(ThreadingHTTPServer):
+    """A server that keeps what was asked, and answers with the statuses it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.lock = threading.Lock()
+        self.asked: list[tuple[str, str, Any]] = []
+        self.statuses: list[int] = []
+        self.reason = "stop"
+
+
 class Handler(BaseHTTPRequestHandler):
     """Answers with what was asked; each request's status is the next of `server.statuses`."""
 
     def do_POST(self):
         server = self.server
+        assert isinstance(server, Server)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
             server.asked.append((self.path, self.headers["Authorization"], body))
@@ -40,8 +53,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.lock, server.asked, server.statuses, server.reason = threading.Lock(), [], [], "stop"
+    server = Server()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()

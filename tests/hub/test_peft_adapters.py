@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import Policy, load_policy
-from jaxdpo.model.decoder import Compute, hidden_states, logits
+from jaxdpo.model.decoder import Compute, logits
 from tests.folders import write_model
 from tests.hub.conftest import FAMILY_CONFIGS, whole_sequences
+from tests.tiny import hidden_states
 
 IDS = np.array([[5, 17, 99, 200, 31, 8, 77, 300]], np.int32)
 QV = ["q_proj", "v_proj"]

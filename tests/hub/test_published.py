@@ -11,11 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from jaxdpo.errors import UserError
 from jaxdpo.hub.exportable import check_exportable
 from jaxdpo.hub.policy import load_policy
-from jaxdpo.model.decoder import Compute, hidden_states, logits
+from jaxdpo.model.decoder import Compute, logits
 from jaxdpo.model.lora import LoraConfig
 from tests.folders import write_model
 from tests.hub.conftest import whole_sequences
 from tests.hub.published import PUBLISHED
+from tests.tiny import hidden_states
 
 IDS = np.arange(24, dtype=np.int32)[None] % 50
 

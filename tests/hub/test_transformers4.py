@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_exports_load_tokenise_and_generate_the_same(kind, tmp_path):
     assert version.startswith("4.57")
     new = AutoTokenizer.from_pretrained(tmp_path / "out")
     given = new.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=False)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     made = model.generate(
         torch.tensor([given]), attention_mask=torch.ones(1, len(given)).long(),
         max_new_tokens=12, do_sample=False,

@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def sentence(rng, length):
     return " ".join(rng.choice(WORDS) for _ in range(length)) + "."
 
 
-def clean_records(count=300):
+def clean_records(count=300) -> list[dict[str, Any]]:
     """Answers of random words: no rule can tell which is chosen."""
     rng = random.Random(1)
     return [

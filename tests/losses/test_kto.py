@@ -36,7 +36,7 @@ def examples(seed=0, drift=0.0):
 
 def by_paper(config, policy, reference, labels, z=None):
     """The mean loss in eighty bits; z of its own unless given, as it has no gradient."""
-    ratios = Wide(policy) - Wide(reference)
+    ratios = np.asarray(policy, Wide) - np.asarray(reference, Wide)
     z = max(Wide(0), ratios[:, 1].mean()) if z is None else z
     options = (Wide(config.beta), Wide(config.desirable_weight), Wide(config.undesirable_weight))
     losses = [
@@ -100,7 +100,7 @@ def test_extreme_log_probs_are_finite_and_right():
 
 def by_trl(config, policy, reference, labels):
     """Loss, gradient and metrics of TRL's `KTOTrainer._compute_loss` on given log-probs."""
-    from trl import KTOTrainer
+    from trl import KTOTrainer  # pyright: ignore[reportPrivateImportUsage]  # exported lazily
 
     # One token each; TRL sums them over tokens itself.
     logps = torch.tensor(policy[:, :1], dtype=torch.float32, requires_grad=True)
@@ -134,6 +134,7 @@ def by_trl(config, policy, reference, labels):
     loss = KTOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
     loss.backward()
     metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    assert logps.grad is not None
     return loss.item(), logps.grad.numpy()[:, 0], metrics
 
 
@@ -173,7 +174,7 @@ def test_padding_changes_nothing():
         return loss_sums(config, scores, columns, is_pair, jnp.float32(1))
 
     alone = total(policy, reference, labels, jnp.ones(COUNT, bool))
-    padded = (jnp.insert(array, at, 0.0, axis=0) for array in (policy, reference, labels))
-    among = total(*padded, jnp.insert(jnp.ones(COUNT, bool), at, False))
+    padded = [jnp.insert(array, at, 0.0, axis=0) for array in (policy, reference, labels)]
+    among = total(padded[0], padded[1], padded[2], jnp.insert(jnp.ones(COUNT, bool), at, False))
     for name, value in alone.items():
         np.testing.assert_allclose(among[name], value, rtol=1e-6, err_msg=name)

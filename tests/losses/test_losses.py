@@ -4,7 +4,7 @@ import warnings
 from collections import defaultdict
 from functools import partial
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -63,10 +63,10 @@ def random_pairs(count=16, seed=0):
     return policy, policy + rng.normal(0, 4, (count, 2)), tokens
 
 
-def by_paper(config, policy, reference, tokens):
+def by_paper(config, policy, reference, tokens) -> Any:
     """The losses of all pairs (of sorted losses, their sum), in eighty bits."""
     name, beta, epsilon = config.type[0], Wide(config.beta), Wide(config.label_smoothing)
-    policy, reference, tokens = (Wide(array) for array in (policy, reference, tokens))
+    policy, reference, tokens = (np.asarray(array, Wide) for array in (policy, reference, tokens))
     alpha = Wide(0.5 if config.alpha is None else config.alpha)
     gamma = Wide(0.5 if config.gamma is None else config.gamma)
     tau = Wide(config.discopop_tau or 0.05)
@@ -168,7 +168,7 @@ def test_extreme_log_probs_are_finite_and_right(config):
 
 def by_trl(config, token_logps, reference, counts, weights_term=None):
     """TRL's own `DPOTrainer._compute_loss` on given log-probs, ragged by counts."""
-    from trl import DPOTrainer
+    from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]  # exported lazily
 
     pairs, longest = len(counts), int(counts.max())
     order = [(pair, side) for side in (0, 1) for pair in range(pairs)]
@@ -216,8 +216,9 @@ def by_trl(config, token_logps, reference, counts, weights_term=None):
     }
     loss = DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
     loss.backward()
+    assert logps.grad is not None
     gradients = logps.grad.numpy()
-    ragged = [[None, None] for _ in range(pairs)]
+    ragged: list[list[Any]] = [[None, None] for _ in range(pairs)]
     for row, (pair, side) in enumerate(order):
         ragged[pair][side] = gradients[row, : int(counts[pair, side])]
     return loss.item(), ragged
@@ -319,6 +320,7 @@ def without_reference_by_trl(config, policy, tokens):
         )
         value = CPOTrainer.cpo_loss(trainer, logps[:, 0], logps[:, 1])[0].mean()
     value.backward()
+    assert logps.grad is not None
     gradient = logps.grad.numpy() / (1 if name == "cpo" else tokens)
     return value.item(), gradient
 

@@ -78,6 +78,7 @@ def test_merged_adapters_say_what_rounding_loses_of_them(inputs, capsys):
     run = fit(run_config(inputs, inputs / "merged", *SETTINGS, *adapters))
     said = capsys.readouterr().out.replace("\n", " ")
     policy = run.policy
+    assert policy.lora is not None and policy.lora_config is not None
     lost = learned = 0.0
     with safe_open(run.folder / "model" / "model.safetensors", framework="np") as file:
         for name, path in (("q", "self_attn.q_proj"), ("down", "mlp.down_proj")):

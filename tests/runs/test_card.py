@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -163,6 +164,6 @@ def test_text_of_names_stays_text(inputs, tmp_path):
     (base / "README.md").write_text('---\nlicense: other\nlicense_name: "a: b\\n---\\nc"\n---\n')
     config = config_of(inputs, tmp_path / "run")
     named = config.model_copy(update={"model": config.model.model_copy(update={"path": str(base)})})
-    card = ModelCard(run_card(named, None))
+    card: Any = ModelCard(run_card(named, None))  # the stubs do not know the fields of its data
     assert card.data.license == "other"
     assert card.data.to_dict()["license_name"] == "a: b\n---\nc"

@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +137,7 @@ def test_other_losses_refuse_labelled_answers(inputs, tmp_path):
 def trl_run(folder, records, tmp_path):
     """Logs of TRL's KTOTrainer over the records in their order, and the rows it made of them."""
     from datasets import Dataset
-    from trl import KTOConfig, KTOTrainer
+    from trl import KTOConfig, KTOTrainer  # pyright: ignore[reportPrivateImportUsage]  # lazy
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = TEMPLATE
@@ -159,7 +160,7 @@ def trl_run(folder, records, tmp_path):
         train_dataset=Dataset.from_list(columns),
         processing_class=tokenizer,
     )
-    rows = list(trainer.train_dataset)
+    rows: list[Any] = list(trainer.train_dataset)
     trainer.train()
     return [log for log in trainer.state.log_history if "kl" in log], rows
 

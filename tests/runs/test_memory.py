@@ -32,7 +32,9 @@ def compiled_bytes(layers: int, remat: str, attention: str) -> tuple[int, int]:
     program = jax.jit(jax.grad(loss)).lower(params, abstract_rows(SHAPE)).compile()
     config = load_config(None, SETTINGS)
     kept = step_memory(config, model, compute, SHAPE, mesh_of(1, 1, 1)).activations
-    return program.memory_analysis().temp_size_in_bytes, kept
+    measured = program.memory_analysis()
+    assert measured is not None
+    return measured.temp_size_in_bytes, kept
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,9 @@ def test_temporary_memory_does_not_grow_with_tokens_times_vocabulary():
             jax.ShapeDtypeStruct((1, tokens), jnp.int32),
         )
         compiled = jax.jit(jax.grad(total, (0, 1))).lower(*shapes).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        measured = compiled.memory_analysis()
+        assert measured is not None
+        return measured.temp_size_in_bytes
 
     vocabulary = 8192
     small, large = temporaries(512, vocabulary), temporaries(4096, vocabulary)

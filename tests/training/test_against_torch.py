@@ -7,6 +7,7 @@ import copy
 import json
 import os
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,7 +154,10 @@ def test_one_step_equals_plain_torch(folder, pairs, ours):
             expected = logps[place[int(batch.pair_index[r, p])]]
             np.testing.assert_allclose(policy[r, p], expected, rtol=1e-4)
 
-    theirs = {name: tensor.grad.numpy() for name, tensor in model.named_parameters()}
+    theirs = {}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        theirs[name] = parameter.grad.numpy()
     names = tensor_specs(rows, gradients)
     assert names.keys() == theirs.keys()
     for name, gradient in zip(names, tensor_arrays(rows, gradients), strict=True):
@@ -168,7 +172,7 @@ def trl_curve(loss, folder, pairs_file, order, tmp_path):
     the first step's gradients, clipped."""
     from datasets import Dataset
     from transformers import TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]  # lazy
 
     gradients = {}
 
@@ -210,7 +214,7 @@ def trl_curve(loss, folder, pairs_file, order, tmp_path):
         processing_class=tokenizer,
         callbacks=[FirstGradients()],
     )
-    rows = list(trainer.train_dataset)
+    rows: list[Any] = list(trainer.train_dataset)
     trainer.train()
     logs = [log for log in trainer.state.log_history if "rewards/margins" in log]
     return logs, rows, gradients

@@ -1,5 +1,7 @@
 """The optimizer against AdamW written out in float64, and its schedules by hand."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -37,7 +39,7 @@ def test_follows_torch(max_grad_norm):
         learning_rate=0.1, schedule="linear", weight_decay=0.1, max_grad_norm=max_grad_norm
     )
     optimizer = make_optimizer(config, make_schedule(config, 6, lora=False))
-    params = {"layer": {"kernel": jnp.asarray(start)}}
+    params: Any = {"layer": {"kernel": jnp.asarray(start)}}
     state = optimizer.init(params)
     theirs = torch.nn.Parameter(torch.tensor(start))
     adamw = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.1)

@@ -71,7 +71,8 @@ def run(setting: Setting) -> tuple[list[dict[str, float]], Any, int]:
         frozen = None
         trainable = params
         if setting.lora is not None:
-            quantize = jax.jit(lambda tree: quantize_layers(tree, setting.lora.base))
+            base = setting.lora.base
+            quantize = jax.jit(lambda tree: quantize_layers(tree, base))
             expected = jax.eval_shape(quantize, params)
             frozen = jax.device_put(quantize(params), shardings_for(expected, mesh))
             trainable = init_lora(setting.model, setting.lora, jax.random.key(1))

@@ -92,7 +92,8 @@ def test_tiles_are_the_blocks_in_which_the_mask_holds_anything(share_prefix):
         batch = pack_batch(pairs, microbatch, shape, share_prefix=share_prefix)
         mask = sharing_mask(batch.pair_ids, batch.branches) & (batch.pair_ids > 0)[..., None]
         # 500 tokens are 7 blocks and a part of the eighth.
-        blocks = np.pad(mask, ((0, 0), (0, 12), (0, 12))).reshape(2, 8, TILE, 8, TILE).any((2, 4))
+        padded = np.pad(mask, ((0, 0), (0, 12), (0, 12)))
+        blocks = np.asarray(padded.reshape(2, 8, TILE, 8, TILE).any((2, 4)))
         for row in range(2):
             used = batch.tiles[row][batch.tiles[row, :, 0] < 8]
             np.testing.assert_array_equal(used, np.argwhere(blocks[row]))

@@ -224,7 +224,7 @@ def test_data_sets_on_disk_and_shards_keep_their_splits(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     parts = {"train": rows(8), "validation": rows(4, 8), "test": rows(2, 12)}
     made = {name: datasets.Dataset.from_list(part) for name, part in parts.items()}
-    datasets.DatasetDict(made).save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict(**made).save_to_disk(str(tmp_path / "saved"))
     for name, part in parts.items():
         folder = tmp_path / "shards" / "data"
         folder.mkdir(parents=True, exist_ok=True)

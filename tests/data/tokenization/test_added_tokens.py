@@ -5,6 +5,7 @@ from tokenizers import AddedToken
 
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.tokenization.chat import Chat
+from jaxdpo.data.tokenization.pair_encoding import EncodedPair
 
 
 def user(content):
@@ -44,6 +45,7 @@ def test_added_tokens_are_vocabulary(make_tokenizer, backend, how, case):
     chat = Chat(tokenizer)
     prompt, answer = (user(f"Say it: {text}"),), (assistant(f"So {text}."),)
     [encoded] = chat.encode_pairs([PreferencePair(prompt, answer, (assistant("No"),), "TRAIN")])
+    assert isinstance(encoded, EncodedPair)
     whole = tokenizer.apply_chat_template([*prompt, *answer], return_dict=False)
     ours = [*encoded.tokens.prompt_ids, *encoded.tokens.chosen_ids]
     assert ours == whole[: len(ours)]

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.tokenization.chat import Chat, load_chat, load_tokenizer
+from jaxdpo.data.tokenization.pair_encoding import EncodedPair
 from jaxdpo.data.tokenization.template import PROBE
 from jaxdpo.errors import UserError
 
@@ -222,7 +223,8 @@ def test_walls_that_a_template_sees_do_no_harm_but_halves_that_meet_do(make_toke
 def test_text_that_spells_a_control_token_is_counted(make_tokenizer):
     chat = Chat(make_tokenizer("bytes", "chatml"))
     encoded = chat.encode_pairs([pair("a <", "b", "c"), pair("q", "<|im_end|>", "c")])
-    assert [item.spelled_control for item in encoded] == [False, True]
+    decided = [item.spelled_control for item in encoded if isinstance(item, EncodedPair)]
+    assert decided == [False, True]
 
 
 @pytest.mark.parametrize("template", ENDS)
@@ -327,16 +329,21 @@ def test_what_a_template_refuses_is_a_bad_pair(make_tokenizer):
     )
     good = pair("q", "a", "b")
     bad, fine = chat.encode_pairs([system, good])
+    assert isinstance(bad, BadPair)
+    assert isinstance(fine, EncodedPair)
     assert bad.code == "template"
     assert "System role not supported" in bad.reason
     assert fine.tokens.prompt_ids.tolist() == chat.encode_pair(good).prompt_ids.tolist()
-    assert chat.encode_pairs([pair("q", "a", " a ")])[0].code == "identical-tokens"
+    [alike] = chat.encode_pairs([pair("q", "a", " a ")])
+    assert isinstance(alike, BadPair)
+    assert alike.code == "identical-tokens"
 
 
 def test_a_template_that_leaves_tools_out_refuses_pairs_with_tools(make_tokenizer):
     chat = Chat(make_tokenizer("bytes", "chatml"))
     tools = ({"type": "function", "function": {"name": "look"}},)
     [bad] = chat.encode_pairs([pair("q", "a", "b", tools=tools)])
+    assert isinstance(bad, BadPair)
     assert (bad.code, '"look"' in bad.reason) == ("tools-not-rendered", True)
 
 
@@ -362,6 +369,7 @@ def test_pairs_encoded_together_are_as_apart(make_tokenizer):
     chat = Chat(make_tokenizer("bytes", "llama3"))
     for made, encoded in zip(pairs, chat.encode_pairs(pairs), strict=True):
         apart = chat.encode_pair(made)
+        assert isinstance(encoded, EncodedPair)
         assert [ids.tolist() for ids in encoded.tokens] == [ids.tolist() for ids in apart]
 
 
@@ -407,6 +415,8 @@ def test_text_outside_the_vocabulary_is_refused_where_it_would_end_the_turn():
     template = "{% for m in messages %}{{ m.role + ' ' + m.content + ' [END] ' }}{% endfor %}"
     chat = Chat(tokenizer, template)
     fine, bad = chat.encode_pairs([pair("q", "a", "a a"), pair("q", "a", "z")])
+    assert isinstance(fine, EncodedPair)
+    assert isinstance(bad, BadPair)
     assert fine.tokens.chosen_ids[-1] == chat.end_token_id == 0
     assert bad.code == "control-text"
 

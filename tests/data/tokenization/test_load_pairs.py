@@ -22,8 +22,8 @@ def message(role, content):
 
 
 def pair(*prompt, chosen="Hobart", rejected="Paris"):
-    answers = ((message("assistant", text),) for text in (chosen, rejected))
-    return PreferencePair(tuple(prompt), *answers, "TRAIN")
+    good, bad = ((message("assistant", text),) for text in (chosen, rejected))
+    return PreferencePair(tuple(prompt), good, bad, "TRAIN")
 
 
 def questions(count):
@@ -81,6 +81,7 @@ def test_the_oldest_turns_go_first_and_no_more_than_needed(chat, dropped_turns):
     exactly = len(kept) + len(whole.chosen_ids)
     for max_length in (exactly, exactly + 1):
         truncated = truncate(made, whole, chat, max_length)
+        assert truncated.tokens is not None
         assert truncated.outcome == ("cut_by_message" if dropped_turns else "whole")
         assert truncated.tokens.prompt_ids.tolist() == kept
         assert truncated.tokens.chosen_ids.tolist() == whole.chosen_ids.tolist()
@@ -102,6 +103,7 @@ def test_tool_messages_stay_with_the_turn_they_belong_to(make_tokenizer):
     longer = ids_of(chat, [SYSTEM, message("assistant", "Well."), *turn])
     for prompt in (least, longer):
         truncated = truncate(made, whole, chat, len(prompt) + len(whole.chosen_ids))
+        assert truncated.tokens is not None
         assert truncated.tokens.prompt_ids.tolist() == least
 
 
@@ -114,6 +116,7 @@ def test_a_last_turn_that_is_too_long_loses_tokens_from_the_left(make_tokenizer,
     longest = max(len(whole.chosen_ids), len(whole.rejected_ids))
     last_turn = ids_of(chat, [SYSTEM, TALK[-1]])
     truncated = truncate(made, whole, chat, 20 + longest)
+    assert truncated.tokens is not None
     assert truncated.outcome == "cut_by_token"
     # A template that begins every text with a token of its own keeps it.
     if template == "llama3":
@@ -132,6 +135,7 @@ def test_a_template_that_refuses_fewer_turns_leaves_cutting_by_tokens(chat):
     made = pair(*TALK)
     whole = picky.encode_pair(made)
     truncated = truncate(made, whole, picky, 64)
+    assert truncated.tokens is not None
     assert truncated.outcome == "cut_by_token"
     room = 64 - max(len(whole.chosen_ids), len(whole.rejected_ids))
     assert truncated.tokens.prompt_ids.tolist() == whole.prompt_ids[-room:].tolist()
@@ -336,6 +340,7 @@ def test_the_fingerprint_tells_the_same_ids_in_other_parts(tmp_path):
             writer.add(TokenizedPair(*(np.array(part, np.int32) for part in parts)), "f:1")
             writer.finish(TokenizeReport(1))
         stored = open_pairs(tmp_path / str(i), "key")
+        assert stored is not None
         assert [ids.tolist() for ids in stored[0]] == [*parts, [], []]
         fingerprints.add(stored.fingerprint)
     assert len(fingerprints) == 3
@@ -349,8 +354,10 @@ def test_two_writers_of_the_same_pairs_agree(tmp_path):
         second.finish(TokenizeReport(1))
         opened = open_pairs(tmp_path / "a", "key")
         first.finish(TokenizeReport(1))
+    again = open_pairs(tmp_path / "a", "key")
+    assert opened is not None and again is not None
     assert opened[0].rejected_ids.tolist() == [2]
-    assert open_pairs(tmp_path / "a", "key").fingerprint == opened.fingerprint
+    assert again.fingerprint == opened.fingerprint
     assert [folder.name for folder in tmp_path.iterdir()] == ["a"]
 
 

@@ -8,6 +8,7 @@ import pytest
 from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.tokenization.chat import Chat
+from jaxdpo.data.tokenization.pair_encoding import EncodedPair
 
 START = "{% for m in messages %}{% if m.role != 'assistant' %}"
 USER = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% else %}"
@@ -60,13 +61,14 @@ EXPECTED = {
 }
 
 
-def encode(chat, answer, *prompt, **more):
+def encode(chat, answer, *prompt, **more) -> EncodedPair:
     pair = PreferencePair(tuple(prompt) or (ASKED,), (answer,), (NO,), "TRAIN", **more)
     [encoded] = chat.encode_pairs([pair])
+    assert isinstance(encoded, EncodedPair)
     return encoded
 
 
-def texts(chat, encoded):
+def texts(chat, encoded) -> tuple[str, ...]:
     return tuple(chat.tokenizer.decode(ids.tolist()) for ids in encoded.tokens[:2])
 
 
@@ -198,7 +200,10 @@ def test_nothing_but_the_tags_of_an_answers_reasoning_is_control(make_tokenizer,
 def test_reasoning_that_a_template_leaves_out_is_refused_and_not_lost(make_tokenizer):
     template = QWEN3.replace("{% if loop.last %}", "{% if loop.last and not brief %}")
     chat = Chat(make_tokenizer("bytes", "chatml"), template)
-    encoded = encode(chat, FIELD, template_kwargs={"brief": True})
+    kwargs = {"brief": True}
+    pair = PreferencePair((ASKED,), (FIELD,), (NO,), "TRAIN", template_kwargs=kwargs)
+    [encoded] = chat.encode_pairs([pair])
+    assert isinstance(encoded, BadPair)
     assert encoded.code == "reasoning-not-rendered"
     assert '"Three?"' in encoded.reason
     with pytest.raises(BadPair, match="does not know the field reasoning_content"):

@@ -6,8 +6,10 @@ import jinja2
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.tokenization.chat import Chat
+from jaxdpo.data.tokenization.pair_encoding import EncodedPair
 from jaxdpo.data.tokenization.template_sandbox import Template, TemplateLimit
 from jaxdpo.errors import UserError
 
@@ -90,6 +92,8 @@ def test_a_stopped_template_is_the_pairs_or_the_users_error(make_tokenizer):
     short = PreferencePair((user,), (answer,), ({**answer, "content": "No"},), "TRAIN")
     long = PreferencePair((user, answer, user), (answer,), short.rejected, "TRAIN")
     fine, bad = chat.encode_pairs([short, long])
+    assert isinstance(fine, EncodedPair)
+    assert isinstance(bad, BadPair)
     assert bad.code == "template-limit"
     assert "does not come to an end" in bad.reason
     assert "use another template (data.chat_template)" in bad.reason

@@ -134,11 +134,13 @@ def test_where_trl_differs(both, what):
     end = chat.end_token_id
     if what == "forged":
         assert theirs[0]["prompt_ids"].count(end) == 2
+        assert ours.tokens is not None
         assert ours.tokens.prompt_ids.tolist().count(end) == 1
         return
     if what == "long prompt":
         assert theirs == []
         assert ours.outcome == "cut_by_token"
+        assert ours.tokens is not None
         assert len(ours.tokens.prompt_ids) + len(ours.tokens.rejected_ids) == 64
         assert ours.tokens.rejected_ids.tolist()[-1] == end
         return
@@ -148,6 +150,7 @@ def test_where_trl_differs(both, what):
         assert end not in learnt
         assert ours.outcome == "dropped"
     else:
+        assert ours.tokens is not None
         scored = ours.tokens.chosen_ids[
             scored_tokens(len(ours.tokens.chosen_ids), ours.tokens.chosen_unscored)
         ]

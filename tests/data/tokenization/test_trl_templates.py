@@ -214,6 +214,7 @@ def outcome(name, conversation):
     ours = [*prompt_ids, *ids]
     if ours == whole[: len(ours)]:
         rest = chat.tokenizer.decode(whole[len(ours) :], skip_special_tokens=True)
+        assert isinstance(rest, str)
         return "more" if rest.strip() else "same"
     return "end added" if ours[:-1] == whole else "completion"
 
