@@ -53,7 +53,6 @@ def jaxdpo(task: Task) -> dict:
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxdpo import logprobs
     from jaxdpo.cli.console import Reporter
     from jaxdpo.config import load_config
     from jaxdpo.devices.machine import peak_memory
@@ -61,6 +60,7 @@ def jaxdpo(task: Task) -> dict:
     from jaxdpo.hub.policy import load_policy
     from jaxdpo.runs.folder import open_run_folder
     from jaxdpo.runs.setup import set_up
+    from jaxdpo.scoring import logprobs
     from jaxdpo.training.loop import run_steps
     from jaxdpo.training.metrics import LaggedMetrics
     from jaxdpo.training.state import begin, init_state
