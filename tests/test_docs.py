@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 PATH = re.compile(r"`((?:jaxdpo|tests|configs|notebooks|docs)/[\w/.-]+\.\w+)`(?: `(\w+)`)?")
-COMMAND = re.compile(r"python -m ((?:jaxdpo|tests)(?:\.\w+)*)")
+# `jaxdpo.COMMAND` stands for all of them.
+COMMAND = re.compile(r"python -m ((?:jaxdpo|tests)(?:\.[a-z]\w*)*)")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
 

@@ -170,6 +170,15 @@ def _prompt_tokens(requests: Sequence[Request]) -> tuple[int, int]:
     return max(lengths), sum(lengths)
 
 
+def _everywhere(weight: jax.Array) -> jax.sharding.Sharding:
+    """Returns the sharding of an array that is whole on every device that holds a weight."""
+    where = weight.sharding
+    if isinstance(where, jax.sharding.NamedSharding):
+        # The weight's own axes are not the state's, whose arrays have other ranks.
+        return jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec())
+    return where
+
+
 class _Rows:
     """The rows that are decoded together, and which request each of them is at.
 
@@ -193,7 +202,7 @@ class _Rows:
         if jax.sharding.get_abstract_mesh().empty:
             # Bound to the weights' device, as all later states are: a state that may lie anywhere
             # would have `begin_rows` compiled once for the first rows and again for all others.
-            state = jax.device_put(state, jax.tree.leaves(self._weights)[0].sharding)
+            state = jax.device_put(state, _everywhere(jax.tree.leaves(self._weights)[0]))
         self._state = state
         self.running: dict[int, int] = {}
         self._drawn: dict[int, list[int]] = {}
