@@ -9,6 +9,7 @@ import yaml
 from jaxdpo.cli.command import run_command
 from jaxdpo.cli.fields import leaves
 from jaxdpo.config import RunConfig, flat, load_config
+from jaxdpo.errors import UserError
 from jaxdpo.init import main
 
 GIVEN = ["model=models/sft", "data=pairs.jsonl", "training.folder=runs/first"]
@@ -75,7 +76,7 @@ def _overrides(read: dict, prefix: str = "") -> list[str]:
 
 def test_what_is_required_is_named_when_it_is_left_blank(init, tmp_path):
     init("dpo.yaml", "model=models/sft")
-    with pytest.raises(Exception, match="data.path: must be given") as refused:
+    with pytest.raises(UserError, match=r"data\.path: must be given") as refused:
         load_config("dpo.yaml")
     assert "training.folder: must be given" in str(refused.value)
 
