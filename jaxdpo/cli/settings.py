@@ -21,6 +21,7 @@ from jaxdpo.cli.fields import (
     section_of,
     suggestion,
 )
+from jaxdpo.storage.urls import refuse_urls_in
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.storage.files import shipped
 
@@ -108,13 +109,15 @@ def checked(model: type[Config], values: dict[str, Any], where: str = "") -> Con
 
 def _checked(model: type[Config], values: _Values, where: str) -> Config:
     try:
-        return model.model_validate(values.tree)
+        config = model.model_validate(values.tree)
     except ValidationError as error:
         # Of a field with several types pydantic reports each; the same words need not stand twice.
         problems = dict.fromkeys(
             _describe(model, problem, values.unread) for problem in error.errors()
         )
         raise UserError("\n".join(f"{where}{problem}" for problem in problems)) from None
+    refuse_urls_in(config, where)
+    return config
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

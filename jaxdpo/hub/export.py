@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
+from jaxdpo.storage.urls import refuse_url
 from jaxdpo.errors import UserError
 from jaxdpo.storage.files import sync_folder, sync_tree
 
@@ -34,8 +35,9 @@ def exporting(folder: Path) -> Iterator[Path]:
     something is left alone.
 
     Raises:
-      UserError: If something else is in the way, or the disk refuses.
+      UserError: If something else is in the way, the disk refuses, or `folder` is a URL.
     """
+    refuse_url(folder)
     _check_replaceable(folder)
     temporary = folder.with_name(f".{folder.name}.partial")
     previous = folder.with_name(f".{folder.name}.previous")

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdpo.storage.urls import refuse_url
 from jaxdpo.config import RunConfig, load_config
 from jaxdpo.data.tokenization.chat import load_chat
 from jaxdpo.errors import UserError
@@ -53,6 +54,7 @@ def open_source(source: str, chat_template: str | None = None) -> Policy:
     Raises:
       UserError: If it is none of these, or cannot be loaded.
     """
+    refuse_url(source)
     path = Path(source).expanduser()
     for run in (path, path.parent.parent):
         if (run / "config.yaml").exists() and (run / "checkpoints").is_dir():

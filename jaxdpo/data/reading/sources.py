@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
+from jaxdpo.storage.urls import refuse_url
 from jaxdpo.data.bad_pair import BadLine
 from jaxdpo.data.pairs import Split
 from jaxdpo.data.reading.csv_table import read_csv
@@ -63,6 +64,7 @@ def find_sources(path: str) -> list[Source]:
     Raises:
       UserError: If there are none.
     """
+    refuse_url(path)
     # What is on this machine goes before the Hub: a folder may be called like a data set there.
     file = Path(path).expanduser()
     if file.is_dir():
