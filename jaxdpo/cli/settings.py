@@ -21,9 +21,9 @@ from jaxdpo.cli.fields import (
     section_of,
     suggestion,
 )
-from jaxdpo.storage.urls import refuse_urls_in
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.storage.files import shipped
+from jaxdpo.storage.urls import refuse_urls_in
 
 Config = TypeVar("Config", bound=BaseModel)
 
