@@ -13,7 +13,16 @@ from jaxdpo.data.tokenization.template import NO_KWARGS
 from jaxdpo.sampling.pool import RowRequest
 from jaxdpo.sampling.rows import TokenLogprobs
 from jaxdpo.serving.errors import RequestError
-from jaxdpo.serving.scheduler import Begun, Drawn, Event, Failed, QueueFull, Scheduler, Stopping, Ticket
+from jaxdpo.serving.scheduler import (
+    Begun,
+    Drawn,
+    Event,
+    Failed,
+    QueueFull,
+    Scheduler,
+    Stopping,
+    Ticket,
+)
 from jaxdpo.serving.text import GrowingText
 
 
@@ -110,15 +119,31 @@ class AnsweringModel:
           RequestError: For what `complete` refuses.
           BadPair: If the chat template refuses the messages.
         """
-        # In a thread: a long conversation takes a while, in which others want their pieces.
-        ids = await asyncio.to_thread(self.chat.encode, messages, tools, True, template_kwargs)
+        ids = await self.encode(messages, tools, template_kwargs)
         async for piece in self.complete(ids, settings or AnswerSettings()):
             yield piece
 
-    async def complete(
-        self, prompt: Sequence[int], settings: AnswerSettings
-    ) -> AsyncIterator[Piece]:
-        """Yields pieces of what follows a prompt; leaving the loop gives the rest up.
+    async def encode(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] = NO_KWARGS,
+    ) -> list[int]:
+        """Encodes a conversation that the assistant is to answer.
+
+        Args:
+          messages: The conversation.
+          tools: Function definitions for the template.
+          template_kwargs: Further variables for the template.
+
+        Raises:
+          BadPair: If the chat template refuses the messages.
+        """
+        # In a thread: a long conversation takes a while, in which others want their pieces.
+        return await asyncio.to_thread(self.chat.encode, messages, tools, True, template_kwargs)
+
+    def complete(self, prompt: Sequence[int], settings: AnswerSettings) -> AsyncIterator[Piece]:
+        """Asks for what follows a prompt, and returns its pieces; leaving them gives the rest up.
 
         Args:
           prompt: Token ids.
@@ -134,37 +159,44 @@ class AnsweringModel:
             Ticket(request, lambda event, i=i: events.put_nowait((i, event)), loop)
             for i, request in enumerate(self._requests(prompt, settings))
         ]
+        self._submit(tickets)
+        return self._pieces(tickets, events, settings)
+
+    async def _pieces(
+        self,
+        tickets: Sequence[Ticket],
+        events: "asyncio.Queue[tuple[int, Event]]",
+        settings: AnswerSettings,
+    ) -> AsyncIterator[Piece]:
         texts = [GrowingText(self.chat.decode, settings.stop) for _ in tickets]
         prompt_logprobs: list[TokenLogprobs | None] = [None] * len(tickets)
-        self._submit(tickets)
+        loop = asyncio.get_running_loop()
+        # An event, and not `asyncio.timeout`: that would cancel whoever reads the pieces, too.
+        late = Failed(_late(settings.timeout))
+        timer = settings.timeout and loop.call_later(settings.timeout, events.put_nowait, (0, late))
         try:
-            async with asyncio.timeout(settings.timeout):
-                left = len(tickets)
-                while left:
-                    index, event = await events.get()
-                    if isinstance(event, Failed):
-                        raise _failure(event.error)
-                    if isinstance(event, Begun):
-                        prompt_logprobs[index] = event.prompt_logprobs
-                        continue
-                    if texts[index].stopped:
-                        # Drawn before the thread learnt that a stop text had been written.
-                        continue
-                    piece = _piece(index, event, texts[index])
-                    if piece.finish_reason is not None:
-                        left -= 1
-                        self.scheduler.leave([tickets[index]])
-                    yield piece._replace(prompt_logprobs=prompt_logprobs[index])
-                    prompt_logprobs[index] = None
-        except TimeoutError:
-            raise RequestError(
-                504,
-                f"no whole answer within {settings.timeout:g} s; ask for fewer tokens, or raise "
-                "the server's timeout",
-                code="timeout",
-            ) from None
+            left = len(tickets)
+            while left:
+                index, event = await events.get()
+                if isinstance(event, Failed):
+                    raise _failure(event.error)
+                if isinstance(event, Begun):
+                    prompt_logprobs[index] = event.prompt_logprobs
+                    continue
+                if texts[index].stopped:
+                    # Drawn before the thread learnt that a stop text had been written.
+                    continue
+                piece = _piece(index, event, texts[index])
+                if piece.finish_reason is not None:
+                    left -= 1
+                    self.scheduler.leave([tickets[index]])
+                yield piece._replace(prompt_logprobs=prompt_logprobs[index])
+                prompt_logprobs[index] = None
         finally:
+            # Also where the caller has gone, which closes this generator.
             self.scheduler.leave(tickets)
+            if timer:
+                timer.cancel()
 
     def _requests(self, prompt: Sequence[int], settings: AnswerSettings) -> list[RowRequest]:
         """Returns a request for each answer, checked against the context."""
@@ -177,8 +209,7 @@ class AnsweringModel:
                 400,
                 f"the prompt has {len(prompt)} tokens, and with {max(wanted, 1)} new ones it would "
                 f"outgrow the context of {self.context}; shorten it, or lower max_tokens",
-                "messages",
-                "context_length_exceeded",
+                code="context_length_exceeded",
             )
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
         return [
@@ -218,7 +249,18 @@ def _piece(index: int, event: Drawn, text: GrowingText) -> Piece:
     return Piece(index, new, ids, "stop" if text.stopped else event.reason, logprobs)
 
 
+def _late(timeout: float | None) -> RequestError:
+    return RequestError(
+        504,
+        f"no whole answer within {timeout or 0:g} s; ask for fewer tokens, or raise the server's "
+        "timeout",
+        code="timeout",
+    )
+
+
 def _failure(error: BaseException) -> RequestError:
+    if isinstance(error, RequestError):
+        return error
     if isinstance(error, Stopping):
         return RequestError(503, "the server is about to end; try again", code="stopping")
     # What the runtime says may hold a path or a part of the prompt; the log has it.

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from jaxdpo.devices.sizes import round_up
 from jaxdpo.sampling.pool import RowPool, RowRequest, RowTokens
 from jaxdpo.sampling.rows import SEGMENT, TokenLogprobs
 
@@ -175,12 +174,11 @@ class Scheduler:
             self._changed.notify()
 
     def _run(self) -> None:
-        pool = None
+        pool: RowPool | None = None
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._stopping or self._waiting or self._running or pool is None
-                )
+                while pool is not None and not (self._stopping or self._waiting or self._running):
+                    self._changed.wait()
                 stopping = self._stopping
             if stopping:
                 self._fail(Stopping())
