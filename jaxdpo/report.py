@@ -23,13 +23,25 @@ def main(arguments: list[str]) -> None:
     with COMMAND.loading(arguments):
         from jaxdpo.cli.settings import load_settings
         from jaxdpo.runs.report.command import ReportConfig, report
-    # A folder's name may hold "=", as those of a sweep's runs do.
-    folders = [word for word in arguments if Path(word).is_dir()]
+    folders = _folders(arguments)
     rest = [word for word in arguments if word not in folders]
     if folders:
         rest.append(f"folders={json.dumps(folders)}")
     given = COMMAND.read(rest, ReportConfig)
     report(load_settings(ReportConfig, given.file, given.overrides))
+
+
+def _folders(words: list[str]) -> list[str]:
+    """Returns the words that name run folders."""
+    found, before = [], ""
+    for word in words:
+        # The name of a folder may hold "=", as those of a sweep's runs do.
+        is_value = before.startswith("--") and "=" not in before
+        is_name = not word.startswith("-") and "=" not in word and not word.endswith(".yaml")
+        if not is_value and (is_name or Path(word).is_dir()):
+            found.append(word)
+        before = word
+    return found
 
 
 if __name__ == "__main__":

@@ -112,9 +112,9 @@ def compare(config: EvaluateConfig, policies: Mapping[str, Policy] | None = None
 
     The same call on the same folder continues an evaluation that was cut off.
 
-        config = EvaluateConfig(models={"sft": "models/sft", "dpo": "runs/dpo"}, out="evaluation",
-                                data={"path": "prompts.jsonl"}, criteria=[{"name": "word_limit"}])
-        compare(config)  # a notebook shows chart and tables
+    >>> config = EvaluateConfig(models={"sft": "models/sft", "dpo": "runs/dpo"}, out="evaluation",
+    ...                         data={"path": "prompts.jsonl"}, criteria=[{"name": "word_limit"}])
+    >>> compare(config)  # a notebook shows chart and tables
 
     Args:
       config: The evaluation.
