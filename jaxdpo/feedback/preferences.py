@@ -198,9 +198,11 @@ def moment_of(value: Any) -> datetime | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high = _EPOCH_SECONDS
         return datetime.fromtimestamp(value, UTC) if low <= value < high else None
+    if not isinstance(value, str):
+        return None
     try:
         moment = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
+    except ValueError:
         return None
     return moment if moment.tzinfo is not None else None
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxdpo.data.reading.jsonl import Record
 from jaxdpo.errors import UserError
@@ -35,13 +35,19 @@ _MIGRATIONS = (
     """,
     """
     CREATE TABLE assignments (
+      given INTEGER PRIMARY KEY AUTOINCREMENT,
       task TEXT NOT NULL,
       annotator TEXT NOT NULL,
       until TEXT NOT NULL,
-      PRIMARY KEY (task, annotator)
+      UNIQUE (task, annotator)
     );
     """,
 )
+
+# A task is its holder's until a time: for ever once it is done, no longer once it was skipped.
+_DONE = datetime.max.replace(tzinfo=UTC).isoformat()
+_SKIPPED = datetime.min.replace(tzinfo=UTC).isoformat()
+Progress = Literal["open", "done", "skipped"]
 
 
 class IdTakenError(Exception):
@@ -228,33 +234,35 @@ class FeedbackStore:
                 held = holders.get(task, set())
                 if annotator not in held and len(held) < overlap:
                     database.execute(
-                        "INSERT OR REPLACE INTO assignments VALUES (?, ?, ?)",
+                        "INSERT INTO assignments (task, annotator, until) VALUES (?, ?, ?)",
                         (task, annotator, (now + hold).isoformat()),
                     )
                     return task
         return None
 
-    def assigned(self, annotator: str) -> list[str]:
-        """Returns the tasks that an annotator was given, in that order."""
+    def assigned(self, annotator: str) -> dict[str, Progress]:
+        """Returns the tasks that an annotator was given, in that order, and how far each is."""
         with self._lock:
             rows = self._database.execute(
-                "SELECT task FROM assignments WHERE annotator = ? ORDER BY rowid", (annotator,)
+                "SELECT task, until FROM assignments WHERE annotator = ? ORDER BY given",
+                (annotator,),
             ).fetchall()
-        return [task for (task,) in rows]
+        ends = {_DONE: "done", _SKIPPED: "skipped"}
+        return {task: ends.get(until, "open") for task, until in rows}  # pyright: ignore[reportReturnType]
 
-    def settle(self, task: str, annotator: str, free: bool) -> None:
-        """Notes that an annotator has answered a task, so that it counts for good, or skipped it.
+    def settle(self, task: str, annotator: str, progress: Progress) -> None:
+        """Notes that an annotator is done with a task, skipped it, or has it open again.
 
         Args:
           task: The task.
-          annotator: Who answered.
-          free: Whether it goes back to the others.
+          annotator: Who has it.
+          progress: One that was skipped goes back to the others.
         """
-        until = datetime.min if free else datetime.max
+        ends = {"done": _DONE, "skipped": _SKIPPED, "open": datetime.now(UTC).isoformat()}
         with self._transaction() as database:
             database.execute(
-                "INSERT OR REPLACE INTO assignments VALUES (?, ?, ?)",
-                (task, annotator, until.replace(tzinfo=UTC).isoformat()),
+                "UPDATE assignments SET until = ? WHERE task = ? AND annotator = ?",
+                (ends[progress], task, annotator),
             )
 
 

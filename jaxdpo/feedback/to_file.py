@@ -60,8 +60,10 @@ class CollectConfig(FeedbackConfig):
     @property
     def feedback(self) -> list[tuple[Feedback, str | tuple[str, ...]]]:
         """All kinds of feedback and their files."""
-        first = [] if self.source is None else [(self.source, self.data)]
-        return [*first, *self.sources.items()]
+        found: list[tuple[Feedback, str | tuple[str, ...]]] = []
+        if self.source is not None:
+            found.append((self.source, self.data))
+        return [*found, *self.sources.items()]
 
 
 def collect_to_file(config: CollectConfig) -> None:

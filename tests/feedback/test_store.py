@@ -92,15 +92,15 @@ def test_tasks_are_shared_out_with_overlap(tmp_path):
         return store.assign(["t1", "t2", "t3"], who, 2, hold)
 
     assert [ask("ann"), ask("bob"), ask("cat"), ask("ann")] == ["t1", "t1", "t2", "t2"]
-    assert store.assigned("ann") == ["t1", "t2"]
+    assert store.assigned("ann") == {"t1": "open", "t2": "open"}
     # Bob skips: another may take his place, and he does not get the task again.
-    store.settle("t1", "bob", free=True)
+    store.settle("t1", "bob", "skipped")
     assert [ask("cat"), ask("bob"), ask("ann"), ask("ann")] == ["t1", "t3", "t3", None]
     # One that is kept too long is free for others; what was answered never is.
     late = FeedbackStore(tmp_path / "late")
     assert late.assign(["t"], "ann", 1, timedelta(seconds=-1)) == "t"
     assert late.assign(["t"], "bob", 1, timedelta(seconds=-1)) == "t"
-    late.settle("t", "bob", free=False)
+    late.settle("t", "bob", "done")
     assert late.assign(["t"], "cat", 1, hour) is None
 
 
