@@ -34,9 +34,7 @@ def main(arguments: list[str]) -> None:
             raise
         from jaxdpo.errors import UserError
 
-        raise UserError(
-            f"studio: needs {missing.name}; pip install 'jaxdpo[studio]'"
-        ) from missing
+        raise UserError(f"studio: needs {missing.name}; pip install 'jaxdpo[studio]'") from missing
     studio(config)
 
 

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 from jaxdpo.data.pairs import Message
-from jaxdpo.sampling.config import SamplingConfig
 
 
 class Answering(Protocol):

@@ -16,17 +16,22 @@ from jaxdpo.annotation.answering import Answering
 from jaxdpo.annotation.config import NAME
 from jaxdpo.annotation.conversation import shown, turns_in
 from jaxdpo.annotation.studio import Studio, person
-from jaxdpo.annotation.views import add_pages
+from jaxdpo.annotation.views import add_data, add_pages
 from jaxdpo.evaluation.criteria.spec import label_of
 from jaxdpo.feedback.store import IdTakenError
 from jaxdpo.pages.page import style
 
 _STATIC = files("jaxdpo.annotation") / "static"
-_KINDS = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+_KINDS = {
+    ".svg": "image/svg+xml",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+}
 
 
 def make_app(studio: Studio) -> FastAPI:
     """Makes the application; it starts the models and ends them."""
+
     @contextlib.asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         for model in studio.models.values():
@@ -64,9 +69,11 @@ def make_app(studio: Studio) -> FastAPI:
 
     _add_login(app, studio)
     _add_conversations(app, studio)
+    _add_acts(app, studio)
     _add_review(app, studio)
     _add_compare(app, studio)
     add_pages(app, studio)
+    add_data(app, studio)
     return app
 
 
@@ -87,19 +94,28 @@ def _add_login(app: FastAPI, studio: Studio) -> None:
         return response
 
 
-def _add_conversations(app: FastAPI, studio: Studio) -> None:
-    def state(conversation: str, annotator: str) -> dict[str, Any]:
-        turns = turns_in(studio.store.events(conversation))
-        return {
-            "conversation": conversation,
-            "turns": shown(turns, annotator),
-            "answering": studio.generating.attempt(conversation) is not None,
-        }
+def state_of(studio: Studio, conversation: str, annotator: str) -> dict[str, Any]:
+    """Returns a conversation as the page shows it.
 
+    Args:
+      studio: The studio.
+      conversation: Name of the conversation.
+      annotator: Whose acts may be undone.
+    """
+    turns = turns_in(studio.store.events(conversation))
+    return {
+        "conversation": conversation,
+        "turns": shown(turns, annotator),
+        "answering": studio.generating.attempt(conversation) is not None,
+        "error": studio.generating.error(conversation),
+    }
+
+
+def _add_conversations(app: FastAPI, studio: Studio) -> None:
     @app.get("/api/conversation")
     def conversation(request: Request, name: str) -> dict[str, Any]:
         annotator = person(studio, request)
-        return state(check_owner(name, annotator), annotator)
+        return state_of(studio, check_owner(name, annotator), annotator)
 
     @app.get("/api/conversations")
     def conversations(request: Request) -> list[dict[str, str]]:
@@ -110,6 +126,8 @@ def _add_conversations(app: FastAPI, studio: Studio) -> None:
             for prompt, name in reversed(listed[-50:])
         ]
 
+
+def _add_acts(app: FastAPI, studio: Studio) -> None:
     @app.post("/api/ask")
     async def asked(request: Request) -> dict[str, Any]:
         annotator, body = person(studio, request), await body_of(request)
@@ -119,7 +137,7 @@ def _add_conversations(app: FastAPI, studio: Studio) -> None:
         turn = turns_in(studio.store.events(name))[-1]
         if not turn.state.attempts:
             studio.generating.begin(name, 0, studio.config.answers)
-        return state(name, annotator)
+        return state_of(studio, name, annotator)
 
     @app.post("/api/acts")
     async def acts(request: Request) -> dict[str, Any]:
@@ -127,7 +145,7 @@ def _add_conversations(app: FastAPI, studio: Studio) -> None:
         # No await between check and append within the thread, and one thread holds the store: two
         # tabs cannot both pass a check that only one of them may.
         name = await asyncio.to_thread(act, studio.store, body, annotator)
-        return state(name, annotator)
+        return state_of(studio, name, annotator)
 
     @app.post("/api/answer")
     async def answer(request: Request) -> dict[str, Any]:
@@ -141,7 +159,7 @@ def _add_conversations(app: FastAPI, studio: Studio) -> None:
             raise RefusedError(400, "attempt is no number")
         models = studio.matches.models_of(name) or ()
         studio.generating.begin(name, number, studio.config.answers, models)
-        return state(name, annotator)
+        return state_of(studio, name, annotator)
 
     @app.get("/api/stream")
     async def stream(request: Request, name: str) -> StreamingResponse:

@@ -58,6 +58,12 @@ class Generating:
         """
         self._store, self._models = store, models
         self._running: dict[str, tuple[Attempt, asyncio.Task[None]]] = {}
+        # Until it is asked again; a page that comes late must not ask for ever.
+        self._failed: dict[str, str] = {}
+
+    def error(self, conversation: str) -> str:
+        """Returns why a conversation's last attempt failed; nothing if it did not."""
+        return self._failed.get(conversation, "")
 
     def attempt(self, conversation: str) -> Attempt | None:
         """Returns the attempt that a conversation waits for, if any."""
@@ -80,6 +86,7 @@ class Generating:
         turn = turns_in(self._store.events(conversation))[-1]
         if len(turn.state.attempts) != number:
             return None
+        self._failed.pop(conversation, None)
         drawn = list(models) or draw_models(sorted(self._models), answers)
         # The same two models in the same places would tell who is who after a few turns.
         _random.shuffle(drawn)
@@ -109,6 +116,8 @@ class Generating:
             attempt.error = "; ".join(str(error) for error in group.exceptions)
         finally:
             attempt.done = True
+            if attempt.error:
+                self._failed[conversation] = attempt.error
             attempt.changed.set()
             del self._running[conversation]
 

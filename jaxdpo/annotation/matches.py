@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from jaxdpo.annotation.conversation import Event, turns_in
 from jaxdpo.annotation.tasks import Task
 from jaxdpo.evaluation.agreement import Estimate, share
-from jaxdpo.evaluation.statistics import sign_test
 from jaxdpo.feedback.store import FeedbackStore
 
 
@@ -89,6 +88,9 @@ class Matches:
 
     def score(self, pair: int) -> Score:
         """Counts the comparisons of all annotators in a match."""
+        # Imported here: scipy takes a second, and most studios begin without a match.
+        from jaxdpo.evaluation.statistics import sign_test
+
         first, second = self.pairs[pair]
         wins = losses = ties = 0
         for events in self._store.conversations("match/").values():

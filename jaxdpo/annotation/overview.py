@@ -34,7 +34,7 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Overview:
-    """What was gathered.
+    """Everything that was gathered.
 
     Attributes:
       collected: Pairs, labels and judgements.

@@ -78,7 +78,9 @@ def studio(config: StudioConfig) -> None:
         models = _loaded(config)
         app = make_app(make_studio(config, store, models, tasks))
         host, port = listener.getsockname()[:2]
-        reporter.say(f"{len(tasks)} rows, {len(models)} models; everything is kept in {config.folder}")
+        reporter.say(
+            f"{len(tasks)} rows, {len(models)} models; everything is kept in {config.folder}"
+        )
         shown = f"[{host}]" if ":" in host else host
         reporter.say(f"open http://{shown}:{port}/ (Ctrl-C ends it)")
         # No log of requests: addresses name conversations, and those are people's own.

@@ -114,7 +114,13 @@ class Queue:
         return mine[at - 1]
 
     def finish(self, annotator: str, task: str, skipped: bool) -> None:
-        """Notes that an annotator is done with a row; a skipped one goes back to the others."""
+        """Notes that an annotator is done with a row.
+
+        Args:
+          annotator: Who had it.
+          task: The row.
+          skipped: Whether it goes back to the others.
+        """
         self._store.settle(task, annotator, "skipped" if skipped else "done")
 
     def progress(self, annotator: str) -> dict[str, int]:

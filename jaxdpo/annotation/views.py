@@ -44,6 +44,24 @@ def _templates() -> jinja2.Environment:
     )
 
 
+def _page(studio: Studio, name: str, request: Request, **values: Any) -> Response:
+    annotator = studio.access.annotator(request)
+    if annotator is None:
+        return RedirectResponse("/login", 303)
+    html = (
+        _templates()
+        .get_template(f"{name}.html.jinja")
+        .render(
+            page=name,
+            pages=PAGES,
+            annotator=annotator,
+            tokens=bool(studio.config.annotators),
+            **values,
+        )
+    )
+    return HTMLResponse(html)
+
+
 def add_pages(app: FastAPI, studio: Studio) -> None:
     """Adds the pages and exports of a studio to its application."""
 
@@ -51,12 +69,16 @@ def add_pages(app: FastAPI, studio: Studio) -> None:
         annotator = studio.access.annotator(request)
         if annotator is None:
             return RedirectResponse("/login", 303)
-        html = _templates().get_template(f"{name}.html.jinja").render(
-            page=name,
-            pages=PAGES,
-            annotator=annotator,
-            tokens=bool(studio.config.annotators),
-            **values,
+        html = (
+            _templates()
+            .get_template(f"{name}.html.jinja")
+            .render(
+                page=name,
+                pages=PAGES,
+                annotator=annotator,
+                tokens=bool(studio.config.annotators),
+                **values,
+            )
         )
         return HTMLResponse(html)
 
@@ -71,17 +93,23 @@ def add_pages(app: FastAPI, studio: Studio) -> None:
 
     @app.get("/chat")
     async def chat(request: Request) -> Response:
-        return page("chat", request, models=list(studio.models), answers=studio.config.answers)
+        return _page(
+            studio, "chat", request, models=list(studio.models), answers=studio.config.answers
+        )
 
     @app.get("/review")
     async def review(request: Request) -> Response:
         criteria = [label_of(spec) for spec in studio.config.criteria]
-        return page("review", request, rows=len(studio.tasks), criteria=criteria)
+        return _page(studio, "review", request, rows=len(studio.tasks), criteria=criteria)
 
     @app.get("/compare")
     async def compare(request: Request) -> Response:
         matches = list(enumerate(studio.matches.pairs)) if studio.matches.tasks else []
-        return page("compare", request, models=list(studio.models), matches=matches)
+        return _page(studio, "compare", request, models=list(studio.models), matches=matches)
+
+
+def add_data(app: FastAPI, studio: Studio) -> None:
+    """Adds the Data page and the exports of a studio to its application."""
 
     @app.get("/data")
     def data(request: Request) -> Response:
@@ -92,7 +120,8 @@ def add_pages(app: FastAPI, studio: Studio) -> None:
              said(pair.rejected), where_from(pair))
             for pair in pairs[-SHOWN:]
         ]  # fmt: skip
-        return page(
+        return _page(
+            studio,
             "data",
             request,
             overview=overview,

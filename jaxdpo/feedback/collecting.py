@@ -28,7 +28,8 @@ from jaxdpo.feedback.preferences import FeedbackConfig, NoPair, make_pair
 from jaxdpo.feedback.sources import SOURCES, SourceName
 from jaxdpo.feedback.store import is_store, stored_events
 from jaxdpo.feedback.tools.table import TOOLS, ToolName
-from jaxdpo.feedback.turns import records_of
+from jaxdpo.feedback.tools.tool import Tool
+from jaxdpo.feedback.turns import Derived, records_of
 
 Feedback = SourceName | Literal["events"] | ToolName
 FEEDBACK: tuple[Feedback, ...] = (*get_args(SourceName), "events", *get_args(ToolName))
@@ -132,8 +133,7 @@ def collect_all(
     """
     collecting = _Collecting(config or FeedbackConfig())
     for source, path in feedback:
-        for each in files_of(path):
-            collecting.take(source, each)
+        collecting.take(source, files_of(path))
     collecting.take_judged()
     return collecting.result()
 
@@ -167,30 +167,43 @@ class _Collecting:
         # Whether a line that is not understood ends it all; a log has events of every kind.
         self.stops = False
 
-    def take(self, source: Feedback, path: str) -> None:
-        """Takes the feedback of one file.
+    def take(self, source: Feedback, paths: Sequence[str]) -> None:
+        """Takes the feedback of files of one kind.
 
         Args:
           source: The kind of feedback.
-          path: The file, or a studio's folder.
+          paths: The files, or studios' folders.
         """
-        self.path = path
         before = len(self.bad_lines)
-        if source == "events":
-            self._take_events()
-        elif source == "criteria":
-            # An answer's judgements may stand anywhere, so all lines are read first.
-            self.judged += self.lines(parse_judged)
-        elif source in SOURCES:
-            for where, record in self.lines(lambda record, where: (where, record)):
-                self.add(source, record, where)
-        else:
-            for derived in self.lines(TOOLS[source]):
-                for kind, record, where in derived:
-                    self.add(kind, record, where)
+        if source in TOOLS:
+            self._take_exported(TOOLS[source](), paths)
+        for path in paths if source not in TOOLS else ():
+            self.path = path
+            if source == "events":
+                self._take_events()
+            elif source == "criteria":
+                # An answer's judgements may stand anywhere, so all lines are read first.
+                self.judged += self.lines(parse_judged)
+            elif source in SOURCES:
+                for where, record in self.lines(lambda record, where: (where, record)):
+                    self.add(source, record, where)
         default = "skip" if source == "events" else "stop"
         if (self.config.on_error or default) == "stop" and len(self.bad_lines) > before:
             self.stops = True
+
+    def _take_exported(self, tool: Tool, paths: Sequence[str]) -> None:
+        for path in paths:
+            self.path = path
+            for derived in self.lines(tool.parse, tool.records(path)):
+                for kind, record, where in derived:
+                    self.add(kind, record, where)
+        # What stands in several files, as answers and their scores do, is known after the last.
+        for found in tool.finish():
+            if isinstance(found, Derived):
+                self.add(*found)
+            else:
+                where, code = found
+                self.no_pair[code].append(where)
 
     def _take_events(self) -> None:
         stored = stored_events(self.path) if is_store(self.path) else None

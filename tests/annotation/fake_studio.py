@@ -1,10 +1,13 @@
-"""A studio whose models are functions: run as a process, so that it can be killed.
+"""Studios whose models are functions, each in a process of its own, so that it can be killed.
 
-    python tests/annotation/fake_studio.py '{"folder": "feedback", "port": 8123, …}'
+Reads a configuration a line from its input, forks a server for it, and prints the server's process
+id. Forking spares every server the seconds that importing takes.
 """
 
 import asyncio
 import json
+import os
+import signal
 import sys
 
 import uvicorn
@@ -25,10 +28,10 @@ class Fake:
     async def answer(self, messages, tools=()):
         self.count += 1
         asked = messages[-1]["content"]
-        text = f"{self.name} says no. {self.count} to {asked!r}"
+        text = f"{self.name} says no. {os.getpid()}-{self.count} to {asked!r}"
         if "hostile" in asked:
-            text = f"</script><img src=x onerror=\"document.title='owned'\"> {self.count} **bold**"
-        if "fail" in asked:
+            text = f"</script><img src=x onerror=\"document.title='owned'\"> {self.name} **bold**"
+        if "broken" in asked:
             raise RuntimeError("the model broke")
         for word in text.split(" "):
             yield word + " "
@@ -41,7 +44,7 @@ class Fake:
         pass
 
 
-def main(arguments):
+def serve(arguments):
     config = StudioConfig(**{"models": {"sft": "a", "dpo": "b"}, **json.loads(arguments)})
     models = {name: Fake(name) for name in config.models}
     studio = make_studio(config, FeedbackStore(config.folder), models, read_tasks(config.data))
@@ -49,4 +52,11 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            serve(line)
+            os._exit(0)
+        print(child, flush=True)

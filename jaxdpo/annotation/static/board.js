@@ -18,7 +18,6 @@ export class Board {
     this.at = 0;
     this.editing = null;
     this.growing = null;
-    this.failed = "";
   }
 
   get turn() {
@@ -51,7 +50,8 @@ export class Board {
     this.changed(state);
     const asked = this.turn && !this.turn.attempts.length;
     if (state.answering) this.watch();
-    else if (asked && !this.failed) this.again();
+    else if (state.error) say(`No answer: ${state.error}`, true);
+    else if (asked) this.again();
   }
 
   // Follows answers while they are drawn, then shows them as they are kept.
@@ -59,16 +59,13 @@ export class Board {
     const name = this.state.conversation;
     if (this.growing === name) return;
     this.growing = name;
-    this.failed = "";
     try {
       const reply = await fetch(`/api/stream?name=${encodeURIComponent(name)}`);
-      await readLines(reply, ({ texts, error }) => {
-        if (error) this.failed = error;
+      await readLines(reply, ({ texts }) => {
         if (this.state?.conversation === name) this.drawGrowing(texts);
       });
       this.growing = null;
       if (this.state?.conversation === name) await this.open(name);
-      if (this.failed) say(`No answer: ${this.failed}`, true);
     } catch {
       // The server was killed or the connection lost; the next one knows what there is.
       this.growing = null;
@@ -86,12 +83,11 @@ export class Board {
   }
 
   again() {
-    this.failed = "";
     const { conversation } = this.state;
     const attempt = this.turn.attempts.length;
     return send("/api/answer", { conversation, attempt }).then(
       (state) => this.show(state),
-      (error) => { this.failed = error.message; },
+      () => {},
     );
   }
 
@@ -322,7 +318,7 @@ export class Board {
     if (this.answers.length > 1) {
       made.push(button("Tie", "tie", () => this.compareAll("tie")), button("All bad", "all_bad", () => this.compareAll("all_bad")));
     }
-    if (this.kind === "chat" && (this.answers.length || this.failed)) {
+    if (this.kind === "chat" && (this.answers.length || this.state.error)) {
       made.push(button("Regenerate", "again", () => this.again()));
       made.push(button("Leave", "leave", () => this.act({ event: "abandoned" })));
     }
