@@ -1,4 +1,4 @@
-"""Access to a studio: names and tokens, bounds of requests, and headers that keep a page to itself."""
+"""Access to a studio: names and tokens, bounds of requests, headers of every reply."""
 
 import hmac
 from collections.abc import Awaitable, Callable

@@ -56,7 +56,7 @@ class StudioConfig(BaseModel):
     )
     criteria: Criteria = Field(
         default=(),
-        description="what Review asks PASS or FAIL for; Data shows each judge's agreement with people",
+        description="what Review asks PASS or FAIL for; Data shows how far each judge agrees",
     )
     overlap: int = Field(default=1, ge=1, description="people who judge each row")
     annotators: Annotators = Field(

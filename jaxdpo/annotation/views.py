@@ -93,9 +93,7 @@ def add_pages(app: FastAPI, studio: Studio) -> None:
 
     @app.get("/chat")
     async def chat(request: Request) -> Response:
-        return _page(
-            studio, "chat", request, models=list(studio.models), answers=studio.config.answers
-        )
+        return _page(studio, "chat", request, models=list(studio.models))
 
     @app.get("/review")
     async def review(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Rules that all tools' exports share: which field is the prompt, and what a reply to a question says.
+"""Rules that all tools' exports share: the field of the prompt, and what a reply says.
 
 Annotation tools let their users name fields and questions as they like. What is known by a usual
 name, or by what it holds, is read; everything else is counted as not understood, never guessed at.

@@ -27,8 +27,8 @@ class LabelStudio(Tool):
         if not isinstance(data, dict) or not isinstance(annotations, list):
             raise BadPair(
                 "label-studio",
-                f"data is {kind(data)}, annotations {kind(annotations)}; export the project as JSON "
-                "(not JSON-MIN)",
+                f"data is {kind(data)}, annotations {kind(annotations)}; export the project as "
+                "JSON, not as JSON-MIN",
             )
         found: list[Derived] = []
         reasons = ["not-annotated"]

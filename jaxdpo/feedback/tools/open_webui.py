@@ -26,18 +26,14 @@ class OpenWebUI(Tool):
         """Returns the label of the rated message, and what was preferred by it."""
         data, meta = record.get("data"), record.get("meta")
         if not isinstance(data, dict) or not isinstance(meta, dict):
-            raise BadPair(
-                "open-webui", "data or meta is missing; export the feedback, not the chats"
-            )
+            raise BadPair("open-webui", "data or meta is missing; export the feedback, not chats")
         rating = str(data.get("rating"))
         if rating not in _RATINGS:
             raise NoPair("not-rated")
         messages = _messages(record)
         name = meta.get("message_id")
         if name not in messages:
-            raise BadPair(
-                "open-webui", f"meta.message_id is {show(name)}, which the snapshot lacks"
-            )
+            raise BadPair("open-webui", f"the snapshot lacks meta.message_id, {show(name)}")
         rated = messages[name]
         about = _about(record, data, meta)
         label = {"output": _said(rated), "label": _RATINGS[rating], "model": data.get("model_id")}
@@ -66,9 +62,7 @@ def _messages(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
         before = [None, *(message.get("id") for message in listed)]
         found = {m.get("id"): {"parentId": p, **m} for m, p in zip(listed, before, strict=False)}
     if not found:
-        raise BadPair(
-            "open-webui", "snapshot holds no messages; export with Open WebUI 0.5 or newer"
-        )
+        raise BadPair("open-webui", "snapshot holds no messages; use Open WebUI 0.5 or newer")
     return found
 
 

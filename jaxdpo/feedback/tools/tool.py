@@ -26,5 +26,5 @@ class Tool:
         raise NotImplementedError
 
     def finish(self) -> Iterable[Derived | tuple[str, str]]:
-        """Yields what only all lines together say, or (place, reason's code) where that is nothing."""
+        """Yields what all lines say together, or (place, reason's code) where that is nothing."""
         return ()
