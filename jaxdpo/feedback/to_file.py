@@ -66,8 +66,13 @@ class CollectConfig(FeedbackConfig):
         return [*found, *self.sources.items()]
 
 
-def collect_to_file(config: CollectConfig) -> None:
+def collect_to_file(config: CollectConfig) -> Collected:
     """Makes pairs of the feedback, prints the counts, and writes the pairs.
+
+    >>> collect_to_file(CollectConfig(source="user_edits", data="drafts.jsonl", out="pairs.jsonl"))
+
+    Returns:
+      The pairs, and what made none.
 
     Raises:
       UserError: If the feedback cannot be read, no line makes a pair, a file cannot be written, or
@@ -86,6 +91,7 @@ def collect_to_file(config: CollectConfig) -> None:
         with _written(target, config.overwrite) as new:
             write_pairs(pairs, new)
         print(f"written: {target}")
+    return collected
 
 
 def _chosen(collected: Collected, config: CollectConfig) -> tuple[PreferencePair, ...]:

@@ -216,8 +216,9 @@ def test_gradio(tmp_path):
 
 def test_langfuse(tmp_path):
     def observation(name, output):
+        said = {"role": "assistant", "content": output}
         return {"id": name, "traceId": f"t{name}", "type": "GENERATION", "model": "dpo",
-                "input": {"messages": ASKED}, "output": {"role": "assistant", "content": output}}  # fmt: skip
+                "input": {"messages": ASKED}, "output": said}  # fmt: skip
 
     def score(name, observation, kind, value, **more):
         return {"id": f"s{observation}{name}", "trace_id": f"t{observation}", "name": name,
