@@ -19,7 +19,13 @@ from jaxdpo.feedback.store import FeedbackStore
 from jaxdpo.sampling.config import SamplingConfig
 from jaxdpo.serving.answering import AnsweringModel, AnswerSettings
 from jaxdpo.serving.config import ServeConfig
+from jaxdpo.serving.connection import protocol
 from jaxdpo.serving.loading import load_models
+
+_RECEIVE_SECONDS = 30.0
+_CONNECTIONS = 500
+# Answers that each model draws at a time; more wait.
+_BATCH = 8
 
 
 class ServedModel:
@@ -85,14 +91,24 @@ def studio(config: StudioConfig) -> None:
         reporter.say(f"open http://{shown}:{port}/ (Ctrl-C ends it)")
         # No log of requests: addresses name conversations, and those are people's own.
         uvicorn.Server(
-            uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=3)
+            uvicorn.Config(
+                app,
+                # Whoever sends a request slowly, or opens connections without end, holds nobody up.
+                http=protocol(_RECEIVE_SECONDS),
+                ws="none",
+                limit_concurrency=_CONNECTIONS,
+                access_log=False,
+                log_level="warning",
+                server_header=False,
+                timeout_graceful_shutdown=3,
+            )
         ).run(sockets=[listener])
 
 
 def _loaded(config: StudioConfig) -> Mapping[str, Answering]:
     if not config.models:
         return {}
-    served = load_models(ServeConfig(models=dict(config.models), batch_size=8))
+    served = load_models(ServeConfig(models=dict(config.models), batch_size=_BATCH))
     return {name: ServedModel(model, config.sampling) for name, model in served.items()}
 
 

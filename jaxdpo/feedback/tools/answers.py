@@ -145,7 +145,7 @@ def is_text_reply(question: str, value: Any) -> bool:
 
 
 def _answer_meant(row: Row, question: str, target: str | None) -> Any:
-    if target in row.answers:
+    if target is not None and target in row.answers:
         return row.answers[target]
     if len(row.answers) == 1:
         return next(iter(row.answers.values()))

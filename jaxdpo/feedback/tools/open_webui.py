@@ -84,7 +84,7 @@ def _beside(
 ) -> list[dict[str, Any]]:
     """Returns the messages that other models answered beside the rated one."""
     models = data.get("sibling_model_ids") or []
-    children = (messages.get(rated.get("parentId")) or {}).get("childrenIds") or []
+    children = (messages.get(rated.get("parentId") or "") or {}).get("childrenIds") or []
     others = [messages[name] for name in children if name in messages]
     # An arena's messages bear the arena's name as their model, so that each sibling counts there.
     return [
