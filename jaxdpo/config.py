@@ -27,6 +27,7 @@ from jaxdpo.storage.files import shipped
 from jaxdpo.training.best_step import RANKED_BY, StopConfig
 from jaxdpo.training.checkpoint import CheckpointConfig
 from jaxdpo.training.optimizer import OptimizerConfig
+from jaxdpo.training.trackers.opening import TrackerName
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -94,6 +95,11 @@ class TrainingConfig(BaseModel):
     )
     completions: int = Field(
         default=3, ge=0, description="TEST prompts that are answered before and after training"
+    )
+    report_to: tuple[TrackerName, ...] = Field(
+        default=("tensorboard",),
+        description="experiment trackers that get all metrics, the settings, the page and the "
+        "curves, beside metrics.jsonl",
     )
     watch: WatchConfig = Field(
         default=WatchConfig(), description="answers to TEST prompts at each evaluation"
@@ -222,6 +228,7 @@ CHANGEABLE = (
     "model.path",
     "sampling",
     "training.completions",
+    "training.report_to",
     "training.stop",
     "training.watch",
     "training.folder",

@@ -29,6 +29,7 @@ from jaxdpo.training.loop import run_steps
 from jaxdpo.training.signals import stop_on_sigterm
 from jaxdpo.training.state import TrainState, as_float32, begin
 from jaxdpo.training.step import make_train_step
+from jaxdpo.training.trackers.opening import OnMetrics
 from jaxdpo.training.writers import plot_curves, read_metrics
 
 # Share of what adapters learned whose loss in merging is worth a word: fp32 loses a millionth.
@@ -53,7 +54,10 @@ class RunResult:
 
 
 def fit(
-    config: RunConfig, policy: Policy | None = None, pairs: LoadedPairs | None = None
+    config: RunConfig,
+    policy: Policy | None = None,
+    pairs: LoadedPairs | None = None,
+    on_metrics: OnMetrics | None = None,
 ) -> RunResult:
     """Aligns a model with preference pairs by DPO.
 
@@ -67,6 +71,8 @@ def fit(
       config: The run.
       policy: A model in memory, instead of the one at `model.path`; it is left as it is.
       pairs: Tokenised pairs in memory, instead of those at `data.path`.
+      on_metrics: Called as `on_metrics(step, split, metrics)` with each record of metrics.jsonl; a
+        call that fails is the last, and the run goes on.
 
     Raises:
       UserError: For whatever the user can fix.
@@ -93,7 +99,9 @@ def fit(
         with (
             stop_on_sigterm() as stop,
             reporter.progress(last_step, first_step) as bar,
-            Recorder(setup, frozen, folder, checkpoints, reporter, bar, first_step) as recorder,
+            Recorder(
+                setup, frozen, folder, checkpoints, reporter, bar, first_step, on_metrics
+            ) as recorder,
         ):
             recorder.begin(first_step, state, stop)
             steps = run_steps(train_step, state, frozen, setup.train, setup.plan, mesh, first_step)
@@ -111,7 +119,9 @@ def fit(
 
         # Finish: the exported model, its answers, the summary.
         exported = choose_step(setup, state, recorder, checkpoints, reporter)
-        return finish(setup, exported, folder, before, reporter)
+        result = finish(setup, exported, folder, before, reporter)
+        recorder.publish()
+        return result
 
 
 def begin_or_continue(

@@ -28,6 +28,7 @@ from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs
 from jaxdpo.scoring.score import make_score_step
 from jaxdpo.training.objective import Objective
 from jaxdpo.training.optimizer import Optimizer
+from jaxdpo.training.trackers.opening import check_trackers
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def set_up(
       folder: The run folder.
       reporter: Where progress is shown.
     """
+    check_trackers(config.training.report_to)
     policy, loss = load_start(config, given_policy, mesh), config.loss
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
     rejects = folder.path / "rejects.jsonl"
