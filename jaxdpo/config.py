@@ -125,6 +125,10 @@ class ExportConfig(BaseModel):
         default="last",
         description="the step that is exported; a run that training.stop ends exports its best",
     )
+    hub: str | None = Field(
+        default=None,
+        description="org/name on the Hugging Face Hub that the model is uploaded to, privately",
+    )
 
 
 class RunConfig(BaseModel):

@@ -17,13 +17,17 @@ continues one that was cut off.
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Makes pairs as the arguments say; `--help` shows every field."""
+def main(arguments: list[str]) -> str:
+    """Makes pairs as the arguments say, and returns the next command; `--help` shows all fields."""
     with COMMAND.loading(arguments):
+        from jaxdpo.cli.ending import command_line
         from jaxdpo.cli.settings import load_settings
         from jaxdpo.rounds.make_pairs import PairingConfig, prefer
     given = COMMAND.read(arguments, PairingConfig)
-    prefer(load_settings(PairingConfig, given.file, given.overrides))
+    config = load_settings(PairingConfig, given.file, given.overrides)
+    prefer(config)
+    fields = {"model": config.model, "data": f"{config.folder}/pairs.jsonl"}
+    return command_line("train", **fields, training__folder=f"{config.folder}/run")
 
 
 make_callable(__name__)

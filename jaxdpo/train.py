@@ -19,9 +19,10 @@ how many, where memory does.
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Trains as the arguments say; `--help` shows every field."""
+def main(arguments: list[str]) -> str | None:
+    """Trains as the arguments say, and returns the next command; `--help` shows every field."""
     with COMMAND.loading(arguments):
+        from jaxdpo.cli.ending import command_line
         from jaxdpo.config import RunConfig, load_config
         from jaxdpo.devices.sharding import join_processes
         from jaxdpo.runs.fit import fit
@@ -29,10 +30,17 @@ def main(arguments: list[str]) -> None:
     given = COMMAND.read(arguments, RunConfig)
     if given.tail is not None:
         sweep_command(given)
-        return
+        return None
     config = load_config(given.file, given.overrides)
     join_processes()
     fit(config)
+    folder = config.training.folder
+    if config.loss.supervised:
+        fields = {"data": "PROMPTS.jsonl", "criteria": "CRITERIA.yaml", "folder": f"{folder}-pairs"}
+        return command_line("prefer", model=folder, **fields)
+    compared = {"before": config.model.path, "after": folder, "data": "PROMPTS.jsonl"}
+    out = f"{folder}/evaluation"
+    return command_line("evaluate", **compared, criteria="CRITERIA.yaml", out=out)
 
 
 if __name__ == "__main__":

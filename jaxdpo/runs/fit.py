@@ -19,6 +19,7 @@ from jaxdpo.runs.card import run_card
 from jaxdpo.runs.description import describe_run
 from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.folder import RunFolder, open_run_folder
+from jaxdpo.runs.push import push_run
 from jaxdpo.runs.recorder import Recorder, exit_stopped
 from jaxdpo.runs.report.live import finish_report
 from jaxdpo.runs.rounding import rounding_loss
@@ -51,6 +52,18 @@ class RunResult:
     policy: Policy
     summary: dict[str, Any]
     history: list[dict[str, Any]]
+
+    def __repr__(self) -> str:
+        # A summary holds every metric and answer: pages of them, which no notebook should print.
+        steps = self.summary["steps"]
+        return f"RunResult(folder={str(self.folder)!r}, {steps} steps, {self._outcome()})"
+
+    def _outcome(self) -> str:
+        test = self.summary.get("test")
+        if not test:
+            return "no TEST pairs"
+        shown = [name for name in ("rewards/accuracies", "loss") if name in test["after"]]
+        return "TEST " + ", ".join(f"{name} {test['after'][name]:.3f}" for name in shown)
 
 
 def fit(
@@ -190,6 +203,7 @@ def finish(
     # Written last: a folder that holds it is a finished run's.
     folder.write_json("summary.json", summary)
     finish_report(folder, reporter)
+    push_run(setup.config, folder, reporter)
     show_summary(reporter, summary)
     return RunResult(folder.path, aligned, summary, history)
 

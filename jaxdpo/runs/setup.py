@@ -17,6 +17,7 @@ from jaxdpo.devices.machine import local_machine
 from jaxdpo.errors import UserError
 from jaxdpo.hub.exportable import check_exportable
 from jaxdpo.hub.policy import Policy, on_mesh, open_policy
+from jaxdpo.hub.push import check_repo
 from jaxdpo.model.digest import weights_digest
 from jaxdpo.runs.base import keep_base
 from jaxdpo.runs.columns import metadata_digest, read_columns
@@ -79,6 +80,8 @@ def set_up(
       reporter: Where progress is shown.
     """
     check_trackers(config.training.report_to)
+    if config.export.hub is not None:
+        check_repo(config.export.hub)
     policy, loss = load_start(config, given_policy, mesh), config.loss
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
     rejects = folder.path / "rejects.jsonl"

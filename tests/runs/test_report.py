@@ -52,7 +52,7 @@ def run(tmp_path_factory) -> Path:
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     arguments = settings(folder, folder / "run")
     config = load_config(None, [*arguments, "training.completions=2", "training.evaluate_every=1",
-                                "training.watch.max_new_tokens=4"])  # fmt: skip
+                                "training.watch.max_new_tokens=4", "training.watch.prompts=2"])  # fmt: skip
     given = []
     result = fit(config, on_metrics=lambda *record: given.append(record))
     assert [{"step": s, "split": name, **metrics} for s, name, metrics in given] == result.history
@@ -131,10 +131,13 @@ def test_a_run_outlives_its_page(run, tmp_path, monkeypatch, capsys):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("jaxdpo.runs.report.live.write_report", broken)
+
     def impatient(step, split, metrics):
         raise RuntimeError("the server is away")
 
-    config = settings(run.parent, tmp_path / "run", "training.max_steps=2")
+    config = settings(
+        run.parent, tmp_path / "run", "training.max_steps=2", "training.watch.prompts=0"
+    )
     result = fit(load_config(None, config), on_metrics=impatient)
     assert result.summary["steps"] == 2
     said = capsys.readouterr().out
