@@ -14,6 +14,7 @@ from jaxdpo.cli.help import fields_help
 from jaxdpo.cli.settings import load_settings, read_yaml
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.packing.plan import BatchConfig
+from jaxdpo.devices.distributed_config import DistributedConfig
 from jaxdpo.devices.sharding import MeshConfig
 from jaxdpo.errors import nearest
 from jaxdpo.evaluation.answer_health import WatchConfig
@@ -137,6 +138,9 @@ class RunConfig(BaseModel):
     )
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW")
     mesh: MeshConfig = Field(default=MeshConfig(), description="devices")
+    distributed: DistributedConfig = Field(
+        default=DistributedConfig(), description="limits on waiting for other processes"
+    )
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="checkpoints")
     sampling: SamplingConfig = Field(
         default=SamplingConfig(), description="completions in the summary"
@@ -216,6 +220,7 @@ CHANGEABLE = (
     "checkpoint",
     "data.cache_dir",
     "data.path",
+    "distributed",
     "export",
     "mesh",
     "model.base",

@@ -25,7 +25,7 @@ from jaxdpo.runs.setup import Setup, set_up
 from jaxdpo.runs.summary import answer_test_prompts, show_summary, summarise
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
-from jaxdpo.training.signals import stop_on_sigterm
+from jaxdpo.training.signals import stop_on_signal
 from jaxdpo.training.state import TrainState, as_float32, begin
 from jaxdpo.training.step import make_train_step
 from jaxdpo.training.writers import plot_curves, read_metrics
@@ -69,7 +69,8 @@ def fit(
 
     Raises:
       UserError: For whatever the user can fix.
-      SystemExit: With status 143, after a SIGTERM; the state is saved.
+      SystemExit: With status 143 after a SIGTERM, 129 after a SIGHUP, and with several processes
+        130 after a SIGINT; the state is saved.
     """
     keep_compiled(config.data.cache_folder() / "compiled")
     mesh, reporter = make_mesh(config.mesh), Reporter(quiet=jax.process_index() != 0)
@@ -90,7 +91,7 @@ def fit(
 
         # Loop: the device computes one step while the host packs the next and reads the last.
         with (
-            stop_on_sigterm() as stop,
+            stop_on_signal() as stop,
             reporter.progress(last_step, first_step) as bar,
             Recorder(setup, frozen, folder, checkpoints, reporter, bar, first_step) as recorder,
         ):
@@ -103,10 +104,12 @@ def fit(
                     recorder.keep(step, state, stop)
                 if recorder.stopped:
                     break
-                if stop.agreed(step):
+                if stop.after_step():
                     recorder.save_now(step, state)
-                    exit_stopped(reporter, step)
-        checkpoints.wait()
+                    exit_stopped(reporter, stop, f"saved after step {step}")
+            checkpoints.wait()
+            if stop.after_last_step():
+                exit_stopped(reporter, stop, "trained to the end, and not yet exported")
 
         # Finish: the exported model, its answers, the summary.
         exported = choose_step(setup, state, recorder, checkpoints, reporter)

@@ -82,10 +82,15 @@ class RunFolder:
             return
         check_unchanged(
             f"{self.path} holds a run that was started from other inputs",
-            {name: str(before.get(name))[:_SHOWN] for name in inputs},
-            {name: digest[:_SHOWN] for name, digest in inputs.items()},
+            {name: shown_digest(str(before.get(name))) for name in inputs},
+            {name: shown_digest(digest) for name, digest in inputs.items()},
             "set training.folder to a new folder",
         )
+
+
+def shown_digest(digest: str) -> str:
+    """Returns as much of a digest as a message shows."""
+    return digest[:_SHOWN]
 
 
 @contextlib.contextmanager
