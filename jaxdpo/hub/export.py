@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
-from jaxdpo.cli.urls import refuse_url
 from jaxdpo.errors import UserError
 from jaxdpo.storage.files import sync_folder, sync_tree
+from jaxdpo.storage.urls import refuse_url
 
 # Lists the files of an export, so that a later one replaces nothing else.
 MANIFEST = "jaxdpo_export.json"

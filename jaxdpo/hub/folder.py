@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxdpo.cli.urls import refuse_url
 from jaxdpo.errors import UserError
+from jaxdpo.storage.urls import refuse_url
 
 # In bytes. The index of the largest models takes a tenth of it.
 _LARGEST_JSON = 2**26

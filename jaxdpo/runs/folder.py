@@ -25,11 +25,11 @@ from typing import Any
 
 import jax
 
-from jaxdpo.cli.urls import refuse_url
 from jaxdpo.config import RunConfig, check_continues, to_yaml
 from jaxdpo.errors import UserError
 from jaxdpo.storage.continuation import check_unchanged
 from jaxdpo.storage.files import replacing
+from jaxdpo.storage.urls import refuse_url
 from jaxdpo.training.writers import METRICS_FILE, read_metrics
 
 DATA_FILE = "data.json"

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdpo.cli.urls import refuse_url
 from jaxdpo.config import RunConfig, load_config
 from jaxdpo.data.tokenization.chat import load_chat
 from jaxdpo.errors import UserError
@@ -21,6 +20,7 @@ from jaxdpo.model.lora import init_lora
 from jaxdpo.runs.base import base_chat, base_files, find_base, has_base
 from jaxdpo.runs.card import run_card
 from jaxdpo.storage.orbax import stored_arrays
+from jaxdpo.storage.urls import refuse_url
 from jaxdpo.training.checkpoint import (
     MODEL_FOLDER,
     is_checkpoint,

@@ -8,15 +8,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from jaxdpo.cli.urls import refuse_url
-from jaxdpo.errors import UserError
+from jaxdpo.errors import UserError, nearest
+from jaxdpo.storage.urls import refuse_url
 
 _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 
 
 def shipped(path: str) -> str:
-    """Returns the installed package's file for `@quickstart/pairs.jsonl`, other paths as given."""
-    return str(Path(__file__).parents[1] / path[1:]) if path.startswith("@") else path
+    """Returns the installed package's file for `@quickstart/pairs.jsonl`, other paths as given.
+
+    Raises:
+      UserError: If no such file comes with the package, naming the nearest one that does.
+    """
+    if not path.startswith("@"):
+        return path
+    package = Path(__file__).parents[1]
+    file = package / path[1:]
+    if not file.exists():
+        there = [f"@{file.parent.name}/{each.name}" for each in file.parent.glob("*")]
+        raise UserError(f"{path}: does not come with the package{nearest(path, there)}")
+    return str(file)
 
 
 def cache_folder(path: str | None) -> Path:

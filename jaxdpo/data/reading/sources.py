@@ -17,7 +17,6 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
-from jaxdpo.cli.urls import refuse_url
 from jaxdpo.data.bad_pair import BadLine
 from jaxdpo.data.pairs import Split
 from jaxdpo.data.reading.csv_table import read_csv
@@ -27,6 +26,7 @@ from jaxdpo.data.reading.splits import split_of_file
 from jaxdpo.data.reading.tables import arrow_rows, parquet_rows, records_of_rows
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.storage.files import file_digest, replacing, stamp_of
+from jaxdpo.storage.urls import refuse_url
 
 _TEXT_TABLES = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow", *_TEXT_TABLES)

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from jaxdpo.cli.settings import load_settings
-from jaxdpo.cli.urls import refuse_url, scheme_of
 from jaxdpo.config import RunConfig
 from jaxdpo.data.reading.sources import find_sources
 from jaxdpo.errors import UserError
@@ -14,6 +13,7 @@ from jaxdpo.hub.folder import find_folder
 from jaxdpo.runs.convert import ConvertConfig
 from jaxdpo.runs.folder import open_run_folder
 from jaxdpo.storage.files import cache_folder, replacing
+from jaxdpo.storage.urls import refuse_url, scheme_of
 
 
 @pytest.mark.parametrize(
