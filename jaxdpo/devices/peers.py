@@ -249,6 +249,7 @@ class Peers:
                     f"process 0 has not answered for {silent:.0f} s: it was stopped, or its "
                     f"machine or the link to it is down. {self._ends()}",
                     LOST,
+                    answers=False,
                 )
 
     def _judge(self, told: Mapping[str, str]) -> None:
@@ -339,8 +340,15 @@ class Peers:
     def _ends(self) -> str:
         return f"Process {self._index} ends with it. {_AGAIN}"
 
-    def _leave(self, text: str, status: int, error: bool = True) -> None:
-        """Ends the process from a thread: its main thread may hang in a collective for ever."""
+    def _leave(self, text: str, status: int, error: bool = True, answers: bool = True) -> None:
+        """Ends the process from a thread: its main thread may hang in a collective for ever.
+
+        Args:
+          text: Said at the end.
+          status: Of the process.
+          error: Whether it is an error.
+          answers: Whether the store can still be told.
+        """
         with self._changed:
             if self._leaving or self._closed.is_set():
                 return
@@ -351,7 +359,8 @@ class Peers:
         if os.isatty(1):
             os.write(1, _SHOW_CURSOR)  # which the progress bar has hidden
         os.write(2 if error else 1, line)
-        self.depart()
+        if answers:
+            self.depart()
         os._exit(status)
 
     def _depart(self) -> None:

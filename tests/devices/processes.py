@@ -3,13 +3,13 @@
 import contextlib
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 PROJECT = Path(__file__).parents[2]
 
@@ -53,6 +53,10 @@ class Process:
         path = Path(f"/proc/{self._popen.pid}/task/{self._popen.pid}/children")
         return int(path.read_text().split()[0])
 
+    @property
+    def runs(self) -> bool:
+        return self._popen.poll() is None
+
     def signal(self, number: int, worker: bool = False) -> None:
         os.kill(self.worker if worker else self._popen.pid, number)
 
@@ -80,12 +84,15 @@ class Process:
 
 @contextlib.contextmanager
 def processes(
-    folder: Path, commands: Sequence[Sequence[str]], count: int | None = None
+    folder: Path,
+    commands: Sequence[Sequence[str]],
+    count: int | None = None,
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[list[Process]]:
     """Starts a command for each process; whatever still runs at the end of the block is killed."""
     port, count = free_port(), count or len(commands)
     started = [
-        Process(command, launched(number, count, port), folder / f"{number}.log")
+        Process(command, {**launched(number, count, port), **more}, folder / f"{number}.log")
         for number, command in enumerate(commands)
     ]
     try:
@@ -103,8 +110,3 @@ def assert_no_stack(process: Process) -> None:
 
 def worker_command(options: str) -> list[str]:
     return [sys.executable, "-m", "tests.devices.worker", options]
-
-
-def status_of(number: signal.Signals) -> int:
-    """The status that a shell reports for a process that a signal ended."""
-    return 128 + number
