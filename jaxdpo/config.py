@@ -23,6 +23,7 @@ from jaxdpo.losses import LossConfig
 from jaxdpo.model.lora import LoraConfig
 from jaxdpo.sampling import SamplingConfig
 from jaxdpo.scoring.reference import ReferenceConfig, ReferenceKind
+from jaxdpo.storage.buckets import usable
 from jaxdpo.storage.continuation import check_unchanged
 from jaxdpo.storage.files import shipped
 from jaxdpo.training.best_step import RANKED_BY, StopConfig
@@ -37,8 +38,10 @@ class PolicyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: Annotated[str, AfterValidator(shipped)] = Field(
-        description="Hugging Face folder, or org/name on the Hub"
+    path: Annotated[str, AfterValidator(usable), AfterValidator(shipped)] = Field(
+        description="Hugging Face folder, here or in a bucket (gs://, s3://), or org/name on the "
+        "Hub",
+        json_schema_extra={"bucket": True},
     )
     base: str | None = Field(
         default=None,
@@ -75,7 +78,10 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    folder: str = Field(description="run folder; the same one again continues the run")
+    folder: Annotated[str, AfterValidator(usable)] = Field(
+        description="run folder, here or in a bucket; the same one again continues the run",
+        json_schema_extra={"bucket": True},
+    )
     overwrite: bool = Field(
         default=False,
         description="begin anew in a folder that holds another run, or something else",

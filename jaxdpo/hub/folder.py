@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdpo.errors import UserError
+from jaxdpo.storage.buckets import fetch, is_bucket
 from jaxdpo.storage.urls import refuse_url
 
 # In bytes. The index of the largest models takes a tenth of it.
@@ -29,6 +30,8 @@ def find_folder(path: str | Path, weights: bool = True) -> Path:
     Raises:
       UserError: If there is neither, or the path is a URL.
     """
+    if is_bucket(path):
+        return fetch(path)
     refuse_url(path)
     folder = Path(path).expanduser()
     if folder.is_dir():

@@ -21,6 +21,7 @@ from jaxdpo.hub.tokenizer_files import write_tokenizer
 from jaxdpo.hub.write import write_json, write_texts
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.load import CARD, ORBAX, open_source
+from jaxdpo.storage.buckets import usable
 from jaxdpo.storage.files import shipped
 from jaxdpo.storage.lazy_array import matrices
 from jaxdpo.storage.orbax import write_arrays
@@ -31,10 +32,14 @@ class ConvertConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: Annotated[str, AfterValidator(shipped)] = Field(
-        description="model, adapter, run, checkpoint, or org/name on the Hub"
+    source: Annotated[str, AfterValidator(usable), AfterValidator(shipped)] = Field(
+        description="model, adapter, run or checkpoint, here or in a bucket, or org/name on the "
+        "Hub",
+        json_schema_extra={"bucket": True},
     )
-    target: str = Field(description="folder to write")
+    target: Annotated[str, AfterValidator(usable)] = Field(
+        description="folder to write, here or in a bucket", json_schema_extra={"bucket": True}
+    )
     format: Literal["huggingface", "orbax"] = Field(
         default="huggingface", description="of the target"
     )

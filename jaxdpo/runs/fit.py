@@ -144,7 +144,7 @@ def begin_or_continue(
         jax.tree.map(lambda leaf: leaf.delete(), params)
     described = describe_run(setup.config, setup.policy)
     keep = setup.config.checkpoint.keep
-    checkpoints = Checkpoints(folder.path / "checkpoints", keep, described)
+    checkpoints = Checkpoints(folder.path / "checkpoints", keep, described, folder.send)
     state = checkpoints.restore(jax.tree.map(_abstract, state)) or state
     if int(state.step):
         reporter.say(f"continuing after step {int(state.step)}")
@@ -170,7 +170,7 @@ def finish(
     config = setup.config
     aligned = trained_policy(setup, exported.trained)
     after = answer_test_prompts(setup, aligned, folder, "after")
-    reporter.say(f"exporting to {folder.path / 'model'}")
+    reporter.say(f"exporting to {folder.name}/model")
     aligned = replace(aligned, card=run_card(config, folder.path, exported.step))
     lost = export(aligned, config, folder, reporter)
     history = read_metrics(folder.path)
@@ -181,6 +181,7 @@ def finish(
         plot_curves(history, folder.path / "curves.png")
     # Written last: a folder that holds it is a finished run's.
     folder.write_json("summary.json", summary)
+    folder.send()
     show_summary(reporter, summary)
     return RunResult(folder.path, aligned, summary, history)
 
@@ -244,7 +245,7 @@ def finished(
       mesh: The mesh that the aligned model is loaded onto.
       reporter: Says so.
     """
-    reporter.say(f"{folder.path}: this run is finished; set training.folder for a new one")
+    reporter.say(f"{folder.name}: this run is finished; set training.folder for a new one")
     aligned = load_policy(
         str(folder.path / "model"), config.model.param_dtype, mesh, context=config.data.max_length
     )
