@@ -5,9 +5,10 @@ Whatever PEFT can say module by module becomes one of three things:
 - a pair `a`, `b` of a layer's linear map. All pairs have one rank and one scale: those of lower
   rank are filled up with zeros, which get no gradient and stay zero, and a scale of their own goes
   into `b`. Layers without an adapter have zeros.
-- a replaced tensor of the base: modules_to_save, trained biases, resized embeddings, and adapters
-  of embedding or head, which are added into them.
-- a magnitude of DoRA, with which its module is formed whole when it is read.
+- a replaced tensor of the base: modules_to_save, trained biases, resized embeddings, trained rows
+  of single tokens, and adapters of embedding or head, which are added into them.
+- the magnitudes `m` of DoRA beside a pair. Layers without an adapter have the lengths of their own
+  weights.
 
 Where a family keeps several linear maps in one tensor (Phi-3's qkv_proj, GPT-2's c_attn), PEFT has
 one adapter for all of them, whose `lora_A` they share.
@@ -31,14 +32,15 @@ from jaxdpo.hub.adapter_pairs import (
     Pair,
     Pairs,
     block_diagonal,
+    magnitude_reader,
     reader,
     without_start,
 )
-from jaxdpo.hub.arrays import LowRankSum, Readable, Transposed
+from jaxdpo.hub.arrays import LowRankSum, Readable, RowsReplaced, Transposed
 from jaxdpo.hub.families import Row, family_of
 from jaxdpo.hub.read import FLOATS, HEAD, embedding_name, on_devices, open_tensors, plain_name
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import abstract_params
+from jaxdpo.model.decoder import Params, abstract_params
 from jaxdpo.model.lora import LoraConfig, LoraParams
 from jaxdpo.storage.lazy_array import Stored
 
@@ -50,6 +52,9 @@ _PART = re.compile(
     r"^(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
     r"(\.(?!weight$)\w+)?(\.weight)?$"
 )
+_TOKENS = "token rows"
+# The rows of an embedding or head that trainable_token_indices trains, in place of the base's.
+_TOKEN_ROWS = re.compile(r"^(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.\w+)?$")
 # A module that is stored whole: wrapped by modules_to_save, or beneath an adapter.
 _WRAPPED = re.compile(r"\.(modules_to_save(\.\w+)?|base_layer)(?=\.)")
 
@@ -72,13 +77,18 @@ class Adapter:
     magnitudes: Magnitudes = field(default_factory=dict)
     tied: bool = False
 
-    def lora(self, model: ModelConfig) -> LoraParams | None:
-        """Returns the adapters that stay beside the base, left in their file; None for none."""
+    def lora(self, model: ModelConfig, params: Params | None = None) -> LoraParams | None:
+        """Returns the adapters that stay beside the base, left in their file; None for none.
+
+        Args:
+          model: Architecture of the base.
+          params: The base's parameters, which DoRA needs; None if there is no DoRA.
+        """
         if self.config is None:
             return None
         config, layers = self.config, {}
         for path, (inputs, outputs) in _map_shapes(model).items():
-            if path not in self.pairs or path in self.magnitudes:
+            if path not in self.pairs:
                 continue
             _, part, name = path.split("/")
             pairs = self.pairs[path]
@@ -88,13 +98,19 @@ class Adapter:
                 "a": Stored(a_shape, np.dtype(np.float32), reader(pairs, "a", config.scale)),
                 "b": Stored(b_shape, np.dtype(np.float32), reader(pairs, "b", config.scale)),
             }
+            if config.use_dora:
+                assert params is not None
+                kernel = params["layers"][part][name]["kernel"]
+                read = magnitude_reader(pairs, self.magnitudes[path], kernel)
+                m_shape = (model.num_layers, outputs)
+                layers[part][name]["m"] = Stored(m_shape, np.dtype(np.float32), read)
         return {"layers": layers}
 
 
 def load_adapter(
     folder: Path, model: ModelConfig, hf_config: Mapping[str, Any], mesh: Mesh | None = None
 ) -> tuple[LoraParams, LoraConfig]:
-    """Loads a PEFT adapter folder that holds adapters of linear maps alone.
+    """Loads a PEFT adapter folder that holds plain adapters of linear maps alone.
 
     Args:
       folder: Adapter folder.
@@ -126,6 +142,8 @@ def lazy_adapter(
       UserError: For another kind of adapter, or tensors that do not fit the base model.
     """
     adapter = open_adapter(folder, model, hf_config)
+    if adapter.magnitudes:
+        raise UserError(f"{folder}: DoRA needs its base model; load it with load_policy")
     lora = adapter.lora(model)
     if lora is None or adapter.config is None:
         raise UserError(f"{folder / ADAPTER_WEIGHTS}: adapts no linear map of the model")
@@ -171,7 +189,11 @@ def open_adapter(
             weight = replaced.get(name) or _base_weight(base or {}, name, embedding)
             if weight is None:
                 raise UserError(f"{folder}: adapts {module}, which the base model does not have")
-            replaced[name] = _added(folder, module, tensors, weight, config.scale_of(module))
+            replaced[name] = (
+                _with_rows(config, module, tensors[_TOKENS], weight, name == embedding)
+                if tensors.keys() == {_TOKENS}
+                else _added(folder, module, tensors, weight, config.scale_of(module))
+            )
             continue
         layer, rows = modules[module]
         for row, pair in zip(rows, _pairs_of(folder, config, module, tensors, rows), strict=True):
@@ -190,8 +212,10 @@ def open_adapter(
                 "tensor of it; save the adapter again with peft"
             )
     _check_shapes(folder, pairs, model)
-    plain = {path: layers for path, layers in pairs.items() if path not in magnitudes}
-    return Adapter(pairs, _common(config, plain), replaced, magnitudes, config.tied)
+    # Of a tied model, PEFT puts trained rows of the embedding into the head too.
+    rows_of_both = _TOKENS in parts.get(embedding.removesuffix(".weight"), ())
+    tied = config.tied or (rows_of_both and HEAD not in replaced)
+    return Adapter(pairs, _common(config, pairs), replaced, magnitudes, tied)
 
 
 def _sort_tensors(
@@ -208,6 +232,8 @@ def _sort_tensors(
         found = _PART.match(name)
         if found:
             parts.setdefault(found["module"], {})[found["part"]] = tensor
+        elif found := _TOKEN_ROWS.match(name):
+            parts.setdefault(found["module"], {})[_TOKENS] = tensor
         else:
             replaced[_WRAPPED.sub("", name)] = tensor
     return parts, replaced
@@ -246,9 +272,10 @@ def _pairs_of(
     """Returns the adapters of the maps that a module holds, in the order of its rows."""
     if not {"A", "B"} <= tensors.keys() <= {"A", "B", "magnitude_vector"}:
         raise UserError(f"{folder}: {module} needs lora_A and lora_B; it has {_some(tensors)}")
-    if config.dora and "magnitude_vector" not in tensors:
+    if config.dora != ("magnitude_vector" in tensors):
+        has = "no lora_magnitude_vector" if config.dora else "a lora_magnitude_vector"
         raise UserError(
-            f"{folder}: use_dora is true, but {module} has no lora_magnitude_vector; save the "
+            f"{folder}: use_dora is {str(config.dora).lower()}, but {module} has {has}; save the "
             "adapter again with peft"
         )
     a, b = tensors["A"], tensors["B"]
@@ -293,6 +320,21 @@ def _added(
     raise UserError(f"{folder}: the adapter of {module} ({_some(tensors)}) is not implemented")
 
 
+def _with_rows(
+    config: AdapterConfig, module: str, rows: Readable, weight: Readable, embedding: bool
+) -> Readable:
+    """Returns embedding or head with the rows that the adapter trained."""
+    places = config.tokens_of(module, embedding)
+    count, columns = weight.shape
+    if rows.shape != (len(places), columns) or any(place >= count for place in places):
+        raise UserError(
+            f"{config.path}: trainable_token_indices names {len(places)} tokens of {module}, up to "
+            f"{max(places, default=None)}, but {ADAPTER_WEIGHTS} holds {list(rows.shape)} and the "
+            f"base model {list(weight.shape)}"
+        )
+    return RowsReplaced(weight, rows, places)
+
+
 def _check_replaced(
     folder: Path, replaced: Mapping[str, Readable], table: Iterable[Row], model: ModelConfig
 ) -> None:
@@ -326,13 +368,16 @@ def _common(config: AdapterConfig, pairs: Pairs) -> LoraConfig | None:
     if not each:
         return None
     rank, scale = max(pair.rank for pair in each), each[0].scale
-    exact = rank == config.rank and scale == config.alpha / config.rank
+    # Said as the file says it where the file's rule gives this scale.
+    exact = rank == config.rank and scale == config.scale
     try:
         return LoraConfig(
             rank=rank,
             alpha=config.alpha if exact else scale * rank,
             targets=tuple(sorted({path.split("/")[-1] for path in pairs})),
             dropout=config.dropout,
+            use_rslora=exact and config.rank_stabilised,
+            use_dora=config.dora,
         )
     except ValidationError as error:
         raise UserError(f"{config.path}: {error.errors()[0]['msg']}") from None

@@ -201,15 +201,13 @@ def _continued(config: RunConfig, opened: Policy) -> Policy:
         )
     found, asked = opened.lora_config, config.lora
     # Said and not taken over silently, because the run folder's config.yaml must say what trains.
-    if (found.rank, found.alpha, set(found.targets)) != (
-        asked.rank,
-        asked.alpha,
-        set(asked.targets),
-    ):
+    form = ("rank", "alpha", "use_rslora", "use_dora")
+    same = all(getattr(found, name) == getattr(asked, name) for name in form)
+    if not same or set(found.targets) != set(asked.targets):
+        values = " ".join(f"lora.{name}={_yaml(getattr(found, name))}" for name in form)
         raise UserError(
             f"model.adapter=continue: the adapters of {config.model.path} have another form than "
-            f"lora says; set lora.rank={found.rank} lora.alpha={found.alpha:g} "
-            f"'lora.targets=[{', '.join(found.targets)}]'"
+            f"lora says; set {values} 'lora.targets=[{', '.join(found.targets)}]'"
         )
     if config.reference_kind == "frozen":
         raise UserError(
@@ -218,6 +216,10 @@ def _continued(config: RunConfig, opened: Policy) -> Policy:
         )
     lora_config = found.model_copy(update={"dropout": asked.dropout, "base": asked.base})
     return replace(opened.quantized(asked.base), lora_config=lora_config)
+
+
+def _yaml(value: float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
 
 
 def _merged(config: RunConfig, opened: Policy, own: bool, mesh: Mesh) -> Policy:

@@ -1,9 +1,11 @@
 """Every kind of adapter that `peft` makes: read with the logits of `peft`, or refused by name."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import hypothesis.strategies as st
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +114,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "saved both": {"modules_to_save": ["embed_tokens", "lm_head"]},
     "saved norm": {"modules_to_save": ["norm"]},
     "saved norms of layers": {"modules_to_save": ["input_layernorm"]},
+    "saved embedding, tied": {
+        "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True,
+    },
+    "rows of tokens": {"trainable_token_indices": [3, 17, 99]},
+    "rows of the head": {"trainable_token_indices": {"lm_head": [31, 8]}},
+    "other rows of both": {"trainable_token_indices": {"embed_tokens": [5], "lm_head": [8]}},
+    "equal rows of both": {"trainable_token_indices": {"embed_tokens": [5], "lm_head": [5]}},
     "adapted embedding": {"target_modules": [*QV, "embed_tokens"]},
     "adapted head": {"target_modules": [*QV, "lm_head"]},
     "all biases": {"bias": "all"},
@@ -171,7 +180,6 @@ def test_tied_embeddings_stay_tied_where_peft_ties_them(tied, tmp_path):
 
 REFUSED: dict[str, dict[str, Any]] = {
     "init_lora_weights 'pissa_niter_4'": {"init_lora_weights": "pissa_niter_4"},
-    "trainable_token_indices": {"trainable_token_indices": [3]},
     "lora_bias True": {"lora_bias": True},
 }
 
@@ -197,11 +205,16 @@ def test_what_is_not_implemented_is_refused_by_name(message, untied, tmp_path):
         ({"r": 2.5}, "r is 2.5; it must be a whole number"),
         ({"lora_alpha": "6"}, "lora_alpha is '6'; it must be a number above 0"),
         ({"lora_dropout": 1}, "lora_dropout is 1; it must be from 0 to below 1"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices names 1 tokens"),
+        ({"trainable_token_indices": [3, 400]}, "up to 400, but"),
+        ({"trainable_token_indices": "all"}, "trainable_token_indices is 'all'; it must be a list"),
+        ({"revision": 3}, "revision is 3; it must be the name of a branch"),
         ({"alpha_pattern": {"(": 3}}, r"alpha_pattern has the pattern '\('"),
     ],
 )
 def test_fields_that_change_the_adapter_are_refused_by_name(change, message, untied, tmp_path):
-    make_adapter(untied, tmp_path)
+    tokens = [3, 4] if "trainable_token_indices" in change else None
+    make_adapter(untied, tmp_path, trainable_token_indices=tokens)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=message):
@@ -248,6 +261,30 @@ def test_a_base_that_moved_can_be_named(untied, tmp_path):
     assert_close(our_logits(load_policy(str(tmp_path), base=str(untied))), expected)
     with pytest.raises(UserError, match="is no adapter folder, so it has no base model"):
         load_policy(str(untied), base=str(untied))
+
+
+def test_the_revision_of_a_base_on_the_hub_is_the_one_that_is_loaded(untied, tmp_path, monkeypatch):
+    """In the Hub's own cache: a branch of the model that differs from its newest state."""
+    cache = tmp_path / "models--org--name"
+    for commit, branch in (("a" * 40, "main"), ("b" * 40, "v1")):
+        snapshot = shutil.copytree(untied, cache / "snapshots" / commit)
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs" / branch).write_text(commit)
+    weights = load_file(snapshot / "model.safetensors")
+    doubled = {name: 2 * tensor for name, tensor in weights.items()}
+    save_file(doubled, snapshot / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    expected = make_adapter(snapshot, tmp_path / "adapter")
+    path = tmp_path / "adapter/adapter_config.json"
+    named = {"base_model_name_or_path": "org/name", "revision": "v1"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **named}))
+    policy = load_policy(str(tmp_path / "adapter"))
+    assert_close(our_logits(policy), expected)
+    policy.save(tmp_path / "again", lora="adapter")
+    assert json.loads((tmp_path / "again/adapter_config.json").read_text())["revision"] == "v1"
+    path.write_text(path.read_text().replace('"v1"', '"v2"'))
+    with pytest.raises(UserError, match=r"org/name: .* of that name at revision v2"):
+        load_policy(str(tmp_path / "adapter"))
 
 
 @pytest.mark.parametrize("name", ["phi3-plain", "gpt2", "qwen2", "gemma2", "mixtral"])
