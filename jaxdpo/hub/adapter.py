@@ -181,21 +181,17 @@ def open_adapter(
             else f"{folder}: {len(left)} adapters that have no use here: "
             + _some(f"base_model.model.{module}" for module in left)
         )
+    for module in parts.keys() & singles:
+        name = f"{module}.weight"
+        weight = replaced.get(name) or _base_weight(base or {}, name, embedding)
+        if weight is None:
+            raise UserError(f"{folder}: adapts {module}, which the base model does not have")
+        replaced[name] = _adapted(config, module, parts[module], weight, name == embedding)
     pairs: Pairs = {}
     magnitudes: Magnitudes = {}
-    for module, tensors in parts.items():
-        if module in singles:
-            name = f"{module}.weight"
-            weight = replaced.get(name) or _base_weight(base or {}, name, embedding)
-            if weight is None:
-                raise UserError(f"{folder}: adapts {module}, which the base model does not have")
-            replaced[name] = (
-                _with_rows(config, module, tensors[_TOKENS], weight, name == embedding)
-                if tensors.keys() == {_TOKENS}
-                else _added(folder, module, tensors, weight, config.scale_of(module))
-            )
-            continue
+    for module in (name for name in parts if name in modules):
         layer, rows = modules[module]
+        tensors = parts[module]
         for row, pair in zip(rows, _pairs_of(folder, config, module, tensors, rows), strict=True):
             path = row.path.removesuffix("/kernel")
             if config.residual is not None:
@@ -204,13 +200,7 @@ def open_adapter(
             if "magnitude_vector" in tensors:
                 magnitude = (tensors["magnitude_vector"], row.columns)
                 magnitudes.setdefault(path, {})[layer] = magnitude
-    _check_replaced(folder, replaced, table, model)
-    for name in config.saved:
-        if not any(f".{name}." in f".{tensor}" for tensor in replaced):
-            raise UserError(
-                f"{config.path}: modules_to_save names {name}, but {ADAPTER_WEIGHTS} holds no "
-                "tensor of it; save the adapter again with peft"
-            )
+    _check_replaced(config, replaced, table, model)
     _check_shapes(folder, pairs, model)
     # Of a tied model, PEFT puts trained rows of the embedding into the head too.
     rows_of_both = _TOKENS in parts.get(embedding.removesuffix(".weight"), ())
@@ -308,16 +298,25 @@ def _base_weight(base: Mapping[str, Readable], name: str, embedding: str) -> Rea
     return base.get(name) or (base.get(embedding) if name == HEAD else None)
 
 
-def _added(
-    folder: Path, module: str, tensors: Mapping[str, Readable], weight: Readable, scale: float
+def _adapted(
+    config: AdapterConfig,
+    module: str,
+    tensors: Mapping[str, Readable],
+    weight: Readable,
+    embedding: bool,
 ) -> Readable:
-    """Returns embedding or head with its adapter added; such adapters are not trained further."""
+    """Returns embedding or head with its adapter in it; such adapters are not trained further."""
+    if tensors.keys() == {_TOKENS}:
+        return _with_rows(config, module, tensors[_TOKENS], weight, embedding)
+    scale = config.scale_of(module)
     if tensors.keys() == {"embedding_A", "embedding_B"}:
         left, right = tensors["embedding_A"], tensors["embedding_B"]
         return LowRankSum(weight, Transposed(left), Transposed(right), scale)
     if tensors.keys() == {"A", "B"}:
         return LowRankSum(weight, tensors["B"], tensors["A"], scale)
-    raise UserError(f"{folder}: the adapter of {module} ({_some(tensors)}) is not implemented")
+    raise UserError(
+        f"{config.path.parent}: the adapter of {module} ({_some(tensors)}) is not implemented"
+    )
 
 
 def _with_rows(
@@ -336,15 +335,27 @@ def _with_rows(
 
 
 def _check_replaced(
-    folder: Path, replaced: Mapping[str, Readable], table: Iterable[Row], model: ModelConfig
+    config: AdapterConfig,
+    replaced: Mapping[str, Readable],
+    table: Iterable[Row],
+    model: ModelConfig,
 ) -> None:
+    """Raises if whole tensors are none of the model's, or fewer than the file says."""
     known = {HEAD}
     for row in table:
         layers = range(model.num_layers) if row.leading == 1 else ()
         known |= {row.name(layer) for layer in layers} if row.leading else {row.hf_name}
     unknown = replaced.keys() - known
     if unknown:
-        raise UserError(f"{folder}: {len(unknown)} tensors that have no use here: {_some(unknown)}")
+        raise UserError(
+            f"{config.path.parent}: {len(unknown)} tensors that have no use here: {_some(unknown)}"
+        )
+    for name in config.saved:
+        if not any(f".{name}." in f".{tensor}" for tensor in replaced):
+            raise UserError(
+                f"{config.path}: modules_to_save names {name}, but {ADAPTER_WEIGHTS} holds no "
+                "tensor of it; save the adapter again with peft"
+            )
 
 
 def _check_shapes(folder: Path, pairs: Pairs, model: ModelConfig) -> None:
@@ -368,8 +379,8 @@ def _common(config: AdapterConfig, pairs: Pairs) -> LoraConfig | None:
     if not each:
         return None
     rank, scale = max(pair.rank for pair in each), each[0].scale
-    # Said as the file says it where the file's rule gives this scale.
-    exact = rank == config.rank and scale == config.scale
+    # Said as the file says it where its rule gives the scale of all of them.
+    exact = rank == config.rank and all(pair.scale == config.scale for pair in each)
     try:
         return LoraConfig(
             rank=rank,

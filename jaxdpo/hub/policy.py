@@ -255,12 +255,7 @@ def open_policy(
     else:
         named, model_folder = base_folder(path, folder, base)
     opened = open_model(model_folder, context)
-    positions = opened.config.learned_positions
-    if context is not None and positions is not None and context > positions:
-        raise UserError(
-            f"{named.name}: has embeddings of {positions} positions only, but sequences may have "
-            f"{context} tokens; set data.max_length={positions}"
-        )
+    _check_positions(named.name, opened.config, context)
     generation = None
     if member(model_folder, "generation_config.json").exists():
         generation = read_json(model_folder, "generation_config.json")
@@ -287,6 +282,16 @@ def open_policy(
         revision=named.revision,
     )
     return policy if adapter is None else _with_adapter(policy, adapter)
+
+
+def _check_positions(source: str, config: ModelConfig, context: int | None) -> None:
+    """Raises if sequences may be longer than a model with learned positions can take."""
+    positions = config.learned_positions
+    if context is not None and positions is not None and context > positions:
+        raise UserError(
+            f"{source}: has embeddings of {positions} positions only, but sequences may have "
+            f"{context} tokens; set data.max_length={positions}"
+        )
 
 
 def _with_adapter(policy: Policy, adapter: Adapter) -> Policy:
