@@ -36,7 +36,15 @@ from jaxdpo.hub.adapter_pairs import (
     reader,
     without_start,
 )
-from jaxdpo.hub.arrays import LowRankSum, Readable, RowsReplaced, Transposed
+from jaxdpo.hub.adapter_replaced import (
+    ADAPTER_WEIGHTS,
+    TOKENS,
+    adapted_module,
+    base_weight,
+    check_replaced,
+    some_names,
+)
+from jaxdpo.hub.arrays import Readable, Transposed
 from jaxdpo.hub.families import Row, family_of
 from jaxdpo.hub.read import FLOATS, HEAD, embedding_name, on_devices, open_tensors, plain_name
 from jaxdpo.model.config import ModelConfig
@@ -44,15 +52,12 @@ from jaxdpo.model.decoder import Params, abstract_params
 from jaxdpo.model.lora import LoraConfig, LoraParams
 from jaxdpo.storage.lazy_array import Stored
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
 # The parts of a module's adapter in the names of its tensors. `.default`, PEFT's name of an adapter
 # among several, stands in files that were not written by save_pretrained.
 _PART = re.compile(
     r"^(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
     r"(\.(?!weight$)\w+)?(\.weight)?$"
 )
-_TOKENS = "token rows"
 # The rows of an embedding or head that trainable_token_indices trains, in place of the base's.
 _TOKEN_ROWS = re.compile(r"^(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.\w+)?$")
 # A module that is stored whole: wrapped by modules_to_save, or beneath an adapter.
@@ -179,14 +184,14 @@ def open_adapter(
             f"{folder / ADAPTER_WEIGHTS}: adapts no linear map of the model"
             if not left
             else f"{folder}: {len(left)} adapters that have no use here: "
-            + _some(f"base_model.model.{module}" for module in left)
+            + some_names(f"base_model.model.{module}" for module in left)
         )
     for module in parts.keys() & singles:
         name = f"{module}.weight"
-        weight = replaced.get(name) or _base_weight(base or {}, name, embedding)
+        weight = replaced.get(name) or base_weight(base or {}, name, embedding)
         if weight is None:
             raise UserError(f"{folder}: adapts {module}, which the base model does not have")
-        replaced[name] = _adapted(config, module, parts[module], weight, name == embedding)
+        replaced[name] = adapted_module(config, module, parts[module], weight, name == embedding)
     pairs: Pairs = {}
     magnitudes: Magnitudes = {}
     for module in (name for name in parts if name in modules):
@@ -200,10 +205,10 @@ def open_adapter(
             if "magnitude_vector" in tensors:
                 magnitude = (tensors["magnitude_vector"], row.columns)
                 magnitudes.setdefault(path, {})[layer] = magnitude
-    _check_replaced(config, replaced, table, model)
+    check_replaced(config, replaced, table, model)
     _check_shapes(folder, pairs, model)
     # Of a tied model, PEFT puts trained rows of the embedding into the head too.
-    rows_of_both = _TOKENS in parts.get(embedding.removesuffix(".weight"), ())
+    rows_of_both = TOKENS in parts.get(embedding.removesuffix(".weight"), ())
     tied = config.tied or (rows_of_both and HEAD not in replaced)
     return Adapter(pairs, _common(config, pairs), replaced, magnitudes, tied)
 
@@ -223,7 +228,7 @@ def _sort_tensors(
         if found:
             parts.setdefault(found["module"], {})[found["part"]] = tensor
         elif found := _TOKEN_ROWS.match(name):
-            parts.setdefault(found["module"], {})[_TOKENS] = tensor
+            parts.setdefault(found["module"], {})[TOKENS] = tensor
         else:
             replaced[_WRAPPED.sub("", name)] = tensor
     return parts, replaced
@@ -261,7 +266,7 @@ def _pairs_of(
 ) -> list[Pair]:
     """Returns the adapters of the maps that a module holds, in the order of its rows."""
     if not {"A", "B"} <= tensors.keys() <= {"A", "B", "magnitude_vector"}:
-        raise UserError(f"{folder}: {module} needs lora_A and lora_B; it has {_some(tensors)}")
+        raise UserError(f"{folder}: {module} needs lora_A and lora_B; it has {some_names(tensors)}")
     if config.dora != ("magnitude_vector" in tensors):
         has = "no lora_magnitude_vector" if config.dora else "a lora_magnitude_vector"
         raise UserError(
@@ -291,71 +296,6 @@ def _weight_of(folder: Path, base: Mapping[str, Readable] | None, row: Row, laye
         raise UserError(f"{folder}: reading this adapter needs the weights of its base model")
     tensor = base[row.name(layer)]
     return tensor if row.transposed else Transposed(tensor)
-
-
-def _base_weight(base: Mapping[str, Readable], name: str, embedding: str) -> Readable | None:
-    """Returns the base's tensor of embedding or head; a tied head has none of its own."""
-    return base.get(name) or (base.get(embedding) if name == HEAD else None)
-
-
-def _adapted(
-    config: AdapterConfig,
-    module: str,
-    tensors: Mapping[str, Readable],
-    weight: Readable,
-    embedding: bool,
-) -> Readable:
-    """Returns embedding or head with its adapter in it; such adapters are not trained further."""
-    if tensors.keys() == {_TOKENS}:
-        return _with_rows(config, module, tensors[_TOKENS], weight, embedding)
-    scale = config.scale_of(module)
-    if tensors.keys() == {"embedding_A", "embedding_B"}:
-        left, right = tensors["embedding_A"], tensors["embedding_B"]
-        return LowRankSum(weight, Transposed(left), Transposed(right), scale)
-    if tensors.keys() == {"A", "B"}:
-        return LowRankSum(weight, tensors["B"], tensors["A"], scale)
-    raise UserError(
-        f"{config.path.parent}: the adapter of {module} ({_some(tensors)}) is not implemented"
-    )
-
-
-def _with_rows(
-    config: AdapterConfig, module: str, rows: Readable, weight: Readable, embedding: bool
-) -> Readable:
-    """Returns embedding or head with the rows that the adapter trained."""
-    places = config.tokens_of(module, embedding)
-    count, columns = weight.shape
-    if rows.shape != (len(places), columns) or any(place >= count for place in places):
-        raise UserError(
-            f"{config.path}: trainable_token_indices names {len(places)} tokens of {module}, up to "
-            f"{max(places, default=None)}, but {ADAPTER_WEIGHTS} holds {list(rows.shape)} and the "
-            f"base model {list(weight.shape)}"
-        )
-    return RowsReplaced(weight, rows, places)
-
-
-def _check_replaced(
-    config: AdapterConfig,
-    replaced: Mapping[str, Readable],
-    table: Iterable[Row],
-    model: ModelConfig,
-) -> None:
-    """Raises if whole tensors are none of the model's, or fewer than the file says."""
-    known = {HEAD}
-    for row in table:
-        layers = range(model.num_layers) if row.leading == 1 else ()
-        known |= {row.name(layer) for layer in layers} if row.leading else {row.hf_name}
-    unknown = replaced.keys() - known
-    if unknown:
-        raise UserError(
-            f"{config.path.parent}: {len(unknown)} tensors that have no use here: {_some(unknown)}"
-        )
-    for name in config.saved:
-        if not any(f".{name}." in f".{tensor}" for tensor in replaced):
-            raise UserError(
-                f"{config.path}: modules_to_save names {name}, but {ADAPTER_WEIGHTS} holds no "
-                "tensor of it; save the adapter again with peft"
-            )
 
 
 def _check_shapes(folder: Path, pairs: Pairs, model: ModelConfig) -> None:
@@ -392,9 +332,3 @@ def _common(config: AdapterConfig, pairs: Pairs) -> LoraConfig | None:
         )
     except ValidationError as error:
         raise UserError(f"{config.path}: {error.errors()[0]['msg']}") from None
-
-
-def _some(names: Iterable[str]) -> str:
-    shown = sorted(names)
-    more = len(shown) - 4
-    return ", ".join(shown[:4]) + (f" and {more} more" if more > 0 else "")

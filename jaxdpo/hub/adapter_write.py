@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from jaxdpo.errors import UserError
-from jaxdpo.hub.adapter import ADAPTER_WEIGHTS
 from jaxdpo.hub.adapter_config import ADAPTER_CONFIG
+from jaxdpo.hub.adapter_replaced import ADAPTER_WEIGHTS
 from jaxdpo.hub.export import TensorSpec, exporting, write_tensors
 from jaxdpo.hub.families import Row, Span, family_of
 from jaxdpo.hub.read import HEAD

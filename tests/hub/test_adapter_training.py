@@ -41,23 +41,22 @@ PARTS = {"a": "lora_A.default.weight", "b": "lora_B.default.weight"}
 PARTS |= {"m": "lora_magnitude_vector.default.weight"}
 
 
-def torch_arrays(model: Any, maps: dict[str, str], lora: Any) -> dict[str, np.ndarray]:
-    """Returns peft's parameters under our paths, stacked by layer and turned as ours are."""
-    named = dict(model.named_parameters())
+MAPS = {"q": "self_attn.q_proj", "v": "self_attn.v_proj", "down": "mlp.down_proj"}
+
+
+def torch_arrays(named: dict[str, Any], lora: Any) -> dict[str, np.ndarray]:
+    """Returns peft's tensors, by their names, under our paths, stacked and transposed as ours."""
     found = {}
     for part, linears in lora["layers"].items():
         for name, pair in linears.items():
             for which in pair:
                 layers = [
-                    named[f"base_model.model.model.layers.{layer}.{maps[name]}.{PARTS[which]}"]
+                    named[f"base_model.model.model.layers.{layer}.{MAPS[name]}.{PARTS[which]}"]
                     for layer in range(pair[which].shape[0])
                 ]
-                found[f"{part}/{name}/{which}"] = np.stack(
-                    [
-                        one.detach().numpy().T if one.ndim == 2 else one.detach().numpy()
-                        for one in layers
-                    ]
-                )
+                # A vector's transpose is the vector.
+                arrays = [np.transpose(one.detach().numpy()) for one in layers]
+                found[f"{part}/{name}/{which}"] = np.stack(arrays)
     return found
 
 
@@ -85,14 +84,13 @@ def test_first_steps_are_those_of_peft(kind, name, tmp_path):
     )
     base = AutoModelForCausalLM.from_pretrained(made.folder, attn_implementation="eager")
     theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"), is_trainable=True)
-    maps = {"q": "self_attn.q_proj", "v": "self_attn.v_proj", "down": "mlp.down_proj"}
 
     # The magnitudes that peft itself would begin with.
     fresh = peft.get_peft_model(
         AutoModelForCausalLM.from_pretrained(made.folder),
         peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], **fields),
     )
-    begun = torch_arrays(fresh, maps, lora)
+    begun = torch_arrays(dict(fresh.named_parameters()), lora)
     for path, array in our_arrays(lora).items():
         if not path.endswith("/a"):
             np.testing.assert_allclose(array, begun[path], rtol=1e-5, atol=1e-7)
@@ -123,15 +121,8 @@ def test_first_steps_are_those_of_peft(kind, name, tmp_path):
         expected = theirs(ids, labels=ids).loss
         expected.backward()
         assert float(value) == pytest.approx(float(expected.detach()), rel=2e-5)
-        for parameter in theirs.parameters():
-            # As torch_arrays reads parameters, so that the same function reads gradients.
-            parameter.kept, parameter.data = (
-                parameter.data,
-                (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()),
-            )
-        torch_gradients = torch_arrays(theirs, maps, lora)
-        for parameter in theirs.parameters():
-            parameter.data = parameter.kept
+        named = theirs.named_parameters()
+        torch_gradients = torch_arrays({name: each.grad for name, each in named}, lora)
         for path, gradient in our_arrays(gradients).items():
             size = np.abs(torch_gradients[path]).max()
             np.testing.assert_allclose(
@@ -140,7 +131,7 @@ def test_first_steps_are_those_of_peft(kind, name, tmp_path):
             if number > 0 or not path.endswith("/a"):
                 assert size > 1e-4
         adamw.step()
-        trained = torch_arrays(theirs, maps, lora)
+        trained = torch_arrays(dict(theirs.named_parameters()), lora)
         for path, array in our_arrays(lora).items():
             np.testing.assert_allclose(array, trained[path], rtol=0, atol=2e-5, err_msg=path)
     # Written after training, it is the same model for peft.
