@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdpo.errors import UserError
+from jaxdpo.storage.urls import refuse_url
 
 # In bytes. The index of the largest models takes a tenth of it.
 _LARGEST_JSON = 2**26
@@ -27,8 +28,9 @@ def find_folder(path: str | Path, weights: bool = True, revision: str | None = N
       revision: Branch, tag or commit on the Hub; None for the newest. A folder here has none.
 
     Raises:
-      UserError: If there is neither.
+      UserError: If there is neither, or the path is a URL.
     """
+    refuse_url(path)
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder.resolve()
