@@ -119,6 +119,7 @@ class AdapterConfig:
 def _matched(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """Returns the value of the first pattern that a module's whole name, or its end, matches."""
     for pattern, value in patterns.items():
+        # The rule of PEFT's get_pattern_key, in its words: from a dot, or the start, to the end.
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default
@@ -134,6 +135,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     for name, value in found.items():
         if name in _ONLY and (value or None) != (_ONLY[name] or None):
             raise UserError(f"{path}: {name} {value!r} is not supported, only {_ONLY[name]!r}")
+        # False, null and empty are how every option of PEFT is switched off.
         if name not in {*_READ, *_HARMLESS, *_ONLY} and value:
             raise UserError(
                 f"{path}: {name} {value!r} is not known here, so the adapter might compute "
@@ -202,6 +204,7 @@ def _number(path: Path, found: Mapping[str, Any], name: str, default: float) -> 
 
 
 def _tokens(path: Path, given: Any) -> dict[str, tuple[int, ...]]:
+    # A list is for the input embedding, whatever its module is called in this family.
     by_module = given if isinstance(given, dict) else {"": given}
     for ids in by_module.values():
         if not isinstance(ids, list) or any(type(one) is not int or one < 0 for one in ids):

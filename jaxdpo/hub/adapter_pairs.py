@@ -53,6 +53,7 @@ def block_diagonal(b: Readable, spans: list[Span | None], rank: int) -> bool:
       rank: Ranks that each map would have.
     """
     matrix = whole(b)
+    # Counted, which is one pass: rows of map k may differ from zero in its own ranks alone.
     for k, span in enumerate(spans):
         if span is None:
             return False
@@ -60,6 +61,7 @@ def block_diagonal(b: Readable, spans: list[Span | None], rank: int) -> bool:
         own = rows[:, k * rank : (k + 1) * rank]
         if np.count_nonzero(rows) != np.count_nonzero(own):
             return False
+    # A fresh adapter is zero everywhere, and tells nothing about whose its ranks will be.
     return bool(matrix.any())
 
 
@@ -92,6 +94,7 @@ def without_start(pair: Pair, kind: Literal["pissa", "olora"], weight: Readable)
       kind: How A₀ and B₀ follow from the base's weight.
       weight: The base's weight, `[out, in]`.
     """
+    # s (B A − B₀ A₀) = s [B, −B₀] [A; A₀]: twice the rank, and no change to the base.
     start = Start(weight, kind, pair.rank, pair.scale)
     a0, b0 = StartFactor(start, "A"), StartFactor(start, "B")
     a, b = _Stacked(pair.a, a0, 0, 1.0), _Stacked(pair.b, b0, 1, -1.0)

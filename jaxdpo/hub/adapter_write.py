@@ -156,6 +156,7 @@ def adapter_config_text(
         alpha = lora_config.scale * rank
     family = family_of(base.hf_config)
     rows = family.rows(base.config)
+    # PEFT finds modules_to_save by the ends of their names.
     stored = {row.path: row.hf_name.removesuffix(".weight") for row in rows}
     whole = sorted({stored[path].split(".")[-1] for path in base.saved})
     return json_text(
@@ -248,6 +249,7 @@ def _rows(modules: Sequence[_Module], rank: int) -> list[Row]:
     rows = []
     for module in modules:
         for place, kernel in enumerate(module.kernels):
+            # Ranks of their own for each map of a fused module, one after the other.
             ranks = None
             if len(module.kernels) > 1:
                 ranks = Span(place * rank, rank, len(module.kernels) * rank)

@@ -35,6 +35,7 @@ def find_folder(path: str | Path, weights: bool = True, revision: str | None = N
     if folder.is_dir():
         return folder.resolve()
     name = str(path)
+    # A misspelt path must not become a request to the Hub.
     if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"{name}: no such folder; name a model folder, or org/name on the Hub")
     import huggingface_hub

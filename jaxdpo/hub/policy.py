@@ -159,6 +159,7 @@ class Policy:
         ends: list[int] = []
         for each in (written.get("eos_token_id"), named.get("eos_token_id")):
             ends += each if isinstance(each, list) else [] if each is None else [each]
+        # The model's own first, in their order: some readers take the first one alone.
         ends = list(dict.fromkeys([*ends, *self.chat.end_ids]))
         return {**written, "eos_token_id": ends[0] if len(ends) == 1 else ends}
 
