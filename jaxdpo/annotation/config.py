@@ -15,10 +15,12 @@ from jaxdpo.storage.files import shipped
 
 # Part of the names of conversations, and of cookies.
 NAME = re.compile(r"[\w.@-]{1,40}")
+# 16 hexadecimal digits are 64 bits: at a guess a second, nobody finds one.
 _SHORTEST_TOKEN = 16
 
 
 def _read_annotators(given: object) -> object:
+    # A file keeps tokens out of the list of processes, where a command line can be read by all.
     return read_yaml(Path(given).expanduser()) if isinstance(given, str) else given
 
 
@@ -27,6 +29,7 @@ def _named(models: object) -> object:
     if not isinstance(models, list | tuple):
         return models
     ends = [str(place).rstrip("/").split("/") for place in models]
+    # A run's export lies in <run>/model; the run's name says more.
     short = [end[-2] if end[-1] == "model" and len(end) > 1 else end[-1] for end in ends]
     # Two models/…/sft folders are told apart by their whole places.
     unique = len(set(short)) == len(short)
