@@ -3,9 +3,17 @@
 import re
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from jaxdpo.cli.settings import read_yaml
 from jaxdpo.data.reading.prompts import PromptsConfig
@@ -69,6 +77,12 @@ class StudioConfig(BaseModel):
     host: str = Field(default="127.0.0.1", description="address to listen at")
     port: int = Field(default=8010, ge=0, le=65535, description="0 for any that is free")
 
+    @field_validator("sampling", mode="before")
+    @classmethod
+    def _warm(cls, sampling: Any) -> Any:
+        # The default of a whole section does not hold for one of which some fields are given.
+        return {"temperature": 1.0, **sampling} if isinstance(sampling, dict) else sampling
+
     @property
     def is_loopback(self) -> bool:
         """True if only this machine can ask."""
@@ -83,6 +97,11 @@ class StudioConfig(BaseModel):
     def _check(self) -> Self:
         if not self.models and self.data is None:
             raise ValueError("set models to models that answer, data to rows to be judged, or both")
+        if self.sampling.temperature == 0 and 0 < len(self.models) < self.answers:
+            raise ValueError(
+                f"sampling.temperature is 0: {self.answers} answers of {len(self.models)} models "
+                "side by side would be the same; set it to 1, or answers to the number of models"
+            )
         if not self.is_loopback and not self.annotators:
             raise ValueError(
                 f"host={self.host} is open to other machines; set annotators to a YAML file of "
