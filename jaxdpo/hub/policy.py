@@ -21,7 +21,8 @@ from jaxdpo.hub.adapter_pairs import stacked, with_magnitudes
 from jaxdpo.hub.adapter_write import AdapterBase, save_adapter
 from jaxdpo.hub.arrays import Readable, whole
 from jaxdpo.hub.families import config_from_hf, family_of
-from jaxdpo.hub.folder import check_files, find_folder, member, read_config, read_json
+from jaxdpo.hub.find import find_folder
+from jaxdpo.hub.folder import check_files, member, read_config, read_json
 from jaxdpo.hub.quantized import dequantize_params, kind_of, quantize_params, read_part
 from jaxdpo.hub.read import FLOATS, HEAD, embedding_name, lazy_params, on_devices, open_weights
 from jaxdpo.hub.write import MAX_SHARD_BYTES, json_text, save_pretrained
@@ -252,7 +253,8 @@ def open_policy(
                 f"model.base={base}: {path} is no adapter folder, so it has no base model; leave "
                 "model.base out"
             )
-        source, model_folder = path, folder
+        # The folder of an installed model's name, so that an adapter can name a place as its base.
+        source, model_folder = str(folder) if path.startswith("@") else path, folder
     else:
         source, model_folder = _base_folder(path, folder, base)
     hf_config = _without_stale_quantization(model_folder, read_config(model_folder))

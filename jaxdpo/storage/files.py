@@ -14,8 +14,13 @@ _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",
 
 
 def shipped(path: str) -> str:
-    """Returns the installed package's file for `@quickstart/pairs.jsonl`, other paths as given."""
-    return str(Path(__file__).parents[1] / path[1:]) if path.startswith("@") else path
+    """Returns the installed package's file for `@quickstart/pairs.jsonl`, other paths as given.
+
+    A name without a slash, such as `@smollm2`, is a model of another package, which
+    `jaxdpo.hub.find` finds.
+    """
+    own = path.startswith("@") and "/" in path
+    return str(Path(__file__).parents[1] / path[1:]) if own else path
 
 
 def cache_folder(path: str | None) -> Path:
