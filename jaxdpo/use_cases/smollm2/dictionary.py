@@ -64,7 +64,7 @@ def judge(messages: Sequence[Message], completion: str, metadata: Mapping[str, A
 TASK = Task(
     name="dictionary",
     title="Required format",
-    asks='Write the dictionary entry of the word "whale" in one line, in the form "whale: meaning".',
+    asks='Write the entry of "whale" in a dictionary, in the form "whale: meaning".',
     criterion=f"{__name__}:judge",
     draw=draw,
     max_new_tokens=40,

@@ -1,7 +1,7 @@
 """One seed of a task, from prompts to measured answers; read `run_seed` downwards.
 
-The model answers prompts of TRAIN, the task's criterion makes pairs of the answers, every contestant
-is trained on the same pairs, and all answer the same prompts of TEST.
+The model answers prompts of TRAIN, the task's criterion makes pairs of the answers, every
+contestant is trained on the same pairs, and all answer the same prompts of TEST.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Faults that make an answer worthless although it does what a task asks for.
 
-A model that is rewarded for short answers learns "A tax is a tax." unless something forbids it: each
-of these is a check of every task's criterion.
+A model that is rewarded for short answers learns "A tax is a tax." unless something forbids it:
+each of these is a check of every task's criterion.
 """
 
 import itertools
@@ -16,9 +16,9 @@ def _words(text: str) -> frozenset[str]:
 _STOP_WORDS = _words(
     """a about after all also an and any are as at be been before being but by can could do does
     each for from had has have he her his how i if in into is it its just like may more most not of
-    often on one only or other our over she so some such than that the their them then there these they
-    this those to too two up us used very was we were what when where which who whose why will with
-    would you your"""
+    often on one only or other our over she so some such than that the their them then there these
+    they this those to too two up us used very was we were what when where which who whose why will
+    with would you your"""
 )
 # Words that could stand in an answer about anything.
 _EMPTY = _words(
