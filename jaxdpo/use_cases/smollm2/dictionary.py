@@ -8,8 +8,8 @@ from typing import Any
 from jaxdpo.data.pairs import Message
 from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.use_cases.smollm2.quality import evades, is_tautology, repeats_itself
-from jaxdpo.use_cases.smollm2.task import Asked, Split, Task, judged
-from jaxdpo.use_cases.smollm2.topics import TOPICS
+from jaxdpo.use_cases.smollm2.task import Asked, Split, Task, distinct, judged
+from jaxdpo.use_cases.smollm2.topics import shuffled_topics
 
 _MOST_WORDS = 16
 _FORMS = (
@@ -26,16 +26,13 @@ def draw(split: Split, count: int, rng: random.Random) -> list[Asked]:
       count: Number of prompts.
       rng: Makes the draws.
     """
-    found: dict[str, Asked] = {}
-    topics: list[str] = []
-    while len(found) < count:
-        # Every topic once before any comes twice.
-        topics = topics or rng.sample(TOPICS[split], len(TOPICS[split]))
-        topic, form = topics.pop(), rng.choice(_FORMS)
-        found.setdefault(
-            form.format(topic, topic), Asked(form.format(topic, topic), {"topic": topic})
-        )
-    return list(found.values())
+    topics = shuffled_topics(split, rng)
+
+    def one() -> Asked:
+        topic = next(topics)
+        return Asked(rng.choice(_FORMS).format(topic, topic), {"topic": topic})
+
+    return distinct(count, one)
 
 
 def judge(messages: Sequence[Message], completion: str, metadata: Mapping[str, Any]) -> Judgement:

@@ -1,5 +1,6 @@
 """Answers from a text alone, or else that it is not there."""
 
+import itertools
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 from jaxdpo.data.pairs import Message
 from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.use_cases.smollm2.quality import evades, repeats_itself
-from jaxdpo.use_cases.smollm2.task import Asked, Split, Task, judged
+from jaxdpo.use_cases.smollm2.task import Asked, Split, Task, distinct, judged
 
 _REFUSAL = re.compile(
     r"\b(does not|doesn't|do not|don't|did not) (say|tell|mention|state|specify|provide|give)"
@@ -88,22 +89,23 @@ def draw(split: Split, count: int, rng: random.Random) -> list[Asked]:
       count: Number of prompts.
       rng: Makes the draws.
     """
-    found: dict[str, Asked] = {}
-    while len(found) < count:
-        kind = rng.choice(sorted(KINDS))
-        it = f"the {rng.choice(SUBJECTS[split][kind])}"
-        first, second, third = rng.sample(KINDS[kind], 3)
-        values = {fact: rng.choice(fact.values) for fact in (first, second)}
-        text = " ".join(fact.states.format(it=it, value=value) for fact, value in values.items())
-        text = re.sub(r"(^|\. )the", lambda each: f"{each[1]}The", text)
-        stated = len(found) % 2 == 0
-        question = first if stated and rng.random() < 0.5 else second if stated else third
-        prompt = (
-            f"Text: {text}\nQuestion: {question.asks.format(it=it)}\nAnswer in one short sentence "
-            "from the text alone. If the answer is not in the text, write: The text does not say."
-        )
-        found[prompt] = Asked(prompt, {"value": values.get(question)})
-    return list(found.values())
+    stated = itertools.cycle((True, False))
+    return distinct(count, lambda: _one(split, next(stated), rng))
+
+
+def _one(split: Split, stated: bool, rng: random.Random) -> Asked:
+    kind = rng.choice(sorted(KINDS))
+    it = f"the {rng.choice(SUBJECTS[split][kind])}"
+    first, second, third = rng.sample(KINDS[kind], 3)
+    values = {fact: rng.choice(fact.values) for fact in (first, second)}
+    text = " ".join(fact.states.format(it=it, value=value) for fact, value in values.items())
+    text = re.sub(r"(^|\. )the", lambda each: f"{each[1]}The", text)
+    question = rng.choice((first, second)) if stated else third
+    prompt = (
+        f"Text: {text}\nQuestion: {question.asks.format(it=it)}\nAnswer in one short sentence from "
+        "the text alone. If the answer is not in the text, write: The text does not say."
+    )
+    return Asked(prompt, {"value": values.get(question)})
 
 
 def judge(messages: Sequence[Message], completion: str, metadata: Mapping[str, Any]) -> Judgement:

@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jaxdpo.errors import UserError
 from jaxdpo.evaluation.judgement import Judgement
 
 # Settings are chosen on VALIDATION and measured on TEST. No topic of one split is in another.
 Split = Literal["TRAIN", "VALIDATION", "TEST"]
 # The most that an answer scores which does not pass: it is never near one that does.
 _MOST_FAILED = 0.6
+# Draws in a row that yield nothing new, after which there is nothing new.
+_IN_VAIN = 1000
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,27 @@ class Task:
     criterion: str
     draw: Callable[[Split, int, random.Random], Sequence[Asked]]
     max_new_tokens: int
+
+
+def distinct(count: int, draw: Callable[[], Asked]) -> list[Asked]:
+    """Draws until there are so many different prompts.
+
+    Args:
+      count: Number of prompts.
+      draw: Draws one, which may have been drawn before.
+
+    Raises:
+      UserError: If there are not so many.
+    """
+    found: dict[str, Asked] = {}
+    in_vain = 0
+    while len(found) < count:
+        asked = draw()
+        in_vain = in_vain + 1 if asked.prompt in found else 0
+        if in_vain == _IN_VAIN:
+            raise UserError(f"there are only about {len(found)} such prompts, and not {count}")
+        found.setdefault(asked.prompt, asked)
+    return list(found.values())
 
 
 def judged(checks: Mapping[str, bool]) -> Judgement:

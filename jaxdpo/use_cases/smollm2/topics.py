@@ -1,5 +1,8 @@
 """Things that prompts are about, those of each split apart."""
 
+import random
+from collections.abc import Iterator
+
 from jaxdpo.use_cases.smollm2.task import Split
 
 
@@ -27,6 +30,19 @@ TOPICS: dict[Split, tuple[str, ...]] = {
         window"""
     ),
 }
+
+
+def shuffled_topics(split: Split, rng: random.Random) -> Iterator[str]:
+    """Yields topics of a split without end, every one once before any comes twice.
+
+    Args:
+      split: The split.
+      rng: Makes the draws.
+    """
+    while True:
+        yield from rng.sample(TOPICS[split], len(TOPICS[split]))
+
+
 _VOWELS = "aeiou"
 
 

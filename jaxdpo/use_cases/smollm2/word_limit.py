@@ -8,8 +8,8 @@ from typing import Any
 from jaxdpo.data.pairs import Message
 from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.use_cases.smollm2.quality import evades, is_sentence, is_tautology, repeats_itself
-from jaxdpo.use_cases.smollm2.task import Asked, Split, Task, judged
-from jaxdpo.use_cases.smollm2.topics import TOPICS, with_article
+from jaxdpo.use_cases.smollm2.task import Asked, Split, Task, distinct, judged
+from jaxdpo.use_cases.smollm2.topics import shuffled_topics, with_article
 
 _LIMITS = range(8, 16)
 
@@ -22,15 +22,14 @@ def draw(split: Split, count: int, rng: random.Random) -> list[Asked]:
       count: Number of prompts.
       rng: Makes the draws.
     """
-    found: dict[str, Asked] = {}
-    topics: list[str] = []
-    while len(found) < count:
-        # Every topic once before any comes twice.
-        topics = topics or rng.sample(TOPICS[split], len(TOPICS[split]))
-        topic, limit = topics.pop(), rng.choice(_LIMITS)
+    topics = shuffled_topics(split, rng)
+
+    def one() -> Asked:
+        topic, limit = next(topics), rng.choice(_LIMITS)
         prompt = f"Describe {with_article(topic)} in at most {limit} words."
-        found[prompt] = Asked(prompt, {"topic": topic, "limit": limit})
-    return list(found.values())
+        return Asked(prompt, {"topic": topic, "limit": limit})
+
+    return distinct(count, one)
 
 
 def judge(messages: Sequence[Message], completion: str, metadata: Mapping[str, Any]) -> Judgement:

@@ -10,10 +10,10 @@ const found = createRequire(`${folder}/`).resolve("node-llama-cpp");
 const {getLlama} = await import(pathToFileURL(found).href);
 const {texts, ids, count} = JSON.parse(asked);
 // Never built here, and never on a GPU: the prebuilt library for this machine's processor.
-const llama = await getLlama({gpu: false, build: "never", logLevel: "error"});
+const llama = await getLlama({gpu: false, build: "never", logLevel: "error", maxThreads: 1});
 const model = await llama.loadModel({modelPath});
 const tokens = texts.map((text) => Array.from(model.tokenize(text, true)));
-const context = await model.createContext({contextSize: 256});
+const context = await model.createContext({contextSize: 256, threads: 1});
 const sequence = context.getSequence();
 const continuation = [];
 for await (const token of sequence.evaluate(ids, {temperature: 0, yieldEogToken: true})) {
