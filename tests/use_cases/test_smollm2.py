@@ -109,7 +109,7 @@ def test_page(tmp_path):
         (folder / "result.json").write_text(json.dumps(result))
     page = write_report(tmp_path)
     # Wilson's interval of 16 of 20, and of 4 of 20; Newcombe's and McNemar's for 12 against 0.
-    assert "| DPO | 80% (58 to 92%) of 20 | 5.0 | at most words 4, one whole sentence 4 |" in page
+    assert "| DPO | 80% (58 to 92%) of 20 | 6.0 | at most words 4, one whole sentence 4 |" in page
     assert "| SFT on chosen | 20% (8 to 42%) of 20 |" in page
     assert "SFT on chosen → DPO: +60 points" in page and "p 0.00049" in page
     assert "75% (" in page and "fewer failures" in page
