@@ -8,8 +8,8 @@ from jaxdpo.errors import UserError, nearest
 
 # In the order of a project: look at the data, align, and see what came of it.
 COMMANDS = (
-    *("inspect", "collect", "train", "prefer", "iterate"),
-    *("sample", "score", "evaluate", "convert", "plan", "use_cases"),
+    *("init", "inspect", "collect", "train", "prefer", "iterate"),
+    *("sample", "score", "evaluate", "convert", "plan", "serve", "use_cases"),
 )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from jaxdpo.errors import UserError
 from jaxdpo.hub.gguf.file import is_gguf
 from jaxdpo.hub.gguf.installed import installed_folder
+from jaxdpo.storage.urls import refuse_url
 
 # Weights under other names (Mistral's consolidated.safetensors, original/) are copies of the same.
 # The card says what the licence is, which the cards of models trained from it repeat.
@@ -23,8 +24,9 @@ def find_folder(path: str | Path, weights: bool = True) -> Path:
       weights: Whether weights are downloaded too.
 
     Raises:
-      UserError: If there is neither.
+      UserError: If there is none of them, or the path is a URL.
     """
+    refuse_url(path)
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder.resolve()
