@@ -36,6 +36,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
             f"{file.path}: holds a model of the architecture {found!r}; only {ARCHITECTURE} is "
             "read. Take the model's Hugging Face folder instead"
         )
+    # Mixtral has the same architecture's name, and other tensors.
     if file.metadata.get("llama.expert_count"):
         raise UserError(f"{file.path}: holds a mixture of experts, which is not read from GGUF")
     if "split.count" in file.metadata and file.metadata["split.count"] > 1:
@@ -44,6 +45,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
             "with llama-gguf-split --merge"
         )
     heads, hidden = _size(file, "attention.head_count"), _size(file, "embedding_length")
+    # Older files leave out what follows from the other sizes.
     head_dim = file.metadata.get("llama.attention.key_length", hidden // heads)
     if file.metadata.get("llama.attention.value_length", head_dim) != head_dim:
         raise UserError(f"{file.path}: keys and values of different widths are not implemented")
@@ -51,6 +53,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         raise UserError(f"{file.path}: rotating a part of each head is not implemented for llama")
     theta = _shortest(file.metadata.get("llama.rope.freq_base", 10000.0))
     scaling = _scaling_of(file, RopeConfig(theta=theta), head_dim)
+    # Its rows say the size of the vocabulary: llama.vocab_size is missing in many files.
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise UserError(f"{file.path}: holds no token_embd.weight, so it is not a whole model")
@@ -91,6 +94,7 @@ def _shortest(value: float) -> float:
 def _scaling_of(file: GgufFile, plain: RopeConfig, head_dim: int) -> dict[str, Any] | None:
     """Reads `rope_scaling`."""
     kind = file.metadata.get("llama.rope.scaling.type", "none")
+    # llama.cpp applies the divisors whatever type the metadata name.
     if FREQUENCIES in file.tensors:
         return _llama3_of(file, plain, head_dim)
     if kind == "none":
@@ -152,6 +156,7 @@ def check_writable(config: ModelConfig, hf_config: Mapping[str, Any]) -> None:
             f"format=gguf: writes models of the families {', '.join(_FAMILIES)}, and this one is "
             f"{family}; convert its Hugging Face folder with llama.cpp's convert_hf_to_gguf.py"
         )
+    # llama.cpp would load each of these and compute something else, without a word.
     problem = None
     scaling = None if config.attention.rope is None else config.attention.rope.scaling
     if config.attention.windows is not None:
@@ -177,6 +182,7 @@ def metadata_of(config: ModelConfig, hf_config: Mapping[str, Any]) -> dict[str, 
     assert attention.rope is not None
     metadata = {
         "llama.vocab_size": config.vocab_size,
+        # What transformers takes where config.json does not say.
         "llama.context_length": int(hf_config.get("max_position_embeddings") or 2048),
         "llama.embedding_length": config.hidden_size,
         "llama.block_count": config.num_layers,

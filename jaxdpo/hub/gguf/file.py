@@ -18,6 +18,7 @@ def gguf_package() -> Any:
     Raises:
       UserError: If it is not installed.
     """
+    # Here and not at the top: it is an extra, and everything else works without it.
     try:
         import gguf
     except ImportError as error:
@@ -31,6 +32,7 @@ def is_gguf(path: Path) -> bool:
     """Tells whether a path is a file that is, or is named as, a GGUF file."""
     if not path.is_file():
         return False
+    # A damaged file of the name is one too: its error says what is wrong with it.
     if path.suffix == ".gguf":
         return True
     with open(path, "rb") as file:
@@ -114,10 +116,12 @@ def open_file(path: Path) -> GgufFile:
         raise UserError(
             f"{path}: no GGUF file, or a damaged or incomplete one ({error}); copy it again"
         ) from error
+    # The reader maps the file into memory, so nothing is read yet but the header.
     tensors = {}
     for found in reader.tensors:
         shape = tuple(int(size) for size in reversed(found.shape))
         tensors[found.name] = GgufTensor(shape, found.data, found.tensor_type)
+    # One tensor stands for all of its type: asked before an hour of converting the others.
     for kind in {tensor.kind for tensor in tensors.values()}:
         if not _can_dequantize(gguf, kind):
             name = next(name for name, tensor in tensors.items() if tensor.kind == kind)

@@ -77,6 +77,7 @@ def open_gguf(path: Path) -> GgufModel:
     rows = family_of(hf_config).rows(config)
     params = lazy_tree(path, tensors, rows, abstract_params(config, np.dtype(np.float32)))
     tokenizer = tokenizer_of(file)
+    # The ids beyond would read from nowhere.
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"{path}: has {len(tokenizer)} tokens, but the embedding has {config.vocab_size} rows"
@@ -95,6 +96,7 @@ def open_gguf(path: Path) -> GgufModel:
 
 def _tokens(file: GgufFile) -> dict[str, Any]:
     """Returns the ids of special tokens as generation_config.json has them."""
+    # transformers stops at every id of the list. unk_token_id belongs to the tokenizer alone.
     ids = {f"{name}_id": file.metadata.get(key) for name, key in SPECIAL_KEYS.items()}
     ends = [ids["eos_token_id"], *(file.metadata.get(key) for key in _MORE_ENDS)]
     ends = list(dict.fromkeys(end for end in ends if end is not None))

@@ -27,7 +27,8 @@ def _split(digits: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
 
 
-# Each rule as the steps of tokenizer.json's pre_tokenizer.
+# A step that splits by a regular expression of its own leaves bytes alone to ByteLevel, which would
+# split again otherwise. Each rule as the steps of tokenizer.json's pre_tokenizer.
 STEPS: dict[str, list[dict[str, Any]]] = {
     "gpt-2": [_byte_level(True)],
     "smollm": [{"type": "Digits", "individual_digits": True}, _byte_level(True)],
@@ -49,6 +50,7 @@ def rule_of(pre_tokenizer: dict[str, Any] | None) -> str | None:
     Args:
       pre_tokenizer: The section of tokenizer.json.
     """
+    # The same steps may be nested, and offsets may be trimmed or not: neither changes an id.
     steps = _flat(pre_tokenizer or {})
     found = [{**step, "trim_offsets": True} if "trim_offsets" in step else step for step in steps]
     return next((name for name, wanted in STEPS.items() if found == wanted), None)

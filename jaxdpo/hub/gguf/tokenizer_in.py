@@ -36,6 +36,7 @@ def tokenizer_of(file: GgufFile) -> "PreTrainedTokenizerFast":
     special = {name: _special(file, key, tokens) for name, key in SPECIAL_KEYS.items()}
     special = {name: token for name, token in special.items() if token is not None}
     kind = file.value("tokenizer.ggml.model", str)
+    # Of two ids of one token the tokenizer would never give the first.
     if len(set(tokens)) < len(tokens):
         raise UserError(f"{file.path}: tokenizer.ggml.tokens lists a token twice")
     if kind == "gpt2":
@@ -60,6 +61,7 @@ def tokenizer_of(file: GgufFile) -> "PreTrainedTokenizerFast":
     # The library raises its own errors as plain Exception.
     except Exception as error:
         raise UserError(f"{file.path}: its vocabulary is damaged: {error}") from error
+    # Cleaning up would take spaces out of decoded text that the model did write.
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, clean_up_tokenization_spaces=False, **special
     )
@@ -128,6 +130,8 @@ def _kinds(file: GgufFile, tokens: Sequence[str]) -> list[int]:
 
 
 def _added_tokens(file: GgufFile, tokens: Sequence[str]) -> list[dict[str, Any]]:
+    # Found in a text before it is normalized or split, as llama.cpp finds them. They are in the
+    # model's vocabulary, too, which gives them their ids.
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return [
         {"id": id, "content": token, **plain, "special": kind != USER_DEFINED}
@@ -146,6 +150,7 @@ def _beginning(
         return None
     begin = {"SpecialToken": {"id": bos, "type_id": 0}}
     text = {"Sequence": {"id": "A", "type_id": 0}}
+    # Nothing here encodes pairs of texts, but the format wants to know how.
     second = [
         {part: {**said, "type_id": 1} for part, said in each.items()} for each in (begin, text)
     ]

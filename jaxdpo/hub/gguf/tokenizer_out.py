@@ -36,6 +36,7 @@ def vocabulary_of(
             f"format=gguf: the tokenizer has the token {max(by_id)}, but the embedding has {rows} "
             "rows; a GGUF file has a token for each row"
         )
+    # Embeddings are often padded to a round number of rows, and llama.cpp wants a token for each.
     tokens = [by_id.get(id, f"[PAD{id}]") for id in range(rows)]
     added = {each["id"]: each for each in described["added_tokens"]}
     types = [_NORMAL if id in by_id else _UNUSED for id in range(rows)]
@@ -64,6 +65,7 @@ def _special(tokenizer: "PreTrainedTokenizerFast", ends: Sequence[int]) -> dict[
     ids["tokenizer.ggml.eos_token_id"] = ends[0]
     if len(ends) > 1:
         ids["tokenizer.ggml.eot_token_id"] = ends[1]
+    # By what it does: a tokenizer's field add_bos_token and its post-processor may disagree.
     begun = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return {
         **{key: int(id) for key, id in ids.items() if id is not None},
@@ -108,6 +110,7 @@ def _sentencepiece(
             "model's Hugging Face folder with llama.cpp's convert_hf_to_gguf.py"
         )
     unknown = described["model"]["unk_token"]
+    # llama.cpp finds the 256 pieces that stand for bytes by their type and not by their text.
     for id, token in enumerate(tokens):
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             types[id] = _BYTE

@@ -110,6 +110,7 @@ def _write_tensors(writer: Any, gguf: Any, source: GgufSource, numbers: Numbers)
     config = source.config
     rows = family_of(source.hf_config).rows(config)
     specs = tensor_specs(rows, source.params, np.float32)
+    # Sizes are known before any value, so one tensor at a time is enough in memory.
     names = [gguf_name(name) for name in specs]
     shapes = [spec.shape for spec in specs.values()]
     kinds = [kind_of(gguf, shape, numbers) for shape in shapes]

@@ -11,7 +11,9 @@ from jaxdpo.use_cases.smollm2.quality import evades, is_tautology, repeats_itsel
 from jaxdpo.use_cases.smollm2.task import Asked, Split, Task, distinct, judged
 from jaxdpo.use_cases.smollm2.topics import shuffled_topics
 
+# With the word itself; a definition in a dictionary has about ten.
 _MOST_WORDS = 16
+# Two wordings, so that what is learnt is the form and not one sentence's continuation.
 _FORMS = (
     'Write the dictionary entry of the word "{}" in one line, in the form "{}: meaning".',
     'Define the word "{}" in one line. Write the word, a colon and its meaning: "{}: meaning".',
@@ -45,6 +47,7 @@ def judge(messages: Sequence[Message], completion: str, metadata: Mapping[str, A
     """
     topic, text = metadata["topic"], completion.strip()
     form = re.match(rf"\"?{topic}\"?: ?\S", text, re.IGNORECASE)
+    # Repetition and emptiness are judged without the word, which the form itself repeats.
     meaning = text.partition(":")[2]
     return judged(
         {

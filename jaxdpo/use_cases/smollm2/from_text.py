@@ -11,11 +11,13 @@ from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.use_cases.smollm2.quality import evades, repeats_itself
 from jaxdpo.use_cases.smollm2.task import Asked, Split, Task, distinct, judged
 
+# Any wording counts: the prompt gives one, and the model often finds another.
 _REFUSAL = re.compile(
     r"\b(does not|doesn't|do not|don't|did not) (say|tell|mention|state|specify|provide|give)"
     r"|\bnot (in|mentioned|stated|given|said|specified)\b",
     re.IGNORECASE,
 )
+# "One short sentence" is asked for; the longest right one has about ten words.
 _MOST_WORDS = 20
 
 
@@ -89,6 +91,7 @@ def draw(split: Split, count: int, rng: random.Random) -> list[Asked]:
       count: Number of prompts.
       rng: Makes the draws.
     """
+    # By turns, so that always refusing and never refusing are right in half of the prompts.
     stated = itertools.cycle((True, False))
     return distinct(count, lambda: _one(split, next(stated), rng))
 
@@ -96,6 +99,8 @@ def draw(split: Split, count: int, rng: random.Random) -> list[Asked]:
 def _one(split: Split, stated: bool, rng: random.Random) -> Asked:
     kind = rng.choice(sorted(KINDS))
     it = f"the {rng.choice(SUBJECTS[split][kind])}"
+    # Two facts are stated; the third is of the same kind, so that its question could be answered by
+    # a text like this one.
     first, second, third = rng.sample(KINDS[kind], 3)
     values = {fact: rng.choice(fact.values) for fact in (first, second)}
     text = " ".join(fact.states.format(it=it, value=value) for fact, value in values.items())
@@ -118,6 +123,8 @@ def judge(messages: Sequence[Message], completion: str, metadata: Mapping[str, A
     """
     value, text = metadata.get("value"), completion.strip()
     refuses = _REFUSAL.search(text) is not None
+    # A number that is in no fact is the plainest kind of hallucination, and counting it needs no
+    # judge. Where nothing is stated, every number is one.
     numbers = set(re.findall(r"\d+", text))
     known = set(re.findall(r"\d+", messages[-1]["content"]))
     if value is None:

@@ -102,6 +102,7 @@ def run_seed(seed: Seed) -> dict[str, Any]:
         pairs = preference_pairs(seed)
         models = {BASE: seed.config.model}
         models |= {name: str(train(seed, name, name, {})) for name in contestants()}
+        # The same prompts for all, so that differences are those of the models.
         test = seed.prompts("TEST", seed.config.tests)
         measured = [
             *evaluate(seed, models, test, 0.0, "greedy"),
@@ -212,6 +213,7 @@ def best_of_answers(seed: Seed, prompts: Path) -> list[dict[str, Any]]:
         "out": str(seed.folder / "evaluation" / "best_of.jsonl"),
     }
     answers = sample(SampleConfig.model_validate(settings))
+    # The command writes the best answers without their judgements.
     judge = criterion_named(seed.task.criterion).judge
     judgements = judge([example_of(answer) for answer in answers])
     return [
@@ -248,6 +250,7 @@ def tune(seed: Seed) -> list[tuple[str, float, int, int]]:
     Returns:
       Contestant, learning rate, answers that pass, and answers.
     """
+    # A seed of its own is best for this: nothing is then tuned on pairs that are reported.
     preference_pairs(seed)
     models = {}
     for name in contestants():

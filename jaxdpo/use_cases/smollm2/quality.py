@@ -26,6 +26,7 @@ _EMPTY = _words(
     part piece place something sort special stuff thing things type typically unique usually way
     word words"""
 )
+# How the model begins where it does something else than what it is asked for.
 _EVASIONS = re.compile(
     r"\b(as an ai|i'm|i am|i can't|i cannot|i don't|sorry|please provide|let me|sure,|certainly|"
     r"of course|here is|here are|here's)",
@@ -50,6 +51,7 @@ def content_words(text: str, topic: Iterable[str] = ()) -> set[str]:
       text: The text.
       topic: Words of the topic; words that begin with one of them are its forms.
     """
+    # "taxes" says no more about a tax than "tax" does.
     stems = tuple(word.lower() for word in topic)
     return {
         word
@@ -68,6 +70,7 @@ def is_tautology(text: str, topic: Iterable[str]) -> bool:
 def repeats_itself(text: str) -> bool:
     """Tells whether three words in a row stand twice in a text, or a word twice in a row."""
     words = words_of(text)
+    # Single words come twice in good sentences, and pairs of them ("of the") in longer ones.
     triples = list(zip(words, words[1:], words[2:], strict=False))
     twice = any(a == b for a, b in itertools.pairwise(words))
     return twice or len(set(triples)) < len(triples)
@@ -80,5 +83,6 @@ def evades(text: str) -> bool:
 
 def is_sentence(text: str) -> bool:
     """Tells whether a text is one line that begins with a capital and ends as a sentence does."""
+    # An answer that was cut off at the most tokens, and a list, are none.
     text = text.strip()
     return bool(re.fullmatch(r"[A-Z\"'].*[.!?][\"']?", text)) and "\n" not in text

@@ -12,7 +12,8 @@ from jaxdpo.evaluation.statistics import difference, fewer_failures, mcnemar, pa
 from jaxdpo.storage.files import replacing
 from jaxdpo.use_cases.smollm2.tasks import TASKS
 
-# Contestants that are compared with the first of them, prompt by prompt.
+# What counts is what DPO adds to supervised training on the same chosen answers, so the two others
+# are compared with that, prompt by prompt.
 _AGAINST = "SFT on chosen"
 _COMPARED = ("DPO", "DPO + SFT")
 # Prompts whose answers are shown, of the first seed, in the file's order: none was chosen.
@@ -94,6 +95,7 @@ def faults_of(answer: Answer) -> list[str]:
     """Returns the checks that an answer fails, those that name a value under one name."""
     if answer["passed"]:
         return []
+    # "at most 8 words" and "at most 9 words" are one fault.
     checks = answer["why"].removeprefix("not: ").split(", ")
     return [" ".join(word for word in check.split() if word.isalpha()) for check in checks]
 
@@ -130,6 +132,7 @@ def _differences(answers: Sequence[Answer]) -> list[str]:
 
 
 def _shown(answers: Sequence[Answer]) -> str:
+    # The model's words go into a page for people: shortened, on one line, and as code.
     prompts = list(dict.fromkeys(answer["prompt"] for answer in answers))[:_SHOWN]
     parts = []
     for prompt in prompts:

@@ -75,6 +75,7 @@ def judged(checks: Mapping[str, bool]) -> Judgement:
     Args:
       checks: What is asked for ↦ whether it is met.
     """
+    # Every check weighs the same: which of two bad answers is better is not known any better.
     failed = [name for name, met in checks.items() if not met]
     met = len(checks) - len(failed)
     score = 1.0 if not failed else _MOST_FAILED * met / len(checks)

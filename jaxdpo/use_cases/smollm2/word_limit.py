@@ -11,6 +11,7 @@ from jaxdpo.use_cases.smollm2.quality import evades, is_sentence, is_tautology, 
 from jaxdpo.use_cases.smollm2.task import Asked, Split, Task, distinct, judged
 from jaxdpo.use_cases.smollm2.topics import shuffled_topics, with_article
 
+# Tight enough that the model as it is hardly ever keeps to them, and loose enough for a sentence.
 _LIMITS = range(8, 16)
 
 
@@ -45,6 +46,7 @@ def judge(messages: Sequence[Message], completion: str, metadata: Mapping[str, A
         {
             f"at most {limit} words": len(completion.split()) <= limit,
             "one whole sentence": is_sentence(completion),
+            # A plural, or another form, names it too.
             f"names the {topic}": re.search(rf"\b{topic}", completion, re.IGNORECASE) is not None,
             "says something": not is_tautology(completion, [topic]),
             "no repetition": not repeats_itself(completion),
