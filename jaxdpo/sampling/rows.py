@@ -201,6 +201,17 @@ class _Loop(NamedTuple):
     state: RowState
 
 
+def _empty_loop(state: RowState, top: int) -> _Loop:
+    # C = SEGMENT, of which the first `count` columns come to hold tokens.
+    shape_BC = (state.stopped_B.shape[0], SEGMENT)
+    logprobs = None
+    if top:
+        logprobs = TokenLogprobs(
+            jnp.zeros(shape_BC), jnp.zeros((*shape_BC, top), jnp.int32), jnp.zeros((*shape_BC, top))
+        )
+    return _Loop(jnp.int32(0), jnp.zeros(shape_BC, jnp.int32), logprobs, state)
+
+
 @partial(jax.jit, static_argnames=("config", "top", "compute"), donate_argnames="state")
 def advance_rows(
     config: ModelConfig,
@@ -225,7 +236,6 @@ def advance_rows(
         of the drawn tokens.
       compute: Dtype of the activations, and the adapters' scale.
     """
-    rows = state.stopped_B.shape[0]
     top = min(top, config.vocab_size)
 
     # `while_loop`: it ends as soon as enough rows have stopped, since free rows decode for nothing.
@@ -261,16 +271,7 @@ def advance_rows(
             ),
         )
 
-    # C = SEGMENT, of which the first `count` columns come to hold tokens.
-    tokens_BC = jnp.zeros((rows, SEGMENT), jnp.int32)
-    logprobs = None
-    if top:
-        logprobs = TokenLogprobs(
-            jnp.zeros((rows, SEGMENT)),
-            jnp.zeros((rows, SEGMENT, top), jnp.int32),
-            jnp.zeros((rows, SEGMENT, top)),
-        )
-    loop = jax.lax.while_loop(going, body, _Loop(jnp.int32(0), tokens_BC, logprobs, state))
+    loop = jax.lax.while_loop(going, body, _empty_loop(state, top))
     drawn = DrawnTokens(loop.tokens_BC, loop.count, loop.state.stopped_B, loop.logprobs)
     return loop.state, on_every_device(drawn)
 
