@@ -1,5 +1,6 @@
 """Servers of the quickstart model in threads of this process, at free ports of loopback."""
 
+import http.client
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,16 +16,6 @@ from jaxdpo.serving.server import Server, listen
 
 MODEL = "@quickstart/model"
 QUESTION = [{"role": "user", "content": "When does the museum open?"}]
-# Loading and compiling are most of a test's time, so servers with the same rows share a model.
-_loaded: dict[int, AnsweringModel] = {}
-
-
-def answering(batch_size: int) -> AnsweringModel:
-    """The quickstart model with so many rows; its thread is started by the first server."""
-    if batch_size not in _loaded:
-        config = ServeConfig(model=MODEL, batch_size=batch_size)
-        _loaded[batch_size] = load_models(config)[MODEL]
-    return _loaded[batch_size]
 
 
 @contextmanager
@@ -51,6 +42,14 @@ def client(root: str, **settings: Any) -> openai.OpenAI:
     return openai.OpenAI(
         **{"base_url": f"{root}/v1", "api_key": "none", "max_retries": 0, "timeout": 60} | settings
     )
+
+
+def post(root, path, body, headers=None):
+    """A request that no client would send; returns status and body."""
+    connection = http.client.HTTPConnection(root.removeprefix("http://"), timeout=30)
+    connection.request("POST", path, body, {"Content-Type": "application/json"} | (headers or {}))
+    reply = connection.getresponse()
+    return reply.status, reply.read()
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:

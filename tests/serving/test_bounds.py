@@ -1,5 +1,6 @@
 """Keys, queues, time-outs, sizes: what a server refuses, and that it is well afterwards."""
 
+import contextlib
 import http.client
 import json
 import logging
@@ -13,17 +14,9 @@ from jaxdpo.cli.settings import checked
 from jaxdpo.errors import UserError
 from jaxdpo.serving import ServeConfig
 from jaxdpo.serving.requests import key_check
-from tests.serving.running import MODEL, QUESTION, client, running, wait_for
+from tests.serving.running import MODEL, QUESTION, client, post, running, wait_for
 
 KEY = "correct-horse-battery"
-
-
-def post(root, path, body, headers=None):
-    """A request that no client would send; returns status and body."""
-    connection = http.client.HTTPConnection(root.removeprefix("http://"), timeout=30)
-    connection.request("POST", path, body, {"Content-Type": "application/json"} | (headers or {}))
-    reply = connection.getresponse()
-    return reply.status, reply.read()
 
 
 def test_a_key_is_asked_for(monkeypatch, caplog):
@@ -82,7 +75,7 @@ def asks(root, **fields):
 
 
 def test_a_full_queue_is_said(bounded):
-    root, server = bounded
+    root, _ = bounded
     with pytest.raises(openai.RateLimitError, match="too many requests wait already"):
         asks(root, n=7)
     assert len(asks(root, n=6).choices) == 6
@@ -165,11 +158,9 @@ def test_a_request_that_does_not_come_whole_is_closed(bounded, sent):
     address = bounded[0].removeprefix("http://").split(":")
     with socket.create_connection((address[0], int(address[1])), timeout=10) as connection:
         connection.sendall(sent)
-        try:
-            # The end of the connection, or its reset; a time-out fails the test.
+        # The end of the connection, or its reset; a time-out fails the test.
+        with contextlib.suppress(ConnectionResetError):
             assert connection.recv(1000) == b""
-        except ConnectionResetError:
-            pass
 
 
 def test_numbers(bounded):
@@ -205,7 +196,7 @@ def test_keys_are_read(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"\$JAXDPO_NO_KEY: holds a key of 0 characters"):
         key_check(ServeConfig(model="a", api_key_env="JAXDPO_NO_KEY"))
     file = tmp_path / "key"
-    with pytest.raises(UserError, match="api_key_file .*: cannot be read"):
+    with pytest.raises(UserError, match=r"api_key_file .*: cannot be read"):
         ServeConfig(model="a", api_key_file=str(file)).key()
     file.write_text(KEY + "\n")
     assert ServeConfig(model="a", host="0.0.0.0", api_key_file=str(file)).key() == KEY
