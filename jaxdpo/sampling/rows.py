@@ -297,7 +297,8 @@ def logprobs_of(logits_NV: jax.Array, tokens_N: jax.Array, top: int) -> TokenLog
     return TokenLogprobs(of_token_N, ids_NT.astype(jnp.int32), top_NT)
 
 
-@partial(jax.jit, static_argnames="slots", donate_argnames="state")
+@partial(jax.jit, static_argnames="slots")
 def resize_rows(state: RowState, slots: int) -> RowState:
     """Returns the rows with a ring of another length, which must hold every row under way."""
+    # Not donated: arrays of another size have no use for the memory of the old ones.
     return state._replace(cache=resized(state.cache, slots))

@@ -3,14 +3,14 @@
 import http.client
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import openai
 
 from jaxdpo.cli.console import Reporter
-from jaxdpo.serving import AnsweringModel, ServeConfig, load_models
+from jaxdpo.serving import ServeConfig, load_models
 from jaxdpo.serving.app import make_app
 from jaxdpo.serving.server import Server, listen
 
@@ -19,13 +19,11 @@ QUESTION = [{"role": "user", "content": "When does the museum open?"}]
 
 
 @contextmanager
-def running(
-    models: Mapping[str, AnsweringModel] | None = None, **settings: Any
-) -> Iterator[tuple[str, Server]]:
+def running(**settings: Any) -> Iterator[tuple[str, Server]]:
     """Serves until the block ends; yields the server's root URL and the server."""
     config = ServeConfig(**{"model": MODEL, "port": 0} | settings)
     listener = listen(config)
-    server = Server(make_app(models or load_models(config), config), config, Reporter(quiet=True))
+    server = Server(make_app(load_models(config), config), config, Reporter(quiet=True))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,19 +16,30 @@ from jaxdpo.storage.files import shipped
 from tests.serving.running import MODEL, running
 
 HARNESS = os.environ.get("JAXDPO_LM_EVAL")
-FACTS = [
-    {"question": "The museum opens at", "choices": ["9", "a ticket", "seven paintings"]},
-    {"question": "Thank you for your", "choices": ["question", "museum"]},
-    {"question": "As far as I know, the hall", "choices": ["closes by 19.", "9 9 9", "is"]},
-    {"question": "A", "choices": ["B", "C"]},
-]
+QUESTIONS = ["The museum opens at", "Thank you for your", "As far as I know, the hall", "A"]
+WRONG = [" a ticket", " seven paintings"]
 
 
 @pytest.mark.skipif(
     not HARNESS, reason="set JAXDPO_LM_EVAL to the lm_eval of an environment with lm-eval[api]"
 )
 def test_the_harness_scores_as_torch_does(tmp_path):
-    write_task(tmp_path)
+    tokenizer = load_source(shipped(MODEL)).chat.tokenizer
+    model = transformers.LlamaForCausalLM.from_pretrained(shipped(MODEL), dtype="float32").eval()
+
+    def continued(text: str, count: int) -> str:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        whole = model.generate(ids, do_sample=False, max_new_tokens=count, eos_token_id=None)
+        return tokenizer.decode(whole[0, ids.shape[1] :])
+
+    # The likeliest continuation is among the choices, so that some of them are greedy.
+    facts = [
+        {"question": each, "choices": [continued(each, 3), *WRONG], "answer": 0}
+        for each in QUESTIONS
+    ]
+    text = continued(QUESTIONS[0], 8)
+    until = text[len(text) // 2]
+    write_tasks(tmp_path, facts, until)
     with running(batch_size=4) as (root, _):
         # Without a tokenizer's name it asks the server for tokens.
         arguments = f"base_url={root}/v1/completions,model={MODEL},num_concurrent=4,max_length=512"
@@ -43,9 +55,7 @@ def test_the_harness_scores_as_torch_does(tmp_path):
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     lines = samples(tmp_path, "local_facts")
-    assert len(lines) == len(FACTS)
-    tokenizer = load_source(shipped(MODEL)).chat.tokenizer
-    model = transformers.LlamaForCausalLM.from_pretrained(shipped(MODEL), dtype="float32").eval()
+    assert len(lines) == len(facts)
     greedy = []
     for line in lines:
         asked = [pair.values() for pair in line["arguments"].values()]
@@ -64,7 +74,7 @@ def test_the_harness_scores_as_torch_does(tmp_path):
     assert len(set(greedy)) == 2
     # Generation, with the end token's text among the texts that it stops at.
     [word] = samples(tmp_path, "local_words")
-    assert word["filtered_resps"] == ["you for your"]
+    assert word["filtered_resps"] == [text.partition(until)[0]]
 
 
 def samples(folder: Path, task: str):
@@ -73,12 +83,10 @@ def samples(folder: Path, task: str):
     return sorted(lines, key=lambda line: line["doc_id"])
 
 
-def write_task(folder: Path):
+def write_tasks(folder: Path, facts: list[dict[str, Any]], until: str):
     """Writes a task of choices, and one of generation."""
-    for name, records in (
-        ("facts", [{**fact, "answer": 0} for fact in FACTS]),
-        ("words", [{"question": "Thank", "answer": "you for your"}]),
-    ):
+    words = [{"question": QUESTIONS[0], "answer": ""}]
+    for name, records in (("facts", facts), ("words", words)):
         lines = [json.dumps(record) + "\n" for record in records]
         (folder / f"{name}.jsonl").write_text("".join(lines))
     common = {"dataset_path": "json", "test_split": "test", "doc_to_text": "{{question}}"}
@@ -88,16 +96,17 @@ def write_task(folder: Path):
         "output_type": "multiple_choice",
         "doc_to_choice": "{{choices}}",
         "doc_to_target": "{{answer}}",
+        "target_delimiter": "",
         "metric_list": [{"metric": "acc"}],
     }
-    words = {
+    generated = {
         "task": "local_words",
         "dataset_kwargs": {"data_files": {"test": "words.jsonl"}},
         "output_type": "generate_until",
         "doc_to_target": "{{answer}}",
-        "generation_kwargs": {"until": [" I"], "max_gen_toks": 8},
+        "generation_kwargs": {"until": [until], "max_gen_toks": 8},
         "metric_list": [{"metric": "exact_match"}],
     }
-    for task in (choices, words):
+    for task in (choices, generated):
         text = yaml.safe_dump({**task, **common, "metadata": {"version": 1.0}})
         (folder / f"{task['task']}.yaml").write_text(text)

