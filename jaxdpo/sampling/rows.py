@@ -1,7 +1,7 @@
 """The engine's programs on the device: rows begin, and draw tokens until enough have stopped."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,8 @@ class BegunRows(NamedTuple):
 class TokenLogprobs(NamedTuple):
     """Log-probabilities of tokens and of the likeliest ones, before temperature and the like.
 
-    The leading axes are those of the tokens: `[B, C]` of drawn ones, `[T]` of prompts.
+    The leading axes are those of the tokens: `[B, C]` of drawn ones, `[T]` of prompts. The arrays
+    are JAX's on the device and NumPy's on the host.
 
     Attributes:
       of_token: f32, of the token itself.
@@ -80,9 +81,9 @@ class TokenLogprobs(NamedTuple):
       top: f32 `[..., N]`, theirs.
     """
 
-    of_token: jax.Array
-    top_ids: jax.Array
-    top: jax.Array
+    of_token: Any
+    top_ids: Any
+    top: Any
 
 
 unstacked_weights = jax.jit(unstacked, static_argnums=2)

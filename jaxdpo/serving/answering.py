@@ -212,7 +212,7 @@ class AnsweringModel:
         finally:
             # Also where the caller has gone, which closes this generator.
             self.scheduler.leave(tickets)
-            if timer:
+            if timer is not None:
                 timer.cancel()
 
     def _requests(self, prompt: Sequence[int], settings: AnswerSettings) -> list[RowRequest]:
