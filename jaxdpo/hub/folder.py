@@ -19,12 +19,13 @@ _DOWNLOADED = [
 ]
 
 
-def find_folder(path: str | Path, weights: bool = True) -> Path:
+def find_folder(path: str | Path, weights: bool = True, revision: str | None = None) -> Path:
     """Finds the model folder at a path, or downloads that of `org/name` on the Hugging Face Hub.
 
     Args:
       path: The folder, or `org/name`.
       weights: Whether weights are downloaded too.
+      revision: Branch, tag or commit on the Hub; None for the newest. A folder here has none.
 
     Raises:
       UserError: If there is neither, or the path is a URL.
@@ -34,6 +35,7 @@ def find_folder(path: str | Path, weights: bool = True) -> Path:
     if folder.is_dir():
         return folder.resolve()
     name = str(path)
+    # A misspelt path must not become a request to the Hub.
     if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"{name}: no such folder; name a model folder, or org/name on the Hub")
     import huggingface_hub
@@ -42,12 +44,14 @@ def find_folder(path: str | Path, weights: bool = True) -> Path:
         # Its errors of the network, of missing models and of refused access are OSErrors.
         snapshot = huggingface_hub.snapshot_download(
             name,
+            revision=revision,
             allow_patterns=_DOWNLOADED,
             ignore_patterns=["*/*"] if weights else ["*/*", "*.safetensors"],
         )
     except (OSError, huggingface_hub.errors.HFValidationError) as error:
+        which = "that name" if revision is None else f"that name at revision {revision}"
         raise UserError(
-            f"{name}: no such folder here, and the Hub did not give a model of that name: {error}"
+            f"{name}: no such folder here, and the Hub did not give a model of {which}: {error}"
         ) from error
     return Path(snapshot)
 

@@ -227,6 +227,16 @@ class Chat:
         except BadPair:
             # A special token of one character stands in the probe; messages with it are refused.
             return
+        except Exception as error:
+            # The tokenizers library raises plain exceptions, such as for an unknown token that the
+            # vocabulary lacks; anything more particular is a fault of this program.
+            if type(error) is not Exception:
+                raise
+            raise UserError(
+                f"{self.tokenizer.name_or_path}: the tokenizer cannot encode a plain sentence "
+                f"({error}); tokenizer_class in tokenizer_config.json, which it was loaded as a "
+                f"{type(self.tokenizer).__name__} by, may not fit tokenizer.json"
+            ) from error
         # The rendering is the same; only how it is encoded can differ.
         text = self._template.plain(probe)
         if ids != self.tokenizer(text, add_special_tokens=False)["input_ids"]:
