@@ -8,10 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import import_module
 
 import pytest
 
-from jaxdpo import evaluate, prefer
 from jaxdpo.data.generations import read_generations
 from tests.serving.running import MODEL, QUESTION, client
 
@@ -56,7 +56,7 @@ class TestOneProcess:
         data = ["data=@quickstart/pairs.jsonl", "data.split=TEST", "data.limit=3"]
         short = ["sampling.max_new_tokens=12", "sampling.batch_size=2"]
         criteria = "criteria={name: word_limit, limit: 8}"
-        evaluate.main(
+        import_module("jaxdpo.evaluate").main(
             [f"served={served[1]}/v1#{MODEL}", f"local={MODEL}", *data, *short, criteria, "out=e"]
         )
         answers = [
@@ -68,7 +68,7 @@ class TestOneProcess:
 
     def test_prefer_asks_it(self, served, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        prefer.main(
+        import_module("jaxdpo.prefer").main(
             [f"model={served[1]}/v1#{MODEL}", "data=@quickstart/pairs.jsonl", "data.limit=4",
              "samples=4", "sampling.temperature=1.3", "sampling.max_new_tokens=16",
              "criteria={name: word_limit, limit: 6}", "folder=pairs"]
