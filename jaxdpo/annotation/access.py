@@ -8,6 +8,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from jaxdpo.annotation.config import NAME, StudioConfig
+from jaxdpo.data.bad_pair import BadPair
+from jaxdpo.data.reading.jsonl import check_value
 
 MAX_BODY = 1 << 20
 _COOKIE = "studio"
@@ -24,6 +26,14 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+class RefusedError(Exception):
+    """A request that cannot be done: an HTTP status, and the reason for the page to show."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status, self.reason = status, reason
 
 
 class Access:
@@ -96,9 +106,17 @@ class Access:
 
 
 async def body_of(request: Request) -> Any:
-    """Returns the JSON object that a request bears; {} for anything else."""
+    """Returns the JSON object that a request bears; {} for anything else.
+
+    Raises:
+      RefusedError: If it holds what no file of feedback may: half a character, NUL, NaN.
+    """
     try:
         value = await request.json()
+        # What is kept must be readable again, by the same rules as any line of data.
+        check_value(value)
+    except BadPair as bad:
+        raise RefusedError(400, bad.reason) from None
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

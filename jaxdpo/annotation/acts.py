@@ -3,24 +3,17 @@
 The page says what was done; who did it and when is the server's to say.
 """
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from jaxdpo.annotation.access import RefusedError
 from jaxdpo.annotation.conversation import ACTS, ConversationTurn, Event, messages_after, turns_in
 from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.feedback.events import KEYS, parse_event
 from jaxdpo.feedback.store import FeedbackStore
 
 _MAX_ACTS = 20
-
-
-class RefusedError(Exception):
-    """A request that cannot be done: an HTTP status, and the reason for the page to show."""
-
-    def __init__(self, status: int, reason: str):
-        super().__init__(reason)
-        self.status, self.reason = status, reason
+_MAX_NAME = 300
 
 
 def check_owner(conversation: Any, annotator: str) -> str:
@@ -29,10 +22,12 @@ def check_owner(conversation: Any, annotator: str) -> str:
     Raises:
       RefusedError: If it is somebody else's, or no name.
     """
-    parts = conversation.split("/") if isinstance(conversation, str) else []
-    if len(conversation or "") > 300 or len(parts) < 3 or parts[1] != annotator:
-        raise RefusedError(403, "this conversation is somebody else's")
-    return conversation
+    if isinstance(conversation, str) and len(conversation) <= _MAX_NAME:
+        # "chat/ann/…", "review/ann/…" or "match/ann/…": the name says whose it is.
+        parts = conversation.split("/")
+        if len(parts) >= 3 and parts[1] == annotator:
+            return conversation
+    raise RefusedError(403, "this conversation is somebody else's")
 
 
 def ask(store: FeedbackStore, body: dict[str, Any], annotator: str) -> str:
@@ -120,8 +115,3 @@ def _name(body: dict[str, Any]) -> str:
     if not isinstance(name, str) or not 8 <= len(name) <= 100:
         raise RefusedError(400, "id is no name of 8 to 100 characters")
     return name
-
-
-def last_number(turns: Sequence[ConversationTurn]) -> int:
-    """Returns how many attempts the last turn has."""
-    return len(turns[-1].state.attempts)

@@ -10,8 +10,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from jaxdpo.annotation.access import body_of
-from jaxdpo.annotation.acts import RefusedError, act, ask, check_owner
+from jaxdpo.annotation.access import RefusedError, body_of
+from jaxdpo.annotation.acts import act, ask, check_owner
 from jaxdpo.annotation.answering import Answering
 from jaxdpo.annotation.config import NAME
 from jaxdpo.annotation.conversation import shown, turns_in

@@ -11,7 +11,7 @@ import jinja2
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from jaxdpo.annotation.acts import RefusedError
+from jaxdpo.annotation.access import RefusedError
 from jaxdpo.annotation.overview import (
     SHOWN,
     judge_agreements,
