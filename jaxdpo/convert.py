@@ -2,6 +2,7 @@
 
 import sys
 
+from jaxdpo.cli.callable_module import make_callable
 from jaxdpo.cli.command import Command, run_command
 
 COMMAND = Command(
@@ -10,7 +11,8 @@ COMMAND = Command(
     synopsis=("source=PATH target=FOLDER [field=value …] [--check]",),
     about="""
 Writes a model folder from a model folder, a PEFT adapter folder, org/name on the Hub, a run folder,
-one of a run's checkpoints, or a folder that this command wrote with format=orbax.
+one of a run's checkpoints, a folder that this command wrote with format=orbax, or a GGUF file of
+the llama architecture. With format=gguf it writes such a file, for llama.cpp and ollama.
 --check reads what was written and compares every tensor.
 """,
 )
@@ -24,6 +26,8 @@ def main(arguments: list[str]) -> None:
     given = COMMAND.read(arguments, ConvertConfig)
     convert(load_settings(ConvertConfig, given.file, given.overrides))
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdpo import collect
+import jaxdpo.collect as collect
 from jaxdpo.config import load_config
 from jaxdpo.errors import UserError
 from jaxdpo.rounds.compare import EvaluateConfig, compare
