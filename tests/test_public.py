@@ -9,8 +9,8 @@ import pytest
 import jaxdpo
 from jaxdpo.__main__ import COMMANDS
 
-# `fit` is the function of `train`; `init` and `use_cases` are for the command line alone.
-FUNCTIONS = sorted({*COMMANDS} - {"train", "init", "use_cases"})
+# `fit` is the function of `train`; the others run until they are stopped, or write examples.
+FUNCTIONS = sorted({*COMMANDS} - {"train", "init", "use_cases", "serve", "studio"})
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
