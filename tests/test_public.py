@@ -1,4 +1,4 @@
-"""What `import jaxdpo` offers: every command as a function, taking the command's own settings."""
+"""The offer of `import jaxdpo`: every command as a function, taking the command's own settings."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""What a step sends and computes: the formulas against the compiled program."""
+"""Bytes that a step sends and products that it computes: the formulas against the compiled program."""
 
 import functools
 import math
