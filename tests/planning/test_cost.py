@@ -1,4 +1,4 @@
-"""Bytes that a step sends and products that it computes: the formulas against the compiled program."""
+"""Formulas of what a step sends and computes, against the compiled program."""
 
 import functools
 import math
