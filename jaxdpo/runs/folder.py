@@ -5,6 +5,9 @@ inputs.json     digests of the weights and the tokenised pairs
 data.json       how many pairs each split has, and their digest
 metrics.jsonl   a record a step and an evaluation; curves.png and tensorboard/ show the same
 answers.jsonl   answers to a few TEST prompts at each evaluation
+test_pairs.json the TEST pairs with their margins at the last evaluation
+run.json        machine, versions, times and lengths
+report.html     all of it on one page, made at each evaluation and at the end
 checkpoints/    to continue from
 base/           the model that it started from, without its weights
 model/          the aligned model, in Hugging Face format
@@ -32,14 +35,20 @@ from jaxdpo.storage.files import replacing
 from jaxdpo.storage.urls import refuse_url
 from jaxdpo.training.writers import METRICS_FILE, read_metrics
 
-DATA_FILE = "data.json"
-_LOCK, _CONFIG, _SUMMARY = ".lock", "config.yaml", "summary.json"
+DATA_FILE, FACTS_FILE, TEST_PAIRS_FILE = "data.json", "run.json", "test_pairs.json"
+ANSWERS_FILE, REPORT_FILE, SUMMARY_FILE = "answers.jsonl", "report.html", "summary.json"
+_LOCK, _CONFIG = ".lock", "config.yaml"
 # All that a run writes; nothing else is ever removed from its folder.
 _FILES = (
-    *(_CONFIG, "inputs.json", DATA_FILE, METRICS_FILE, "rejects.jsonl", _SUMMARY, "curves.png"),
-    *("completions_before.json", "completions_after.json", "answers.jsonl"),
+    *(_CONFIG, "inputs.json", DATA_FILE, METRICS_FILE, "rejects.jsonl", SUMMARY_FILE, "curves.png"),
+    *("completions_before.json", "completions_after.json", ANSWERS_FILE),
+    *(FACTS_FILE, TEST_PAIRS_FILE),
     *("base", "checkpoints", "model", "tensorboard"),
 )
+# A page that says this of itself in its head was made by a run, and may be made again. The folder
+# may hold a page of the same name that is somebody's own.
+REPORT_MARK = "jaxdpo run report"
+_HEAD = 4096
 # Digits of a digest in messages: enough to tell any two apart that a user will ever meet.
 _SHOWN = 12
 
@@ -157,13 +166,25 @@ def _check_empty(path: Path, overwrite: bool) -> None:
 
 def _has_begun(path: Path) -> bool:
     """Tells whether a run took its first step: only then is there something to continue."""
-    if (path / _SUMMARY).exists() or any(path.glob("checkpoints/step_*/manifest.json")):
+    if (path / SUMMARY_FILE).exists() or any(path.glob("checkpoints/step_*/manifest.json")):
         return True
     return any(record.get("step", 0) > 0 for record in read_metrics(path))
 
 
+def report_path(path: Path) -> Path:
+    """Returns where a run's page goes: `report.html`, unless that is a page of somebody else."""
+    page = path / REPORT_FILE
+    return page if not page.exists() or _is_report(page) else path / f"run_{REPORT_FILE}"
+
+
+def _is_report(page: Path) -> bool:
+    with open(page, encoding="utf-8", errors="replace") as file:
+        return REPORT_MARK in file.read(_HEAD)
+
+
 def _clear(path: Path) -> None:
     """Removes a run's files, and leaves whatever else lies in the folder."""
+    report_path(path).unlink(missing_ok=True)
     for name in _FILES:
         found = path / name
         if found.is_dir():

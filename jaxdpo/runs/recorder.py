@@ -2,6 +2,7 @@
 
 import math
 import sys
+from contextlib import ExitStack
 from typing import NoReturn, Self
 
 import jax
@@ -14,6 +15,7 @@ from jaxdpo.evaluation.answer_health import collapsed
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.displacement import most_displacing, named
 from jaxdpo.runs.folder import RunFolder
+from jaxdpo.runs.report.live import LiveReport
 from jaxdpo.runs.setup import Setup
 from jaxdpo.runs.watch import WatchedPrompts
 from jaxdpo.scoring.dataset_pass import score_pairs
@@ -60,12 +62,15 @@ class Recorder:
         self._setup, self._frozen, self._folder = setup, frozen, folder
         self._checkpoints, self._reporter, self._bar = checkpoints, reporter, bar
         config, num_steps = setup.config, setup.plan.num_steps
+        self._first_step = first_step
         self._every = config.training.evaluate_every or ceil_div(num_steps, 10)
         self._writer = MetricWriter(folder.path, first_step) if folder.writes else None
         self._lagged = LaggedMetrics()
         lora = config.lora is not None
         self._watch = Watch(Remedies(config.loss, config.optimizer, lora, num_steps))
         self._watched = WatchedPrompts.of(setup)
+        self._report = LiveReport(setup, folder, reporter, first_step)
+        self._compiling = ExitStack()
         self._first_test: Metrics | None = None
         self.best: BestStep | None = None
         if config.checkpoint.best is not None:
@@ -87,6 +92,7 @@ class Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._compiling.close()
         if self._writer:
             self._writer.close()
 
@@ -105,13 +111,15 @@ class Recorder:
             self.evaluate(step, state, stop)
         if stop.alone:
             exit_stopped(self._reporter, step)
+        self._compiling.enter_context(self._reporter.phase("compiling and taking the first step"))
 
     def step(self, step: int, metrics: DeviceMetrics) -> None:
         """Takes the metrics of a step under way; records those of the step before it."""
         self._record(self._lagged.push(step, metrics))
-        # The first step's metrics are checked before there is a second.
-        if step == 1:
+        # The first step compiles, and its metrics are checked before there is a second.
+        if step == self._first_step + 1:
             self.flush()
+            self._compiling.close()
 
     def flush(self) -> None:
         """Waits for the last step's metrics and records them."""
@@ -156,11 +164,12 @@ class Recorder:
             return
         params, lora = setup.objective.split(state.trainable, self._frozen)
         scored: list[tuple[np.ndarray, CompletionScores]] = []
-        for scores in score_pairs(setup.score_step, params, lora, setup.test, setup.mesh):
-            scored.append(scores)
-            # Several processes score together or not at all.
-            if stop.alone:
-                return
+        with self._reporter.phase("scoring the TEST pairs"):
+            for scores in score_pairs(setup.score_step, params, lora, setup.test, setup.mesh):
+                scored.append(scores)
+                # Several processes score together or not at all.
+                if stop.alone:
+                    return
         # Pairs were packed in an order of their own; the columns are in the data's.
         order = np.argsort(np.concatenate([indices for indices, _ in scored]))
         policy: CompletionScores = jax.tree.map(
@@ -169,7 +178,8 @@ class Recorder:
         metrics = preference_metrics(setup.config.loss, policy, setup.test.columns)
         metrics |= metric_intervals(setup.config.loss, policy, setup.test.columns)
         if self._watched is not None:
-            metrics |= self._watched.answer(step, params, lora, self._folder)
+            with self._reporter.phase("answering TEST prompts"):
+                metrics |= self._watched.answer(step, params, lora, self._folder)
         # Saved before the record is written: a record tells a run that continues that it need not
         # evaluate this step again.
         if self._follow(step, metrics):
@@ -181,6 +191,7 @@ class Recorder:
         self._warn(self._watch.test(step, metrics))
         if "displaced" in self._watch.warned - before:
             self._name_displacing(params, lora)
+        self._report.evaluated(step, policy)
         self._lagged.restart_clock()
 
     def _follow(self, step: int, metrics: Metrics) -> bool:
@@ -210,11 +221,13 @@ class Recorder:
             model, params, lora, compute, setup.train, setup.mesh, _NAMED_DISPLACING
         )
         if found.pairs:
-            self._reporter.say(
+            text = (
                 f"  the likeliest causes, of {found.scored} TRAIN pairs, by CHES score (median "
                 f"{found.median:.2f}): {named(found.pairs)}. Read them, and drop those whose two "
                 "answers differ in nothing that matters"
             )
+            self._reporter.say(text)
+            self._report.note(text.strip())
 
     def save_now(self, step: int, state: TrainState) -> None:
         """Saves the state whether or not a checkpoint is due, and waits until it is on disk."""
