@@ -28,7 +28,7 @@ def bounded_client(timeout: float) -> Any:
     Args:
       timeout: Seconds from sending a request to the last byte of its reply.
     """
-    # The library beneath is httpx or httpx2, whose interface is the same, as openai's version has it.
+    # Versions of openai stand on httpx or on httpx2, whose interface is the same.
     kind: Any = openai.DefaultHttpxClient
     http: Any = sys.modules[kind.__mro__[1].__module__.partition(".")[0]]
 

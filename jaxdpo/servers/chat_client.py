@@ -147,8 +147,8 @@ class ChatClient:
             )
         if isinstance(error, openai.APIStatusError) and 300 <= error.status_code < 400:
             return (
-                f"redirects to {error.response.headers.get('location')}, which is not followed; set "
-                "base_url to that address if you trust it"
+                f"redirects to {error.response.headers.get('location')}, which is not followed; "
+                "set base_url to that address if you trust it"
             )
         if isinstance(error, openai.NotFoundError):
             return f"is not there ({error.message}); set model or base_url"

@@ -70,8 +70,8 @@ def check_schema(schema: Any) -> None:
             patterns += part["patternProperties"]
             if "unevaluatedProperties" in part:
                 raise ValueError(
-                    f"{place}: unevaluatedProperties beside patternProperties is not supported; use "
-                    "additionalProperties"
+                    f"{place}: unevaluatedProperties beside patternProperties is not supported; "
+                    "use additionalProperties"
                 )
         for pattern in patterns:
             compile_pattern(pattern)
