@@ -20,8 +20,8 @@ def find_folder(path: str | Path, weights: bool = True, revision: str | None = N
     """Finds the model folder at a path, of an installed model, or of `org/name` on the Hub.
 
     Args:
-      path: The folder, here or in a bucket; `@smollm2` for a model that a package has installed; or `org/name`, which is
-        downloaded from the Hugging Face Hub.
+      path: The folder, here or in a bucket; `@smollm2` for a model that a package has installed;
+        or `org/name`, which is downloaded from the Hugging Face Hub.
       weights: Whether weights are downloaded too.
       revision: Branch, tag or commit on the Hub; None for the newest. A folder here has none.
 
