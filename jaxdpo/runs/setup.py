@@ -1,5 +1,6 @@
 """The set-up of a run: model, planned pairs and reference log-probs, before its first step."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,20 +14,23 @@ from jaxdpo.data.pairs import Split
 from jaxdpo.data.tokenization.kto_pairs import Examples, LabelledPairs, examples_of
 from jaxdpo.data.tokenization.load_pairs import LoadedPairs, load_pairs
 from jaxdpo.data.warnings import warn_of_steps, warn_of_weights
+from jaxdpo.devices.joining import check_same
 from jaxdpo.devices.machine import local_machine
 from jaxdpo.errors import UserError
 from jaxdpo.hub.exportable import check_exportable
 from jaxdpo.hub.policy import Policy, on_mesh, open_policy
 from jaxdpo.hub.push import check_repo
 from jaxdpo.model.digest import weights_digest
+from jaxdpo.model.lora import LoraConfig
 from jaxdpo.runs.base import keep_base
 from jaxdpo.runs.columns import metadata_digest, read_columns
 from jaxdpo.runs.execution import Resolved, resolve
-from jaxdpo.runs.folder import DATA_FILE, RunFolder
+from jaxdpo.runs.folder import DATA_FILE, RunFolder, shown_digest
 from jaxdpo.runs.objective import objective_of, optimizer_of
 from jaxdpo.runs.reference import Reference, open_reference
 from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs
 from jaxdpo.scoring.score import make_score_step
+from jaxdpo.storage.files import json_digest
 from jaxdpo.training.objective import Objective
 from jaxdpo.training.optimizer import Optimizer
 from jaxdpo.training.trackers.opening import check_trackers
@@ -89,19 +93,26 @@ def set_up(
     _report_data(pairs, config, reporter)
     splits = _examples(pairs, config, reporter)
     train, test = splits["TRAIN"], splits["TEST"]
+    # Before anything is computed together: plans of other lengths would never meet in a collective.
+    check_same(
+        "pairs",
+        {
+            "TRAIN pairs (data.path)": shown_digest(train.fingerprint),
+            "TEST pairs (data.path)": shown_digest(test.fingerprint),
+        },
+    )
     columns = _read_columns(config, splits)
     digest = _digest(policy)
     reference = open_reference(config, policy, digest, mesh, reporter)
     # By content and not by path: what lies at a path may have changed since the run was begun.
-    folder.check_inputs(
-        {
-            "weights (model.path)": digest,
-            "weights (reference.path)": reference.digest,
-            "TRAIN pairs (data.path)": train.fingerprint,
-            "TEST pairs (data.path)": test.fingerprint,
-            "weights and margins (metadata)": metadata_digest([columns["TRAIN"], columns["TEST"]]),
-        }
-    )
+    inputs = {
+        "weights (model.path)": digest,
+        "weights (reference.path)": reference.digest,
+        "TRAIN pairs (data.path)": train.fingerprint,
+        "TEST pairs (data.path)": test.fingerprint,
+        "weights and margins (metadata)": metadata_digest([columns["TRAIN"], columns["TEST"]]),
+    }
+    folder.check_inputs(inputs)
     folder.write_json(DATA_FILE, _counted(pairs))
     if folder.writes:
         keep_base(folder.path, config, policy)
@@ -187,6 +198,7 @@ def load_start(config: RunConfig, given_policy: Policy | None, mesh: Mesh) -> Po
         config.data.max_length,
         config.model.base,
     )
+    check_same("model", {"config.json (model.path)": shown_digest(json_digest(opened.hf_config))})
     if config.model.adapter == "continue":
         policy = on_mesh(_continued(config, opened), mesh)
         check_exportable(policy, config.lora, config.export.lora, config.export.dtype)
@@ -206,15 +218,15 @@ def _continued(config: RunConfig, opened: Policy) -> Policy:
         )
     found, asked = opened.lora_config, config.lora
     # Said and not taken over silently, because the run folder's config.yaml must say what trains.
-    if (found.rank, found.alpha, set(found.targets)) != (
-        asked.rank,
-        asked.alpha,
-        set(asked.targets),
-    ):
+    # By the scale and not by its rule: alpha / √r of a stabilised rank is another alpha / r.
+    same = found.rank == asked.rank and math.isclose(found.scale, asked.scale)
+    if not same or found.use_dora != asked.use_dora or set(found.targets) != set(asked.targets):
+        flags = [name for name in ("use_rslora", "use_dora") if _differs(name, found, asked)]
+        values = [f"lora.{name}={str(getattr(found, name)).lower()}" for name in flags]
         raise UserError(
             f"model.adapter=continue: the adapters of {config.model.path} have another form than "
             f"lora says; set lora.rank={found.rank} lora.alpha={found.alpha:g} "
-            f"'lora.targets=[{', '.join(found.targets)}]'"
+            + " ".join([*values, f"'lora.targets=[{', '.join(found.targets)}]'"])
         )
     if config.reference_kind == "frozen":
         raise UserError(
@@ -223,6 +235,10 @@ def _continued(config: RunConfig, opened: Policy) -> Policy:
         )
     lora_config = found.model_copy(update={"dropout": asked.dropout, "base": asked.base})
     return replace(opened.quantized(asked.base), lora_config=lora_config)
+
+
+def _differs(name: str, one: LoraConfig, other: LoraConfig) -> bool:
+    return getattr(one, name) != getattr(other, name)
 
 
 def _merged(config: RunConfig, opened: Policy, own: bool, mesh: Mesh) -> Policy:
