@@ -1,4 +1,4 @@
-"""A model goes to the Hub whole and privately, goes on where it was cut off, and says what fails."""
+"""A model goes to the Hub whole and privately, and goes on where it was cut off."""
 
 import os
 import subprocess
