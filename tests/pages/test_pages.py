@@ -32,7 +32,7 @@ def test_text_in_a_page_is_never_markup():
 
 def test_a_page_allows_its_own_scripts_alone():
     html = render(
-        "comparison.html.jinja", scripts=[page_script()], title="t", verdict="v",
+        "comparison.html.jinja", scripts=[page_script()], title="t", verdict="v", mark="m",
         figures=Table("", (), ()), curves=[], left_out=[], settings=Table("", (), ()),
         verdicts=[], warnings=[], about="a",
     )  # fmt: skip
