@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxdpo.cli.console import Reporter
+from jaxdpo.cli.console import OnMetrics, Reporter
 from jaxdpo.config import RunConfig
 from jaxdpo.data.tokenization.load_pairs import LoadedPairs
 from jaxdpo.devices.compilation_cache import keep_compiled
@@ -20,7 +20,7 @@ from jaxdpo.runs.description import describe_run
 from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.folder import RunFolder, open_run_folder
 from jaxdpo.runs.push import push_run
-from jaxdpo.runs.recorder import Recorder, exit_stopped
+from jaxdpo.runs.recorder import Recorder
 from jaxdpo.runs.report.live import finish_report
 from jaxdpo.runs.rounding import rounding_loss
 from jaxdpo.runs.setup import Setup, set_up
@@ -30,7 +30,6 @@ from jaxdpo.training.loop import run_steps
 from jaxdpo.training.signals import stop_on_signal
 from jaxdpo.training.state import TrainState, as_float32, begin
 from jaxdpo.training.step import make_train_step
-from jaxdpo.training.trackers.opening import OnMetrics
 from jaxdpo.training.writers import plot_curves, read_metrics
 
 # Share of what adapters learned whose loss in merging is worth a word: fp32 loses a millionth.
@@ -84,16 +83,14 @@ def fit(
       config: The run.
       policy: A model in memory, instead of the one at `model.path`; it is left as it is.
       pairs: Tokenised pairs in memory, instead of those at `data.path`.
-      on_metrics: Called as `on_metrics(step, split, metrics)` with each record of metrics.jsonl; a
-        call that fails is the last, and the run goes on.
+      on_metrics: Called as `on_metrics(step, split, metrics)` with each record of metrics.jsonl.
 
     Raises:
       UserError: For whatever the user can fix.
-      SystemExit: With status 143 after a SIGTERM, 129 after a SIGHUP, and with several processes
-        130 after a SIGINT; the state is saved.
+      SystemExit: After a SIGTERM (143), SIGHUP (129), with processes SIGINT (130); state saved.
     """
     keep_compiled(config.data.cache_folder() / "compiled")
-    mesh, reporter = make_mesh(config.mesh), Reporter(quiet=jax.process_index() != 0)
+    mesh, reporter = make_mesh(config.mesh), Reporter(jax.process_index() != 0, on_metrics)
     with open_run_folder(config) as folder, jax.set_mesh(mesh):
         if (summary := folder.read_json("summary.json")) is not None:
             return finished(config, folder, summary, mesh, reporter)
@@ -113,25 +110,15 @@ def fit(
         with (
             stop_on_signal() as stop,
             reporter.progress(last_step, first_step) as bar,
-            Recorder(
-                setup, frozen, folder, checkpoints, reporter, bar, first_step, on_metrics
-            ) as recorder,
+            Recorder(setup, frozen, folder, checkpoints, reporter, bar, first_step) as recorder,
         ):
             recorder.begin(first_step, state, stop)
             steps = run_steps(train_step, state, frozen, setup.train, setup.plan, mesh, first_step)
             # A run that ended early, and was cut off before its export, takes no step.
             for step, state, metrics in () if recorder.stopped else steps:
-                recorder.step(step, metrics)
-                if recorder.saves_after(step) or recorder.evaluates_after(step):
-                    recorder.keep(step, state, stop)
-                if recorder.stopped:
+                if not recorder.goes_on(step, state, metrics, stop):
                     break
-                if stop.after_step():
-                    recorder.save_now(step, state)
-                    exit_stopped(reporter, stop, f"saved after step {step}")
-            checkpoints.wait()
-            if stop.after_last_step():
-                exit_stopped(reporter, stop, "trained to the end, and not yet exported")
+            recorder.end(stop)
 
         # Finish: the exported model, its answers, the summary.
         exported = choose_step(setup, state, recorder, checkpoints, reporter)

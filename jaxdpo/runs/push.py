@@ -8,8 +8,9 @@ from jaxdpo.cli.console import Reporter
 from jaxdpo.cli.ending import command_line
 from jaxdpo.config import RunConfig
 from jaxdpo.errors import UserError
-from jaxdpo.hub.push import push
+from jaxdpo.hub.push import check_repo, push
 from jaxdpo.runs.folder import RunFolder
+from jaxdpo.training.trackers.opening import check_trackers
 
 
 class PushConfig(BaseModel):
@@ -38,6 +39,17 @@ def push_model(config: PushConfig) -> str:
         url = push(folder, config.repo, config.private, config.message)
     reporter.say(f"uploaded: {url}")
     return url
+
+
+def check_destinations(config: RunConfig) -> None:
+    """Refuses a run that could not report or export to where it is to.
+
+    Raises:
+      UserError: For a tracker that is not installed, and a Hub that nobody is logged in to.
+    """
+    check_trackers(config.training.report_to)
+    if config.export.hub is not None:
+        check_repo(config.export.hub)
 
 
 def push_run(config: RunConfig, folder: RunFolder, reporter: Reporter) -> None:

@@ -29,7 +29,6 @@ from jaxdpo.training.metrics import DeviceMetrics, LaggedMetrics, Metrics
 from jaxdpo.training.remedies import Remedies
 from jaxdpo.training.signals import StopRequest
 from jaxdpo.training.state import TrainState
-from jaxdpo.training.trackers.opening import OnMetrics
 from jaxdpo.training.writers import read_metrics
 
 # Pairs that the warning of displacement names.
@@ -47,7 +46,6 @@ class Recorder:
       reporter: Where evaluations are shown.
       bar: Where steps are shown.
       first_step: Steps already done.
-      on_metrics: A function of the caller's own that is given each record, or None.
     """
 
     def __init__(
@@ -59,14 +57,13 @@ class Recorder:
         reporter: Reporter,
         bar: StepProgress,
         first_step: int,
-        on_metrics: OnMetrics | None = None,
     ):
         self._setup, self._frozen, self._folder = setup, frozen, folder
         self._checkpoints, self._reporter, self._bar = checkpoints, reporter, bar
         config, num_steps = setup.config, setup.plan.num_steps
         self._first_step = first_step
         self._every = config.training.evaluate_every or ceil_div(num_steps, 10)
-        self._writer = open_writer(config, folder, first_step, reporter.say, on_metrics)
+        self._writer = open_writer(config, folder, first_step, reporter)
         self._lagged = LaggedMetrics()
         lora = config.lora is not None
         self._watch = Watch(Remedies(config.loss, config.optimizer, lora, num_steps))
@@ -133,6 +130,43 @@ class Recorder:
         if step == self._first_step + 1:
             self.flush()
             self._compiling.close()
+
+    def goes_on(
+        self, step: int, state: TrainState, metrics: DeviceMetrics, stop: StopRequest
+    ) -> bool:
+        """Records a step, and saves and evaluates what is due; tells whether there is another.
+
+        Args:
+          step: Steps done.
+          state: The state after them.
+          metrics: Those of the last one, perhaps still being computed.
+          stop: Whether the process was asked to stop.
+
+        Raises:
+          SystemExit: If it was; the state is saved.
+        """
+        self.step(step, metrics)
+        if self.saves_after(step) or self.evaluates_after(step):
+            self.keep(step, state, stop)
+        if self.stopped:
+            return False
+        if stop.after_step():
+            self.save_now(step, state)
+            exit_stopped(self._reporter, stop, f"saved after step {step}")
+        return True
+
+    def end(self, stop: StopRequest) -> None:
+        """Waits until all is on disk.
+
+        Args:
+          stop: Whether the process was asked to stop.
+
+        Raises:
+          SystemExit: If it was.
+        """
+        self._checkpoints.wait()
+        if stop.after_last_step():
+            exit_stopped(self._reporter, stop, "trained to the end, and not yet exported")
 
     def flush(self) -> None:
         """Waits for the last step's metrics and records them."""

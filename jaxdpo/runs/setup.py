@@ -19,7 +19,6 @@ from jaxdpo.devices.machine import local_machine
 from jaxdpo.errors import UserError
 from jaxdpo.hub.exportable import check_exportable
 from jaxdpo.hub.policy import Policy, on_mesh, open_policy
-from jaxdpo.hub.push import check_repo
 from jaxdpo.model.digest import weights_digest
 from jaxdpo.model.lora import LoraConfig
 from jaxdpo.runs.base import keep_base
@@ -27,13 +26,13 @@ from jaxdpo.runs.columns import metadata_digest, read_columns
 from jaxdpo.runs.execution import Resolved, resolve
 from jaxdpo.runs.folder import DATA_FILE, RunFolder, shown_digest
 from jaxdpo.runs.objective import objective_of, optimizer_of
+from jaxdpo.runs.push import check_destinations
 from jaxdpo.runs.reference import Reference, open_reference
 from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs
 from jaxdpo.scoring.score import make_score_step
 from jaxdpo.storage.files import json_digest
 from jaxdpo.training.objective import Objective
 from jaxdpo.training.optimizer import Optimizer
-from jaxdpo.training.trackers.opening import check_trackers
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,7 @@ def set_up(
       folder: The run folder.
       reporter: Where progress is shown.
     """
-    check_trackers(config.training.report_to)
-    if config.export.hub is not None:
-        check_repo(config.export.hub)
+    check_destinations(config)
     policy, loss = load_start(config, given_policy, mesh), config.loss
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
     rejects = folder.path / "rejects.jsonl"

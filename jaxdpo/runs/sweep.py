@@ -195,18 +195,21 @@ def sweep(
         tested = results[number].summary["test"] or {"before": None, "after": None}
         rows.append({"setting": setting, "folder": config.training.folder, **tested})
     if jax.process_index() == 0:
-        with replacing(folder / "sweep.json") as file:
-            json.dump(rows, file, indent=1)
-        if rows[0]["after"] is not None:
-            _show(reporter, rows)
-            _plot(rows, folder / "sweep.png")
-            reporter.say(recommended(rows))
-            page = report_path(folder)
-            write_comparison([Path(row["folder"]) for row in rows], page)
-            reporter.say(
-                f"{folder / 'sweep.json'} and sweep.png hold the same; {page} compares all"
-            )
+        _write(rows, folder, reporter)
     return rows
+
+
+def _write(rows: list[dict[str, Any]], folder: Path, reporter: Reporter) -> None:
+    """Writes and shows the settings side by side, and the one that TEST recommends."""
+    with replacing(folder / "sweep.json") as file:
+        json.dump(rows, file, indent=1)
+    page = report_path(folder)
+    write_comparison([Path(row["folder"]) for row in rows], page)
+    if rows[0]["after"] is not None:
+        _show(reporter, rows)
+        _plot(rows, folder / "sweep.png")
+        reporter.say(recommended(rows))
+    reporter.say(f"{folder / 'sweep.json'} and sweep.png hold the same; {page} compares all")
 
 
 def _config_of(base: RunConfig, setting: Setting) -> RunConfig:

@@ -48,7 +48,13 @@ class MLflow:
         return self._client.create_experiment(name, artifact_location=place)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Logs every metric under its split's name."""
+        """Logs every metric under its split's name.
+
+        Args:
+          step: Optimizer steps done.
+          split: "TRAIN" or "TEST".
+          metrics: Name ↦ value.
+        """
         now = int(time.time() * 1000)
         logged = [
             self._metric(f"{split}/{_FORBIDDEN.sub('_', name)}", value, now, step)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from jaxdpo.cli.console import OnMetrics
 from jaxdpo.errors import UserError
 from jaxdpo.training.trackers.mlflow_run import MLflow
 from jaxdpo.training.trackers.tensorboard import TensorBoard
@@ -14,8 +15,6 @@ from jaxdpo.training.trackers.trackio_run import Trackio
 from jaxdpo.training.trackers.wandb_run import WandB
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
-# A function of one's own: `(step, split, metrics)`.
-OnMetrics = Callable[[int, str, Mapping[str, float]], None]
 # Name ↦ the package that it needs, which is an extra of the same name, and how it is opened.
 _TRACKERS: dict[str, tuple[str, Callable[[TrackedRun], Tracker]]] = {
     "tensorboard": ("tensorboardX", TensorBoard),
@@ -51,14 +50,20 @@ class Function:
         self.id, self._on_metrics = "", on_metrics
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Calls the function, with a copy that it may change."""
+        """Calls the function, with a copy that it may change.
+
+        Args:
+          step: Optimizer steps done.
+          split: "TRAIN" or "TEST".
+          metrics: Name ↦ value.
+        """
         self._on_metrics(step, split, dict(metrics))
 
     def publish(self, files: Sequence[Path]) -> None:
-        """Does nothing: whoever called `fit` has its result."""
+        """Passes nothing on: whoever called `fit` has its result."""
 
     def close(self) -> None:
-        """Does nothing."""
+        """Leaves the function as it is."""
 
 
 class Trackers:

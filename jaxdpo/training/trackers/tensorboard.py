@@ -27,7 +27,13 @@ class TensorBoard:
         self._events["TRAIN"].add_text("settings", "\n".join(lines), run.first_step)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Adds a scalar for each metric."""
+        """Adds a scalar for each metric.
+
+        Args:
+          step: Optimizer steps done.
+          split: "TRAIN" or "TEST".
+          metrics: Name ↦ value.
+        """
         for name, value in metrics.items():
             self._events[split].add_scalar(name, value, step)
 

@@ -34,7 +34,13 @@ class Trackio:
         )
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Logs every metric under its split's name."""
+        """Logs every metric under its split's name.
+
+        Args:
+          step: Optimizer steps done.
+          split: "TRAIN" or "TEST".
+          metrics: Name ↦ value.
+        """
         self._run.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
 
     def publish(self, files: Sequence[Path]) -> None:

@@ -41,7 +41,13 @@ class WandB:
         return "online" if self._wandb.login(prompt=False) else "offline"
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Logs every metric under its split's name."""
+        """Logs every metric under its split's name.
+
+        Args:
+          step: Optimizer steps done.
+          split: "TRAIN" or "TEST".
+          metrics: Name ↦ value.
+        """
         named = {f"{split}/{name}": value for name, value in metrics.items()}
         self._run.log({_STEP: step, **named})
 
