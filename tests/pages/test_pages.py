@@ -91,6 +91,14 @@ def test_a_plot_has_title_axes_units_and_words():
     assert up.low < 0.4 < 3.0 < up.high and up(3.0) < up(0.4)
 
 
+def test_a_legend_takes_the_rows_that_it_needs():
+    names = [f"runs/sweep/loss.beta={k},optimizer.learning_rate=1e-{k}" for k in range(6)]
+    root = ElementTree.fromstring(draw_lines("t", "u", [Curve(n, [(0, 1.0)]) for n in names]))
+    bottom = float(root.get("viewBox", "").split()[3])
+    rows = {float(e.get("y", 0)) for e in root.iter("text") if (e.text or "").startswith("…")}
+    assert len(rows) == 6 and max(rows) < bottom
+
+
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
