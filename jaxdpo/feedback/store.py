@@ -7,6 +7,7 @@ server runs; copy the folder whole, or stop the server first.
 import contextlib
 import json
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -59,6 +60,7 @@ def is_store(path: str) -> bool:
     file = _file_of(path)
     try:
         with open(file, "rb") as stream:
+            # By its content: a log may have any name, and a folder any database.
             return stream.read(len(_MAGIC)) == _MAGIC
     except OSError:
         return False
@@ -170,6 +172,7 @@ class FeedbackStore:
                 "SELECT json_extract(body, '$.time') FROM events ORDER BY number DESC LIMIT 1"
             ).fetchone()
             now = _after(last[0] if last else None)
+            # A microsecond apart, so that their order is told by their times alone.
             new = 0
             for event in events:
                 known = database.execute(
@@ -202,9 +205,10 @@ class FeedbackStore:
         """Returns the events of all conversations whose name begins so, by name."""
         with self._lock:
             rows = self._database.execute(
-                "SELECT conversation, body FROM events WHERE substr(conversation, 1, ?) = ? "
-                "ORDER BY number",
-                (len(prefix), prefix),
+                "SELECT conversation, body FROM events WHERE conversation >= ? "
+                "AND conversation < ? ORDER BY number",
+                # Up to the last character there is: a range, which the index finds.
+                (prefix, prefix + chr(sys.maxunicode)),
             ).fetchall()
         found: dict[str, list[dict[str, Any]]] = {}
         for conversation, body in rows:
@@ -223,6 +227,7 @@ class FeedbackStore:
           hold: How long a task is kept for someone who has not answered.
         """
         now = datetime.now(UTC)
+        # Read and written under one lock: two who ask at once get different places.
         with self._transaction() as database:
             rows = database.execute("SELECT task, annotator, until FROM assignments").fetchall()
             holders: dict[str, set[str]] = {}
@@ -239,6 +244,14 @@ class FeedbackStore:
                     )
                     return task
         return None
+
+    def annotators(self) -> list[str]:
+        """Returns everybody who was given a task, in the order of their first one."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT annotator FROM assignments GROUP BY annotator ORDER BY MIN(given)"
+            ).fetchall()
+        return [name for (name,) in rows]
 
     def assigned(self, annotator: str) -> dict[str, Progress]:
         """Returns the tasks that an annotator was given, in that order, and how far each is."""
