@@ -12,7 +12,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import Adapter
 from jaxdpo.hub.adapter_config import BaseName, base_of
 from jaxdpo.hub.arrays import Readable, whole
-from jaxdpo.hub.families import config_from_hf, family_of
+from jaxdpo.hub.families import config_from_hf, family_of, wrapper_of
 from jaxdpo.hub.folder import check_files, find_folder, read_config
 from jaxdpo.hub.read import FLOATS, HEAD, embedding_name, open_weights
 from jaxdpo.model.config import ModelConfig
@@ -107,6 +107,16 @@ def with_replaced(opened: OpenedModel, adapter: Adapter) -> OpenedModel:
             config = config.model_copy(update={"tied_head": False})
     # New tokens give the embedding more rows than the base's config.json says.
     rows = replaced.get(embedding, tensors[embedding]).shape[0]
+    if wrapper_of(hf_config) is not None and (rows, config.tied_head) != (
+        opened.config.vocab_size,
+        opened.config.tied_head,
+    ):
+        raise UserError(
+            "an adapter that changes the vocabulary of a model of text and images, or unties its "
+            "head, is not implemented; merge it where it was trained (peft's merge_and_unload())"
+        )
     config = config.model_copy(update={"vocab_size": rows})
     written = {"vocab_size": rows, "tie_word_embeddings": config.tied_head}
+    if wrapper_of(hf_config) is not None:
+        written = {}
     return OpenedModel(config, {**hf_config, **written}, {**tensors, **replaced})
