@@ -8,7 +8,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from jaxdpo.annotation.config import NAME, StudioConfig
+from jaxdpo.data.bad_pair import BadPair
+from jaxdpo.data.reading.jsonl import check_value
 
+# A long conversation has some 100 KiB; files are read by the server itself and never uploaded.
 MAX_BODY = 1 << 20
 _COOKIE = "studio"
 # Scripts, styles and requests of this server alone; no markup may load or run anything else.
@@ -26,6 +29,14 @@ _HEADERS = {
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
+class RefusedError(Exception):
+    """A request that cannot be done: an HTTP status, and the reason for the page to show."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
 class Access:
     """Knows who a request is from, and refuses what a browser of this page would not send."""
 
@@ -38,6 +49,7 @@ class Access:
         given = request.cookies.get(_COOKIE, "")
         if self._config.annotators:
             return self.owner(given)
+        # On one's own machine a name is all that is needed: whoever can ask can read the file, too.
         return given if NAME.fullmatch(given) else "me"
 
     def owner(self, token: str) -> str | None:
@@ -49,6 +61,7 @@ class Access:
                 found = name
         return found
 
+    # HttpOnly, so that no script can read a token; Strict, so that no other site's link brings it.
     def remember(self, response: Response, value: str) -> None:
         """Has the browser send a token, or a name where none are needed."""
         response.set_cookie(_COOKIE, value, httponly=True, samesite="strict", max_age=30 * 86400)
@@ -66,9 +79,11 @@ class Access:
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
                 return 415, "send application/json"
+            # Browsers say which page a script is of, and no script can say otherwise.
             origin = request.headers.get("origin")
             if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
                 return 403, "a page of another server asks"
+            # A body in chunks has no length before it has been read whole.
             if not request.headers.get("content-length", "").isdecimal():
                 return 411, "say the length of the body"
             if int(request.headers["content-length"]) > MAX_BODY:
@@ -96,9 +111,17 @@ class Access:
 
 
 async def body_of(request: Request) -> Any:
-    """Returns the JSON object that a request bears; {} for anything else."""
+    """Returns the JSON object that a request bears; {} for anything else.
+
+    Raises:
+      RefusedError: If it holds what no file of feedback may: half a character, NUL, NaN.
+    """
     try:
         value = await request.json()
+        # What is kept must be readable again, by the same rules as any line of data.
+        check_value(value)
+    except BadPair as bad:
+        raise RefusedError(400, bad.reason) from None
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -3,24 +3,18 @@
 The page says what was done; who did it and when is the server's to say.
 """
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from jaxdpo.annotation.access import RefusedError
 from jaxdpo.annotation.conversation import ACTS, ConversationTurn, Event, messages_after, turns_in
 from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.feedback.events import KEYS, parse_event
 from jaxdpo.feedback.store import FeedbackStore
 
+# An edit that is saved is two acts, and undoing it two more; more at once is no person.
 _MAX_ACTS = 20
-
-
-class RefusedError(Exception):
-    """A request that cannot be done: an HTTP status, and the reason for the page to show."""
-
-    def __init__(self, status: int, reason: str):
-        super().__init__(reason)
-        self.status, self.reason = status, reason
+_MAX_NAME = 300
 
 
 def check_owner(conversation: Any, annotator: str) -> str:
@@ -29,10 +23,12 @@ def check_owner(conversation: Any, annotator: str) -> str:
     Raises:
       RefusedError: If it is somebody else's, or no name.
     """
-    parts = conversation.split("/") if isinstance(conversation, str) else []
-    if len(conversation or "") > 300 or len(parts) < 3 or parts[1] != annotator:
-        raise RefusedError(403, "this conversation is somebody else's")
-    return conversation
+    if isinstance(conversation, str) and len(conversation) <= _MAX_NAME:
+        # "chat/ann/…", "review/ann/…" or "match/ann/…": the name says whose it is.
+        parts = conversation.split("/")
+        if len(parts) >= 3 and parts[1] == annotator:
+            return conversation
+    raise RefusedError(403, "this conversation is somebody else's")
 
 
 def ask(store: FeedbackStore, body: dict[str, Any], annotator: str) -> str:
@@ -56,6 +52,7 @@ def ask(store: FeedbackStore, body: dict[str, Any], annotator: str) -> str:
         return conversation
     if turns and turns[-1].kept is None:
         raise RefusedError(409, "choose one of the answers first; the conversation goes on with it")
+    # A prompt holds all that was said before, so that a turn can be read by itself.
     messages = [*messages_after(turns), {"role": "user", "content": text}]
     event = {"id": name, "event": "prompt", "messages": messages}
     store.append([_signed(event, conversation, annotator)])
@@ -91,6 +88,7 @@ def _event(
     if not isinstance(given, dict) or given.get("event") not in (*ACTS, "undo"):
         raise RefusedError(400, f"an act is one of {', '.join(ACTS)}, undo")
     _name(given)
+    # The time and the annotator are no fields of the page: nobody acts for another, or yesterday.
     allowed = (*KEYS[given["event"]], "id", "event")
     if unknown := set(given) - set(allowed):
         raise RefusedError(400, f"{given['event']} has no {', '.join(sorted(unknown))}")
@@ -105,6 +103,7 @@ def _event(
         parse_event({**event, "time": datetime.now(UTC).isoformat()}, "")
     except BadPair as bad:
         raise RefusedError(400, bad.reason) from None
+    # Another tab may show an older turn, whose answers no act may be about any more.
     named = event.get("outputs") or ([event["output"]] if "output" in event else [])
     if not set(named) <= turn.state.outputs.keys():
         raise RefusedError(409, "this answer is not there any more; load the page again")
@@ -120,8 +119,3 @@ def _name(body: dict[str, Any]) -> str:
     if not isinstance(name, str) or not 8 <= len(name) <= 100:
         raise RefusedError(400, "id is no name of 8 to 100 characters")
     return name
-
-
-def last_number(turns: Sequence[ConversationTurn]) -> int:
-    """Returns how many attempts the last turn has."""
-    return len(turns[-1].state.attempts)

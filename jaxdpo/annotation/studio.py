@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from jaxdpo.annotation.access import Access
-from jaxdpo.annotation.acts import RefusedError
+from jaxdpo.annotation.access import Access, RefusedError
 from jaxdpo.annotation.answering import Answering
 from jaxdpo.annotation.config import StudioConfig
 from jaxdpo.annotation.generating import Generating

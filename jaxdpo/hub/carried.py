@@ -10,7 +10,8 @@ from jaxdpo.errors import UserError
 from jaxdpo.hub.arrays import Tensor
 from jaxdpo.hub.export import DTYPES, TensorSpec
 from jaxdpo.hub.families import wrapper_of
-from jaxdpo.hub.folder import find_folder, member
+from jaxdpo.hub.find import find_folder
+from jaxdpo.hub.folder import member
 from jaxdpo.hub.read import OF_IMAGES, WEIGHTS, head_is_tied, open_tensors, plain_name
 
 # How a processor cuts and scales images, and the template that it has beside the tokenizer's.

@@ -298,7 +298,7 @@ export class Board {
       type: "button", "data-focus": `${what}-${place}-${criterion}`, "aria-pressed": String(said?.passed === passed),
       onclick: () => this.judge(place, criterion, passed),
     }, what);
-    const why = el("textarea", { rows: 2, "data-focus": `why-${place}-${criterion}`, "aria-label": `Why: ${criterion}, answer ${place + 1}` });
+    const why = el("textarea", { rows: 2, "data-focus": `why-${place}-${criterion}`, placeholder: "why", "aria-label": `Why: ${criterion}, answer ${place + 1}` });
     why.value = said?.explanation ?? "";
     const forget = keepDraft(why, `why:${answer.output}:${criterion}`);
     why.addEventListener("change", () => {
