@@ -34,6 +34,7 @@ FILES = {
     "lora.yaml": "lora: {rank: 8}\n",
     "dpo.yaml": "model: m\ndata: d.jsonl\ntraining: {folder: runs/dpo}\n",
     "sft.yaml": "model: m\ntraining: {folder: runs/sft}\n",
+    "tokens.yaml": f"ann: {'5f0c' * 8}\n",
     "x.yaml": "model: m\ntraining: {folder: runs/x}\n",
 }
 
