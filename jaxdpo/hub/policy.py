@@ -18,11 +18,11 @@ from jaxdpo.hub.adapter import Adapter, open_adapter
 from jaxdpo.hub.adapter_config import ADAPTER_CONFIG, BaseName
 from jaxdpo.hub.adapter_pairs import stacked
 from jaxdpo.hub.adapter_write import AdapterBase, save_adapter
-from jaxdpo.hub.carried import Carried, open_carried
+from jaxdpo.hub.carried import Carried
 from jaxdpo.hub.families import family_of, wrapper_of
 from jaxdpo.hub.find import find_folder
 from jaxdpo.hub.folder import check_files, member, read_json
-from jaxdpo.hub.opened_model import base_folder, open_model, with_replaced
+from jaxdpo.hub.opened_model import base_folder, open_carried, open_model, with_replaced
 from jaxdpo.hub.quantized import dequantize_params, kind_of, quantize_params, read_part
 from jaxdpo.hub.read import lazy_params, on_devices
 from jaxdpo.hub.write import MAX_SHARD_BYTES, ModelFiles, json_text, write_model
