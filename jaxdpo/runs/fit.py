@@ -20,7 +20,7 @@ from jaxdpo.runs.description import describe_run
 from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.folder import RunFolder, open_run_folder
 from jaxdpo.runs.push import push_run
-from jaxdpo.runs.recorder import Recorder
+from jaxdpo.runs.recorder import Recorder, end_training
 from jaxdpo.runs.report.live import finish_report
 from jaxdpo.runs.rounding import rounding_loss
 from jaxdpo.runs.setup import Setup, set_up
@@ -87,7 +87,7 @@ def fit(
 
     Raises:
       UserError: For whatever the user can fix.
-      SystemExit: After a SIGTERM (143), SIGHUP (129), with processes SIGINT (130); state saved.
+      SystemExit: With 128 and the number of a signal that stopped it; the state is saved.
     """
     keep_compiled(config.data.cache_folder() / "compiled")
     mesh, reporter = make_mesh(config.mesh), Reporter(jax.process_index() != 0, on_metrics)
@@ -118,7 +118,7 @@ def fit(
             for step, state, metrics in () if recorder.stopped else steps:
                 if not recorder.goes_on(step, state, metrics, stop):
                     break
-            recorder.end(stop)
+            end_training([checkpoints], stop, reporter)
 
         # Finish: the exported model, its answers, the summary.
         exported = choose_step(setup, state, recorder, checkpoints, reporter)

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import NoReturn, Self
 
@@ -155,19 +156,6 @@ class Recorder:
             exit_stopped(self._reporter, stop, f"saved after step {step}")
         return True
 
-    def end(self, stop: StopRequest) -> None:
-        """Waits until all is on disk.
-
-        Args:
-          stop: Whether the process was asked to stop.
-
-        Raises:
-          SystemExit: If it was.
-        """
-        self._checkpoints.wait()
-        if stop.after_last_step():
-            exit_stopped(self._reporter, stop, "trained to the end, and not yet exported")
-
     def flush(self) -> None:
         """Waits for the last step's metrics and records them."""
         self._record(self._lagged.flush())
@@ -315,6 +303,23 @@ class Recorder:
     def _warn(self, warnings: list[str]) -> None:
         for warning in warnings:
             self._reporter.say(warning)
+
+
+def end_training(checkpoints: Sequence[Checkpoints], stop: StopRequest, reporter: Reporter) -> None:
+    """Waits until the last checkpoints are on disk, and ends the process if it was asked to stop.
+
+    Args:
+      checkpoints: Those of each run.
+      stop: The request.
+      reporter: Says so.
+
+    Raises:
+      SystemExit: With the status of the signal.
+    """
+    for each in checkpoints:
+        each.wait()
+    if stop.after_last_step():
+        exit_stopped(reporter, stop, "trained to the end, and not yet exported")
 
 
 def exit_stopped(reporter: Reporter, stop: StopRequest, done: str) -> NoReturn:
