@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -55,8 +56,9 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
       UserError: If the path is a URL.
     """
     refuse_url(path)
-    # In the same folder: a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # In the same folder: a rename is atomic only within one file system. The name is drawn, since
+    # processes in two containers, or on two hosts, may have the same number.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
