@@ -16,7 +16,7 @@ base model too.
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,14 +77,22 @@ class Checkpoints:
       folder: Where they lie; made if missing. What an interrupted save left is removed.
       keep: How many of the newest are kept.
       description: What they belong to; None leaves it out.
+      saved: Called in the first process after each save, when it is on disk.
     """
 
-    def __init__(self, folder: Path, keep: int, description: Description | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        description: Description | None = None,
+        saved: Callable[[], None] = lambda: None,
+    ):
         self._folder, self._keep, self._description = folder.absolute(), keep, description
         # One thread: a second save waits for the first, and at most one is lost at any moment.
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
         self._newest: int | None = None
+        self._saved = saved
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             for leftover in self._folder.iterdir():
@@ -139,6 +147,7 @@ class Checkpoints:
                 for other in self._folder.glob("best_*"):
                     if other != target:
                         shutil.rmtree(other)
+                self._saved()
         _barrier(f"saved best {step}")
 
     def restore_best(self, step: int, abstract: Any) -> Any:
@@ -203,7 +212,8 @@ class Checkpoints:
                 raise
             raise UserError(
                 f"{self._folder}: the checkpoint could not be saved: {reason}; make room or fix "
-                "the folder and run the same command again, it continues from the last whole checkpoint"
+                "the folder and run the same command again, it continues from the last whole "
+                "checkpoint"
             ) from error
 
     def _best_folder(self, step: int) -> Path:
@@ -224,6 +234,7 @@ class Checkpoints:
             # The manifest goes first: what is half removed must not count.
             (old / MANIFEST).unlink()
             shutil.rmtree(old)
+        self._saved()
 
     def _newest_whole(self) -> int:
         for folder in reversed(self._committed()):

@@ -139,7 +139,8 @@ def rows(tmp_path):
 
 
 def test_an_experts_edits_and_judgements_by_keys(studio, visit, rows, tmp_path):
-    here = studio(**rows, criteria=[{"name": "word_limit", "limit": 3, "label": "short"}])
+    short = {"name": "word_limit", "limit": 3, "label": "short"}
+    here = studio(**rows, criteria=[short, {"name": "json"}])
     page = visit(here, "/review", "ann")
     page.locator(".answer").first.wait_for()
     first, second = texts(page)
@@ -181,6 +182,15 @@ def test_an_experts_edits_and_judgements_by_keys(studio, visit, rows, tmp_path):
     press(page, "u")
     press(page, "1")
     assert collect("events", str(here.folder)).no_pair == {}
+    # With the next criterion the same keys judge by that one.
+    press(page, "p")
+    page.keyboard.press("c")
+    press(page, "f")
+    said = [(e["criterion"], e["passed"]) for e in FeedbackStore(here.folder).events()
+            if e["event"] == "judged"][-2:]  # fmt: skip
+    assert said == [("short", True), ("json", False)]
+    press(page, "u")
+    press(page, "u")
     # The page shows how far the judge agrees: "short" passes both answers, a person one of them.
     page.goto(here.url + "/data")
     page.click("#judges")
@@ -235,6 +245,12 @@ def test_two_annotators_at_once(studio, visit, rows):
     assert [(each.what, each.judgements) for each in collected.agreements] == [("two answers", 3)]
     assert collected.agreements[0].agreed.value == pytest.approx(2 / 3)
     assert (collected.conflicts, len(collected.pairs)) == (1, 4)
+    # The page tells both people's progress, and what they disagree on.
+    page = pages["ann"]
+    page.goto(here.url + "/data")
+    shown = page.locator("main").inner_text()
+    assert re.search(r"ann\s+3\s+0", shown) and re.search(r"bob\s+3\s+0", shown)
+    assert re.search(r"Question 1\?: (ann against bob|bob against ann)", shown)
 
 
 def test_a_reload_and_a_second_tab_show_the_same(studio, visit):
