@@ -31,7 +31,7 @@ def test_no_flipped_bit_is_believed(folder):
         content[generator.integers(len(content))] ^= 1 << generator.integers(8)
         (folder / MANIFEST).write_bytes(bytes(content))
         found = whole_manifest(folder)
-        # A flip in white space, or in the name of the manifest's digest, changes nothing that counts.
+        # A flip in white space, or in the name of the digest, changes nothing that counts.
         assert found is None or {key: found.get(key) for key in about} == about
 
 
