@@ -125,6 +125,18 @@ def test_all_done(tmp_path):
         assert all(each.output.endswith("done\n") for each in started)
 
 
+def test_program_that_trains_three_times(tmp_path):
+    """It joins by itself and has no parent process; the third training is stopped."""
+    with workers(tmp_path, 2, phase="program") as started:
+        started[1].wait_for("trained\n(.*\n)*trained\n(.*\n)*step 3\n")
+        started[1].signal(signal.SIGTERM)
+        assert [each.status(LIMIT) for each in started] == [143, 143]
+        assert len({last_step(each) for each in started}) == 1
+        for each in started:
+            assert "SIGTERM to process 1: saved after step" in each.output
+            assert_no_stack(each)
+
+
 def test_process_that_never_comes(tmp_path):
     command = worker_command(json.dumps({"phase": "steps", "limits": {"join": 4}}))
     with processes(tmp_path, [command], count=2) as started:
