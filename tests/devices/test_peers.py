@@ -7,7 +7,15 @@ import time
 
 import pytest
 
-from tests.devices.processes import assert_no_stack, processes, worker_command
+from tests.devices import network
+from tests.devices.processes import (
+    Process,
+    assert_no_stack,
+    free_port,
+    launched,
+    processes,
+    worker_command,
+)
 
 # Seconds within which all processes have to end, from the event on; part 1 and 2 of the promise.
 LIMIT = 15
@@ -143,3 +151,35 @@ def test_process_that_never_comes(tmp_path):
         assert started[0].status(LIMIT) == 2
         assert "did not all join within 4 s" in started[0].output
         assert_no_stack(started[0])
+
+
+def test_cut_link(tmp_path):
+    """Two hosts: a cut of some seconds heals, a longer one ends both sides, each by itself."""
+    if (absent := network.missing()) is not None:
+        pytest.skip(absent)
+    with network.network() as hosts:
+        port, command = free_port(), worker_command(json.dumps({"phase": "steps"}))
+        started = []
+        for number in range(2):
+            variables = launched(number, 2, port)
+            variables["JAX_COORDINATOR_ADDRESS"] = f"{hosts.address}:{port}"
+            words = [*hosts.prefix(number), *command]
+            started.append(Process(words, variables, tmp_path / f"{number}.log"))
+        try:
+            started[0].wait_for("step 3\n")
+            hosts.cut()
+            time.sleep(4)
+            hosts.mend()
+            step = last_step(started[0])
+            started[0].wait_for(f"step {step + 20}\n")
+            hosts.cut()
+            start = time.monotonic()
+            assert [each.status(LIMIT) for each in started] == [75, 75]
+            assert time.monotonic() - start < LIMIT
+        finally:
+            for each in started:
+                each.end()
+    assert re.search(r"process 1 \(\S+\) has not been heard of for", started[0].output)
+    assert "process 0 has not answered for" in started[1].output
+    for each in started:
+        assert_no_stack(each)
