@@ -22,14 +22,22 @@ from jaxdpo.hub.adapter_write import AdapterBase, save_adapter
 from jaxdpo.hub.arrays import Readable, whole
 from jaxdpo.hub.families import config_from_hf, family_of
 from jaxdpo.hub.folder import check_files, find_folder, member, read_config, read_json
-from jaxdpo.hub.quantized import dequantize_params, kind_of, quantize_params, read_part
-from jaxdpo.hub.read import FLOATS, HEAD, embedding_name, lazy_params, on_devices, open_weights
+from jaxdpo.hub.merging import merge_adapters
+from jaxdpo.hub.quantized import dequantize_params, kind_of, quantize_params
+from jaxdpo.hub.read import (
+    FLOATS,
+    HEAD,
+    embedding_name,
+    lazy_params,
+    on_devices,
+    open_weights,
+    usual_dtype,
+)
 from jaxdpo.hub.write import MAX_SHARD_BYTES, json_text, save_pretrained
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
-from jaxdpo.model.lora import LoraConfig, LoraParams, merge_lora, merged_kernel
+from jaxdpo.model.lora import LoraConfig, LoraParams
 from jaxdpo.model.quantized import BaseKind, is_quantized
-from jaxdpo.storage.lazy_array import Spans, Stored
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +61,8 @@ class Policy:
         can name it as its base.
       beneath: Adapters that were merged into the parameters at `source`, and their scale, or None.
         A new adapter is saved together with them.
+      file_dtype: The dtype that most weights have in the files at `source`; None if it was not read
+        from any.
     """
 
     config: ModelConfig
@@ -67,6 +77,7 @@ class Policy:
     saved: tuple[str, ...] = ()
     on_disk: bool = True
     beneath: tuple[LoraParams, LoraConfig] | None = None
+    file_dtype: str | None = None
 
     def describe(self) -> str:
         """Returns a line such as `models/tiny: llama, 1.2M parameters, float32`."""
@@ -103,8 +114,7 @@ class Policy:
         if self.lora is None:
             return self
         assert self.lora_config is not None
-        dequantized = dequantize_params(self.params)
-        params = merge_lora(dequantized, self.lora, self.lora_config.scale, _merged)
+        params = merge_adapters(self.params, self.lora, self.lora_config.scale)
         # What an adapter merged from the base on disk added can be taken along by the next one.
         beneath = (self.lora, self.lora_config) if self.on_disk else None
         return replace(
@@ -267,6 +277,7 @@ def open_policy(
     if member(model_folder, "generation_config.json").exists():
         generation = read_json(model_folder, "generation_config.json")
     tensors = open_weights(model_folder, hf_config)
+    file_dtype = usual_dtype(tensors.values())
     opened = _Opened(config, hf_config, tensors)
     adapter = None
     if model_folder != folder:
@@ -281,7 +292,9 @@ def open_policy(
         str(model_folder),
         opened.config.vocab_size,
     )
-    policy = Policy(opened.config, params, chat, source, opened.hf_config, generation)
+    policy = Policy(
+        *(opened.config, params, chat, source, opened.hf_config, generation), file_dtype=file_dtype
+    )
     return policy if adapter is None else _with_adapter(policy, adapter)
 
 
@@ -371,20 +384,3 @@ def _with_adapter(policy: Policy, adapter: Adapter) -> Policy:
 
 def _paths(params: Params) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
-
-
-def _merged(kernel: Any, pair: dict[str, Any], scale: float) -> Any:
-    """Adds an adapter to a kernel; one that is read by parts gets its share with each part."""
-    if not isinstance(kernel, Stored):
-        return merged_kernel(kernel, pair, scale)
-    # Only the rows of `a` and the columns of `b` that this part of the kernel needs.
-    ranks = slice(0, pair["a"].shape[-1])
-
-    def read(spans: Spans) -> np.ndarray:
-        *leading, rows, columns = spans
-        a = read_part(pair["a"], (*leading, rows, ranks))
-        b = read_part(pair["b"], (*leading, ranks, columns))
-        terms = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
-        return np.asarray(merged_kernel(jnp.asarray(kernel.read(spans)), terms, scale))
-
-    return replace(kernel, read=read)

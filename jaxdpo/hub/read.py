@@ -5,6 +5,7 @@ Only safetensors are read, without torch: nothing in a model folder is ever exec
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ WEIGHTS = "model.safetensors"
 # Llama's first conversions, and GPT-2's causal mask.
 _DERIVED = re.compile(r"\.rotary_emb\.inv_freq$|(^|\.)h\.\d+\.attn\.(masked_)?bias$")
 HEAD = "lm_head.weight"
-FLOATS = ("F32", "F16", "BF16", "F64")
+# The safetensors format's words for floats ↦ the dtype that they are exported in.
+_EXPORTED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float32"}
+FLOATS = tuple(_EXPORTED)
 # What wrappers of a model put before the names of its tensors when its state dict is saved from
 # inside them: torch.compile, DistributedDataParallel, FSDP, gradient checkpointing and PEFT.
 _WRAPPERS = re.compile(
@@ -117,6 +120,18 @@ def open_weights(folder: Path, hf_config: Mapping[str, Any]) -> dict[str, Readab
             for name, tensor in tensors.items()
         }
     return tensors
+
+
+def usual_dtype(tensors: Iterable[Readable]) -> str | None:
+    """Returns the dtype that most weights of a folder have; None if none are floats.
+
+    Some folders keep norms or a router in fp32 beside weights in bf16, so one tensor does not tell.
+    """
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.dtype in _EXPORTED:
+            sizes[_EXPORTED[tensor.dtype]] += math.prod(tensor.shape)
+    return sizes.most_common(1)[0][0] if sizes else None
 
 
 def plain_name(name: str) -> str:

@@ -20,6 +20,8 @@ from jaxdpo.hub.read import lazy_params
 from jaxdpo.hub.tokenizer_files import write_tokenizer
 from jaxdpo.hub.write import write_json, write_texts
 from jaxdpo.model.decoder import Params
+from jaxdpo.model.quantized import is_quantized
+from jaxdpo.runs.card import card_of_form
 from jaxdpo.runs.load import CARD, ORBAX, open_source
 from jaxdpo.storage.files import shipped
 from jaxdpo.storage.lazy_array import matrices
@@ -42,7 +44,8 @@ class ConvertConfig(BaseModel):
         default="merged", description="adapters added into the weights, or a PEFT adapter folder"
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, description="dtype of the weights; default: float32, or as a run has them"
+        default=None,
+        description="dtype of the weights; default: that of the source's files, or a run's export",
     )
     shard_gb: float = Field(default=5.0, gt=0, description="most gigabytes of one file of weights")
     overwrite: bool = Field(default=False, description="replace the model of a run")
@@ -59,7 +62,7 @@ def convert(config: ConvertConfig) -> None:
     """
     reporter = Reporter()
     reporter.say(f"reading {config.source}")
-    policy = open_source(config.source)
+    policy = open_source(config.source, exact=True)
     if config.lora == "adapter" and policy.lora is None:
         raise UserError(f"{config.source}: has no adapters; leave lora=adapter out")
     if config.lora == "adapter" and (config.format == "orbax" or config.dtype is not None):
@@ -67,8 +70,12 @@ def convert(config: ConvertConfig) -> None:
             "lora=adapter: adapters are written as PEFT keeps them, in float32; leave format and "
             "dtype out"
         )
+    if policy.lora is not None and policy.card is not None:
+        policy = replace(policy, card=card_of_form(policy.card, config.lora == "adapter"))
     if config.lora == "merged":
-        policy = policy.merged()
+        dtype = config.dtype or policy.file_dtype or jax.tree.leaves(policy.params)[0].dtype.name
+        config = config.model_copy(update={"dtype": dtype})
+        policy = _wide(policy, dtype).merged()
     target = Path(config.target).expanduser()
     run = target.absolute().parent
     if (run / "config.yaml").exists() and (run / "checkpoints").is_dir() and not config.overwrite:
@@ -90,6 +97,18 @@ def convert(config: ConvertConfig) -> None:
         reporter.say(f"checked: {count} arrays read back equal")
 
 
+def _wide(policy: Policy, dtype: str) -> Policy:
+    """Returns a policy whose adapters can be merged without rounding, if fp32 is written."""
+    if dtype != "float32" or policy.lora is None:
+        return policy
+
+    def cast(leaf: Any) -> Any:
+        return leaf if is_quantized(leaf) else leaf.cast(jnp.dtype(dtype))
+
+    params = jax.tree.map(cast, policy.params, is_leaf=is_quantized)
+    return replace(policy, params=params)
+
+
 def _watched(policy: Policy, seen: Callable[[int], None]) -> Policy:
     """Returns the policy with `seen` called with the bytes that are read of it."""
 
@@ -101,10 +120,9 @@ def _watched(policy: Policy, seen: Callable[[int], None]) -> Policy:
 
 
 def _write_orbax(policy: Policy, target: Path, dtype: str | None) -> None:
-    name = dtype or jax.tree.leaves(policy.params)[0].dtype.name
-    params = jax.tree.map(lambda stored: stored.cast(jnp.dtype(name)), policy.params)
+    params = jax.tree.map(lambda stored: stored.cast(jnp.dtype(dtype)), policy.params)
     with exporting(target) as temporary:
-        write_json(temporary / "config.json", {**policy.hf_config, "dtype": name})
+        write_json(temporary / "config.json", {**policy.hf_config, "dtype": dtype})
         write_json(temporary / "generation_config.json", policy.generation())
         write_tokenizer(temporary, policy.chat.tokenizer)
         if policy.card is not None:
@@ -121,8 +139,7 @@ def _check(policy: Policy, config: ConvertConfig, target: Path) -> int:
         expected, _ = policy.whole_adapter()
         found, _ = lazy_adapter(target, policy.config, policy.hf_config)
     else:
-        dtype = jnp.dtype(config.dtype or jax.tree.leaves(expected)[0].dtype)
-        found = lazy_params(target, policy.config, dtype)
+        found = lazy_params(target, policy.config, jnp.dtype(config.dtype))
     written = {path_name(path): stored for path, stored in jax.tree.leaves_with_path(found)}
     arrays = jax.tree.leaves_with_path(expected)
     for path, wanted in arrays:

@@ -11,7 +11,8 @@ model/          the aligned model, in Hugging Face format
 summary.json    written last: the run is finished
 
 A run whose first step was never taken leaves nothing to continue: its files go when the folder is
-opened again, whatever the configuration is then.
+opened again, whatever the configuration is then. A run that is opened with more epochs or steps
+goes on, a finished one too; until its set-up has succeeded the folder stays as it is.
 """
 
 import contextlib
@@ -21,9 +22,11 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxdpo.config import RunConfig, check_continues, to_yaml
 from jaxdpo.errors import UserError
@@ -31,16 +34,25 @@ from jaxdpo.storage.continuation import check_unchanged
 from jaxdpo.storage.files import replacing
 from jaxdpo.training.writers import METRICS_FILE, read_metrics
 
-DATA_FILE = "data.json"
+DATA_FILE, INPUTS_FILE = "data.json", "inputs.json"
+# The name of the digest of the model that a run starts from, in inputs.json.
+START_WEIGHTS = "weights (model.path)"
 _LOCK, _CONFIG, _SUMMARY = ".lock", "config.yaml", "summary.json"
 # All that a run writes; nothing else is ever removed from its folder.
 _FILES = (
-    *(_CONFIG, "inputs.json", DATA_FILE, METRICS_FILE, "rejects.jsonl", _SUMMARY, "curves.png"),
+    *(_CONFIG, INPUTS_FILE, DATA_FILE, METRICS_FILE, "rejects.jsonl", _SUMMARY, "curves.png"),
     *("completions_before.json", "completions_after.json", "answers.jsonl"),
     *("base", "checkpoints", "model", "tensorboard"),
 )
 # Digits of a digest in messages: enough to tell any two apart that a user will ever meet.
 _SHOWN = 12
+
+
+class Length(NamedTuple):
+    """How long a run is to be, as `training` says it."""
+
+    epochs: float
+    max_steps: int | None
 
 
 @dataclass(frozen=True)
@@ -50,10 +62,16 @@ class RunFolder:
     Attributes:
       path: The folder.
       writes: Whether this process writes (the first of a run's processes does).
+      earlier: How long the run was to be before, if it was another length than now.
     """
 
     path: Path
     writes: bool
+    earlier: Length | None = None
+
+    def start_digest(self) -> str | None:
+        """Returns the digest of the model that the run started from; None if it is not recorded."""
+        return (self.read_json(INPUTS_FILE) or {}).get(START_WEIGHTS)
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a file of the folder, whole."""
@@ -66,6 +84,18 @@ class RunFolder:
         path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
+    def reopen(self, config: RunConfig) -> None:
+        """Makes a run that was to have another length one that is not finished.
+
+        Args:
+          config: The configuration from now on.
+        """
+        if self.writes:
+            # The summary goes first: while it is there, the folder is one of a finished run.
+            for name in (_SUMMARY, "completions_after.json"):
+                (self.path / name).unlink(missing_ok=True)
+            _write_config(self.path, config)
+
     def check_inputs(self, inputs: dict[str, str]) -> None:
         """Remembers what the run was started from, and refuses to continue from anything else.
 
@@ -75,9 +105,9 @@ class RunFolder:
         Raises:
           UserError: Naming the input that changed.
         """
-        before = self.read_json("inputs.json")
+        before = self.read_json(INPUTS_FILE)
         if before is None:
-            self.write_json("inputs.json", inputs)
+            self.write_json(INPUTS_FILE, inputs)
             return
         check_unchanged(
             f"{self.path} holds a run that was started from other inputs",
@@ -97,7 +127,7 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
     path = Path(config.training.folder)
     # The first of a run's processes writes for all.
     if jax.process_index() != 0:
-        yield RunFolder(path, writes=False)
+        yield RunFolder(path, writes=False, earlier=_from_first(None))
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -118,25 +148,46 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
                 f"training.folder {path}: another process is writing this run; wait for it, or "
                 "choose another folder"
             ) from None
-        resolved = path / _CONFIG
+        resolved, earlier = path / _CONFIG, None
         if known and not _has_begun(path):
             _clear(path)
         elif known and resolved.exists():
             try:
-                check_continues(config, resolved)
+                earlier = check_continues(config, resolved).training
             except UserError:
                 if not config.training.overwrite:
                     raise
                 _clear(path)
-        # Again each time: what may change when a run continues is kept as it is now.
-        with replacing(resolved) as file:
-            file.write(to_yaml(config))
-        yield RunFolder(path, writes=True)
+        length = None if earlier is None else Length(earlier.epochs, earlier.max_steps)
+        if length == Length(config.training.epochs, config.training.max_steps):
+            length = None
+        if length is None:
+            # Again each time: what may change when a run continues is kept as it is now.
+            _write_config(path, config)
+        yield RunFolder(path, writes=True, earlier=_from_first(length))
+
+
+def _write_config(path: Path, config: RunConfig) -> None:
+    with replacing(path / _CONFIG) as file:
+        file.write(to_yaml(config))
+
+
+def _from_first(length: Length | None) -> Length | None:
+    """Returns what the first of a run's processes passed, on all of them."""
+    if jax.process_count() == 1:
+        return length
+    epochs, max_steps = length or (0.0, None)
+    # As words of 32 bits, because JAX would round a float64.
+    words = [*np.array([epochs]).view(np.uint32), max_steps or 0]
+    shared = multihost_utils.broadcast_one_to_all(np.array(words, np.uint32))
+    *halves, steps = np.asarray(shared)
+    epochs = float(np.array(halves, np.uint32).view(np.float64)[0])
+    return Length(epochs, int(steps) or None) if epochs else None
 
 
 def _is_run(path: Path) -> bool:
     """Tells whether a folder is a run's; one that was copied has no lock, but its inputs."""
-    return (path / _LOCK).exists() or (path / "inputs.json").exists()
+    return (path / _LOCK).exists() or (path / INPUTS_FILE).exists()
 
 
 def _check_empty(path: Path, overwrite: bool) -> None:

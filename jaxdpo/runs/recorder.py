@@ -4,7 +4,6 @@ import math
 import sys
 from typing import NoReturn, Self
 
-import jax
 import numpy as np
 
 from jaxdpo.cli.console import Reporter, StepProgress
@@ -14,14 +13,12 @@ from jaxdpo.evaluation.answer_health import collapsed
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.displacement import most_displacing, named
 from jaxdpo.runs.folder import RunFolder
+from jaxdpo.runs.held_out import held_out_metrics
 from jaxdpo.runs.setup import Setup
 from jaxdpo.runs.watch import WatchedPrompts
-from jaxdpo.scoring.dataset_pass import score_pairs
-from jaxdpo.scoring.scores import CompletionScores
 from jaxdpo.training.best_step import BestStep, metric_of
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.health import Watch, check_finite, check_step_zero
-from jaxdpo.training.held_out import metric_intervals, preference_metrics
 from jaxdpo.training.metrics import DeviceMetrics, LaggedMetrics, Metrics
 from jaxdpo.training.remedies import Remedies
 from jaxdpo.training.signals import StopRequest
@@ -155,19 +152,10 @@ class Recorder:
         if setup.test is None or agreed(self._writer is None or self._writer.has_test(step)):
             return
         params, lora = setup.objective.split(state.trainable, self._frozen)
-        scored: list[tuple[np.ndarray, CompletionScores]] = []
-        for scores in score_pairs(setup.score_step, params, lora, setup.test, setup.mesh):
-            scored.append(scores)
-            # Several processes score together or not at all.
-            if stop.alone:
-                return
-        # Pairs were packed in an order of their own; the columns are in the data's.
-        order = np.argsort(np.concatenate([indices for indices, _ in scored]))
-        policy: CompletionScores = jax.tree.map(
-            lambda *leaves: np.concatenate(leaves)[order], *(found for _, found in scored)
-        )
-        metrics = preference_metrics(setup.config.loss, policy, setup.test.columns)
-        metrics |= metric_intervals(setup.config.loss, policy, setup.test.columns)
+        # Several processes score together or not at all.
+        metrics = held_out_metrics(setup, params, lora, lambda: stop.alone)
+        if metrics is None:
+            return
         if self._watched is not None:
             metrics |= self._watched.answer(step, params, lora, self._folder)
         # Saved before the record is written: a record tells a run that continues that it need not

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
+from transformers import AutoModelForCausalLM
 
 from jaxdpo.runs.fit import fit
 from jaxdpo.runs.load import load_source
@@ -25,7 +27,11 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
+    # As models are on the Hub.
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.bfloat16)
+    model.save_pretrained(folder / "model")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,8 @@ def test_what_is_exported_and_opened_is_in_the_dtype_that_was_computed_with(runs
     run = runs["bfloat16"]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(run.policy.params)} == {"bfloat16"}
     with safe_open(run.folder / "model" / "model.safetensors", framework="pt") as file:
-        assert {str(file.get_tensor(name).dtype) for name in file.keys()}  # noqa: SIM118 == {"torch.bfloat16"}
+        dtypes = {str(file.get_tensor(name).dtype) for name in file.keys()}  # noqa: SIM118
+    assert dtypes == {"torch.bfloat16"}
     opened = load_source(str(run.folder))
     jax.tree.map(
         np.testing.assert_array_equal,
