@@ -73,19 +73,8 @@ def run_card(
     records = [] if folder is None else read_metrics(folder)
     if step is not None:
         records = [record for record in records if record["step"] <= step]
-    evaluated = [record for record in records if record["split"] == "TEST"]
-    if tested is not None:
-        evaluated = [tested["before"], tested["after"]]
     steps = step or max((record["step"] for record in records), default=0)
-    given = list(config.data.weights())
-    kept = None if folder is None else kept_origin(folder)
-    datasets = hub_datasets(given) if kept is None else kept[1]
-    sources = [name if _is_of(name, datasets) else Path(name).name for name in given]
-    origin = origin_of(config.model.path, folder)
-    versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
-    kind = "a LoRA" if config.lora else "all parameters"
-    if config.lora and config.lora.base != "full":
-        kind = f"a LoRA on layers in {config.lora.base}"
+    origin, (datasets, sources) = origin_of(config.model.path, folder), _data(config, folder)
     header = yaml.safe_dump(_header(config, origin, datasets), sort_keys=False, allow_unicode=True)
     return f"""---
 {header.strip()}
@@ -93,8 +82,8 @@ def run_card(
 
 # {_plain(origin.name)}, aligned
 
-Trained with jaxdpo from `{_plain(origin.name)}`: {kind}, {steps} optimizer steps of the objective \
-`{" + ".join(config.loss.type)}`.
+Trained with jaxdpo from `{_plain(origin.name)}`: {_trained(config)}, {steps} optimizer \
+steps of the objective `{" + ".join(config.loss.type)}`.
 
 {_lineage_section(origin)}## Use
 
@@ -108,7 +97,7 @@ From {", ".join(f"`{_plain(name)}`" for name in sources)}.
 
 ## TEST pairs
 
-{_metrics_table(evaluated) if folder is not None else _APART}
+{_metrics_table(records, tested) if folder is not None else _APART}
 
 ## Settings
 
@@ -116,12 +105,27 @@ From {", ".join(f"`{_plain(name)}`" for name in sources)}.
 {yaml.safe_dump(_settings(config, origin, sources), sort_keys=False).strip()}
 ```
 
-Versions: {versions}.
+Versions: {", ".join(f"{name} {_version(name)}" for name in _PACKAGES)}.
 
 ## Licence
 
 {_licence_section(origin)}
 """
+
+
+def _data(config: RunConfig, folder: Path | None) -> tuple[list[str], list[str]]:
+    """Returns the data sets on the Hub, and the names of all sources without their folders."""
+    kept = None if folder is None else kept_origin(folder)
+    given = list(config.data.weights())
+    datasets = hub_datasets(given) if kept is None else kept[1]
+    on_hub = {name for name in given if name.split(":")[0] in datasets}
+    return datasets, [name if name in on_hub else Path(name).name for name in given]
+
+
+def _trained(config: RunConfig) -> str:
+    if config.lora is None:
+        return "all parameters"
+    return "a LoRA" + ("" if config.lora.base == "full" else f" on layers in {config.lora.base}")
 
 
 def _header(config: RunConfig, origin: Origin, datasets: list[str]) -> dict[str, Any]:
@@ -221,7 +225,10 @@ def _data_table(folder: Path | None) -> str:
     return "\n".join(["| split | pairs | SHA-256 of the tokenised pairs |", "|---|---|---|", *rows])
 
 
-def _metrics_table(tests: list[dict[str, Any]]) -> str:
+def _metrics_table(records: list[dict[str, Any]], tested: dict[str, Any] | None) -> str:
+    tests = [record for record in records if record["split"] == "TEST"]
+    if tested is not None:
+        tests = [tested["before"], tested["after"]]
     if not tests:
         return "None were held out."
     before, after = tests[0], tests[-1]
@@ -237,10 +244,6 @@ def _metrics_table(tests: list[dict[str, Any]]) -> str:
 def _plain(name: str) -> str:
     """Returns a name without what would end its line or its code span in Markdown."""
     return re.sub(r"[`\x00-\x1f\x7f]", " ", name)
-
-
-def _is_of(source: str, datasets: list[str]) -> bool:
-    return source.split(":")[0] in datasets
 
 
 def _portable(value: Any) -> Any:

@@ -54,8 +54,7 @@ def fit(
 ) -> RunResult:
     """Aligns a model with preference pairs by DPO.
 
-    The same call on the same run folder continues a run that was cut off, with the same pairs; one
-    with more epochs or steps continues a finished run, too.
+    The same call continues a run that was cut off, and with more epochs one that is finished.
 
         config = load_config("configs/quickstart.yaml", ["training.folder=runs/first"])
         result = fit(config)
@@ -73,13 +72,11 @@ def fit(
     keep_compiled(config.data.cache_folder() / "compiled")
     mesh, reporter = make_mesh(config.mesh), Reporter(quiet=jax.process_index() != 0)
     with open_run_folder(config) as folder, jax.set_mesh(mesh):
-        summary = folder.read_json("summary.json")
-        if summary is not None and folder.earlier is None:
+        if (summary := folder.finished()) is not None:
             return finished(config, folder, summary, mesh, reporter)
 
         # Set-up: everything that can be refused is refused here, before a step is compiled.
         setup = set_up(config, policy, pairs, mesh, folder, reporter)
-        continue_longer(setup, folder, reporter)
         before = answer_test_prompts(setup, setup.policy, folder, "before")
 
         # State: as it is before the first step, or as the newest whole checkpoint has it.
@@ -111,8 +108,6 @@ def fit(
 
         # Finish: the exported model, its answers, the summary.
         exported = choose_step(setup, state, recorder, checkpoints, reporter)
-        # The export is tried in memory beside what was trained, and nothing else is needed now.
-        jax.tree.map(lambda leaf: leaf.delete(), (state.optimizer, state.reference))
         return finish(setup, exported, folder, before, reporter)
 
 
@@ -129,6 +124,7 @@ def begin_or_continue(
     Returns:
       The state, the parameters that do not train, and where the state is saved.
     """
+    continue_longer(setup, folder, reporter)
     state, frozen = begin(
         setup.objective,
         setup.optimizer,

@@ -18,7 +18,6 @@ from jaxdpo.model.decoder import Params
 from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.fit import RunResult, begin_or_continue, finish, finished, fit
 from jaxdpo.runs.folder import RunFolder, open_run_folder
-from jaxdpo.runs.longer import continue_longer
 from jaxdpo.runs.recorder import Recorder, exit_stopped
 from jaxdpo.runs.setup import Setup, set_up
 from jaxdpo.runs.summary import answer_test_prompts
@@ -78,14 +77,12 @@ def fit_together(
         folders = [held.enter_context(open_run_folder(config)) for config in configs]
         held.enter_context(jax.set_mesh(mesh))
         for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
-            summary = folder.read_json("summary.json")
-            if summary is not None and folder.earlier is None:
+            if (summary := folder.finished()) is not None:
                 results[number] = finished(config, folder, summary, mesh, reporter)
                 continue
             # Model and data are the same for all runs; the first one describes them.
             shown = reporter if not by_step else Reporter(quiet=True)
             setup = set_up(config, policy, pairs, mesh, folder, shown)
-            continue_longer(setup, folder, shown)
             before = answer_test_prompts(setup, setup.policy, folder, "before")
             state, frozen, checkpoints = begin_or_continue(setup, folder, reporter)
             begun = _Begun(setup, folder, before, state, frozen, checkpoints)

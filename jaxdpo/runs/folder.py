@@ -49,7 +49,7 @@ _SHOWN = 12
 
 
 class Length(NamedTuple):
-    """How long a run is to be, as `training` says it."""
+    """The length of a run, as `training` states it."""
 
     epochs: float
     max_steps: int | None
@@ -68,6 +68,10 @@ class RunFolder:
     path: Path
     writes: bool
     earlier: Length | None = None
+
+    def finished(self) -> dict[str, Any] | None:
+        """Returns the summary of a run that is finished; None for one that has steps to take."""
+        return None if self.earlier is not None else self.read_json(_SUMMARY)
 
     def start_digest(self) -> str | None:
         """Returns the digest of the model that the run started from; None if it is not recorded."""
