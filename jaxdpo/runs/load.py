@@ -21,6 +21,7 @@ from jaxdpo.runs.base import base_chat, base_files, check_base, find_base, has_b
 from jaxdpo.runs.card import run_card
 from jaxdpo.runs.folder import RunFolder
 from jaxdpo.storage.orbax import stored_arrays
+from jaxdpo.storage.urls import refuse_url
 from jaxdpo.training.checkpoint import (
     MODEL_FOLDER,
     is_checkpoint,
@@ -56,6 +57,7 @@ def open_source(source: str, chat_template: str | None = None, exact: bool = Fal
     Raises:
       UserError: If it is none of these, or cannot be loaded.
     """
+    refuse_url(source)
     path = Path(source).expanduser()
     for run in (path, path.parent.parent):
         if (run / "config.yaml").exists() and (run / "checkpoints").is_dir():
