@@ -40,9 +40,11 @@ def keep_base(folder: Path, config: RunConfig, policy: Policy) -> None:
     if (folder / BASE / _ORIGIN).exists():
         return
     with exporting(folder / BASE) as temporary:
+        # Without the weights: what trained is in the checkpoints, and a base may be huge.
         write_json(temporary / "config.json", dict(policy.hf_config))
         write_json(temporary / "generation_config.json", dict(policy.generation_config or {}))
         policy.chat.tokenizer.save_pretrained(temporary)
+        # The template is a file of the machine where the run began; a copy goes with the folder.
         if config.data.chat_template is not None:
             text = Path(config.data.chat_template).expanduser().read_text(encoding="utf-8")
             write_texts(temporary, {_TEMPLATE: text})
@@ -105,6 +107,7 @@ def find_base(folder: Path, path: str) -> str:
       UserError: If the run's base model is a folder that is not there.
     """
     given = Path(path).expanduser()
+    # An absolute path means the same from everywhere.
     looked = [given]
     if not given.is_absolute() and has_base(folder):
         origin = json.loads((folder / BASE / _ORIGIN).read_text(encoding="utf-8"))["directory"]

@@ -200,6 +200,7 @@ def card_of_form(card: str, adapter: bool) -> str:
     if "base_model" in fields:
         fields["base_model_relation"] = "adapter" if adapter else "finetune"
     header = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+    # The section is replaced only as this program wrote it; another author's words stay.
     text = text.replace(_snippet(not adapter), _snippet(adapter))
     return f"---\n{header.strip()}\n---{text}"
 

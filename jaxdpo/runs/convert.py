@@ -73,10 +73,12 @@ def convert(config: ConvertConfig) -> None:
     if policy.lora is not None and policy.card is not None:
         policy = replace(policy, card=card_of_form(policy.card, config.lora == "adapter"))
     if config.lora == "merged":
+        # Wider than the files are, a model takes twice the space and holds nothing more.
         dtype = config.dtype or policy.file_dtype or jax.tree.leaves(policy.params)[0].dtype.name
         config = config.model_copy(update={"dtype": dtype})
         policy = _wide(policy, dtype).merged()
     target = Path(config.target).expanduser()
+    # The summary speaks of the model in the folder; another one there would be taken for it.
     run = target.absolute().parent
     if (run / "config.yaml").exists() and (run / "checkpoints").is_dir() and not config.overwrite:
         raise UserError(
@@ -84,6 +86,7 @@ def convert(config: ConvertConfig) -> None:
             "another folder, or set overwrite=true"
         )
     written = policy.lora if config.lora == "adapter" else policy.params
+    # The bar counts bytes read, since adapters are merged and dtypes changed on the way.
     size = sum(stored.nbytes for stored in jax.tree.leaves(written))
     with reporter.transfer(f"writing {target}", size) as seen:
         shown = _watched(policy, seen)
@@ -142,6 +145,7 @@ def _check(policy: Policy, config: ConvertConfig, target: Path) -> int:
         found = lazy_params(target, policy.config, jnp.dtype(config.dtype))
     written = {path_name(path): stored for path, stored in jax.tree.leaves_with_path(found)}
     arrays = jax.tree.leaves_with_path(expected)
+    # Bits and not values: NaN is unequal to itself, and −0 is equal to 0.
     for path, wanted in arrays:
         stored = written[path_name(path)]
         wanted = wanted.cast(stored.dtype)

@@ -45,5 +45,6 @@ def held_out_metrics(
     policy: CompletionScores = jax.tree.map(
         lambda *leaves: np.concatenate(leaves)[order], *(found for _, found in scored)
     )
+    # Over all pairs at once, and not averaged over microbatches: some losses sort the pairs.
     metrics = preference_metrics(setup.config.loss, policy, setup.test.columns)
     return metrics | metric_intervals(setup.config.loss, policy, setup.test.columns)

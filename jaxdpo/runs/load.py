@@ -59,6 +59,7 @@ def open_source(source: str, chat_template: str | None = None, exact: bool = Fal
     """
     refuse_url(source)
     path = Path(source).expanduser()
+    # A checkpoint within its run is opened with what the run folder keeps beside it.
     for run in (path, path.parent.parent):
         if (run / "config.yaml").exists() and (run / "checkpoints").is_dir():
             checkpoint = newest_checkpoint(run / "checkpoints") if run == path else path
@@ -66,6 +67,7 @@ def open_source(source: str, chat_template: str | None = None, exact: bool = Fal
     if is_checkpoint(path):
         return _open_checkpoint(path, chat_template, exact)
     card = None
+    # A converted model goes on with the card that it came with.
     if (path / CARD).exists():
         card = member(path, CARD).read_text(encoding="utf-8")
     if (path / ORBAX).is_dir():
@@ -117,6 +119,7 @@ def _open_run(folder: Path, checkpoint: Path, chat_template: str | None, exact: 
         expected = abstract_params(base.config, trained_dtype)
         policy = replace(policy, params=stored_trainable(checkpoint, expected))
     else:
+        # Adapters learned to correct the quantized numbers, so those are beneath them again.
         policy = policy.quantized(lora_config.base)
         if base.lora is None:
             # With an adapter merged into it on devices, not to the bit the same as in files.

@@ -30,6 +30,7 @@ def continue_longer(setup: Setup, folder: RunFolder, reporter: Reporter) -> None
     if folder.earlier is None:
         return
     config, plan, length = setup.config, setup.plan, folder.earlier
+    # From the same pairs and seed, as that run planned itself.
     before = make_train_plan(plan.packer, plan.seed, length.epochs, length.max_steps).num_steps
     if plan.num_steps < before:
         raise UserError(
@@ -38,10 +39,13 @@ def continue_longer(setup: Setup, folder: RunFolder, reporter: Reporter) -> None
             f"{plan.num_steps}; a run can be made longer, not shorter: put them back, or set "
             "training.folder to a new folder"
         )
+    # Only now, when the longer run is known to be possible: until here the folder is a finished
+    # run's, and stays one if anything is refused.
     folder.reopen(config)
     if plan.num_steps == before:
         return
     earlier = replace(setup.optimizer, num_steps=before).schedule()
+    # The next step has the number `before`, counted from 0.
     rates = [
         np.asarray(schedule(before)).item() for schedule in (earlier, setup.optimizer.schedule())
     ]

@@ -98,6 +98,7 @@ def folder_of(path: str) -> Path | None:
 def _parents(path: str, folder: Path | None) -> list[str]:
     """Follows the cards from a model to the models before it; returns the oldest first."""
     chain: list[str] = []
+    # Upwards, a card at a time: each names the model that it was made from and nothing further.
     while len(chain) < _MOST_PARENTS:
         parent = _front_matter(path, folder).get("base_model")
         if isinstance(parent, list) and len(parent) == 1:

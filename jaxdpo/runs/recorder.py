@@ -116,6 +116,7 @@ class Recorder:
 
     def saves_after(self, step: int) -> bool:
         """Tells whether a checkpoint is due after a step."""
+        # Always after the last step, which a finished run is continued from for more epochs.
         every = self._setup.config.checkpoint.every
         return step == self._setup.plan.num_steps or step % every == 0
 
@@ -169,10 +170,12 @@ class Recorder:
         self._warn(self._watch.test(step, metrics))
         if "displaced" in self._watch.warned - before:
             self._name_displacing(params, lora)
+        # The time of an evaluation is no part of the next step's.
         self._lagged.restart_clock()
 
     def _follow(self, step: int, metrics: Metrics) -> bool:
         """Takes an evaluation's metrics; tells whether it is the best, and notes a collapse."""
+        # Answers are compared with those before training: a base may leave some unfinished itself.
         if self._first_test is None:
             self._first_test = metrics
         if self.best is None:
@@ -228,6 +231,7 @@ class Recorder:
 
     def _ends_broken(self, step: int, metrics: Metrics) -> bool:
         """Tells whether the run ends here, its loss being infinite and a better step being kept."""
+        # Without a better step to go back to, the error of `check_finite` says more.
         finite = np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
         kept = self.best is not None and self.best.step is not None
         if finite or not kept or self._setup.config.training.stop is None:

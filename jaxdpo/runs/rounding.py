@@ -32,6 +32,7 @@ def rounding_loss(policy: Policy, dtype: Any) -> float:
     if policy.lora is None:
         return 0.0
     assert policy.lora_config is not None
+    # Squares are summed over kernels and the root is taken once: a norm over all of them.
     scale, lost, learned = policy.lora_config.scale, 0.0, 0.0
     for part, linears in policy.lora["layers"].items():
         for name, pair in linears.items():

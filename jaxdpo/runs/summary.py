@@ -137,6 +137,7 @@ def summarise(
 def show_summary(reporter: Reporter, summary: dict[str, Any]) -> None:
     """Shows what a run achieved, and where everything lies."""
     if summary["completions"]:
+        # Side by side: a reader sees in three answers what no metric says.
         rows = [(c["prompt"], c["before"], c["after"]) for c in summary["completions"]]
         reporter.table("TEST prompts, answered", ("prompt", "before", "after"), rows)
     if summary["test"]:
