@@ -12,7 +12,12 @@ from jaxdpo.training.checkpoint import Checkpoints
 from tests.run_configs import run_config, write_inputs
 
 # 24 TRAIN pairs: three steps an epoch.
-SETTINGS = ("batch.row_length=128", "training.evaluate_every=3", "checkpoint.every=2")
+SETTINGS = (
+    "batch.row_length=128",
+    "training.evaluate_every=3",
+    "training.watch.prompts=0",
+    "checkpoint.every=2",
+)
 CONSTANT = "optimizer.schedule=constant"
 WEIGHTS = Path("model") / "model.safetensors"
 
@@ -23,7 +28,7 @@ def inputs(tmp_path_factory):
 
 
 def train(inputs: Path, name: str, *overrides: str):
-    return fit(run_config(inputs, inputs / name, *SETTINGS, "training.completions=1", *overrides))
+    return fit(run_config(inputs, inputs / name, *SETTINGS, *overrides))
 
 
 def losses(run: Path) -> list[tuple[int, str, float]]:
@@ -31,18 +36,30 @@ def losses(run: Path) -> list[tuple[int, str, float]]:
     return [(record["step"], record["split"], record["loss"]) for record in records]
 
 
+ANSWERED = "training.completions=1"
+
+
 @pytest.fixture(scope="module")
 def whole(inputs):
     """Three epochs in one go."""
-    return train(inputs, "whole", CONSTANT, "training.epochs=3")
+    return train(inputs, "whole", CONSTANT, ANSWERED, "training.epochs=3")
 
 
-def test_more_epochs_end_as_if_they_had_been_asked_for_at_first(inputs, whole, capsys):
-    first = train(inputs, "grown", CONSTANT)
-    assert first.summary["steps"] == 3
-    one_epoch = (first.folder / WEIGHTS).read_bytes()
-    capsys.readouterr()
-    grown = train(inputs, "grown", CONSTANT, "training.epochs=3")
+@pytest.fixture(scope="module")
+def finished(inputs):
+    """A copy under a name of its own of a finished run of one epoch."""
+    assert train(inputs, "one", CONSTANT, ANSWERED).summary["steps"] == 3
+
+    def copied(name: str) -> Path:
+        shutil.copytree(inputs / "one", inputs / name)
+        return inputs / name
+
+    return copied
+
+
+def test_more_epochs_end_as_if_they_had_been_asked_for_at_first(inputs, whole, finished, capsys):
+    one_epoch = (finished("grown") / WEIGHTS).read_bytes()
+    grown = train(inputs, "grown", CONSTANT, ANSWERED, "training.epochs=3")
     said = capsys.readouterr().out.replace("\n", " ")
     assert "a run of 3 steps goes on to 9: from step 4 the learning rate is that of the" in said
     assert (grown.folder / WEIGHTS).read_bytes() == (whole.folder / WEIGHTS).read_bytes()
@@ -58,8 +75,8 @@ def test_more_epochs_end_as_if_they_had_been_asked_for_at_first(inputs, whole, c
     assert "epochs: 3" in (grown.folder / "config.yaml").read_text()
 
 
-def test_killed_while_it_goes_on_it_ends_the_same(inputs, whole, monkeypatch):
-    train(inputs, "killed", CONSTANT)
+def test_killed_while_it_goes_on_it_ends_the_same(inputs, whole, finished, monkeypatch):
+    run = finished("killed")
     save, killed = Checkpoints.save, []
 
     def kill(self, step, state):
@@ -71,7 +88,6 @@ def test_killed_while_it_goes_on_it_ends_the_same(inputs, whole, monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", kill)
     with pytest.raises(KeyboardInterrupt):
         train(inputs, "killed", CONSTANT, "training.epochs=3")
-    run = inputs / "killed"
     # The folder is no finished run's, and its model is still the one of the first epoch.
     assert not (run / "summary.json").exists() and (run / WEIGHTS).exists()
     with pytest.raises(UserError, match=r"of 9 steps .*asked for 3; a run can be made longer, not"):
@@ -94,18 +110,17 @@ def test_a_falling_rate_is_stretched_and_that_is_said(inputs, capsys):
     ]
 
 
-def test_what_a_longer_run_was_refused_for_leaves_the_finished_one(inputs):
-    finished = train(inputs, "kept", "training.max_steps=2")
-    summary = (finished.folder / "summary.json").read_bytes()
+def test_what_a_longer_run_was_refused_for_leaves_the_finished_one(inputs, finished):
+    run = finished("kept")
+    summary = (run / "summary.json").read_bytes()
     pairs = inputs / "other.jsonl"
     shutil.copy(inputs / "pairs.jsonl", pairs)
     pairs.write_text(pairs.read_text().replace("yes", "sure"))
     with pytest.raises(UserError, match="started from other inputs"):
-        train(inputs, "kept", "training.max_steps=3", f"data.path={pairs}")
-    with pytest.raises(UserError, match=r"holds a run of 2 steps .*is asked for 1"):
-        train(inputs, "kept", "training.max_steps=1")
-    with pytest.raises(UserError, match=r"optimizer.schedule was 'linear', is now 'constant'"):
-        train(inputs, "kept", "training.max_steps=3", CONSTANT)
-    assert (finished.folder / "summary.json").read_bytes() == summary
-    again = train(inputs, "kept", "training.max_steps=2")
-    assert again.summary["steps"] == 2
+        train(inputs, "kept", CONSTANT, "training.epochs=2", f"data.path={pairs}")
+    with pytest.raises(UserError, match=r"holds a run of 3 steps .*is asked for 1"):
+        train(inputs, "kept", CONSTANT, "training.max_steps=1")
+    with pytest.raises(UserError, match=r"optimizer.schedule was 'constant', is now 'linear'"):
+        train(inputs, "kept", "training.epochs=2")
+    assert (run / "summary.json").read_bytes() == summary
+    assert train(inputs, "kept", CONSTANT).summary == json.loads(summary)
