@@ -44,16 +44,22 @@ class Export:
       policy: The policy with the weights that the folder will hold; without room for them, with
         those that were trained.
       dtype: Dtype of the folder's weights.
-      as_written: Whether `policy` has the folder's weights.
       rounded: Whether they differ from those that the run evaluated last.
       rounding_loss: Share of what was learned that rounding loses; None if nothing is rounded.
+      logps: f32 `[n, 2]`, log-probs of the first pairs under the folder's weights, in nats; None
+        where there was no memory for those weights.
     """
 
     policy: Policy
     dtype: str
-    as_written: bool = True
     rounded: bool = False
     rounding_loss: float | None = None
+    logps: np.ndarray | None = None
+
+    @property
+    def as_written(self) -> bool:
+        """Whether the weights that are scored are those of the folder."""
+        return self.logps is not None
 
     def describe(self) -> dict[str, Any]:
         """Returns what a run's summary says of its export."""
@@ -74,7 +80,7 @@ def export_of(
     """
     config, trained = setup.config, trained_policy(setup, exported.trained)
     if trained.lora is not None and config.export.lora == "adapter":
-        return Export(trained, "float32")
+        return Export(trained, "float32", logps=_first_logps(setup, trained))
     dtype = export_dtype(setup)
     if trained.lora is None:
         # What trained and not what it was rounded to in each step: fp32 is written as it is.
@@ -86,16 +92,18 @@ def export_of(
     if lost is not None and lost > _NOTED_LOSS:
         reporter.say(_loss_text(setup, lost, dtype))
     held = _held_dtype(setup, dtype)
-    if not _has_room(setup, held):
+    # Parameters that trained in fp32 and are written in it are there already.
+    copied = trained.lora is not None or dtype != "float32"
+    if copied and not _has_room(setup, held):
         reporter.say(
             "warning: there is no memory to hold the exported weights beside the trained ones, so "
             "TEST is measured on the trained ones, and the folder is not scored after it is "
             "written; jaxdpo score model=FOLDER does that"
         )
-        return Export(trained, dtype, False, rounded, lost)
+        return Export(exact, dtype, rounded, lost)
     params = _as_written(exact, jnp.dtype(dtype), jnp.dtype(held))
     written = replace(trained, params=params, lora=None, lora_config=None)
-    return Export(written, dtype, True, rounded, lost)
+    return Export(written, dtype, rounded, lost, _first_logps(setup, written))
 
 
 def trained_policy(setup: Setup, trained: Params) -> Policy:
@@ -234,18 +242,18 @@ def check_read_back(setup: Setup, export: Export, folder: Path) -> dict[str, Any
     Raises:
       UserError: If the folder holds another model than was written.
     """
-    config = setup.config
-    adapter = export.policy.lora is not None
-    base = "full" if config.lora is None or not adapter else config.lora.base
+    config, expected = setup.config, export.logps
+    adapter = config.lora is not None and config.export.lora == "adapter"
+    base = config.lora.base if adapter and config.lora is not None else "full"
     # An adapter that lies over another one beneath a quantized base is exported for the base as it
     # is: quantized with the adapter beneath and without, that is not one model.
-    over = export.policy.beneath is not None and base != "full"
+    over = setup.policy.beneath is not None and base != "full"
     held = config.model.param_dtype if adapter else _held_dtype(setup, export.dtype)
-    if not export.as_written or over or not _has_room(setup, held):
+    if expected is None or over or not _has_room(setup, held):
         return None
-    expected = _first_scores(setup, export.policy)
-    read = open_policy(str(folder), held, None, config.data.max_length, config.model.base)
-    found = _first_scores(setup, on_mesh(read.quantized(base), setup.mesh))
+    named_base = config.model.base if adapter else None
+    read = open_policy(str(folder), held, None, config.data.max_length, named_base)
+    found = _first_logps(setup, on_mesh(read.quantized(base), setup.mesh))
     off = np.abs(found - expected)
     tolerance = _TOLERANCES[setup.objective.compute.dtype.name]
     if not np.all(off <= tolerance * np.maximum(1, np.abs(expected))):
@@ -260,7 +268,7 @@ def check_read_back(setup: Setup, export: Export, folder: Path) -> dict[str, Any
     return {"pairs": len(off), "largest_difference": float(off.max())}
 
 
-def _first_scores(setup: Setup, policy: Policy) -> np.ndarray:
+def _first_logps(setup: Setup, policy: Policy) -> np.ndarray:
     """Returns log-probs of the first microbatch's pairs, f32 `[n, 2]`."""
     compute, loss, step = setup.objective.compute, setup.config.loss, setup.score_step
     lora = policy.lora_config

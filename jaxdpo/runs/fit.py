@@ -171,6 +171,8 @@ def finish(
     reporter.say(f"exporting to {model}")
     card = run_card(setup.config, folder.path, exported.step, tested)
     write_export(setup, export, model, card)
+    # The weights as written are freed here, before the folder's take up as much.
+    export = replace(export, policy=replace(trained_policy(setup, exported.trained), card=card))
     read_back = check_read_back(setup, export, model)
     summary = summarise(setup, exported, folder, history, tested, before, after)
     summary["exported"] |= export.describe() | {"read_back": read_back}
@@ -181,8 +183,7 @@ def finish(
     # Written last: a folder that holds it is a finished run's.
     folder.write_json("summary.json", summary)
     show_summary(reporter, summary)
-    aligned = replace(trained_policy(setup, exported.trained), card=card)
-    return RunResult(folder.path, aligned, summary, history)
+    return RunResult(folder.path, export.policy, summary, history)
 
 
 def finished(
