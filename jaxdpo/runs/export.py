@@ -58,7 +58,7 @@ class Export:
 
     @property
     def as_written(self) -> bool:
-        """Whether the weights that are scored are those of the folder."""
+        """True if the weights that are scored are those of the folder."""
         return self.logps is not None
 
     def describe(self) -> dict[str, Any]:

@@ -159,15 +159,32 @@ def test_all_parameters_of_a_base_in_bfloat16(model16, capsys):
     assert f"| loss | {np.log(2):.4g} | {after:.4g} |" in card
 
 
-def test_lora_merged_in_bfloat16(model16):
-    config = config_of(model16, "lora16", "lora.rank=4", "model.param_dtype=bfloat16")
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_lora_merged_in_bfloat16(param_dtype, model16):
+    name = f"lora16-{param_dtype}"
+    config = config_of(model16, name, "lora.rank=4", f"model.param_dtype={param_dtype}")
     result = fit(config)
     _, after = summarised(result)
-    folder = model16.parent / "lora16" / "model"
+    folder = model16.parent / name / "model"
     assert dtypes_of(folder) == {"BF16"}
     assert test_loss(base_of(folder), base_of(model16), config) == pytest.approx(after, rel=1e-5)
     assert trained_loss(result) != pytest.approx(after, rel=1e-4)
     assert result.summary["exported"]["read_back"]["largest_difference"] < 1e-4
+    # By hand, in float64.
+    policy, lost, learned = result.policy, 0.0, 0.0
+    assert policy.lora is not None and policy.lora_config is not None
+    written = load_policy(str(folder)).params["layers"]
+    for part, linears in policy.lora["layers"].items():
+        for linear, pair in linears.items():
+            a, b = (np.asarray(pair[side], np.float64) for side in "ab")
+            delta = policy.lora_config.scale * a @ b
+            base = np.asarray(policy.params["layers"][part][linear]["kernel"], np.float64)
+            found = np.asarray(written[part][linear]["kernel"], np.float64)
+            lost += np.square(found - base - delta).sum()
+            learned += np.square(delta).sum()
+    share = np.sqrt(lost / learned)
+    assert share > 0.005
+    assert result.summary["rounding_loss"] == pytest.approx(share, rel=1e-3)
 
 
 def test_parameters_computed_in_bfloat16_are_exported_as_they_were_kept(model, tmp_path):
