@@ -167,6 +167,9 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
         length = None if earlier is None else Length(earlier.epochs, earlier.max_steps)
         if length == Length(config.training.epochs, config.training.max_steps):
             length = None
+        if length is not None and config.training.overwrite:
+            _clear(path)
+            length = None
         if length is None:
             # Again each time: what may change when a run continues is kept as it is now.
             _write_config(path, config)

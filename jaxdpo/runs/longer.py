@@ -36,8 +36,8 @@ def continue_longer(setup: Setup, folder: RunFolder, reporter: Reporter) -> None
         raise UserError(
             f"{folder.path}: holds a run of {before} steps (training.epochs={length.epochs:g}, "
             f"training.max_steps={length.max_steps or 'null'}), and is asked for "
-            f"{plan.num_steps}; a run can be made longer, not shorter: put them back, or set "
-            "training.folder to a new folder"
+            f"{plan.num_steps}; a run can be made longer, not shorter: put them back, set "
+            "training.folder to a new folder, or training.overwrite=true to begin anew"
         )
     # Only now, when the longer run is known to be possible: until here the folder is a finished
     # run's, and stays one if anything is refused.

@@ -124,3 +124,5 @@ def test_what_a_longer_run_was_refused_for_leaves_the_finished_one(inputs, finis
         train(inputs, "kept", "training.epochs=2")
     assert (run / "summary.json").read_bytes() == summary
     assert train(inputs, "kept", CONSTANT).summary == json.loads(summary)
+    anew = train(inputs, "kept", CONSTANT, "training.max_steps=1", "training.overwrite=true")
+    assert anew.summary["steps"] == 1
