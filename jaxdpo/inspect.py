@@ -2,6 +2,7 @@
 
 import sys
 
+from jaxdpo.cli.callable_module import make_callable
 from jaxdpo.cli.command import Command, run_command
 
 COMMAND = Command(
@@ -21,22 +22,12 @@ def main(arguments: list[str]) -> None:
     with COMMAND.loading(arguments):
         from jaxdpo.cli.settings import load_settings
         from jaxdpo.inspection.config import InspectConfig
-        from jaxdpo.inspection.run import inspect_data
+        from jaxdpo.runs.inspection import inspect
     given = COMMAND.read(arguments, InspectConfig)
-    config = load_settings(InspectConfig, given.file, given.overrides)
-    findings = []
-    if config.displacement and config.model is not None:
-        # Weights and JAX are loaded for this alone: looking at data takes a second without.
-        from jaxdpo.inspection.displacement import displacement_finding
-        from jaxdpo.runs.displacement import displacing_pairs_of_data
+    inspect(load_settings(InspectConfig, given.file, given.overrides))
 
-        found = displacing_pairs_of_data(
-            config.model, config.data, config.batch, config.displacement
-        )
-        sources, scores = zip(*found.pairs, strict=True)
-        findings = [displacement_finding(sources, scores, found.median, found.scored)]
-    inspect_data(config, more_findings=findings)
 
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

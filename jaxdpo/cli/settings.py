@@ -63,6 +63,22 @@ def load_settings(
     return _checked(model, values, f"{path}: " if path is not None else "")
 
 
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """Returns the configuration with some fields changed.
+
+    Args:
+      config: The configuration. What it leaves to defaults is decided anew.
+      overrides: As `key=value`, values in YAML.
+
+    Raises:
+      UserError: For an unknown key, or for values that do not go together.
+    """
+    values = _Values(config.model_dump(exclude_unset=True))
+    for override in overrides:
+        _apply(type(config), values, override)
+    return _checked(type(config), values, "")
+
+
 def given_values(model: type[BaseModel], overrides: Sequence[str]) -> dict[str, Any]:
     """Reads overrides alone and returns their values by dotted keys; no field need be given.
 

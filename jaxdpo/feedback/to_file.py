@@ -6,7 +6,7 @@ from pydantic import Field
 
 from jaxdpo.data.writing import write_pairs
 from jaxdpo.errors import UserError
-from jaxdpo.feedback.collecting import Feedback, collect
+from jaxdpo.feedback.collecting import Collected, Feedback, collect
 from jaxdpo.feedback.preferences import FeedbackConfig
 
 
@@ -19,8 +19,13 @@ class CollectConfig(FeedbackConfig):
     overwrite: bool = Field(default=False, description="replace the file if it is there already")
 
 
-def collect_to_file(config: CollectConfig) -> None:
+def collect_to_file(config: CollectConfig) -> Collected:
     """Makes pairs of the feedback, prints the counts, and writes the pairs.
+
+    >>> collect_to_file(CollectConfig(source="user_edits", data="drafts.jsonl", out="pairs.jsonl"))
+
+    Returns:
+      The pairs, and what made none.
 
     Raises:
       UserError: If the feedback cannot be read, no line makes a pair, the file cannot be written,
@@ -46,3 +51,4 @@ def collect_to_file(config: CollectConfig) -> None:
     finally:
         new.unlink(missing_ok=True)
     print(f"written: {target}")
+    return collected

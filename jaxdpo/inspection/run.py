@@ -37,13 +37,16 @@ def inspect_data(
     config: InspectConfig,
     reporter: Reporter | None = None,
     more_findings: Sequence[Finding] = (),
-) -> None:
+) -> list[Finding]:
     """Prints what is wrong with the data, and writes the report and the cleaned pairs.
 
     Args:
       config: What to inspect, and what to write.
       reporter: Where it is said and progress is shown; by default on the terminal.
       more_findings: Findings made by what this package does not import, such as a model's weights.
+
+    Returns:
+      All findings; none for clean data.
 
     Raises:
       UserError: If a file cannot be read or written.
@@ -84,6 +87,7 @@ def inspect_data(
     reporter.say(f"report: {config.report}")
     if config.write is not None:
         _write_cleaned(config, survey, supervised, reporter)
+    return findings
 
 
 def _has_one_answer(config: InspectConfig) -> bool:

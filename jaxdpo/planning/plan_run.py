@@ -20,7 +20,7 @@ from jaxdpo.hub.folder import find_folder, read_config
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.planning.chips import keep_to_cpu, target
 from jaxdpo.planning.lengths import assumed_lengths
-from jaxdpo.planning.plan import Lengths, make_plan
+from jaxdpo.planning.plan import Lengths, Plan, make_plan
 from jaxdpo.planning.show import show_plan, show_suggestion
 from jaxdpo.planning.suggest import suggest
 
@@ -77,8 +77,11 @@ def load_plan(file: str | None, overrides: Sequence[str]) -> PlanConfig:
     return config
 
 
-def plan_run(config: PlanConfig) -> None:
+def plan_run(config: PlanConfig) -> Plan:
     """Plans a run and shows the plan.
+
+    Returns:
+      The plan: memory by part, work, and times.
 
     Raises:
       UserError: If the machine or the model is unknown, or the run is impossible there.
@@ -97,6 +100,7 @@ def plan_run(config: PlanConfig) -> None:
     if wanted is not None:
         choices = suggest(config, model, lengths.train, lengths.test, wanted)
         show_suggestion(reporter, plan, choices, model)
+    return plan
 
 
 def _model(config: RunConfig) -> ModelConfig:

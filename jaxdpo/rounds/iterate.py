@@ -56,14 +56,14 @@ class RoundsConfig(AnswersConfig):
         return model
 
 
-def iterate(config: RoundsConfig, reporter: Reporter) -> list[Rates]:
+def iterate(config: RoundsConfig, reporter: Reporter | None = None) -> list[Rates]:
     """Runs the rounds, and says how many answers pass before the first and after each.
 
     The rounds end early where no prompt has answers of which one is better.
 
     Args:
       config: The rounds.
-      reporter: Shows the progress.
+      reporter: Shows the progress; by default on the terminal.
 
     Returns:
       Pass rates of the first model and of that of each round, on TEST prompts if there are any.
@@ -71,6 +71,7 @@ def iterate(config: RoundsConfig, reporter: Reporter) -> list[Rates]:
     Raises:
       UserError: For whatever the user can fix; what is done is kept.
     """
+    reporter = reporter or Reporter()
     folder = Path(config.folder).expanduser()
     for number in range(1, config.rounds + 1):
         round_config(config, number, config.model)  # a mistake is said before anything is sampled

@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import yaml
 
-from jaxdpo.cli.arguments import Arguments, read_arguments
+from jaxdpo.cli.arguments import Arguments
 from jaxdpo.cli.console import Reporter
+from jaxdpo.cli.settings import with_overrides
 from jaxdpo.config import RunConfig, flat, load_config
 from jaxdpo.data.tokenization.load_pairs import load_pairs
 from jaxdpo.devices.sharding import join_processes, make_mesh
@@ -43,8 +44,7 @@ def sweep_command(given: Arguments) -> None:
     at_once, rest = parse_at_once(given.tail or [])
     axes = parse_axes(rest)
     join_processes()
-    base = [*([given.file] if given.file is not None else []), *given.overrides]
-    sweep(base, axes, at_once)
+    sweep(load_config(given.file, given.overrides), axes, at_once)
 
 
 def parse_axes(arguments: Sequence[str]) -> dict[str, list[Any]]:
@@ -143,13 +143,15 @@ def groups_of(configs: Sequence[RunConfig], at_once: int | None = None) -> list[
 
 
 def sweep(
-    base: Sequence[str], axes: dict[str, list[Any]], at_once: int | None = None
+    base: RunConfig, axes: dict[str, list[Any]], at_once: int | None = None
 ) -> list[dict[str, Any]]:
     """Runs every setting.
 
+    >>> sweep(load_config("dpo.yaml"), {"loss.beta": [0.05, 0.1, 0.3]})  # doctest: +SKIP
+
     Args:
-      base: The command line without the sweep: a configuration file, if any, and overrides.
-      axes: Field ↦ values.
+      base: The run without the sweep; each setting has a folder of its own below this one's.
+      axes: Values by field, as `{"loss.beta": [0.1, 0.3]}`.
       at_once: Most adapters trained at once; None for all that can be.
 
     Returns:
@@ -166,8 +168,7 @@ def sweep(
             "--sweep loss.type: sft alone reads no rejected completions, so it shares no data with "
             "other losses; run it by itself"
         )
-    given = read_arguments(base)
-    folder = Path(load_config(given.file, given.overrides).training.folder)
+    folder = Path(base.training.folder)
     reporter = Reporter(quiet=jax.process_index() != 0)
     first = configs[0]
     bases = {"full" if config.lora is None else config.lora.base for config in configs}
@@ -202,11 +203,10 @@ def sweep(
     return rows
 
 
-def _config_of(base: Sequence[str], setting: Setting) -> RunConfig:
-    path, overrides, _ = read_arguments(base)
-    overrides += [f"{field}={json.dumps(value)}" for field, value in setting.items()]
-    folder = Path(load_config(path, overrides).training.folder) / name_of(setting)
-    return load_config(path, [*overrides, f"training.folder={json.dumps(str(folder))}"])
+def _config_of(base: RunConfig, setting: Setting) -> RunConfig:
+    folder = str(Path(base.training.folder) / name_of(setting))
+    changes = {**setting, "training.folder": folder}
+    return with_overrides(base, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
 
 
 def _shown(rows: list[dict[str, Any]]) -> list[str]:

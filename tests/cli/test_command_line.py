@@ -98,6 +98,12 @@ LINES = {
         ("shard_bg", "shard_gb"),
         "shard_gb",
     ),
+    "serve": Line(
+        {"model": "no_model", "port": "0"},
+        "no_model: no such folder",
+        ("limits.wating", "waiting"),
+        "batch_size",
+    ),
     "use_cases": Line(
         {"name": "wrod_limit"}, "wrod_limit: there is no such use case", ("seed", "seeds"), "tests"
     ),

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxdpo import collect, evaluate
+import jaxdpo.collect as collect
 from jaxdpo.config import load_config
 from jaxdpo.errors import UserError
+from jaxdpo.evaluate import main as evaluate_command
 from jaxdpo.rounds.compare import EvaluateConfig, compare
 from jaxdpo.runs.convert import ConvertConfig, convert
 from jaxdpo.runs.fit import fit
@@ -117,13 +118,13 @@ def test_figures_of_human_agreement_replace_no_others(here):
     ]
     Path("judged.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = ["alignment=judged.jsonl", "criteria=json", "out=figures"]
-    evaluate.main(arguments)
+    evaluate_command(arguments)
     (figures,) = Path("figures").iterdir()
     figures.write_text("mine")
     with pytest.raises(UserError, match=rf"{figures.name}: is there already; set overwrite=true"):
-        evaluate.main(arguments)
+        evaluate_command(arguments)
     assert figures.read_text() == "mine"
-    evaluate.main([*arguments, "overwrite=true"])
+    evaluate_command([*arguments, "overwrite=true"])
     assert json.loads(figures.read_text())["disagreements"] == []
 
 
