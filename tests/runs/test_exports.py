@@ -23,6 +23,7 @@ from jaxdpo.runs.load import open_source
 from tests.folders import write_model, write_pairs
 
 BETA = 1.0
+QUIET = "training.completions=0"
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,7 @@ def config_of(path: Path, name: str, *overrides: str):
     settings = {
         "model.path": path, "data.path": folder / "pairs.jsonl", "data.cache_dir": folder / "cache",
         "training.folder": folder / name, "training.completions": 1, "checkpoint.every": 4,
+        "training.watch.prompts": 0,
         "batch.size": 8, "loss.beta": BETA,
         "optimizer.learning_rate": 1e-3 if name.startswith("full") else 1e-2,
     }  # fmt: skip
@@ -128,7 +130,7 @@ def trained_loss(result: RunResult) -> float:
 
 
 def test_all_parameters_of_a_base_in_bfloat16(model16, capsys):
-    config = config_of(model16, "full16")
+    config = config_of(model16, "full16", "training.watch.prompts=2")
     result = fit(config)
     _, after = summarised(result)
     folder = model16.parent / "full16" / "model"
@@ -162,7 +164,7 @@ def test_all_parameters_of_a_base_in_bfloat16(model16, capsys):
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 def test_lora_merged_in_bfloat16(param_dtype, model16):
     name = f"lora16-{param_dtype}"
-    config = config_of(model16, name, "lora.rank=4", f"model.param_dtype={param_dtype}")
+    config = config_of(model16, name, "lora.rank=4", f"model.param_dtype={param_dtype}", QUIET)
     result = fit(config)
     _, after = summarised(result)
     folder = model16.parent / name / "model"
@@ -189,7 +191,7 @@ def test_lora_merged_in_bfloat16(param_dtype, model16):
 
 def test_parameters_computed_in_bfloat16_are_exported_as_they_were_kept(model, tmp_path):
     """The base is in fp32, and so is the export: what trained, not what it was rounded to."""
-    config = config_of(model, "full32", "model.param_dtype=bfloat16")
+    config = config_of(model, "full32", "model.param_dtype=bfloat16", QUIET)
     result = fit(config)
     _, after = summarised(result)
     folder = model.parent / "full32" / "model"
@@ -214,17 +216,17 @@ def test_a_folder_that_reads_back_as_another_model_is_an_error(model, monkeypatc
 
     monkeypatch.setattr("jaxdpo.hub.write.config_to_hf", faulty)
     with pytest.raises(UserError, match=r"it is not the model that was written: its log-prob of"):
-        fit(config_of(model, "faulty"))
+        fit(config_of(model, "faulty", QUIET))
     assert not (model.parent / "faulty" / "summary.json").exists()
     monkeypatch.undo()
     # What was trained is there, and the same command exports it.
-    result = fit(config_of(model, "faulty"))
+    result = fit(config_of(model, "faulty", QUIET))
     assert result.summary["exported"]["read_back"]["largest_difference"] < 1e-4
 
 
 def test_without_room_for_a_second_model_the_summary_says_so(model16, monkeypatch, capsys):
     monkeypatch.setattr("jaxdpo.runs.export.free_memory", lambda: 1000.0)
-    result = fit(config_of(model16, "narrow", "lora.rank=4"))
+    result = fit(config_of(model16, "narrow", "lora.rank=4", QUIET))
     assert "there is no memory to hold the exported weights" in capsys.readouterr().out
     exported = result.summary["exported"]
     assert exported["test_is_of"] == "the weights before rounding"
@@ -232,7 +234,7 @@ def test_without_room_for_a_second_model_the_summary_says_so(model16, monkeypatc
     assert result.summary["test"]["after"]["loss"] == trained_loss(result)
     # It is written a matrix at a time, and holds what it would have held.
     monkeypatch.undo()
-    wide = fit(config_of(model16, "wide", "lora.rank=4"))
+    wide = fit(config_of(model16, "wide", "lora.rank=4", QUIET))
     written = [folder / "model" / "model.safetensors" for folder in (result.folder, wide.folder)]
     assert written[0].read_bytes() == written[1].read_bytes()
 
@@ -262,7 +264,7 @@ def test_qlora_in_bfloat16_merged_and_as_an_adapter(model16):
     quantized = model16.parent / "quantized16"
     load_policy(str(model16)).quantized("nf4").save(quantized)
     reference = base_of(quantized)
-    config = config_of(model16, "qlora16", "lora.rank=4", "lora.base=nf4")
+    config = config_of(model16, "qlora16", "lora.rank=4", "lora.base=nf4", QUIET)
     result = fit(config)
     _, after = summarised(result)
     folder = result.folder / "model"
@@ -274,7 +276,7 @@ def test_qlora_in_bfloat16_merged_and_as_an_adapter(model16):
     weights = [each / "model.safetensors" for each in (again, folder)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
-    alone = [*("lora.rank=4", "lora.base=nf4"), "export.lora=adapter"]
+    alone = [*("lora.rank=4", "lora.base=nf4"), "export.lora=adapter", QUIET]
     result = fit(config_of(model16, "qlora-adapter", *alone))
     _, after = summarised(result)
     policy = with_adapter(quantized, result.folder / "model")
