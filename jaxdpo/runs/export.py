@@ -245,9 +245,10 @@ def check_read_back(setup: Setup, export: Export, folder: Path) -> dict[str, Any
     config, expected = setup.config, export.logps
     adapter = config.lora is not None and config.export.lora == "adapter"
     base = config.lora.base if adapter and config.lora is not None else "full"
-    # An adapter that lies over another one beneath a quantized base is exported for the base as it
-    # is: quantized with the adapter beneath and without, that is not one model.
-    over = setup.policy.beneath is not None and base != "full"
+    # With an adapter beneath, both are exported for the base as it is on disk. A base that was
+    # rounded or quantized with the adapter in it is another one than a base rounded without it.
+    exact = base == "full" and config.model.param_dtype == "float32"
+    over = adapter and setup.policy.beneath is not None and not exact
     held = config.model.param_dtype if adapter else _held_dtype(setup, export.dtype)
     if expected is None or over or not _has_room(setup, held):
         return None
