@@ -8,8 +8,8 @@ from jaxdpo.errors import UserError, nearest
 
 # In the order of a project: look at the data, align, and see what came of it.
 COMMANDS = (
-    *("init", "inspect", "collect", "train", "prefer", "iterate"),
-    *("sample", "score", "evaluate", "convert", "plan", "serve", "use_cases"),
+    *("init", "inspect", "studio", "collect", "train", "prefer", "iterate"),
+    *("sample", "score", "evaluate", "report", "convert", "plan", "serve", "use_cases"),
 )
 
 

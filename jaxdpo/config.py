@@ -164,6 +164,11 @@ class RunConfig(BaseModel):
         if self.data.weight_key is not None and self.loss.sorts:
             raise ValueError("data.weight_key has no meaning for losses that sort the pairs (aot)")
         self._check_best()
+        if self.optimizer.loraplus_lr_ratio is not None and self.lora is None:
+            raise ValueError(
+                "optimizer.loraplus_lr_ratio is the ratio of two rates of an adapter, and there is "
+                "none; set lora.rank, or leave it out"
+            )
         if reference.kind == "adapter_off" and self.lora is None:
             raise ValueError(
                 "reference.kind is adapter_off, but there is no adapter to switch off; set "

@@ -11,7 +11,8 @@ COMMAND = Command(
     synopsis=("[CONFIG.yaml] model=… data=PROMPTS criteria=… folder=… [field=value …]",),
     about="""
 In each round a model answers prompts, criteria judge the answers, the best and the worst make
-pairs, and the model is trained on them. The same command again continues.
+pairs, and the model is trained on them. feedback=FOLDER adds the pairs of a studio's folder to each
+round. The same command again continues.
 Fields of train.… are those of python -m jaxdpo.train.
 """,
 )

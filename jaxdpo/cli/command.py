@@ -36,7 +36,8 @@ class Command:
       summary: A line for the list of commands.
       synopsis: Words that may follow the name; a line for each form.
       about: A paragraph of help.
-      positionals: Keys of the words that may stand without one, in order.
+      positionals: Keys of the words that may stand without one, in order; "…" after the last one
+        lets it take several.
       tail: The option that all words after belong to.
     """
 

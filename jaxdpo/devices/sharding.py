@@ -41,7 +41,8 @@ SPECS: tuple[tuple[str, P], ...] = (
     (rf"experts/down/{KERNEL}", P("expert", "tensor", "fsdp")),
     (rf"(q|k|v|gate|up)/{KERNEL}", P("fsdp", "tensor")),
     (rf"(o|down)/{KERNEL}", P("tensor", "fsdp")),
-    (r"(q|k|v|gate|up)/bias$", P("tensor")),
+    # DoRA's lengths (m), one an output, are cut as biases are.
+    (r"(q|k|v|gate|up)/(bias|m)$", P("tensor")),
     (r"(q|k|v|gate|up)/a$", P("fsdp", None)),
     (r"(q|k|v|gate|up)/b$", P(None, "tensor")),
     (r"(o|down)/a$", P("tensor", None)),

@@ -43,9 +43,17 @@ def _merged(kernel: Any, pair: dict[str, Any], scale: float) -> Any:
 
     def read(spans: Spans) -> np.ndarray:
         *leading, rows, columns = spans
-        a = read_part(pair["a"], (*leading, rows, ranks))
-        b = read_part(pair["b"], (*leading, ranks, columns))
-        terms = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
-        return np.asarray(merged_kernel(jnp.asarray(kernel.read(spans)), terms, scale))
+        # The lengths of DoRA run over all inputs, whichever of them are asked for.
+        read_rows = slice(0, kernel.shape[-2]) if "m" in pair else rows
+        terms = {
+            "a": jnp.asarray(read_part(pair["a"], (*leading, read_rows, ranks))),
+            "b": jnp.asarray(read_part(pair["b"], (*leading, ranks, columns))),
+        }
+        if "m" in pair:
+            terms["m"] = jnp.asarray(read_part(pair["m"], (*leading, columns)))
+        part = jnp.asarray(kernel.read((*leading, read_rows, columns)))
+        merged = np.asarray(merged_kernel(part, terms, scale))
+        first = rows.start - read_rows.start
+        return merged[..., first : first + rows.stop - rows.start, :]
 
     return replace(kernel, read=read)

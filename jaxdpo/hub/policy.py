@@ -1,45 +1,34 @@
 """A policy: a decoder with its weights, its adapters if any, and its tokenizer."""
 
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxdpo.data.tokenization.chat import Chat, load_chat
 from jaxdpo.devices.sharding import path_name, shardings_for
 from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import Adapter, open_adapter
-from jaxdpo.hub.adapter_config import ADAPTER_CONFIG, base_of
-from jaxdpo.hub.adapter_pairs import stacked, with_magnitudes
+from jaxdpo.hub.adapter_config import ADAPTER_CONFIG, BaseName
+from jaxdpo.hub.adapter_pairs import stacked
 from jaxdpo.hub.adapter_write import AdapterBase, save_adapter
-from jaxdpo.hub.arrays import Readable, whole
-from jaxdpo.hub.families import config_from_hf, family_of
-from jaxdpo.hub.folder import check_files, find_folder, member, read_config, read_json
+from jaxdpo.hub.families import family_of
+from jaxdpo.hub.find import find_folder
+from jaxdpo.hub.folder import check_files, member, read_json
 from jaxdpo.hub.merging import merge_adapters
+from jaxdpo.hub.opened_model import base_folder, open_model, with_replaced
 from jaxdpo.hub.quantized import dequantize_params, kind_of, quantize_params
-from jaxdpo.hub.read import (
-    FLOATS,
-    HEAD,
-    embedding_name,
-    lazy_params,
-    on_devices,
-    open_weights,
-    usual_dtype,
-)
+from jaxdpo.hub.read import lazy_params, on_devices, usual_dtype
 from jaxdpo.hub.write import MAX_SHARD_BYTES, json_text, save_pretrained
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
 from jaxdpo.model.lora import LoraConfig, LoraParams
 from jaxdpo.model.quantized import BaseKind, is_quantized
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +52,7 @@ class Policy:
         A new adapter is saved together with them.
       file_dtype: The dtype that most weights have in the files at `source`; None if it was not read
         from any.
+      revision: Branch, tag or commit of `source` on the Hub, where an adapter names one.
     """
 
     config: ModelConfig
@@ -78,6 +68,7 @@ class Policy:
     on_disk: bool = True
     beneath: tuple[LoraParams, LoraConfig] | None = None
     file_dtype: str | None = None
+    revision: str | None = None
 
     def describe(self) -> str:
         """Returns a line such as `models/tiny: llama, 1.2M parameters, float32`."""
@@ -170,6 +161,7 @@ class Policy:
         ends: list[int] = []
         for each in (written.get("eos_token_id"), named.get("eos_token_id")):
             ends += each if isinstance(each, list) else [] if each is None else [each]
+        # The model's own first, in their order: some readers take the first one alone.
         ends = list(dict.fromkeys([*ends, *self.chat.end_ids]))
         return {**written, "eos_token_id": ends[0] if len(ends) == 1 else ends}
 
@@ -195,7 +187,7 @@ class Policy:
         here = Path(self.source).expanduser()
         name = str(here.resolve()) if here.is_dir() else self.source
         saved = {path: _paths(self.params)[path] for path in self.saved}
-        return AdapterBase(name, self.config, self.hf_config, saved)
+        return AdapterBase(name, self.config, self.hf_config, saved, self.revision)
 
 
 def load_policy(
@@ -262,27 +254,21 @@ def open_policy(
                 f"model.base={base}: {path} is no adapter folder, so it has no base model; leave "
                 "model.base out"
             )
-        source, model_folder = path, folder
+        # The folder of an installed model's name, so that an adapter can name a place as its base.
+        named = BaseName(str(folder) if path.startswith("@") else path, None)
+        model_folder = folder
     else:
-        source, model_folder = _base_folder(path, folder, base)
-    hf_config = _without_stale_quantization(model_folder, read_config(model_folder))
-    config = config_from_hf(hf_config, context)
-    positions = config.learned_positions
-    if context is not None and positions is not None and context > positions:
-        raise UserError(
-            f"{source}: has embeddings of {positions} positions only, but sequences may have "
-            f"{context} tokens; set data.max_length={positions}"
-        )
+        named, model_folder = base_folder(path, folder, base)
+    opened = open_model(model_folder, context)
+    file_dtype = usual_dtype(opened.tensors.values())
+    _check_positions(named.name, opened.config, context)
     generation = None
     if member(model_folder, "generation_config.json").exists():
         generation = read_json(model_folder, "generation_config.json")
-    tensors = open_weights(model_folder, hf_config)
-    file_dtype = usual_dtype(tensors.values())
-    opened = _Opened(config, hf_config, tensors)
     adapter = None
     if model_folder != folder:
-        adapter = open_adapter(folder, config, hf_config, tensors)
-        opened = _with_replaced(opened, adapter)
+        adapter = open_adapter(folder, opened.config, opened.hf_config, opened.tensors)
+        opened = with_replaced(opened, adapter)
     params = lazy_params(model_folder, opened.config, jnp.dtype(dtype), opened.tensors)
     # People add tokens and templates with the adapter, so its own tokenizer comes first.
     own = any(folder.glob("tokenizer*"))
@@ -293,89 +279,40 @@ def open_policy(
         opened.config.vocab_size,
     )
     policy = Policy(
-        *(opened.config, params, chat, source, opened.hf_config, generation), file_dtype=file_dtype
+        opened.config,
+        params,
+        chat,
+        named.name,
+        opened.hf_config,
+        generation,
+        file_dtype=file_dtype,
+        revision=named.revision,
     )
     return policy if adapter is None else _with_adapter(policy, adapter)
 
 
-class _Opened(NamedTuple):
-    """An opened model before its arrays are put together.
-
-    Attributes:
-      config: Architecture.
-      hf_config: config.json.
-      tensors: Name ↦ tensor.
-    """
-
-    config: ModelConfig
-    hf_config: Mapping[str, Any]
-    tensors: dict[str, Readable]
-
-
-def _base_folder(path: str, folder: Path, base: str | None) -> tuple[str, Path]:
-    """Returns the name of an adapter's base model, and its folder."""
-    named = base or base_of(folder)
-    try:
-        found = find_folder(named)
-    except UserError as error:
+def _check_positions(source: str, config: ModelConfig, context: int | None) -> None:
+    """Raises if sequences may be longer than a model with learned positions can take."""
+    positions = config.learned_positions
+    if context is not None and positions is not None and context > positions:
         raise UserError(
-            f"{path}: its base model is not there: {error}. If it has moved, set model.base=PATH"
-        ) from error
-    check_files(found)
-    return named, found
-
-
-def _without_stale_quantization(folder: Path, hf_config: dict[str, Any]) -> dict[str, Any]:
-    """Drops a quantization_config that is left over beside plain weights.
-
-    Merging a quantized model into plain weights leaves the field behind. Quantized files hold codes
-    or scales beside each weight; where every tensor is a float that the family's table names, none
-    is quantized.
-    """
-    if hf_config.get("quantization_config") is None:
-        return hf_config
-    plain = {name: value for name, value in hf_config.items() if name != "quantization_config"}
-    family, tensors = family_of(plain), open_weights(folder, plain)
-    known = {re.sub(r"\{\w\}", "0", row.hf_name) for row in family.rows(config_from_hf(plain))}
-    floats = all(tensor.dtype in FLOATS for tensor in tensors.values())
-    if floats and {re.sub(r"(?<=\.)\d+(?=\.)", "0", name) for name in tensors} <= known | {HEAD}:
-        _log.warning("%s: its quantization_config is left over: all weights are plain", folder)
-        return plain
-    return hf_config
-
-
-def _with_replaced(opened: _Opened, adapter: Adapter) -> _Opened:
-    """Puts an adapter's whole tensors in the place of the base's."""
-    config, hf_config, tensors = opened
-    replaced = dict(adapter.replaced)
-    embedding = embedding_name(family_of(hf_config).rows(config))
-    if config.tied_head and not adapter.tied and {embedding, HEAD} & replaced.keys():
-        # PEFT replaces the one that it names and leaves the other as it was, so they part.
-        both = [replaced.get(name, tensors[embedding]) for name in (embedding, HEAD)]
-        if both[0] is both[1] or np.array_equal(whole(both[0]), whole(both[1])):
-            replaced.pop(HEAD, None)
-        else:
-            replaced.update(zip((embedding, HEAD), both, strict=True))
-            config = config.model_copy(update={"tied_head": False})
-    rows = replaced.get(embedding, tensors[embedding]).shape[0]
-    config = config.model_copy(update={"vocab_size": rows})
-    written = {"vocab_size": rows, "tie_word_embeddings": config.tied_head}
-    return _Opened(config, {**hf_config, **written}, {**tensors, **replaced})
+            f"{source}: has embeddings of {positions} positions only, but sequences may have "
+            f"{context} tokens; set data.max_length={positions}"
+        )
 
 
 def _with_adapter(policy: Policy, adapter: Adapter) -> Policy:
     """Puts an adapter beside a base that holds its whole tensors already."""
-    params = with_magnitudes(policy.params, adapter.pairs, adapter.magnitudes)
     rows = family_of(policy.hf_config).rows(policy.config)
     names = {re.sub(r"(?<=\.)\d+(?=\.)", "{i}", name) for name in adapter.replaced}
-    saved = tuple(row.path for row in rows if row.hf_name in names and row.path in _paths(params))
-    # PEFT cannot save a module whole and adapt it too: biases and DoRA's kernels only go into a
-    # merged model.
-    parted = adapter.magnitudes or any(path.startswith("layers/") for path in saved)
+    saved = tuple(
+        row.path for row in rows if row.hf_name in names and row.path in _paths(policy.params)
+    )
+    # PEFT cannot save a module whole and adapt it too: biases only go into a merged model.
+    parted = any(path.startswith("layers/") for path in saved)
     return replace(
         policy,
-        params=params,
-        lora=adapter.lora(policy.config),
+        lora=adapter.lora(policy.config, policy.params),
         lora_config=adapter.config,
         saved=() if parted else saved,
         on_disk=not parted,

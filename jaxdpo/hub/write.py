@@ -153,6 +153,7 @@ def _write_weights(
             filled = 0
         shards[-1][name] = spec
         filled += spec.size
+    # One file needs no index, and readers look for it first.
     if len(shards) == 1:
         write_tensors(folder / WEIGHTS, specs, arrays)
         return

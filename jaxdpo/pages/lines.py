@@ -38,6 +38,8 @@ class Curve:
       ends: (step, low, high) of 95% intervals.
       colour: Number of its colour.
       kind: "line"; "faint" for a raw curve behind a smoothed one; or "dots", joined by dashes.
+      said: Its name in the picture's text alternative, if that is another; one that has neither
+        is left out there.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Curve:
     ends: Sequence[tuple[float, float, float]] = ()
     colour: int = 0
     kind: str = "line"
+    said: str = ""
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -179,10 +182,11 @@ def _in_words(title: str, unit: str, curves: Sequence[Curve]) -> str:
     said = []
     for curve in curves:
         points = [point for point in curve.points if math.isfinite(point[1])]
-        if not points or not curve.name:
+        name = curve.said or curve.name
+        if not points or not name:
             continue
         (first, begin), (last, end) = points[0], points[-1]
-        text = f"{curve.name} from {figure(begin)} at step {first:g}"
+        text = f"{name} from {figure(begin)} at step {first:g}"
         if len(points) > 1:
             text += f" to {figure(end)} at step {last:g}"
         if curve.ends and curve.ends[-1][0] == last:

@@ -22,6 +22,7 @@ from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.folder import RunFolder, open_run_folder
 from jaxdpo.runs.longer import continue_longer
 from jaxdpo.runs.recorder import Recorder, exit_stopped
+from jaxdpo.runs.report.live import finish_report
 from jaxdpo.runs.setup import Setup, set_up
 from jaxdpo.runs.summary import answer_test_prompts, show_summary, summarise, test_records
 from jaxdpo.training.checkpoint import Checkpoints
@@ -182,6 +183,7 @@ def finish(
         plot_curves(history, folder.path / "curves.png")
     # Written last: a folder that holds it is a finished run's.
     folder.write_json("summary.json", summary)
+    finish_report(folder, reporter)
     show_summary(reporter, summary)
     return RunResult(folder.path, export.policy, summary, history)
 

@@ -5,6 +5,9 @@ inputs.json     digests of the weights and the tokenised pairs
 data.json       how many pairs each split has, and their digest
 metrics.jsonl   a record a step and an evaluation; curves.png and tensorboard/ show the same
 answers.jsonl   answers to a few TEST prompts at each evaluation
+test_pairs.json the TEST pairs with their margins at the last evaluation
+run.json        machine, versions, times and lengths
+report.html     all of it on one page, made at each evaluation and at the end
 checkpoints/    to continue from
 base/           the model that it started from, without its weights
 model/          the aligned model, in Hugging Face format
@@ -35,16 +38,23 @@ from jaxdpo.storage.files import replacing
 from jaxdpo.storage.urls import refuse_url
 from jaxdpo.training.writers import METRICS_FILE, read_metrics
 
-DATA_FILE, INPUTS_FILE = "data.json", "inputs.json"
+DATA_FILE, FACTS_FILE, TEST_PAIRS_FILE = "data.json", "run.json", "test_pairs.json"
+INPUTS_FILE = "inputs.json"
 # The name of the digest of the model that a run starts from, in inputs.json.
 START_WEIGHTS = "weights (model.path)"
-_LOCK, _CONFIG, _SUMMARY = ".lock", "config.yaml", "summary.json"
+ANSWERS_FILE, REPORT_FILE, SUMMARY_FILE = "answers.jsonl", "report.html", "summary.json"
+_LOCK, _CONFIG = ".lock", "config.yaml"
 # All that a run writes; nothing else is ever removed from its folder.
 _FILES = (
-    *(_CONFIG, INPUTS_FILE, DATA_FILE, METRICS_FILE, "rejects.jsonl", _SUMMARY, "curves.png"),
-    *("completions_before.json", "completions_after.json", "answers.jsonl"),
+    *(_CONFIG, INPUTS_FILE, DATA_FILE, METRICS_FILE, "rejects.jsonl", SUMMARY_FILE, "curves.png"),
+    *("completions_before.json", "completions_after.json", ANSWERS_FILE),
+    *(FACTS_FILE, TEST_PAIRS_FILE),
     *("base", "checkpoints", "model", "tensorboard"),
 )
+# A page that says this of itself in its head was made by a run, and may be made again. The folder
+# may hold a page of the same name that is somebody's own.
+REPORT_MARK = "jaxdpo run report"
+_HEAD = 4096
 # Digits of a digest in messages: enough to tell any two apart that a user will ever meet.
 _SHOWN = 12
 
@@ -72,7 +82,7 @@ class RunFolder:
 
     def finished(self) -> dict[str, Any] | None:
         """Returns the summary of a run that is finished; None for one that has steps to take."""
-        return None if self.earlier is not None else self.read_json(_SUMMARY)
+        return None if self.earlier is not None else self.read_json(SUMMARY_FILE)
 
     def start_digest(self) -> str | None:
         """Returns the digest of the model that the run started from; None if it is not recorded."""
@@ -97,7 +107,7 @@ class RunFolder:
         """
         if self.writes:
             # The summary goes first: while it is there, the folder is one of a finished run.
-            for name in (_SUMMARY, "completions_after.json"):
+            for name in (SUMMARY_FILE, "completions_after.json"):
                 (self.path / name).unlink(missing_ok=True)
             _write_config(self.path, config)
 
@@ -215,13 +225,25 @@ def _check_empty(path: Path, overwrite: bool) -> None:
 
 def _has_begun(path: Path) -> bool:
     """Tells whether a run took its first step: only then is there something to continue."""
-    if (path / _SUMMARY).exists() or any(path.glob("checkpoints/step_*/manifest.json")):
+    if (path / SUMMARY_FILE).exists() or any(path.glob("checkpoints/step_*/manifest.json")):
         return True
     return any(record.get("step", 0) > 0 for record in read_metrics(path))
 
 
+def report_path(path: Path) -> Path:
+    """Returns where a run's page goes: `report.html`, unless that is a page of somebody else."""
+    page = path / REPORT_FILE
+    return page if not page.exists() or _is_report(page) else path / f"run_{REPORT_FILE}"
+
+
+def _is_report(page: Path) -> bool:
+    with open(page, encoding="utf-8", errors="replace") as file:
+        return REPORT_MARK in file.read(_HEAD)
+
+
 def _clear(path: Path) -> None:
     """Removes a run's files, and leaves whatever else lies in the folder."""
+    report_path(path).unlink(missing_ok=True)
     for name in _FILES:
         found = path / name
         if found.is_dir():

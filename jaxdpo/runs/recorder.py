@@ -2,6 +2,7 @@
 
 import math
 import sys
+from contextlib import ExitStack
 from typing import NoReturn, Self
 
 import numpy as np
@@ -13,7 +14,8 @@ from jaxdpo.evaluation.answer_health import collapsed
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.displacement import most_displacing, named
 from jaxdpo.runs.folder import RunFolder
-from jaxdpo.runs.held_out import held_out_metrics
+from jaxdpo.runs.held_out import held_out_metrics, held_out_scores
+from jaxdpo.runs.report.live import LiveReport
 from jaxdpo.runs.setup import Setup
 from jaxdpo.runs.watch import WatchedPrompts
 from jaxdpo.training.best_step import BestStep, metric_of
@@ -57,12 +59,15 @@ class Recorder:
         self._setup, self._frozen, self._folder = setup, frozen, folder
         self._checkpoints, self._reporter, self._bar = checkpoints, reporter, bar
         config, num_steps = setup.config, setup.plan.num_steps
+        self._first_step = first_step
         self._every = config.training.evaluate_every or ceil_div(num_steps, 10)
         self._writer = MetricWriter(folder.path, first_step) if folder.writes else None
         self._lagged = LaggedMetrics()
         lora = config.lora is not None
         self._watch = Watch(Remedies(config.loss, config.optimizer, lora, num_steps))
         self._watched = WatchedPrompts.of(setup)
+        self._report = LiveReport(setup, folder, reporter, first_step)
+        self._compiling = ExitStack()
         self._first_test: Metrics | None = None
         self.best: BestStep | None = None
         if config.checkpoint.best is not None:
@@ -84,6 +89,7 @@ class Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._compiling.close()
         if self._writer:
             self._writer.close()
 
@@ -102,13 +108,15 @@ class Recorder:
             self.evaluate(step, state, stop)
         if stop.alone:
             exit_stopped(self._reporter, step)
+        self._compiling.enter_context(self._reporter.phase("compiling and taking the first step"))
 
     def step(self, step: int, metrics: DeviceMetrics) -> None:
         """Takes the metrics of a step under way; records those of the step before it."""
         self._record(self._lagged.push(step, metrics))
-        # The first step's metrics are checked before there is a second.
-        if step == 1:
+        # The first step compiles, and its metrics are checked before there is a second.
+        if step == self._first_step + 1:
             self.flush()
+            self._compiling.close()
 
     def flush(self) -> None:
         """Waits for the last step's metrics and records them."""
@@ -153,12 +161,15 @@ class Recorder:
         if setup.test is None or agreed(self._writer is None or self._writer.has_test(step)):
             return
         params, lora = setup.objective.split(state.trainable, self._frozen)
-        # Several processes score together or not at all.
-        metrics = held_out_metrics(setup, params, lora, lambda: stop.alone)
-        if metrics is None:
+        with self._reporter.phase("scoring the TEST pairs"):
+            # Several processes score together or not at all.
+            policy = held_out_scores(setup, params, lora, lambda: stop.alone)
+        if policy is None:
             return
+        metrics = held_out_metrics(setup, policy)
         if self._watched is not None:
-            metrics |= self._watched.answer(step, params, lora, self._folder)
+            with self._reporter.phase("answering TEST prompts"):
+                metrics |= self._watched.answer(step, params, lora, self._folder)
         # Saved before the record is written: a record tells a run that continues that it need not
         # evaluate this step again.
         if self._follow(step, metrics):
@@ -170,6 +181,7 @@ class Recorder:
         self._warn(self._watch.test(step, metrics))
         if "displaced" in self._watch.warned - before:
             self._name_displacing(params, lora)
+        self._report.evaluated(step, policy)
         # The time of an evaluation is no part of the next step's.
         self._lagged.restart_clock()
 
@@ -201,11 +213,13 @@ class Recorder:
             model, params, lora, compute, setup.train, setup.mesh, _NAMED_DISPLACING
         )
         if found.pairs:
-            self._reporter.say(
+            text = (
                 f"  the likeliest causes, of {found.scored} TRAIN pairs, by CHES score (median "
                 f"{found.median:.2f}): {named(found.pairs)}. Read them, and drop those whose two "
                 "answers differ in nothing that matters"
             )
+            self._reporter.say(text)
+            self._report.note(text.strip())
 
     def save_now(self, step: int, state: TrainState) -> None:
         """Saves the state whether or not a checkpoint is due, and waits until it is on disk."""

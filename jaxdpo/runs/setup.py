@@ -1,5 +1,6 @@
 """The set-up of a run: model, planned pairs and reference log-probs, before its first step."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.hub.exportable import check_exportable
 from jaxdpo.hub.policy import Policy, on_mesh, open_policy
 from jaxdpo.model.digest import weights_digest
+from jaxdpo.model.lora import LoraConfig
 from jaxdpo.runs.base import keep_base
 from jaxdpo.runs.columns import metadata_digest, read_columns
 from jaxdpo.runs.execution import Resolved, resolve
@@ -204,15 +206,15 @@ def _continued(config: RunConfig, opened: Policy) -> Policy:
         )
     found, asked = opened.lora_config, config.lora
     # Said and not taken over silently, because the run folder's config.yaml must say what trains.
-    if (found.rank, found.alpha, set(found.targets)) != (
-        asked.rank,
-        asked.alpha,
-        set(asked.targets),
-    ):
+    # By the scale and not by its rule: alpha / √r of a stabilised rank is another alpha / r.
+    same = found.rank == asked.rank and math.isclose(found.scale, asked.scale)
+    if not same or found.use_dora != asked.use_dora or set(found.targets) != set(asked.targets):
+        flags = [name for name in ("use_rslora", "use_dora") if _differs(name, found, asked)]
+        values = [f"lora.{name}={str(getattr(found, name)).lower()}" for name in flags]
         raise UserError(
             f"model.adapter=continue: the adapters of {config.model.path} have another form than "
             f"lora says; set lora.rank={found.rank} lora.alpha={found.alpha:g} "
-            f"'lora.targets=[{', '.join(found.targets)}]'"
+            + " ".join([*values, f"'lora.targets=[{', '.join(found.targets)}]'"])
         )
     if config.reference_kind == "frozen":
         raise UserError(
@@ -221,6 +223,10 @@ def _continued(config: RunConfig, opened: Policy) -> Policy:
         )
     lora_config = found.model_copy(update={"dropout": asked.dropout, "base": asked.base})
     return replace(opened.quantized(asked.base), lora_config=lora_config)
+
+
+def _differs(name: str, one: LoraConfig, other: LoraConfig) -> bool:
+    return getattr(one, name) != getattr(other, name)
 
 
 def _merged(config: RunConfig, opened: Policy, own: bool, mesh: Mesh) -> Policy:

@@ -9,7 +9,7 @@ from jaxdpo.hub.policy import Policy
 from jaxdpo.runs.export import Export
 from jaxdpo.runs.exported_step import ExportedStep
 from jaxdpo.runs.folder import RunFolder
-from jaxdpo.runs.held_out import held_out_metrics
+from jaxdpo.runs.held_out import held_out_metrics, held_out_scores
 from jaxdpo.runs.setup import Setup
 from jaxdpo.runs.watch import WatchedPrompts
 from jaxdpo.sampling import complete, numbered
@@ -73,8 +73,9 @@ def test_records(
         return None
     after = of_step[-1]
     if export.as_written and export.rounded:
-        measured = held_out_metrics(setup, export.policy.params, export.policy.lora)
-        assert measured is not None
+        scores = held_out_scores(setup, export.policy.params, export.policy.lora)
+        assert scores is not None
+        measured = held_out_metrics(setup, scores)
         watched = WatchedPrompts.of(setup)
         if watched is not None:
             measured |= watched.measure(export.policy)

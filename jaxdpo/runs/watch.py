@@ -21,14 +21,13 @@ from jaxdpo.evaluation.criteria.spec import criterion_named
 from jaxdpo.evaluation.judgement import Criterion, Example
 from jaxdpo.hub.policy import Policy
 from jaxdpo.model.decoder import Params
-from jaxdpo.runs.folder import RunFolder
+from jaxdpo.runs.folder import ANSWERS_FILE, RunFolder
 from jaxdpo.runs.setup import Setup
 from jaxdpo.sampling import SamplingConfig, complete, numbered
 from jaxdpo.sampling.answers import Answer
 from jaxdpo.storage.files import replacing
 from jaxdpo.training.metrics import Metrics
 
-ANSWERS_FILE = "answers.jsonl"
 # Where the data's answers are a word or two, a sentence is not yet an answer without an end.
 _FEWEST_NEW_TOKENS = 32
 _SHARES = ("unfinished", "empty", "repetitive", "broken", "tokens")

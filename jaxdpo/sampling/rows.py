@@ -1,7 +1,7 @@
 """The engine's programs on the device: rows begin, and draw tokens until enough have stopped."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,8 @@ class BegunRows(NamedTuple):
 class TokenLogprobs(NamedTuple):
     """Log-probabilities of tokens and of the likeliest ones, before temperature and the like.
 
-    The leading axes are those of the tokens: `[B, C]` of drawn ones, `[T]` of prompts.
+    The leading axes are those of the tokens: `[B, C]` of drawn ones, `[T]` of prompts. The arrays
+    are JAX's on the device and NumPy's on the host.
 
     Attributes:
       of_token: f32, of the token itself.
@@ -80,9 +81,9 @@ class TokenLogprobs(NamedTuple):
       top: f32 `[..., N]`, theirs.
     """
 
-    of_token: jax.Array
-    top_ids: jax.Array
-    top: jax.Array
+    of_token: Any
+    top_ids: Any
+    top: Any
 
 
 unstacked_weights = jax.jit(unstacked, static_argnums=2)
@@ -201,6 +202,17 @@ class _Loop(NamedTuple):
     state: RowState
 
 
+def _empty_loop(state: RowState, top: int) -> _Loop:
+    # C = SEGMENT, of which the first `count` columns come to hold tokens.
+    shape_BC = (state.stopped_B.shape[0], SEGMENT)
+    logprobs = None
+    if top:
+        logprobs = TokenLogprobs(
+            jnp.zeros(shape_BC), jnp.zeros((*shape_BC, top), jnp.int32), jnp.zeros((*shape_BC, top))
+        )
+    return _Loop(jnp.int32(0), jnp.zeros(shape_BC, jnp.int32), logprobs, state)
+
+
 @partial(jax.jit, static_argnames=("config", "top", "compute"), donate_argnames="state")
 def advance_rows(
     config: ModelConfig,
@@ -225,7 +237,6 @@ def advance_rows(
         of the drawn tokens.
       compute: Dtype of the activations, and the adapters' scale.
     """
-    rows = state.stopped_B.shape[0]
     top = min(top, config.vocab_size)
 
     # `while_loop`: it ends as soon as enough rows have stopped, since free rows decode for nothing.
@@ -261,16 +272,7 @@ def advance_rows(
             ),
         )
 
-    # C = SEGMENT, of which the first `count` columns come to hold tokens.
-    tokens_BC = jnp.zeros((rows, SEGMENT), jnp.int32)
-    logprobs = None
-    if top:
-        logprobs = TokenLogprobs(
-            jnp.zeros((rows, SEGMENT)),
-            jnp.zeros((rows, SEGMENT, top), jnp.int32),
-            jnp.zeros((rows, SEGMENT, top)),
-        )
-    loop = jax.lax.while_loop(going, body, _Loop(jnp.int32(0), tokens_BC, logprobs, state))
+    loop = jax.lax.while_loop(going, body, _empty_loop(state, top))
     drawn = DrawnTokens(loop.tokens_BC, loop.count, loop.state.stopped_B, loop.logprobs)
     return loop.state, on_every_device(drawn)
 
@@ -296,7 +298,8 @@ def logprobs_of(logits_NV: jax.Array, tokens_N: jax.Array, top: int) -> TokenLog
     return TokenLogprobs(of_token_N, ids_NT.astype(jnp.int32), top_NT)
 
 
-@partial(jax.jit, static_argnames="slots", donate_argnames="state")
+@partial(jax.jit, static_argnames="slots")
 def resize_rows(state: RowState, slots: int) -> RowState:
     """Returns the rows with a ring of another length, which must hold every row under way."""
+    # Not donated: arrays of another size have no use for the memory of the old ones.
     return state._replace(cache=resized(state.cache, slots))

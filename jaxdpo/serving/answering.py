@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from jaxdpo.data.tokenization.template import NO_KWARGS
 from jaxdpo.sampling.pool import RowRequest
 from jaxdpo.sampling.rows import TokenLogprobs
 from jaxdpo.serving.errors import RequestError
+from jaxdpo.serving.metrics import Metrics
 from jaxdpo.serving.scheduler import (
     Begun,
     Drawn,
@@ -63,7 +65,8 @@ class Piece(NamedTuple):
       ids: Its tokens. Text is held back until it is certain, so it may come a piece later.
       finish_reason: "stop" if the answer ended by itself or at a stop text, "length" if it was cut
         off; None while it goes on.
-      logprobs: Of the tokens, where wanted.
+      stop: The token that ended the answer, if one did.
+      logprobs: Of the tokens, where wanted, and of `stop` behind them.
       prompt_logprobs: Of the prompt's tokens from the second on, in an answer's first piece, where
         wanted.
     """
@@ -72,6 +75,7 @@ class Piece(NamedTuple):
     text: str
     ids: list[int]
     finish_reason: str | None = None
+    stop: int | None = None
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: TokenLogprobs | None = None
 
@@ -85,6 +89,7 @@ class AnsweringModel:
       context: Most tokens of a prompt and its answer together.
       created: When it was loaded, in seconds since 1970.
       scheduler: The thread that computes.
+      metrics: Where tokens and times are counted.
     """
 
     def __init__(self, name: str, chat: Chat, context: int, created: int, scheduler: Scheduler):
@@ -99,6 +104,7 @@ class AnsweringModel:
         """
         self.name, self.chat, self.context = name, chat, context
         self.created, self.scheduler = created, scheduler
+        self.metrics = Metrics()
 
     async def answer(
         self,
@@ -120,7 +126,7 @@ class AnsweringModel:
           BadPair: If the chat template refuses the messages.
         """
         ids = await self.encode(messages, tools, template_kwargs)
-        async for piece in self.complete(ids, settings or AnswerSettings()):
+        async for piece in self.complete([ids], settings or AnswerSettings()):
             yield piece
 
     async def encode(
@@ -142,24 +148,31 @@ class AnsweringModel:
         # In a thread: a long conversation takes a while, in which others want their pieces.
         return await asyncio.to_thread(self.chat.encode, messages, tools, True, template_kwargs)
 
-    def complete(self, prompt: Sequence[int], settings: AnswerSettings) -> AsyncIterator[Piece]:
-        """Asks for what follows a prompt, and returns its pieces; leaving them gives the rest up.
+    def complete(
+        self, prompts: Sequence[Sequence[int]], settings: AnswerSettings
+    ) -> AsyncIterator[Piece]:
+        """Asks for what follows prompts, and returns its pieces; leaving them gives the rest up.
+
+        The answers to the first prompt have the first `settings.samples` indices, those to the
+        second prompt the next ones.
 
         Args:
-          prompt: Token ids.
+          prompts: Token ids.
           settings: How the answers are drawn.
 
         Raises:
-          RequestError: If the prompt is empty or too long, too many requests wait, the time is up,
-            or the engine fails.
+          RequestError: If a prompt is empty or too long, or too many requests wait; the pieces
+            raise it if the time is up or the engine fails.
         """
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
+        requests = [each for prompt in prompts for each in self._requests(prompt, settings)]
         tickets = [
             Ticket(request, lambda event, i=i: events.put_nowait((i, event)), loop)
-            for i, request in enumerate(self._requests(prompt, settings))
+            for i, request in enumerate(requests)
         ]
         self._submit(tickets)
+        self.metrics.add("prompt_tokens_total", sum(map(len, prompts)), model=self.name)
         return self._pieces(tickets, events, settings)
 
     async def _pieces(
@@ -170,7 +183,7 @@ class AnsweringModel:
     ) -> AsyncIterator[Piece]:
         texts = [GrowingText(self.chat.decode, settings.stop) for _ in tickets]
         prompt_logprobs: list[TokenLogprobs | None] = [None] * len(tickets)
-        loop = asyncio.get_running_loop()
+        loop, started = asyncio.get_running_loop(), time.perf_counter()
         # An event, and not `asyncio.timeout`: that would cancel whoever reads the pieces, too.
         late = Failed(_late(settings.timeout))
         timer = settings.timeout and loop.call_later(settings.timeout, events.put_nowait, (0, late))
@@ -186,7 +199,11 @@ class AnsweringModel:
                 if texts[index].stopped:
                     # Drawn before the thread learnt that a stop text had been written.
                     continue
+                if not texts[index].ids:
+                    waited = time.perf_counter() - started
+                    self.metrics.observe("first_token_seconds", waited, model=self.name)
                 piece = _piece(index, event, texts[index])
+                self.metrics.add("completion_tokens_total", len(piece.ids), model=self.name)
                 if piece.finish_reason is not None:
                     left -= 1
                     self.scheduler.leave([tickets[index]])
@@ -195,7 +212,7 @@ class AnsweringModel:
         finally:
             # Also where the caller has gone, which closes this generator.
             self.scheduler.leave(tickets)
-            if timer:
+            if timer is not None:
                 timer.cancel()
 
     def _requests(self, prompt: Sequence[int], settings: AnswerSettings) -> list[RowRequest]:
@@ -243,10 +260,12 @@ def _piece(index: int, event: Drawn, text: GrowingText) -> Piece:
     new = text.add(event.ids, event.reason is not None)
     # A stop text drops the tokens behind it, and their log-probabilities.
     ids = text.ids[had:]
+    stop = None if text.stopped else event.stop
     logprobs = event.logprobs
     if logprobs is not None:
-        logprobs = TokenLogprobs(*(np.asarray(leaf)[: len(ids)] for leaf in logprobs))
-    return Piece(index, new, ids, "stop" if text.stopped else event.reason, logprobs)
+        count = len(ids) + (stop is not None)
+        logprobs = TokenLogprobs(*(np.asarray(leaf)[:count] for leaf in logprobs))
+    return Piece(index, new, ids, "stop" if text.stopped else event.reason, stop, logprobs)
 
 
 def _late(timeout: float | None) -> RequestError:

@@ -4,28 +4,38 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.serving.answering import AnsweringModel, AnswerSettings
+from jaxdpo.serving.best import named_criteria
 from jaxdpo.serving.chat import chat_routes
+from jaxdpo.serving.completions import completion_routes
 from jaxdpo.serving.config import ServeConfig
 from jaxdpo.serving.errors import RequestError
+from jaxdpo.serving.metrics import Metrics
 from jaxdpo.serving.replies import CLIENT_GONE, error_reply
+from jaxdpo.serving.requests import key_check
+from jaxdpo.serving.status import health_route, status_routes
+from jaxdpo.serving.tokens import token_routes
+from jaxdpo.serving.watching import Watched
 
 
 def make_app(models: Mapping[str, AnsweringModel], settings: ServeConfig) -> FastAPI:
     """Makes the application that serves models; it starts their threads and ends them.
 
+        app = make_app(load_models(settings), settings)
+        app.include_router(routes_of_a_page)  # these need no key, unless they ask for one
+
     Args:
       models: Name ↦ model.
-      settings: Bounds and key.
+      settings: Bounds, key and criteria.
 
     Raises:
-      UserError: If the key cannot be read.
+      UserError: If the key cannot be read, or there is no such criterion.
     """
 
     @contextlib.asynccontextmanager
@@ -37,20 +47,36 @@ def make_app(models: Mapping[str, AnsweringModel], settings: ServeConfig) -> Fas
         try:
             yield
         finally:
-            for model in models.values():
-                model.scheduler.stop()
+            # In threads: what is under way is waited for, and each thread hands its last events to
+            # this loop.
+            await asyncio.gather(
+                *(asyncio.to_thread(model.scheduler.stop) for model in models.values())
+            )
 
     # No pages of documentation: they load scripts from other hosts.
     app = FastAPI(lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.models, app.state.settings = models, settings
-    app.include_router(chat_routes(models, settings))
+    metrics = Metrics()
+    for model in models.values():
+        model.metrics = metrics
+    app.state.models, app.state.settings, app.state.metrics = models, settings, metrics
+    app.add_middleware(Watched, settings=settings, metrics=metrics)
+    with_key = [Depends(key_check(settings))]
+    criteria = named_criteria(settings.criteria)
+    for routes in (
+        chat_routes(models, settings, criteria),
+        completion_routes(models, settings),
+        token_routes(models, settings),
+        status_routes(models, metrics),
+    ):
+        app.include_router(routes, dependencies=with_key)
+    app.include_router(health_route(models))
     _answer_errors(app)
     return app
 
 
 async def _warm_up(model: AnsweringModel) -> None:
     settings = AnswerSettings(max_new_tokens=1, temperature=0.0)
-    async for _ in model.complete([model.chat.end_token_id], settings):
+    async for _ in model.complete([[model.chat.end_token_id]], settings):
         pass
 
 

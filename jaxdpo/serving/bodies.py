@@ -22,10 +22,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "response_format": ({"type": "text"},),
     "tool_choice": ("auto", "none"),
-    "functions": ([],),
-    "function_call": ("auto", "none"),
     "modalities": (["text"],),
-    "best_of": (1,),
     "suffix": ("",),
 }
 
@@ -114,7 +111,7 @@ class _Sampling(_Ignored, _Unsupported):
 
     @property
     def most_likely(self) -> int | None:
-        """How many of the likeliest tokens are drawn from; None for all, as −1 and 0 mean."""
+        """The number of likeliest tokens to draw from; None for all, as −1 and 0 mean."""
         return self.top_k if self.top_k is not None and self.top_k > 0 else None
 
 
@@ -127,16 +124,24 @@ class ChatBody(_Sampling):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    criteria: list[Any] = Field(default_factory=list)
+    best_of: int | None = Field(default=None, ge=2)
     response_format: Any = None
     tool_choice: Any = None
-    functions: Any = None
-    function_call: Any = None
     modalities: Any = None
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=true")
+        if self.best_of is not None and not self.criteria:
+            raise ValueError("best_of needs criteria, by which the best is chosen")
+        if self.best_of is not None and self.best_of < self.n:
+            raise ValueError(f"best_of is {self.best_of}, fewer than the n={self.n} wanted")
+        if self.criteria and self.stream:
+            raise ValueError("criteria judge whole answers; leave out stream")
+        if self.tools and self.stream and self.logprobs:
+            raise ValueError("logprobs of streamed calls are not supported; leave out one of them")
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
             raise ValueError("max_tokens and max_completion_tokens differ; set one")
@@ -158,7 +163,6 @@ class CompletionBody(_Sampling):
     max_tokens: int | None = Field(default=16, ge=0, le=2**31 - 1)
     echo: bool = False
     logprobs: int | None = Field(default=None, ge=0, le=20)
-    best_of: Any = None
     suffix: Any = None
 
 

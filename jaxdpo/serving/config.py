@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from jaxdpo.errors import UserError
+from jaxdpo.evaluation.criteria.spec import Criteria
 from jaxdpo.storage.files import shipped
 
 # Shorter keys can be guessed by asking; 16 characters are what `openssl rand -hex 8` makes.
@@ -80,6 +81,11 @@ class ServeConfig(BaseModel):
         default=None,
         description="Jinja file to use in place of the models' chat templates",
         json_schema_extra={"also": "data.chat_template"},
+    )
+    criteria: Criteria = Field(
+        default=(),
+        validate_default=False,
+        description="those that requests may name; names, functions, or a YAML file of them",
     )
     log: Literal["none", "requests", "texts"] = Field(
         default="requests",

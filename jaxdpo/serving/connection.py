@@ -29,9 +29,12 @@ def protocol(timeout: float) -> type[H11Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            # Its head or body is still to come, or the connection waits for its next request, for
-            # which uvicorn has a bound.
-            incomplete = self.conn.their_state is h11.SEND_BODY or bool(self.conn.trailing_data[0])
+            # The rest of the head or of the body is still to come. Between two requests uvicorn has
+            # a bound, and a request that comes while another is answered waits its turn.
+            state = self.conn.their_state
+            incomplete = state is h11.SEND_BODY or (
+                state is h11.IDLE and bool(self.conn.trailing_data[0])
+            )
             if not incomplete:
                 self._late = _cancelled(self._late)
             elif self._late is None:

@@ -1,10 +1,13 @@
 """`jaxdpo serve` from its configuration to the end of its process."""
 
+import logging
+
 from jaxdpo.cli.console import Reporter
 from jaxdpo.serving.app import make_app
 from jaxdpo.serving.config import ServeConfig
 from jaxdpo.serving.loading import load_models
 from jaxdpo.serving.server import Server, listen, run_server
+from jaxdpo.serving.watching import log
 
 
 def serve(config: ServeConfig) -> None:
@@ -15,6 +18,7 @@ def serve(config: ServeConfig) -> None:
       SystemExit: With status 130 after Ctrl-C, 143 after SIGTERM.
     """
     reporter = Reporter()
+    log.setLevel(logging.INFO)
     # Read before anything is loaded: a key that is not there is said at once.
     config.key()
     with listen(config) as listener:

@@ -28,7 +28,7 @@ _LOOK_SECONDS = 0.05
 
 
 class QueueFull(Exception):
-    """As many requests wait as may."""
+    """So many requests wait that no more may."""
 
 
 class Stopping(Exception):
@@ -148,8 +148,13 @@ class Scheduler:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many requests have a row, and how many wait for one."""
+        """The number of requests that have a row, and of those that wait for one."""
         return len(self._running), len(self._waiting)
+
+    @property
+    def alive(self) -> bool:
+        """True while the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Queues the completions of one request, all or none.

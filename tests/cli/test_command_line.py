@@ -98,6 +98,9 @@ LINES = {
         ("shard_bg", "shard_gb"),
         "shard_gb",
     ),
+    "report": Line(
+        {"folders": "[no_run]"}, "no_run: is no run folder", ("folder", "folders"), "folders"
+    ),
     "serve": Line(
         {"model": "no_model", "port": "0"},
         "no_model: no such folder",

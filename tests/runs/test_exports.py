@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jaxdpo.config import load_config
 from jaxdpo.data.tokenization.load_pairs import load_pairs
@@ -314,8 +314,55 @@ def test_the_adapter_of_supervised_training_continued(model, sft, tmp_path):
     assert not np.asarray(lora["layers"]["attention"]["v"]["a"])[..., 2:].any()
 
 
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        ({"use_dora": True, "use_rslora": True}, ["lora.use_dora=true", "lora.use_rslora=true"]),
+        ({"modules_to_save": ["embed_tokens", "lm_head"]}, []),
+        ({"trainable_token_indices": [3, 17]}, []),
+    ],
+    ids=["DoRA", "new tokens", "rows of tokens"],
+)
+def test_adapters_with_more_than_pairs_are_trained_further(kind, form, model, tmp_path):
+    torch.manual_seed(0)
+    base, words = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    if "modules_to_save" in kind:
+        words.add_tokens(["<think>", "</think>"])
+        base.resize_token_embeddings(len(words))
+    lora: Any = dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    adapted = peft.get_peft_model(base, peft.LoraConfig(**lora, **kind, task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for value in adapted.parameters():
+            if value.requires_grad:
+                value.add_(0.05 * torch.randn_like(value))
+    adapted.save_pretrained(str(tmp_path / "sft"))
+    words.save_pretrained(tmp_path / "sft")
+    settings = {
+        "model.path": tmp_path / "sft", "data.path": model.parent / "pairs.jsonl",
+        "data.cache_dir": tmp_path / "cache", "training.folder": tmp_path / "run",
+        "training.completions": 1, "batch.size": 8, "loss.beta": BETA, "lora.rank": 4,
+        "optimizer.learning_rate": 1e-2, "model.adapter": "continue", "export.lora": "adapter",
+        "lora.alpha": 8, "lora.targets": "[q, v]", "optimizer.loraplus_lr_ratio": 2,
+    }  # fmt: skip
+    config = load_config(None, [*(f"{key}={value}" for key, value in settings.items()), *form])
+    before, after = summarised(fit(config))
+    assert before == pytest.approx(np.log(2), rel=1e-5)
+    assert after < 0.65
+
+    def with_peft(folder: Path) -> torch.nn.Module:
+        under = base_of(model)
+        if "modules_to_save" in kind:
+            under.resize_token_embeddings(len(words))  # type: ignore[operator]
+        return peft.PeftModel.from_pretrained(under, str(folder)).eval()  # type: ignore[arg-type]
+
+    loss = test_loss(with_peft(tmp_path / "run/model"), with_peft(tmp_path / "sft"), config)
+    assert loss == pytest.approx(after, rel=1e-4)
+
+
 def test_what_cannot_be_continued_says_what_to_set(model, sft):
     with pytest.raises(UserError, match=r"set lora.rank=4 lora.alpha=16 'lora.targets=\[q, v\]'"):
         fit(config_of(sft, "other", "model.adapter=continue", "lora.rank=8"))
+    with pytest.raises(UserError, match=r"alpha=16 lora.use_dora=false 'lora.targets"):
+        fit(config_of(sft, "dora", "model.adapter=continue", "lora.rank=4", "lora.use_dora=true"))
     with pytest.raises(UserError, match="must be a folder of adapters of linear maps"):
         fit(config_of(model, "none", "model.adapter=continue", "lora.rank=8"))

@@ -85,6 +85,7 @@ def config_from_hf(hf_config: HfConfig, context: int | None = None) -> ModelConf
             )
     try:
         return ModelConfig.model_validate(family.read(hf, context))
+    # A family's reader takes what it needs without asking; what it trips over is the file's fault.
     except KeyError as error:
         raise UserError(f"config.json: {error.args[0]} is missing") from error
     except ValueError as error:
