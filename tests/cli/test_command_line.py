@@ -62,6 +62,12 @@ LINES = {
         ("magin", "margin"),
         "test_fraction",
     ),
+    "studio": Line(
+        {"data": "no.jsonl", "folder": "feedback", "port": "0"},
+        "no.jsonl: no such file",
+        ("overlp", "overlap"),
+        "answers",
+    ),
     "prefer": Line(
         {"model": "no_model", "data": "no.jsonl", "criteria": "json", "folder": "pairs"},
         "no.jsonl: no such file",
@@ -252,7 +258,7 @@ def test_a_command_that_there_is_not():
 
 
 def test_the_console_script_runs_commands(tmp_path, monkeypatch, capsys):
-    """What `pyproject.toml` installs as `jaxdpo`."""
+    """Runs what `pyproject.toml` installs as `jaxdpo`."""
     import tomllib
 
     target = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["jaxdpo"]
