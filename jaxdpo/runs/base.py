@@ -23,6 +23,7 @@ from jaxdpo.hub.policy import Policy
 from jaxdpo.hub.write import write_json, write_texts
 from jaxdpo.model.digest import weights_digest
 from jaxdpo.runs.origin import Origin, folder_of, hub_datasets, read_origin
+from jaxdpo.storage.buckets import is_bucket
 
 BASE = "base"
 _TEMPLATE, _ORIGIN = "template.jinja", "origin.json"
@@ -107,6 +108,8 @@ def find_base(folder: Path, path: str) -> str:
     Raises:
       UserError: If the run's base model is a folder that is not there.
     """
+    if is_bucket(path):
+        return path
     if path.startswith("@"):
         return str(find_folder(path))
     given = Path(path).expanduser()

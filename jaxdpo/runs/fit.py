@@ -27,7 +27,7 @@ from jaxdpo.runs.setup import Setup, set_up
 from jaxdpo.runs.summary import answer_test_prompts, show_summary, summarise, test_records
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
-from jaxdpo.training.signals import stop_on_sigterm
+from jaxdpo.training.signals import stop_on_signal
 from jaxdpo.training.state import TrainState, begin
 from jaxdpo.training.step import make_train_step
 from jaxdpo.training.writers import plot_curves, read_metrics
@@ -68,7 +68,7 @@ def fit(
 
     Raises:
       UserError: For whatever the user can fix.
-      SystemExit: With status 143, after a SIGTERM; the state is saved.
+      SystemExit: With the status that stands for a signal, such as 143 for SIGTERM.
     """
     keep_compiled(config.data.cache_folder() / "compiled")
     mesh, reporter = make_mesh(config.mesh), Reporter(quiet=jax.process_index() != 0)
@@ -89,23 +89,22 @@ def fit(
 
         # Loop: the device computes one step while the host packs the next and reads the last.
         with (
-            stop_on_sigterm() as stop,
+            stop_on_signal() as stop,
             reporter.progress(last_step, first_step) as bar,
             Recorder(setup, frozen, folder, checkpoints, reporter, bar, first_step) as recorder,
         ):
             recorder.begin(first_step, state, stop)
             steps = run_steps(train_step, state, frozen, setup.train, setup.plan, mesh, first_step)
-            # A run that ended early, and was cut off before its export, takes no step.
-            for step, state, metrics in () if recorder.stopped else steps:
+            for step, state, metrics in recorder.until_stopped(steps):
                 recorder.step(step, metrics)
                 if recorder.saves_after(step) or recorder.evaluates_after(step):
                     recorder.keep(step, state, stop)
-                if recorder.stopped:
-                    break
-                if stop.agreed(step):
+                if stop.after_step():
                     recorder.save_now(step, state)
-                    exit_stopped(reporter, step)
-        checkpoints.wait()
+                    exit_stopped(reporter, stop, f"saved after step {step}")
+            checkpoints.wait()
+            if stop.after_last_step():
+                exit_stopped(reporter, stop, "trained to the end, and not yet exported")
 
         # Finish: the exported model, its answers, the summary.
         exported = choose_step(setup, state, recorder, checkpoints, reporter)
@@ -141,7 +140,7 @@ def begin_or_continue(
         jax.tree.map(lambda leaf: leaf.delete(), params)
     described = describe_run(setup.config, setup.policy, folder.start_digest())
     keep = setup.config.checkpoint.keep
-    checkpoints = Checkpoints(folder.path / "checkpoints", keep, described)
+    checkpoints = Checkpoints(folder.path / "checkpoints", keep, described, folder.send)
     state = checkpoints.restore(jax.tree.map(_abstract, state)) or state
     if int(state.step):
         reporter.say(f"continuing after step {int(state.step)}")
@@ -169,7 +168,7 @@ def finish(
     history = read_metrics(folder.path)
     tested = test_records(setup, exported, export, history, reporter)
     after = answer_test_prompts(setup, export.policy, folder, "after")
-    reporter.say(f"exporting to {model}")
+    reporter.say(f"exporting to {folder.name}/model")
     card = run_card(setup.config, folder.path, exported.step, tested)
     write_export(setup, export, model, card)
     # The weights as written are freed here, before the folder's take up as much.
@@ -184,6 +183,7 @@ def finish(
     # Written last: a folder that holds it is a finished run's.
     folder.write_json("summary.json", summary)
     finish_report(folder, reporter)
+    folder.send()
     show_summary(reporter, summary)
     return RunResult(folder.path, export.policy, summary, history)
 
@@ -200,7 +200,7 @@ def finished(
       mesh: The mesh that the aligned model is loaded onto.
       reporter: Says so.
     """
-    reporter.say(f"{folder.path}: this run is finished; set training.folder for a new one")
+    reporter.say(f"{folder.name}: this run is finished; set training.folder for a new one")
     aligned = load_policy(
         str(folder.path / "model"), config.model.param_dtype, mesh, context=config.data.max_length
     )

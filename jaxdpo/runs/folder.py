@@ -33,8 +33,10 @@ from jax.experimental import multihost_utils
 
 from jaxdpo.config import RunConfig, check_continues, to_yaml
 from jaxdpo.errors import UserError
+from jaxdpo.storage.buckets import is_bucket
 from jaxdpo.storage.continuation import check_unchanged
 from jaxdpo.storage.files import replacing
+from jaxdpo.storage.mirror import Mirror
 from jaxdpo.storage.urls import refuse_url
 from jaxdpo.training.writers import METRICS_FILE, read_metrics
 
@@ -74,11 +76,23 @@ class RunFolder:
       path: The folder.
       writes: Whether this process writes (the first of a run's processes does).
       earlier: How long the run was to be before, if it was another length than now.
+      mirror: The bucket that the folder lives in, whose local copy `path` is; None: none.
     """
 
     path: Path
     writes: bool
     earlier: Length | None = None
+    mirror: Mirror | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder as its user knows it: the path, or the URL that it is the local copy of."""
+        return str(self.path) if self.mirror is None else self.mirror.url
+
+    def send(self) -> None:
+        """Sends what is new to the bucket, if the folder lives in one."""
+        if self.mirror is not None:
+            self.mirror.push()
 
     def finished(self) -> dict[str, Any] | None:
         """Returns the summary of a run that is finished; None for one that has steps to take."""
@@ -110,6 +124,7 @@ class RunFolder:
             for name in (SUMMARY_FILE, "completions_after.json"):
                 (self.path / name).unlink(missing_ok=True)
             _write_config(self.path, config)
+            self.send()
 
     def check_inputs(self, inputs: dict[str, str]) -> None:
         """Remembers what the run was started from, and refuses to continue from anything else.
@@ -126,10 +141,15 @@ class RunFolder:
             return
         check_unchanged(
             f"{self.path} holds a run that was started from other inputs",
-            {name: str(before.get(name))[:_SHOWN] for name in inputs},
-            {name: digest[:_SHOWN] for name, digest in inputs.items()},
+            {name: shown_digest(str(before.get(name))) for name in inputs},
+            {name: shown_digest(digest) for name, digest in inputs.items()},
             "set training.folder to a new folder",
         )
+
+
+def shown_digest(digest: str) -> str:
+    """Returns as much of a digest as a message shows."""
+    return digest[:_SHOWN]
 
 
 @contextlib.contextmanager
@@ -139,8 +159,8 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
     Raises:
       UserError: If it cannot be written, is in use, or holds a run with another configuration.
     """
-    refuse_url(config.training.folder, "training.folder")
-    path = Path(config.training.folder)
+    mirror = _mirror(config.training.folder)
+    path = Path(config.training.folder) if mirror is None else mirror.copy
     # The first of a run's processes writes for all.
     if jax.process_index() != 0:
         yield RunFolder(path, writes=False, earlier=_from_first(None))
@@ -164,26 +184,42 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
                 f"training.folder {path}: another process is writing this run; wait for it, or "
                 "choose another folder"
             ) from None
-        resolved, earlier = path / _CONFIG, None
-        if known and not _has_begun(path):
-            _clear(path)
-        elif known and resolved.exists():
-            try:
-                earlier = check_continues(config, resolved).training
-            except UserError:
-                if not config.training.overwrite:
-                    raise
-                _clear(path)
-        length = None if earlier is None else Length(earlier.epochs, earlier.max_steps)
-        if length == Length(config.training.epochs, config.training.max_steps):
-            length = None
-        if length is not None and config.training.overwrite:
-            _clear(path)
-            length = None
+        if mirror is not None:
+            mirror.pull()
+            known = (path / INPUTS_FILE).exists()
+            if not known:
+                _check_empty(path, config.training.overwrite)
+        length = _continued(path, config, known)
         if length is None:
             # Again each time: what may change when a run continues is kept as it is now.
             _write_config(path, config)
-        yield RunFolder(path, writes=True, earlier=_from_first(length))
+        yield RunFolder(path, writes=True, earlier=_from_first(length), mirror=mirror)
+
+
+def _continued(path: Path, config: RunConfig, known: bool) -> Length | None:
+    """Leaves in a folder what can be continued; returns the length of a run that was another one.
+
+    Raises:
+      UserError: If the folder holds a run with another configuration.
+    """
+    resolved = path / _CONFIG
+    if known and not _has_begun(path):
+        _clear(path)
+    if not known or not resolved.exists():
+        return None
+    now = Length(config.training.epochs, config.training.max_steps)
+    overwrite = config.training.overwrite
+    try:
+        earlier = check_continues(config, resolved).training
+    except UserError:
+        if not overwrite:
+            raise
+        _clear(path)
+        return None
+    length = Length(earlier.epochs, earlier.max_steps)
+    if length != now and overwrite:
+        _clear(path)
+    return None if length == now or overwrite else length
 
 
 def _write_config(path: Path, config: RunConfig) -> None:
@@ -202,6 +238,24 @@ def _from_first(length: Length | None) -> Length | None:
     *halves, steps = np.asarray(shared)
     epochs = float(np.array(halves, np.uint32).view(np.float64)[0])
     return Length(epochs, int(steps) or None) if epochs else None
+
+
+def _mirror(folder: str) -> Mirror | None:
+    """Returns the bucket that a run folder lives in, or None for a local one.
+
+    Raises:
+      UserError: For a bucket that several processes would write checkpoints to.
+    """
+    if not is_bucket(folder):
+        refuse_url(folder, "training.folder")
+        return None
+    if jax.process_count() > 1:
+        # Each host writes its shards of a checkpoint into the one folder, which a bucket is not.
+        raise UserError(
+            f"training.folder {folder}: a run of several processes needs a folder that all of them "
+            "share; name one on a shared file system, and copy it to the bucket afterwards"
+        )
+    return Mirror(folder, last=("manifest.json", SUMMARY_FILE))
 
 
 def _is_run(path: Path) -> bool:

@@ -23,6 +23,7 @@ from jaxdpo.model.lora import init_lora
 from jaxdpo.runs.base import base_chat, base_files, check_base, find_base, has_base
 from jaxdpo.runs.card import run_card
 from jaxdpo.runs.folder import RunFolder
+from jaxdpo.storage.buckets import fetch, is_bucket
 from jaxdpo.storage.orbax import stored_arrays
 from jaxdpo.storage.urls import refuse_url
 from jaxdpo.training.checkpoint import (
@@ -61,6 +62,8 @@ def open_source(source: str, chat_template: str | None = None, exact: bool = Fal
     Raises:
       UserError: If it is none of these, or cannot be loaded.
     """
+    if is_bucket(source):
+        source = str(fetch(source))
     refuse_url(source)
     path = find_folder(source) if source.startswith("@") else Path(source).expanduser()
     if is_gguf(path):

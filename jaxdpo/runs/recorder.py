@@ -2,9 +2,11 @@
 
 import math
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from typing import NoReturn, Self
+from typing import NoReturn, Self, TypeVar
 
+import jax
 import numpy as np
 
 from jaxdpo.cli.console import Reporter, StepProgress
@@ -29,8 +31,8 @@ from jaxdpo.training.writers import MetricWriter, read_metrics
 
 # Pairs that the warning of displacement names.
 _NAMED_DISPLACING = 5
-# The status that a shell reports of a process that SIGTERM ended.
-_STOPPED = 128 + 15
+
+_Step = TypeVar("_Step")
 
 
 class Recorder:
@@ -102,13 +104,24 @@ class Recorder:
           stop: Whether the process was asked to stop.
 
         Raises:
-          SystemExit: With status 143, if it was.
+          SystemExit: With the status of the signal, if it was.
         """
         if self.evaluates_after(step):
             self.evaluate(step, state, stop)
-        if stop.alone:
-            exit_stopped(self._reporter, step)
+        if stop.cuts_short():
+            done = f"saved after step {step}" if step else "stopped before the first step"
+            exit_stopped(self._reporter, stop, done)
         self._compiling.enter_context(self._reporter.phase("compiling and taking the first step"))
+
+    def until_stopped(self, steps: Iterable[_Step]) -> Iterator[_Step]:
+        """Yields the steps of a loop until one of them ends the run early."""
+        # A run that ended early, and was cut off before its export, takes no step.
+        if self.stopped:
+            return
+        for each in steps:
+            yield each
+            if self.stopped:
+                return
 
     def step(self, step: int, metrics: DeviceMetrics) -> None:
         """Takes the metrics of a step under way; records those of the step before it."""
@@ -162,8 +175,7 @@ class Recorder:
             return
         params, lora = setup.objective.split(state.trainable, self._frozen)
         with self._reporter.phase("scoring the TEST pairs"):
-            # Several processes score together or not at all.
-            policy = held_out_scores(setup, params, lora, lambda: stop.alone)
+            policy = held_out_scores(setup, params, lora, stop.cuts_short)
         if policy is None:
             return
         metrics = held_out_metrics(setup, policy)
@@ -264,12 +276,20 @@ class Recorder:
             self._reporter.say(warning)
 
 
-def exit_stopped(reporter: Reporter, step: int) -> NoReturn:
-    """Ends the process as one that SIGTERM ended, its state being saved.
+def exit_stopped(reporter: Reporter, stop: StopRequest, done: str) -> NoReturn:
+    """Ends the process as one that a signal ended.
+
+    Args:
+      reporter: Says so; the other processes of a run say it too, each into its own log.
+      stop: The request.
+      done: What became of the run.
 
     Raises:
-      SystemExit: With status 143.
+      SystemExit: With 128 and the number of the signal.
     """
-    done = f"saved after step {step}" if step else "stopped before the first step"
-    reporter.say(f"SIGTERM: {done}; run it again to continue")
-    sys.exit(_STOPPED)
+    said = f"{stop.cause}: {done}; run it again to continue"
+    if jax.process_index() == 0:
+        reporter.say(said)
+    else:
+        print(said, flush=True)
+    sys.exit(stop.status)
