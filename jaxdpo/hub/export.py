@@ -22,11 +22,18 @@ from jaxdpo.storage.urls import refuse_url, written_url
 # Lists the files of an export, so that a later one replaces nothing else.
 MANIFEST = "jaxdpo_export.json"
 
-_DTYPE_NAMES = {
-    np.dtype(np.float32): "F32",
-    np.dtype(np.float16): "F16",
-    np.dtype(ml_dtypes.bfloat16): "BF16",
+# The safetensors format's word for a type ↦ NumPy's.
+DTYPES: dict[str, Any] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype(np.float64),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
 }
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from jaxdpo.runs.export import check_read_back, export_of, trained_policy, write
 from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.folder import RunFolder, open_run_folder
 from jaxdpo.runs.longer import continue_longer
-from jaxdpo.runs.recorder import Recorder, exit_stopped
+from jaxdpo.runs.recorder import Recorder, end_training, exit_stopped
 from jaxdpo.runs.report.live import finish_report
 from jaxdpo.runs.setup import Setup, set_up
 from jaxdpo.runs.summary import answer_test_prompts, show_summary, summarise, test_records
@@ -68,7 +68,7 @@ def fit(
 
     Raises:
       UserError: For whatever the user can fix.
-      SystemExit: With the status that stands for a signal, such as 143 for SIGTERM.
+      SystemExit: With 128 and the number of a signal that stopped it; the state is saved.
     """
     keep_compiled(config.data.cache_folder() / "compiled")
     mesh, reporter = make_mesh(config.mesh), Reporter(quiet=jax.process_index() != 0)
@@ -102,9 +102,7 @@ def fit(
                 if stop.after_step():
                     recorder.save_now(step, state)
                     exit_stopped(reporter, stop, f"saved after step {step}")
-            checkpoints.wait()
-            if stop.after_last_step():
-                exit_stopped(reporter, stop, "trained to the end, and not yet exported")
+            end_training([checkpoints], stop, reporter)
 
         # Finish: the exported model, its answers, the summary.
         exported = choose_step(setup, state, recorder, checkpoints, reporter)
