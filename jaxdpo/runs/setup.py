@@ -90,7 +90,7 @@ def set_up(
     _report_data(pairs, config, reporter)
     splits = _examples(pairs, config, reporter)
     train, test = splits["TRAIN"], splits["TEST"]
-    _check_pairs(train, test)
+    _check_same_pairs(train, test)
     columns = _read_columns(config, splits)
     digest = _digest(policy)
     reference = open_reference(config, policy, digest, mesh, reporter)
@@ -127,22 +127,17 @@ def set_up(
     )
 
 
+def _check_same_pairs(train: Examples, test: Examples) -> None:
+    # Before anything is computed together: plans of other lengths would never meet in a collective.
+    splits = {"TRAIN pairs (data.path)": train, "TEST pairs (data.path)": test}
+    digests = {name: shown_digest(pairs.fingerprint) for name, pairs in splits.items()}
+    check_same("pairs", digests)
+
+
 def _digest(policy: Policy) -> str:
     # Adapters that training begins with are a part of the model that it begins with.
     weights = policy.params if policy.lora is None else {**policy.params, "lora": policy.lora}
     return weights_digest(weights)
-
-
-def _check_pairs(train: Examples, test: Examples) -> None:
-    """Refuses processes that read different pairs."""
-    # Before anything is computed together: plans of other lengths would never meet in a collective.
-    check_same(
-        "pairs",
-        {
-            "TRAIN pairs (data.path)": shown_digest(train.fingerprint),
-            "TEST pairs (data.path)": shown_digest(test.fingerprint),
-        },
-    )
 
 
 def _examples(pairs: LoadedPairs, config: RunConfig, reporter: Reporter) -> dict[Split, Examples]:
