@@ -54,9 +54,12 @@ def run(tmp_path_factory) -> Path:
     arguments += ["training.completions=2", "training.evaluate_every=1"]
     arguments += ["training.watch.max_new_tokens=4", "training.watch.prompts=2"]
     config = load_config(None, arguments)
+    # A notebook that ends in `fit(…)` shows a line, and not every metric and answer.
     given = []
     result = fit(config, on_metrics=lambda *record: given.append(record))
     assert [{"step": s, "split": name, **metrics} for s, name, metrics in given] == result.history
+    assert repr(result).count("\n") == 0 and len(repr(result)) < 300 and "3 steps" in repr(result)
+    assert len(repr(result.policy)) < 300
     return folder / "run"
 
 
