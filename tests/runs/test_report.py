@@ -70,8 +70,8 @@ def test_every_number_of_the_metrics_is_the_files(run):
     assert table is not None
     html = (run / "report.html").read_text()
     names = {name for name in summary["after"] if not name.endswith(("_low", "_high"))}
-    assert {str(name) for _, name, _, _ in table.rows} == names - {"step", "split"}
-    for _, name, before, after in table.rows:
+    assert {str(name) for *_, name in table.rows} == names - {"step", "split"}
+    for _, before, after, name in table.rows:
         for cell, record in ((before, summary["before"]), (after, summary["after"])):
             ends = [record[name + end] for end in ("_low", "_high") if name + end in record]
             values = [float(value) for value in re.findall(r'value="([^"]*)"', cell)]
