@@ -18,7 +18,7 @@ from jaxdpo.model.decoder import Params
 from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.fit import RunResult, begin_or_continue, finish, finished, fit
 from jaxdpo.runs.folder import RunFolder, open_run_folder
-from jaxdpo.runs.recorder import Recorder, exit_stopped
+from jaxdpo.runs.recorder import Recorder, end_training, exit_stopped
 from jaxdpo.runs.setup import Setup, set_up
 from jaxdpo.runs.summary import answer_test_prompts
 from jaxdpo.training.checkpoint import Checkpoints
@@ -89,9 +89,11 @@ def fit_together(
             by_step[int(state.step)][number] = begun
         together = [(step, runs) for step, runs in by_step.items() if len(runs) > 1]
         for first_step, runs in together:
-            exports = _train(list(runs.values()), first_step, mesh, reporter)
-            for (number, run), exported in zip(runs.items(), exports, strict=True):
+            recorders, exports = _train(list(runs.values()), first_step, mesh, reporter)
+            trained = zip(runs.items(), recorders, exports, strict=True)
+            for (number, run), recorder, exported in trained:
                 results[number] = finish(run.setup, exported, run.folder, run.before, reporter)
+                recorder.publish()
     # A run that was cut off at a step of its own has none beside it. Its folder is free again here.
     by_step.clear()
     for number, config in enumerate(configs):
@@ -102,7 +104,7 @@ def fit_together(
 
 def _train(
     runs: Sequence[_Begun], first_step: int, mesh: Mesh, reporter: Reporter
-) -> list[ExportedStep]:
+) -> tuple[list[Recorder], list[ExportedStep]]:
     """Takes the optimizer steps of all runs, as `fit`'s loop does for one."""
     first, last_step = runs[0], runs[0].setup.plan.num_steps
     states = stack_states([run.state for run in runs], mesh)
@@ -142,11 +144,9 @@ def _train(
                 for k, recorder in enumerate(recorders):
                     recorder.save_now(step, unstack.state(states, k))
                 exit_stopped(reporter, stop, f"saved after step {step}")
-        for run in runs:
-            run.checkpoints.wait()
-        if stop.after_last_step():
-            exit_stopped(reporter, stop, "trained to the end, and not yet exported")
-    return [
+        end_training([run.checkpoints for run in runs], stop, reporter)
+    exports = [
         choose_step(run.setup, unstack.state(states, k), recorder, run.checkpoints, reporter)
         for k, (run, recorder) in enumerate(zip(runs, recorders, strict=True))
     ]
+    return recorders, exports

@@ -7,6 +7,7 @@ metrics.jsonl   a record a step and an evaluation; curves.png and tensorboard/ s
 answers.jsonl   answers to a few TEST prompts at each evaluation
 test_pairs.json the TEST pairs with their margins at the last evaluation
 run.json        machine, versions, times and lengths
+trackers.json   the names by which experiment trackers know the run
 report.html     all of it on one page, made at each evaluation and at the end
 checkpoints/    to continue from
 base/           the model that it started from, without its weights
@@ -18,8 +19,10 @@ opened again, whatever the configuration is then.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,12 +42,13 @@ from jaxdpo.training.writers import METRICS_FILE, read_metrics
 
 DATA_FILE, FACTS_FILE, TEST_PAIRS_FILE = "data.json", "run.json", "test_pairs.json"
 ANSWERS_FILE, REPORT_FILE, SUMMARY_FILE = "answers.jsonl", "report.html", "summary.json"
+TRACKERS_FILE = "trackers.json"
 _LOCK, _CONFIG = ".lock", "config.yaml"
 # All that a run writes; nothing else is ever removed from its folder.
 _FILES = (
     *(_CONFIG, "inputs.json", DATA_FILE, METRICS_FILE, "rejects.jsonl", SUMMARY_FILE, "curves.png"),
     *("completions_before.json", "completions_after.json", ANSWERS_FILE),
-    *(FACTS_FILE, TEST_PAIRS_FILE),
+    *(FACTS_FILE, TEST_PAIRS_FILE, TRACKERS_FILE, "wandb", "mlflow", "mlflow.db"),
     *("base", "checkpoints", "model", "tensorboard"),
 )
 # A page that says this of itself in its head was made by a run, and may be made again. The folder
@@ -53,6 +57,9 @@ REPORT_MARK = "jaxdpo run report"
 _HEAD = 4096
 # Digits of a digest in messages: enough to tell any two apart that a user will ever meet.
 _SHOWN = 12
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,11 +150,20 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
         try:
             # The system lets go of it when the process dies, however it dies: no lock is stale.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"training.folder {path}: another process is writing this run; wait for it, or "
-                "choose another folder"
-            ) from None
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                # Lustre without `-o flock`, some FUSE mounts. Training need not end by that.
+                _log.warning(
+                    "training.folder %s: this file system has no locks (flock: %s), so see to it "
+                    "that no other process writes this run",
+                    path,
+                    error.strerror,
+                )
+            else:
+                raise UserError(
+                    f"training.folder {path}: another process is writing this run; wait for it, or "
+                    "choose another folder"
+                ) from None
         if mirror is not None:
             mirror.pull()
             known = (path / "inputs.json").exists()

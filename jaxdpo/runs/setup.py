@@ -26,6 +26,7 @@ from jaxdpo.runs.columns import metadata_digest, read_columns
 from jaxdpo.runs.execution import Resolved, resolve
 from jaxdpo.runs.folder import DATA_FILE, RunFolder, shown_digest
 from jaxdpo.runs.objective import objective_of, optimizer_of
+from jaxdpo.runs.push import check_destinations
 from jaxdpo.runs.reference import Reference, open_reference
 from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs
 from jaxdpo.scoring.score import make_score_step
@@ -81,6 +82,7 @@ def set_up(
       folder: The run folder.
       reporter: Where progress is shown.
     """
+    check_destinations(config)
     policy, loss = load_start(config, given_policy, mesh), config.loss
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
     rejects = folder.path / "rejects.jsonl"
@@ -88,14 +90,7 @@ def set_up(
     _report_data(pairs, config, reporter)
     splits = _examples(pairs, config, reporter)
     train, test = splits["TRAIN"], splits["TEST"]
-    # Before anything is computed together: plans of other lengths would never meet in a collective.
-    check_same(
-        "pairs",
-        {
-            "TRAIN pairs (data.path)": shown_digest(train.fingerprint),
-            "TEST pairs (data.path)": shown_digest(test.fingerprint),
-        },
-    )
+    _check_same_pairs(train, test)
     columns = _read_columns(config, splits)
     digest = _digest(policy)
     reference = open_reference(config, policy, digest, mesh, reporter)
@@ -129,6 +124,13 @@ def set_up(
         planned_test,
         make_score_step(policy.config, compute, mesh, loss.ld_alpha, loss.use_weighting),
     )
+
+
+def _check_same_pairs(train: Examples, test: Examples) -> None:
+    # Before anything is computed together: plans of other lengths would never meet in a collective.
+    splits = {"TRAIN pairs (data.path)": train, "TEST pairs (data.path)": test}
+    digests = {name: shown_digest(pairs.fingerprint) for name, pairs in splits.items()}
+    check_same("pairs", digests)
 
 
 def _digest(policy: Policy) -> str:
