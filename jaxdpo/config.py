@@ -29,6 +29,7 @@ from jaxdpo.storage.files import shipped
 from jaxdpo.training.best_step import RANKED_BY, StopConfig
 from jaxdpo.training.checkpoint import CheckpointConfig
 from jaxdpo.training.optimizer import OptimizerConfig
+from jaxdpo.training.trackers.opening import TrackerName
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -87,7 +88,9 @@ class TrainingConfig(BaseModel):
         description="begin anew in a folder that holds another run, or something else",
         json_schema_extra={"also": "overwrite"},
     )
-    epochs: float = Field(default=1.0, gt=0, description="passes over the TRAIN pairs")
+    epochs: float = Field(
+        default=1.0, gt=0, description="passes over the TRAIN pairs; more of them continue a run"
+    )
     max_steps: int | None = Field(
         default=None, ge=1, description="optimizer steps, if fewer than that"
     )
@@ -101,6 +104,11 @@ class TrainingConfig(BaseModel):
     )
     completions: int = Field(
         default=3, ge=0, description="TEST prompts that are answered before and after training"
+    )
+    report_to: tuple[TrackerName, ...] = Field(
+        default=("tensorboard",),
+        description="experiment trackers that get all metrics, the settings, the page and the "
+        "curves, beside metrics.jsonl",
     )
     watch: WatchConfig = Field(
         default=WatchConfig(), description="answers to TEST prompts at each evaluation"
@@ -119,12 +127,17 @@ class ExportConfig(BaseModel):
     lora: Literal["merged", "adapter"] = Field(
         default="merged", description="adapters added into the weights, or a PEFT adapter folder"
     )
-    dtype: Dtype | None = Field(
-        default=None, description="dtype of the weights; default: as loaded"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None,
+        description="dtype of the weights; default: that of the base model's files",
     )
     step: Literal["last", "best"] = Field(
         default="last",
         description="the step that is exported; a run that training.stop ends exports its best",
+    )
+    hub: str | None = Field(
+        default=None,
+        description="org/name on the Hugging Face Hub that the model is uploaded to, privately",
     )
 
 
@@ -225,8 +238,8 @@ class RunConfig(BaseModel):
         return self.reference.kind or ("precomputed" if self.loss.reads_reference else "none")
 
 
-# What may differ when a run is continued: it changes neither the data nor the arithmetic. (Of the
-# files at these paths the contents are compared.)
+# What may differ when a run is continued: it changes neither the data nor the arithmetic. (The
+# contents of the files at these paths are compared, and a run may be made longer but not shorter.)
 CHANGEABLE = (
     "checkpoint",
     "data.cache_dir",
@@ -238,10 +251,13 @@ CHANGEABLE = (
     "model.path",
     "sampling",
     "training.completions",
+    "training.epochs",
+    "training.folder",
+    "training.max_steps",
+    "training.overwrite",
+    "training.report_to",
     "training.stop",
     "training.watch",
-    "training.folder",
-    "training.overwrite",
 )
 
 
@@ -271,23 +287,28 @@ def flat(config: BaseModel) -> dict[str, Any]:
     return flattened
 
 
-def check_continues(config: RunConfig, path: Path) -> None:
+def check_continues(config: RunConfig, path: Path) -> RunConfig:
     """Refuses to continue a run under another configuration.
 
     Args:
       config: The configuration now.
       path: The resolved configuration that the run was started with.
 
+    Returns:
+      The configuration that the run had.
+
     Raises:
       UserError: Naming each field that differs, with both values.
     """
+    before = RunConfig.model_validate(read_yaml(path))
     check_unchanged(
         f"{path.parent} holds a run with another configuration",
-        flat(RunConfig.model_validate(read_yaml(path))),
+        flat(before),
         flat(config),
         "set training.folder to a new folder",
         lambda field: any(field == free or field.startswith(free + ".") for free in CHANGEABLE),
     )
+    return before
 
 
 def help_text() -> str:

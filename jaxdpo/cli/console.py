@@ -3,9 +3,9 @@
 import datetime
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -14,9 +14,14 @@ from rich.table import Table
 from jaxdpo.cli.control_characters import plain
 from jaxdpo.cli.progress import BAR_AFTER, Counting, spoken
 
+_Result = TypeVar("_Result")
 _SHOWN = ("loss", "rewards/margins", "rewards/accuracies")
 # A run that says more than this before its first step says it about its data, line by line.
 _MOST_KEPT = 200
+
+
+# A function of one's own that is given each record of a run: `(step, split, metrics)`.
+OnMetrics = Callable[[int, str, Mapping[str, float]], None]
 
 
 class Reporter:
@@ -24,6 +29,7 @@ class Reporter:
 
     Args:
       quiet: Whether nothing is shown (in all processes of a run but the first).
+      on_metrics: Given each record of the run's metrics, or None.
 
     Attributes:
       begun: When it was made.
@@ -32,7 +38,8 @@ class Reporter:
       phases: Name of a phase ↦ seconds that it took, all its times together.
     """
 
-    def __init__(self, quiet: bool = False):
+    def __init__(self, quiet: bool = False, on_metrics: OnMetrics | None = None):
+        self.on_metrics = on_metrics
         self.console = Console(quiet=quiet, soft_wrap=True, highlight=False)
         self.begun = datetime.datetime.now().astimezone()
         self.started = time.monotonic()
@@ -80,6 +87,16 @@ class Reporter:
             self.phases[what] = self.phases.get(what, 0.0) + took
         if took >= BAR_AFTER:
             self.console.print(plain(f"{what}, {spoken(took)}"))
+
+    def timed(self, what: str, work: Callable[[], _Result]) -> _Result:
+        """Returns what a function returns, as a phase.
+
+        Args:
+          what: Name of the phase: "loading the model".
+          work: The function.
+        """
+        with self.phase(what):
+            return work()
 
     @contextmanager
     def progress(self, total: int, done: int) -> Iterator["StepProgress"]:

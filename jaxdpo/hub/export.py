@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from jaxdpo.errors import UserError
 from jaxdpo.storage.buckets import is_bucket, read_names, send
-from jaxdpo.storage.files import sync_folder, sync_tree
+from jaxdpo.storage.files import move_folder, sync_folder, sync_tree
 from jaxdpo.storage.urls import refuse_url, written_url
 
 # Lists the files of an export, so that a later one replaces nothing else.
@@ -66,8 +66,8 @@ def exporting(folder: Path) -> Iterator[Path]:
         # A folder cannot be replaced in one system call, but between these two renames the earlier
         # export still lies beside it under another name.
         if folder.exists():
-            folder.rename(previous)
-        temporary.rename(folder)
+            move_folder(folder, previous)
+        move_folder(temporary, folder, last=["adapter_config.json", "config.json", MANIFEST])
         sync_folder(folder.parent)
         shutil.rmtree(previous, ignore_errors=True)
     except OSError as error:

@@ -139,7 +139,8 @@ def rows(tmp_path):
 
 
 def test_an_experts_edits_and_judgements_by_keys(studio, visit, rows, tmp_path):
-    here = studio(**rows, criteria=[{"name": "word_limit", "limit": 3, "label": "short"}])
+    short = {"name": "word_limit", "limit": 3, "label": "short"}
+    here = studio(**rows, criteria=[short, {"name": "json"}])
     page = visit(here, "/review", "ann")
     page.locator(".answer").first.wait_for()
     first, second = texts(page)
@@ -181,6 +182,15 @@ def test_an_experts_edits_and_judgements_by_keys(studio, visit, rows, tmp_path):
     press(page, "u")
     press(page, "1")
     assert collect("events", str(here.folder)).no_pair == {}
+    # With the next criterion the same keys judge by that one.
+    press(page, "p")
+    page.keyboard.press("c")
+    press(page, "f")
+    said = [(e["criterion"], e["passed"]) for e in FeedbackStore(here.folder).events()
+            if e["event"] == "judged"][-2:]  # fmt: skip
+    assert said == [("short", True), ("json", False)]
+    press(page, "u")
+    press(page, "u")
     # The page shows how far the judge agrees: "short" passes both answers, a person one of them.
     page.goto(here.url + "/data")
     page.click("#judges")
@@ -309,6 +319,7 @@ def test_kill_9_loses_no_act_that_the_page_confirmed(studio, visit):
     kept = [event["id"] for event in FeedbackStore(here.folder).events()]
     assert len(kept) == len(set(kept))
     assert len(confirmed) > 2 * KILLS and set(confirmed) <= set(kept)
+    print(f"{KILLS} kills, {len(confirmed)} confirmed acts, none lost")
     # Nothing waits in the browser any more, and every click was kept.
     assert page.evaluate("Object.keys(localStorage).filter((k) => k.startsWith('outbox:'))") == []
 
