@@ -25,6 +25,8 @@ _PREFILL_TOKENS = 512
 # Seconds between two looks that are aimed at: the longest that a new request waits for its turn,
 # and the pause between the pieces of a stream. Shorter ones cost more of the speed.
 _LOOK_SECONDS = 0.05
+# Seconds that a thread gets to end; a device that hangs never does, and the process must.
+_STOP_SECONDS = 10.0
 
 
 class QueueFull(Exception):
@@ -138,13 +140,17 @@ class Scheduler:
             self._thread.daemon = True
             self._thread.start()
 
-    def stop(self) -> None:
-        """Ends the thread after the look under way; what is not done fails."""
+    def give_up(self) -> None:
+        """Has the thread end after the look under way; what is not done fails."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
+
+    def stop(self) -> None:
+        """Ends the thread, and waits until it has ended."""
+        self.give_up()
         if self._thread is not None:
-            self._thread.join(timeout=10)
+            self._thread.join(timeout=_STOP_SECONDS)
 
     @property
     def counts(self) -> tuple[int, int]:
