@@ -23,9 +23,9 @@ from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, Params
 from jaxdpo.model.lora import LoraParams
 from jaxdpo.sampling.draw import row_draws
+from jaxdpo.sampling.logprobs import TokenLogprobs
 from jaxdpo.sampling.rows import (
     BegunRows,
-    TokenLogprobs,
     advance_rows,
     begin_rows,
     empty_rows,

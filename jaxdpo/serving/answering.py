@@ -11,8 +11,8 @@ import numpy as np
 from jaxdpo.data.pairs import Message
 from jaxdpo.data.tokenization.chat import Chat
 from jaxdpo.data.tokenization.template import NO_KWARGS
+from jaxdpo.sampling.logprobs import TokenLogprobs
 from jaxdpo.sampling.pool import RowRequest
-from jaxdpo.sampling.rows import TokenLogprobs
 from jaxdpo.serving.errors import RequestError
 from jaxdpo.serving.metrics import Metrics
 from jaxdpo.serving.scheduler import (
@@ -168,6 +168,7 @@ class AnsweringModel:
         loop = asyncio.get_running_loop()
         requests = [each for prompt in prompts for each in self._requests(prompt, settings)]
         tickets = [
+            # Events of all answers come through one queue, in the order in which they were drawn.
             Ticket(request, lambda event, i=i: events.put_nowait((i, event)), loop)
             for i, request in enumerate(requests)
         ]
@@ -228,6 +229,7 @@ class AnsweringModel:
                 f"outgrow the context of {self.context}; shorten it, or lower max_tokens",
                 code="context_length_exceeded",
             )
+        # One seed for all samples, as offline: their numbers tell their draws apart.
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
         return [
             RowRequest(

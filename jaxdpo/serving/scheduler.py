@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from jaxdpo.sampling.logprobs import TokenLogprobs
 from jaxdpo.sampling.pool import RowPool, RowRequest, RowTokens
-from jaxdpo.sampling.rows import SEGMENT, TokenLogprobs
+from jaxdpo.sampling.rows import SEGMENT
 
 _log = logging.getLogger(__name__)
 
@@ -236,6 +237,8 @@ class Scheduler:
 
     def _steps(self) -> int:
         """Returns how many tokens are drawn until the next look."""
+        # No more than the longest row may still draw, and at least a few: a look costs as much as
+        # some steps of a small model.
         longest = max(
             ticket.request.max_new_tokens - ticket.drawn for ticket in self._running.values()
         )

@@ -8,6 +8,7 @@ import pytest
 from jaxdpo.model.decoder import Compute, init_params
 from jaxdpo.sampling import Model, SamplingConfig, generate_each, numbered
 from jaxdpo.sampling import rows as programs
+from jaxdpo.sampling.logprobs import likeliest
 from jaxdpo.sampling.pool import RowPool, RowRequest
 from tests.sampling.test_engine import CONFIG, NO_STOP, full_forward_logits
 from tests.tiny import compilations
@@ -100,6 +101,17 @@ def test_a_row_that_is_ended_is_free_and_disturbs_nobody(model):
         drawn[row] += ids
     assert drawn[kept][:12] == alone(model, wanted[0])
     assert drawn[other][:12] == alone(model, wanted[3])
+
+
+@pytest.mark.parametrize("vocabulary", [30, 4096, 5000, 32_000])
+def test_the_likeliest_tokens_are_those_of_top_k(vocabulary):
+    """With many equal values, of which the first indices come first."""
+    rng = np.random.default_rng(vocabulary)
+    for values in (rng.standard_normal((3, vocabulary)), rng.integers(0, 9, (3, vocabulary))):
+        logps = jnp.asarray(values, jnp.float32)
+        expected = jax.lax.top_k(logps, 20)
+        for found, wanted in zip(likeliest(logps, 20), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
 
 
 def test_logprobs_are_those_of_the_full_forward_pass(model):
