@@ -22,8 +22,9 @@ Makes preference pairs of what people did or criteria said, and counts what make
   thumbs         messages, output, label (true or false): labelled answers, no pairs
   criteria       messages, completion, criterion, passed or score, explanation: a line a judgement
   events         a chat application's log (jaxdpo/feedback/events.py), or a studio's folder
-  argilla label_studio open_webui chainlit gradio langfuse
-                 what these tools export (docs/gathering_feedback.md)
+
+argilla, label_studio, open_webui, chainlit, gradio and langfuse are exports of these tools;
+docs/gathering_feedback.md says which files.
 
 messages is the prompt, or prompt as text. Any line may have tools, split, metadata, annotator and
 time; other keys are kept as metadata.

@@ -1,4 +1,4 @@
-"""What the documents name exists, and what they tell a user to type is read and runs."""
+"""Everything that the documents name exists, and what they tell a user to type is read and runs."""
 
 import ast
 import importlib.util
@@ -99,7 +99,7 @@ def test_the_settings_of_every_command_are_read(page, name, words, tmp_path, mon
 
 
 def test_the_readme_s_commands_run_on_a_user_s_own_files(tmp_path):
-    """As they stand there, in a folder with a model, pairs, prompts and a criterion."""
+    """Runs them as they stand there, in a folder with a model, pairs, prompts and a criterion."""
     shutil.copytree(shipped("@quickstart/model"), tmp_path / "models/my-sft")
     with open(shipped("@quickstart/pairs.jsonl"), encoding="utf-8") as file:
         pairs = [json.loads(line) for line in file]

@@ -1,4 +1,4 @@
-"""What `import jaxdpo` offers: every command as a function, taking the command's own settings."""
+"""The offer of `import jaxdpo`: every command as a function, taking the command's own settings."""
 
 import importlib
 import inspect
@@ -9,8 +9,8 @@ import pytest
 import jaxdpo
 from jaxdpo.__main__ import COMMANDS
 
-# `fit` is the function of `train`; `init` and `use_cases` are for the command line alone.
-FUNCTIONS = sorted({*COMMANDS} - {"train", "init", "use_cases"})
+# `fit` is the function of `train`; the others run until they are stopped, or write examples.
+FUNCTIONS = sorted({*COMMANDS} - {"train", "init", "use_cases", "serve", "studio"})
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -11,6 +11,7 @@ from jaxdpo.annotation.config import NAME, StudioConfig
 from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.data.reading.jsonl import check_value
 
+# A long conversation has some 100 KiB; files are read by the server itself and never uploaded.
 MAX_BODY = 1 << 20
 _COOKIE = "studio"
 # Scripts, styles and requests of this server alone; no markup may load or run anything else.
@@ -48,6 +49,7 @@ class Access:
         given = request.cookies.get(_COOKIE, "")
         if self._config.annotators:
             return self.owner(given)
+        # On one's own machine a name is all that is needed: whoever can ask can read the file, too.
         return given if NAME.fullmatch(given) else "me"
 
     def owner(self, token: str) -> str | None:
@@ -59,6 +61,7 @@ class Access:
                 found = name
         return found
 
+    # HttpOnly, so that no script can read a token; Strict, so that no other site's link brings it.
     def remember(self, response: Response, value: str) -> None:
         """Has the browser send a token, or a name where none are needed."""
         response.set_cookie(_COOKIE, value, httponly=True, samesite="strict", max_age=30 * 86400)
@@ -76,9 +79,11 @@ class Access:
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
                 return 415, "send application/json"
+            # Browsers say which page a script is of, and no script can say otherwise.
             origin = request.headers.get("origin")
             if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
                 return 403, "a page of another server asks"
+            # A body in chunks has no length before it has been read whole.
             if not request.headers.get("content-length", "").isdecimal():
                 return 411, "say the length of the body"
             if int(request.headers["content-length"]) > MAX_BODY:

@@ -12,6 +12,7 @@ from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.feedback.events import KEYS, parse_event
 from jaxdpo.feedback.store import FeedbackStore
 
+# An edit that is saved is two acts, and undoing it two more; more at once is no person.
 _MAX_ACTS = 20
 _MAX_NAME = 300
 
@@ -51,6 +52,7 @@ def ask(store: FeedbackStore, body: dict[str, Any], annotator: str) -> str:
         return conversation
     if turns and turns[-1].kept is None:
         raise RefusedError(409, "choose one of the answers first; the conversation goes on with it")
+    # A prompt holds all that was said before, so that a turn can be read by itself.
     messages = [*messages_after(turns), {"role": "user", "content": text}]
     event = {"id": name, "event": "prompt", "messages": messages}
     store.append([_signed(event, conversation, annotator)])
@@ -86,6 +88,7 @@ def _event(
     if not isinstance(given, dict) or given.get("event") not in (*ACTS, "undo"):
         raise RefusedError(400, f"an act is one of {', '.join(ACTS)}, undo")
     _name(given)
+    # The time and the annotator are no fields of the page: nobody acts for another, or yesterday.
     allowed = (*KEYS[given["event"]], "id", "event")
     if unknown := set(given) - set(allowed):
         raise RefusedError(400, f"{given['event']} has no {', '.join(sorted(unknown))}")
@@ -100,6 +103,7 @@ def _event(
         parse_event({**event, "time": datetime.now(UTC).isoformat()}, "")
     except BadPair as bad:
         raise RefusedError(400, bad.reason) from None
+    # Another tab may show an older turn, whose answers no act may be about any more.
     named = event.get("outputs") or ([event["output"]] if "output" in event else [])
     if not set(named) <= turn.state.outputs.keys():
         raise RefusedError(409, "this answer is not there any more; load the page again")

@@ -34,6 +34,7 @@ def make_app(studio: Studio) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
+        # Threads start with the loop, so that an application that is only made leaves none behind.
         for model in studio.models.values():
             model.start()
         try:
@@ -135,6 +136,7 @@ def _add_acts(app: FastAPI, studio: Studio) -> None:
             raise RefusedError(409, "no model answers here; start the studio with models=…")
         name = await asyncio.to_thread(ask, studio.store, body, annotator)
         turn = turns_in(studio.store.events(name))[-1]
+        # Answered already if it was sent again: the first reply was lost, and not the question.
         if not turn.state.attempts:
             studio.generating.begin(name, 0, studio.config.answers)
         return state_of(studio, name, annotator)
@@ -157,6 +159,7 @@ def _add_acts(app: FastAPI, studio: Studio) -> None:
         number = body.get("attempt")
         if type(number) is not int:
             raise RefusedError(400, "attempt is no number")
+        # In a match the two models are settled; elsewhere they are drawn.
         models = studio.matches.models_of(name) or ()
         studio.generating.begin(name, number, studio.config.answers, models)
         return state_of(studio, name, annotator)
@@ -166,6 +169,7 @@ def _add_acts(app: FastAPI, studio: Studio) -> None:
         attempt = studio.generating.attempt(check_owner(name, person(studio, request)))
 
         async def lines() -> AsyncIterator[str]:
+            # No lines where nothing is under way: the page then asks for the conversation itself.
             if attempt is not None:
                 async for view in attempt.views():
                     yield json.dumps(view) + "\n"
@@ -212,6 +216,7 @@ def _add_compare(app: FastAPI, studio: Studio) -> None:
         text = (await body_of(request)).get("text")
         if not isinstance(text, str) or not text.strip():
             raise RefusedError(400, "write a prompt first")
+        # Names are shown here, so what people think of it is no feedback and is not kept.
         messages = [{"role": "user", "content": text}]
         pieces: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
@@ -235,6 +240,7 @@ def _add_compare(app: FastAPI, studio: Studio) -> None:
                     else:
                         yield json.dumps(piece) + "\n"
             finally:
+                # Also where the page was closed: nobody waits for these answers.
                 for task in tasks:
                     task.cancel()
 

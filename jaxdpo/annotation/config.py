@@ -3,9 +3,17 @@
 import re
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from jaxdpo.cli.settings import read_yaml
 from jaxdpo.data.reading.prompts import PromptsConfig
@@ -15,10 +23,12 @@ from jaxdpo.storage.files import shipped
 
 # Part of the names of conversations, and of cookies.
 NAME = re.compile(r"[\w.@-]{1,40}")
+# 16 hexadecimal digits are 64 bits: at a guess a second, nobody finds one.
 _SHORTEST_TOKEN = 16
 
 
 def _read_annotators(given: object) -> object:
+    # A file keeps tokens out of the list of processes, where a command line can be read by all.
     return read_yaml(Path(given).expanduser()) if isinstance(given, str) else given
 
 
@@ -27,6 +37,7 @@ def _named(models: object) -> object:
     if not isinstance(models, list | tuple):
         return models
     ends = [str(place).rstrip("/").split("/") for place in models]
+    # A run's export lies in <run>/model; the run's name says more.
     short = [end[-2] if end[-1] == "model" and len(end) > 1 else end[-1] for end in ends]
     # Two models/…/sft folders are told apart by their whole places.
     unique = len(set(short)) == len(short)
@@ -66,6 +77,12 @@ class StudioConfig(BaseModel):
     host: str = Field(default="127.0.0.1", description="address to listen at")
     port: int = Field(default=8010, ge=0, le=65535, description="0 for any that is free")
 
+    @field_validator("sampling", mode="before")
+    @classmethod
+    def _warm(cls, sampling: Any) -> Any:
+        # The default of a whole section does not hold for one of which some fields are given.
+        return {"temperature": 1.0, **sampling} if isinstance(sampling, dict) else sampling
+
     @property
     def is_loopback(self) -> bool:
         """True if only this machine can ask."""
@@ -80,6 +97,11 @@ class StudioConfig(BaseModel):
     def _check(self) -> Self:
         if not self.models and self.data is None:
             raise ValueError("set models to models that answer, data to rows to be judged, or both")
+        if self.sampling.temperature == 0 and 0 < len(self.models) < self.answers:
+            raise ValueError(
+                f"sampling.temperature is 0: {self.answers} answers of {len(self.models)} models "
+                "side by side would be the same; set it to 1, or answers to the number of models"
+            )
         if not self.is_loopback and not self.annotators:
             raise ValueError(
                 f"host={self.host} is open to other machines; set annotators to a YAML file of "

@@ -26,6 +26,7 @@ class ConversationTurn:
     def kept(self) -> Any:
         """The text that the conversation goes on with; None before there is one."""
         state = self.state
+        # What was edited is what the user has in hand, so the conversation goes on with that.
         if state.accepted is not None:
             return state.edits.get(state.accepted, state.content(state.accepted))
         if not state.attempts:
@@ -45,6 +46,7 @@ def turns_in(events: Sequence[Event]) -> list[ConversationTurn]:
     for event in events:
         if event["event"] == "prompt":
             begun.append([])
+        # Events before a first prompt belong to no turn; `collect` counts them.
         if begun:
             begun[-1].append(event)
     return [ConversationTurn(turn[0], tuple(turn), _state(turn)) for turn in begun]
@@ -110,7 +112,9 @@ def _by_place(state: Turn, attempt: Sequence[str]) -> list[str]:
 def _output(turn: ConversationTurn, output: str, attempt: int) -> dict[str, Any]:
     state = turn.state
     verdict = state.verdicts.get(attempt)
+    # Undoing a comparison hides the names again, from whoever comes to it next.
     decided = bool(verdict) or state.accepted is not None
+    # Several experts may have edited one answer; the page shows the last of them.
     expert = [text for (name, _), text in state.expert.items() if name == output]
     return {
         "output": output,

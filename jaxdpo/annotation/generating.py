@@ -39,7 +39,9 @@ class Attempt:
     async def views(self) -> AsyncIterator[dict[str, Any]]:
         """Yields what there is whenever it has grown."""
         while True:
+            # Cleared before it is looked at, so that no change between the two is missed.
             self.changed.clear()
+            # The whole text each time: a page that comes late needs no earlier pieces.
             yield {"texts": list(self.texts), "done": self.done, "error": self.error}
             if self.done:
                 return
@@ -81,6 +83,7 @@ class Generating:
           answers: How many answers stand side by side.
           models: Who answers, one model each; by default drawn from all.
         """
+        # Two tabs may ask for one attempt; the second one watches the first one's.
         if conversation in self._running:
             return self._running[conversation][0]
         turn = turns_in(self._store.events(conversation))[-1]
@@ -161,6 +164,7 @@ def generated_event(
     attempt = len(turn.state.attempts)
     # The name follows from the place, so the same attempt can never be added twice.
     name = f"{turn.prompt['id']}/{attempt}/{place}"
+    # The log says `regenerated` of the first answer of a further attempt alone.
     again = attempt > 0 and place == 0
     return {
         "id": name,

@@ -56,6 +56,7 @@ class Matches:
           annotator: Who compares.
           pair: Number of the match.
         """
+        # In the order of the data, so that all annotators compare the same prompts first.
         for task in self.tasks:
             name = f"match/{annotator}/{pair}/{task}"
             turns = turns_in(self._store.events(name))
@@ -75,6 +76,7 @@ class Matches:
             "annotator": annotator,
             "messages": list(prompt.messages),
             "split": prompt.split,
+            # Kept with the pair, which is a comparison of these two and no other models.
             "metadata": {**prompt.metadata, "match": list(self.pairs[pair])},
             **({"tools": list(prompt.tools)} if prompt.tools else {}),
         }
@@ -98,6 +100,7 @@ class Matches:
             if turn.prompt["metadata"]["match"] != [first, second] or not turn.state.verdicts:
                 continue
             verdict = turn.state.verdicts[0]
+            # Both bad is no win for either, as a tie is none.
             if verdict["event"] != "selected":
                 ties += 1
             elif turn.state.outputs[verdict["output"]].get("model") == first:

@@ -66,6 +66,7 @@ def overview_of(folder: str) -> Overview:
         "day": sorted(_counts(str(each.get("time", ""))[:10] for each in feedback)),
     }
     places = [each["places"] for each in feedback if "places" in each]
+    # Chosen first: a share far from one half says that people pick a side, and not an answer.
     first = sum(min(both) == both[0] for both in places)
     return Overview(collected, by, _conflicts(folder), share(first, len(places)), len(places))
 
@@ -117,6 +118,7 @@ def judge_agreements(criteria: Sequence[Spec], collected: Collected) -> list[Hum
     Raises:
       UserError: If a judge cannot be asked.
     """
+    # A judge is compared under its label, which is the criterion's name on the page.
     found = []
     for spec in criteria:
         try:

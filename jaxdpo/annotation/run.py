@@ -80,6 +80,7 @@ def studio(config: StudioConfig) -> None:
     tasks = read_tasks(config.data)
     check_answerable(tasks, bool(config.models))
     store = FeedbackStore(Path(config.folder).expanduser())
+    # The port is taken before models are loaded, which may be minutes: a taken one is said at once.
     with _listener(config) as listener:
         models = _loaded(config)
         app = make_app(make_studio(config, store, models, tasks))
@@ -123,6 +124,7 @@ def _listener(config: StudioConfig) -> socket.socket:
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
+        # So that a studio that was just ended can be started again at its address.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:

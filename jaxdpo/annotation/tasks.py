@@ -43,6 +43,7 @@ def read_tasks(config: PromptsConfig | None) -> dict[str, Task]:
     """
     if config is None:
         return {}
+    # Prompts are read by the one reader of all commands; only the answers are looked up here.
     sampled = _sampled_answers(config.path)
     return {
         prompt.id: Task(prompt, tuple(sampled.get(_key(prompt.messages), _own(prompt))))
@@ -69,6 +70,7 @@ def _sampled_answers(path: str) -> dict[str, list[tuple[Any, str | None]]]:
             if isinstance(value.get("completion"), str):
                 answers = found.setdefault(_key(value["messages"]), [])
                 answers.append((value["completion"], value.get("model")))
+            # The page shuffles them, so nobody sees which one was preferred before.
             elif isinstance(value.get("rejected_message"), dict):
                 asked, chosen = value["messages"][:-1], value["messages"][-1]
                 answers = found.setdefault(_key(asked), [])
@@ -101,6 +103,7 @@ class Queue:
         for task, progress in self._store.assigned(annotator).items():
             if task in self.tasks and progress == "open":
                 return self._opened(task, annotator)
+        # Given in one transaction: two people who ask at once never get one place of a row.
         task = self._store.assign(list(self.tasks), annotator, self._overlap, HOLD)
         return None if task is None else self._opened(task, annotator)
 
@@ -148,6 +151,7 @@ class Queue:
                     "chat_template_kwargs": prompt.template_kwargs}  # fmt: skip
         event |= {key: value for key, value in optional.items() if value}
         answers = self._answers(task)
+        # Each annotator has an order of their own, so that a side's pull cancels out.
         _random.shuffle(answers)
         turn = turns_in([event])[0]
         shown = [
@@ -161,6 +165,7 @@ class Queue:
         """Returns the row's answers: the data's, or those that a model gave another annotator."""
         if self.tasks[task].answers:
             return [(_plain(content), model) for content, model in self.tasks[task].answers]
+        # People who judge one row must see the same answers, or they could not agree.
         for name, events in self._store.conversations("review/").items():
             if name.rpartition("/")[2] == task:
                 state = turns_in(events)[-1].state

@@ -110,6 +110,7 @@ def add_data(app: FastAPI, studio: Studio) -> None:
     """Adds the Data page and the exports of a studio to its application."""
 
     @app.get("/data")
+    # Not async: collecting takes seconds for many events, which pass in a thread of its own.
     def data(request: Request) -> Response:
         overview = overview_of(studio.config.folder)
         pairs = overview.collected.pairs
@@ -159,6 +160,7 @@ def add_data(app: FastAPI, studio: Studio) -> None:
             raise RefusedError(404, str(error)) from None
         return Response(
             text,
+            # Never shown by the browser, whatever it holds.
             media_type="application/octet-stream",
             headers={"Content-Disposition": f'attachment; filename="{name}"'},
         )
@@ -176,6 +178,7 @@ EXPORTS = (
 
 def _exported(name: str, studio: Studio, collected: Collected, criterion: str | None) -> str:
     if name == "pairs.jsonl":
+        # One form for the whole file, as the command writes it.
         single = all(len(p.chosen) == len(p.rejected) == 1 for p in collected.pairs)
         return _lines([pair_record(pair, single) for pair in collected.pairs])
     if name == "labels.jsonl":

@@ -146,6 +146,7 @@ def files_of(path: str | Sequence[str]) -> list[str]:
     """
     found = []
     for each in [path] if isinstance(path, str) else path:
+        # A folder may hold a database and nothing else that reads as data.
         several = Path(each).expanduser().is_dir() or glob.has_magic(each)
         whole = is_store(each) or not several
         found += [each] if whole else [source.name for source in find_sources(each)]
@@ -206,6 +207,7 @@ class _Collecting:
                 self.no_pair[code].append(where)
 
     def _take_events(self) -> None:
+        # A studio's events are numbered as lines are, and read like them from here on.
         stored = stored_events(self.path) if is_store(self.path) else None
         for turn in turns_of(self.lines(parse_event, stored)):
             try:
@@ -304,6 +306,7 @@ class _Collecting:
                 + f"\n{len(self.bad_lines)} bad lines; fix them, or set on_error=skip to leave "
                 "them out"
             )
+        # A label is about one answer and a preference about two: each has agreement of its own.
         labelled = [pair for pair in self.pairs if pair.label is not None]
         compared = [pair for pair in self.pairs if pair.label is None]
         # Agreement is measured before contradicting pairs go, or it would always be perfect.

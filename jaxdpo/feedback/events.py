@@ -87,7 +87,9 @@ def parse_event(value: dict[str, Any], where: str) -> Event:
     if not isinstance(event, str) or event not in KEYS:
         hint = nearest(event, KEYS) if isinstance(event, str) else ""
         raise BadPair("event", f"event is {show(event)}; write one of {', '.join(KEYS)}{hint}")
+    # An application's own fields are welcome; what is almost a known one is a mistake.
     unknown_keys(value, (*_EVENT, *KEYS[event]))
+    # A note may be about one answer or about the turn; every other act needs to say which.
     optional = (*_OPTIONAL, "output") if event == "note" else _OPTIONAL
     need(value, *(key for key in KEYS[event] if key not in optional))
     for key in _NAMES:
@@ -125,6 +127,7 @@ def turns_of(events: Iterable[Event]) -> Iterator[list[Event]]:
     conversations: defaultdict[str, list[Event]] = defaultdict(list)
     for event in events:
         conversations[event.value["conversation"]].append(event)
+    # Logs of several servers are often put together, so the file's order says little.
     for conversation in conversations.values():
         turn: list[Event] = []
         # Applications send an event again when they are not sure that it arrived.

@@ -38,6 +38,7 @@ def alignment_lines(judged: Sequence[Judged], criterion: str | None = None) -> l
     if not chosen:
         there = f"; there are judgements by {', '.join(names)}" if names else ""
         raise UserError(f"alignment: no PASS or FAIL by {criterion or 'any criterion'}{there}")
+    # Several people's judgements of one answer are one line, or it would count for several.
     answers: defaultdict[str, list[Judged]] = defaultdict(list)
     for one in chosen:
         answers[one.key()].append(one)
@@ -50,6 +51,7 @@ def _line(lines: Sequence[Judged]) -> dict[str, Any]:
     if isinstance(answer, str):
         answer = {"role": "assistant", "content": answer}
     messages = answer if isinstance(answer, list) else [answer]
+    # One vote a judgement: a person's second judgement has replaced the first one already.
     votes = sum(1 if one.judgement.passed else -1 for one in lines)
     verdict = None if votes == 0 else "PASS" if votes > 0 else "FAIL"
     line: dict[str, Any] = {"messages": [*first.prompt["messages"], *messages]}

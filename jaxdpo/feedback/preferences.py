@@ -148,6 +148,7 @@ def asked_in(record: Mapping[str, Any]) -> list[Any]:
     Raises:
       BadPair: If there are none, both are there, or they end with the assistant's.
     """
+    # Two prompts may contradict each other, so neither goes before the other.
     messages, prompt = record.get("messages"), record.get("prompt")
     if messages is not None and prompt is not None:
         raise BadPair("prompt-twice", "the record has messages and prompt; keep one")
@@ -180,6 +181,7 @@ def own_metadata(record: Mapping[str, Any], own: Sequence[str]) -> dict[str, Any
     if not isinstance(metadata, dict):
         raise BadPair("metadata-type", f"metadata is {kind(metadata)}; write an object")
     extra = {key: record[key] for key in unknown_keys(record, own)}
+    # Nothing is overwritten: which of the two was meant is not for a program to say.
     for key, value in extra.items():
         if metadata.get(key, value) != value:
             raise BadPair(
@@ -204,6 +206,7 @@ def moment_of(value: Any) -> datetime | None:
         moment = datetime.fromisoformat(value)
     except ValueError:
         return None
+    # Without an offset, events of two servers could not be ordered.
     return moment if moment.tzinfo is not None else None
 
 

@@ -147,6 +147,7 @@ def thumbs(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]:
     output, label = answer(record, "output"), record.get("label")
     if label is None:
         raise NoPair("no-label")
+    # 1 and 0 may be ratings of another scale.
     if not isinstance(label, bool):
         raise BadPair("label-type", f"label is {show(label)}; write true or false")
     return [Preference(output, (), label=label)]
@@ -184,6 +185,7 @@ def _against(
     if not rest:
         raise NoPair("one-answer")
     other: dict[str, int] = {}
+    # A model that says the same thing twice was not turned down.
     for each in rest:
         if _text(outputs[each]) != _text(outputs[chosen]):
             other.setdefault(_text(outputs[each]), each)

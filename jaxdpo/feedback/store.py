@@ -59,6 +59,7 @@ def is_store(path: str) -> bool:
     file = _file_of(path)
     try:
         with open(file, "rb") as stream:
+            # By its content: a log may have any name, and a folder any database.
             return stream.read(len(_MAGIC)) == _MAGIC
     except OSError:
         return False
@@ -170,6 +171,7 @@ class FeedbackStore:
                 "SELECT json_extract(body, '$.time') FROM events ORDER BY number DESC LIMIT 1"
             ).fetchone()
             now = _after(last[0] if last else None)
+            # A microsecond apart, so that their order is told by their times alone.
             new = 0
             for event in events:
                 known = database.execute(
@@ -223,6 +225,7 @@ class FeedbackStore:
           hold: How long a task is kept for someone who has not answered.
         """
         now = datetime.now(UTC)
+        # Read and written under one lock: two who ask at once get different places.
         with self._transaction() as database:
             rows = database.execute("SELECT task, annotator, until FROM assignments").fetchall()
             holders: dict[str, set[str]] = {}

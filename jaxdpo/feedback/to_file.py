@@ -100,6 +100,7 @@ def _chosen(collected: Collected, config: CollectConfig) -> tuple[PreferencePair
     Raises:
       UserError: If there are none.
     """
+    # A file of thumbs can make nothing else, so there it need not be asked for.
     labels = config.labels or {source for source, _ in config.feedback} == {"thumbs"}
     found = collected.labelled if labels else collected.pairs
     if found:

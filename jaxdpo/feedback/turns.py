@@ -84,11 +84,14 @@ def records_of(turn: Sequence[Event], config: FeedbackConfig | None = None) -> l
     if first.value["event"] != "prompt":
         raise NoPair("contradictory: no prompt")
     state = state_of([event.value for event in turn])
+    # Accepting one of several side by side turns the others down, unless the setting says that the
+    # application only keeps it.
     if (config or FeedbackConfig()).accepted == "selects" and state.accepted is not None:
         attempt = state.attempt_of(state.accepted)
         state.verdicts[attempt] = {"event": "selected", "output": state.accepted}
     known = _known(turn, state)
     found = [*_of_experts(state), *_of_labels(state), *_of_judgements(state)]
+    # Whoever leaves may have been content with any answer or with none.
     if state.ended is None:
         found += _of_user(state)
     if not found:
@@ -137,6 +140,7 @@ def _without_undone(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if event["event"] != "undo":
             left.append(event)
             continue
+        # Showing an answer is the application's doing, and nobody's to take back.
         acts = [
             i
             for i, act in enumerate(left)
@@ -149,6 +153,7 @@ def _without_undone(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         ]
         if acts:
             del left[acts[-1]]
+        # One that was undone before is undone still; one that never was is a fault of the log.
         elif event.get("undoes") not in ids:
             raise NoPair("contradictory: nothing to undo")
     return left
@@ -201,6 +206,7 @@ def _act(state: Turn, event: dict[str, Any]) -> None:
             if state.verdicts.get(state.attempt_of(output), event).get("output") != output:
                 del state.verdicts[state.attempt_of(output)]
         elif name in _VERDICTS:
+            # Replaced and not added: of an attempt only the last comparison is meant.
             state.verdicts[state.attempt_of(output)] = event
             if state.accepted in state.attempts[state.attempt_of(output)] and (
                 event.get("output") != state.accepted
@@ -234,6 +240,7 @@ def _reason(state: Turn) -> str:
     """Names why a turn makes no pair."""
     if state.ended is not None:
         return state.ended
+    # Told from "unfinished": people who find answers equal have done their part.
     last = list(state.verdicts.values())[-1:]
     if state.accepted is None and last and last[0]["event"] == "tie":
         return "tie"
@@ -322,6 +329,7 @@ def _side_by_side(state: Turn, outputs: Sequence[str]) -> dict[str, Any]:
     record: dict[str, Any] = {"outputs": [state.content(output) for output in outputs]}
     for key, plural in (("model", "models"), ("place", "places")):
         given = [state.outputs[output].get(key) for output in outputs]
+        # Half a list would put the wrong model beside an answer.
         if None not in given:
             record[plural] = given
     return record

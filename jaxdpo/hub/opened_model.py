@@ -13,7 +13,8 @@ from jaxdpo.hub.adapter import Adapter
 from jaxdpo.hub.adapter_config import BaseName, base_of
 from jaxdpo.hub.arrays import Readable, whole
 from jaxdpo.hub.families import config_from_hf, family_of
-from jaxdpo.hub.folder import check_files, find_folder, read_config
+from jaxdpo.hub.find import find_folder
+from jaxdpo.hub.folder import check_files, read_config
 from jaxdpo.hub.read import FLOATS, HEAD, embedding_name, open_weights
 from jaxdpo.model.config import ModelConfig
 

@@ -19,7 +19,8 @@ from jaxdpo.hub.adapter_config import ADAPTER_CONFIG, BaseName
 from jaxdpo.hub.adapter_pairs import stacked
 from jaxdpo.hub.adapter_write import AdapterBase, save_adapter
 from jaxdpo.hub.families import family_of
-from jaxdpo.hub.folder import check_files, find_folder, member, read_json
+from jaxdpo.hub.find import find_folder
+from jaxdpo.hub.folder import check_files, member, read_json
 from jaxdpo.hub.opened_model import base_folder, open_model, with_replaced
 from jaxdpo.hub.quantized import dequantize_params, kind_of, quantize_params, read_part
 from jaxdpo.hub.read import lazy_params, on_devices
@@ -252,7 +253,9 @@ def open_policy(
                 f"model.base={base}: {path} is no adapter folder, so it has no base model; leave "
                 "model.base out"
             )
-        named, model_folder = BaseName(path, None), folder
+        # The folder of an installed model's name, so that an adapter can name a place as its base.
+        named = BaseName(str(folder) if path.startswith("@") else path, None)
+        model_folder = folder
     else:
         named, model_folder = base_folder(path, folder, base)
     opened = open_model(model_folder, context)

@@ -15,6 +15,7 @@ from jaxdpo.config import RunConfig
 from jaxdpo.data.tokenization.chat import Chat, load_chat
 from jaxdpo.errors import UserError
 from jaxdpo.hub.export import exporting
+from jaxdpo.hub.find import find_folder
 from jaxdpo.hub.folder import read_config, read_json
 from jaxdpo.hub.policy import Policy
 from jaxdpo.hub.write import write_json, write_texts
@@ -78,6 +79,8 @@ def find_base(folder: Path, path: str) -> str:
     Raises:
       UserError: If the run's base model is a folder that is not there.
     """
+    if path.startswith("@"):
+        return str(find_folder(path))
     given = Path(path).expanduser()
     looked = [given]
     if not given.is_absolute() and has_base(folder):

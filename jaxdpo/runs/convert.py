@@ -15,15 +15,20 @@ from jaxdpo.devices.sharding import path_name
 from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import lazy_adapter
 from jaxdpo.hub.export import exporting
+from jaxdpo.hub.gguf.read import open_gguf
+from jaxdpo.hub.gguf.write import GgufSource, Numbers, as_written, write_gguf
 from jaxdpo.hub.policy import Policy
 from jaxdpo.hub.read import lazy_params
 from jaxdpo.hub.tokenizer_files import write_tokenizer
 from jaxdpo.hub.write import write_json, write_texts
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.load import CARD, ORBAX, open_source
-from jaxdpo.storage.files import shipped
+from jaxdpo.storage.files import refuse_existing, shipped
 from jaxdpo.storage.lazy_array import matrices
 from jaxdpo.storage.orbax import write_arrays
+
+# The numbers that llama.cpp's own converter writes by default.
+_GGUF_DTYPE: Numbers = "float16"
 
 
 class ConvertConfig(BaseModel):
@@ -34,18 +39,20 @@ class ConvertConfig(BaseModel):
     source: Annotated[str, AfterValidator(shipped)] = Field(
         description="model, adapter, run, checkpoint, or org/name on the Hub"
     )
-    target: str = Field(description="folder to write")
-    format: Literal["huggingface", "orbax"] = Field(
-        default="huggingface", description="of the target"
+    target: str = Field(description="folder to write; with format=gguf, a file")
+    format: Literal["huggingface", "orbax", "gguf"] = Field(
+        default="huggingface", description="of the target; gguf is for llama.cpp and ollama"
     )
     lora: Literal["merged", "adapter"] = Field(
         default="merged", description="adapters added into the weights, or a PEFT adapter folder"
     )
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, description="dtype of the weights; default: float32, or as a run has them"
+    dtype: Literal["float32", "bfloat16", "float16", "q8_0"] | None = Field(
+        default=None,
+        description="dtype of the weights, q8_0 for gguf alone; default: float32, or as a run has "
+        "them; float16 for gguf",
     )
     shard_gb: float = Field(default=5.0, gt=0, description="most gigabytes of one file of weights")
-    overwrite: bool = Field(default=False, description="replace the model of a run")
+    overwrite: bool = Field(default=False, description="replace the model of a run, or a GGUF file")
     check: bool = Field(
         default=False, description="read what was written, and compare every tensor with the source"
     )
@@ -60,34 +67,65 @@ def convert(config: ConvertConfig) -> None:
     reporter = Reporter()
     reporter.say(f"reading {config.source}")
     policy = open_source(config.source)
-    if config.lora == "adapter" and policy.lora is None:
-        raise UserError(f"{config.source}: has no adapters; leave lora=adapter out")
-    if config.lora == "adapter" and (config.format == "orbax" or config.dtype is not None):
-        raise UserError(
-            "lora=adapter: adapters are written as PEFT keeps them, in float32; leave format and "
-            "dtype out"
-        )
+    _check_possible(config, policy)
     if config.lora == "merged":
         policy = policy.merged()
     target = Path(config.target).expanduser()
-    run = target.absolute().parent
-    if (run / "config.yaml").exists() and (run / "checkpoints").is_dir() and not config.overwrite:
-        raise UserError(
-            f"{target}: belongs to the run in {run}, whose summary is of the model there; name "
-            "another folder, or set overwrite=true"
-        )
+    _check_target(config, target)
     written = policy.lora if config.lora == "adapter" else policy.params
     size = sum(stored.nbytes for stored in jax.tree.leaves(written))
     with reporter.transfer(f"writing {target}", size) as seen:
         shown = _watched(policy, seen)
         if config.format == "orbax":
             _write_orbax(shown, target, config.dtype)
+        elif config.format == "gguf":
+            write_gguf(target, _gguf_source(shown), config.dtype or _GGUF_DTYPE)
         else:
             shown.save(target, config.lora, config.dtype, int(config.shard_gb * 1e9))
     if config.check:
         with reporter.transfer(f"checking {target}", size) as seen:
             count = _check(_watched(policy, seen), config, target)
         reporter.say(f"checked: {count} arrays read back equal")
+
+
+def _check_possible(config: ConvertConfig, policy: Policy) -> None:
+    """Refuses settings that do not belong together, or do not fit the source."""
+    if config.lora == "adapter" and policy.lora is None:
+        raise UserError(f"{config.source}: has no adapters; leave lora=adapter out")
+    if config.lora == "adapter" and (config.format != "huggingface" or config.dtype is not None):
+        raise UserError(
+            "lora=adapter: adapters are written as PEFT keeps them, in float32; leave format and "
+            "dtype out"
+        )
+    if config.dtype == "q8_0" and config.format != "gguf":
+        raise UserError("dtype=q8_0: only GGUF files hold such numbers; set format=gguf")
+
+
+def _check_target(config: ConvertConfig, target: Path) -> None:
+    """Refuses a target that holds something which is not to be replaced."""
+    if config.format == "gguf":
+        if not config.overwrite:
+            refuse_existing(target)
+        elif target.is_dir():
+            raise UserError(f"{target}: is a folder; with format=gguf, name a file")
+        return
+    if target.suffix == ".gguf":
+        raise UserError(f"target={target}: to write a GGUF file, set format=gguf")
+    run = target.absolute().parent
+    if (run / "config.yaml").exists() and (run / "checkpoints").is_dir() and not config.overwrite:
+        raise UserError(
+            f"{target}: belongs to the run in {run}, whose summary is of the model there; name "
+            "another folder, or set overwrite=true"
+        )
+
+
+def _gguf_source(policy: Policy) -> GgufSource:
+    # A folder's name without its place, which is nobody else's business.
+    name = Path(policy.source).name
+    chat = policy.chat
+    return GgufSource(
+        policy.config, policy.params, chat.tokenizer, chat.end_ids, policy.hf_config, name
+    )
 
 
 def _watched(policy: Policy, seen: Callable[[int], None]) -> Policy:
@@ -117,6 +155,8 @@ def _check(policy: Policy, config: ConvertConfig, target: Path) -> int:
     expected: Any = policy.params
     if config.format == "orbax":
         found: Any = open_source(str(target)).params
+    elif config.format == "gguf":
+        found = open_gguf(target).params
     elif config.lora == "adapter":
         expected, _ = policy.whole_adapter()
         found, _ = lazy_adapter(target, policy.config, policy.hf_config)
@@ -129,6 +169,25 @@ def _check(policy: Policy, config: ConvertConfig, target: Path) -> int:
         stored = written[path_name(path)]
         wanted = wanted.cast(stored.dtype)
         for indices in np.ndindex(matrices(wanted.shape)):
-            if wanted.at(indices).tobytes() != stored.at(indices).tobytes():
+            part = wanted.at(indices)
+            if config.format == "gguf":
+                part = _in_gguf(path_name(path), part, config.dtype or _GGUF_DTYPE)
+            if part.tobytes() != stored.at(indices).tobytes():
                 raise UserError(f"{target}: {path_name(path)} reads back differently")
     return len(arrays)
+
+
+def _in_gguf(path: str, array: np.ndarray, numbers: Numbers) -> np.ndarray:
+    """Returns the numbers of a parameter that a GGUF file holds, in fp32.
+
+    Args:
+      path: Path of the parameter.
+      array: One layer's.
+      numbers: Numbers that matrices are written in.
+    """
+    if path == "embed/weight":
+        return as_written(array, numbers)
+    if not path.endswith("kernel"):
+        return array
+    # Kernels are `[in, out]` here and `[out, in]` there, and blocks of numbers lie along `in`.
+    return np.ascontiguousarray(as_written(array.T, numbers).T)

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxdpo.config import RunConfig, load_config
-from jaxdpo.data.tokenization.chat import load_chat
+from jaxdpo.data.tokenization.chat import Chat, load_chat, read_template
 from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter_config import ADAPTER_CONFIG
 from jaxdpo.hub.families import config_from_hf
+from jaxdpo.hub.find import find_folder
 from jaxdpo.hub.folder import member, read_config, read_json
+from jaxdpo.hub.gguf.file import is_gguf
+from jaxdpo.hub.gguf.read import open_gguf
 from jaxdpo.hub.policy import Policy, open_policy
 from jaxdpo.hub.read import on_devices
 from jaxdpo.model.decoder import abstract_params
@@ -44,8 +47,9 @@ def load_source(source: str, chat_template: str | None = None) -> Policy:
 def open_source(source: str, chat_template: str | None = None) -> Policy:
     """Opens a model wherever it lies, its weights left in their files.
 
-    A source is a folder, an adapter folder, `org/name`, a run (its newest checkpoint), one
-    checkpoint with or without its run beside it, or a folder that `convert` wrote in Orbax format.
+    A source is a folder, an adapter folder, `org/name`, `@smollm2`, a run (its newest checkpoint),
+    one checkpoint with or without its run beside it, a folder that `convert` wrote in Orbax format,
+    or a GGUF file of the llama architecture.
 
     Args:
       source: Where it lies.
@@ -55,7 +59,9 @@ def open_source(source: str, chat_template: str | None = None) -> Policy:
       UserError: If it is none of these, or cannot be loaded.
     """
     refuse_url(source)
-    path = Path(source).expanduser()
+    path = find_folder(source) if source.startswith("@") else Path(source).expanduser()
+    if is_gguf(path):
+        return _open_gguf(path, chat_template)
     for run in (path, path.parent.parent):
         if (run / "config.yaml").exists() and (run / "checkpoints").is_dir():
             checkpoint = newest_checkpoint(run / "checkpoints") if run == path else path
@@ -73,6 +79,26 @@ def open_source(source: str, chat_template: str | None = None) -> Policy:
         chat = load_chat(str(path), chat_template)
         return Policy(config, params, chat, source, hf_config, generation or None, card=card)
     return replace(open_policy(source, chat_template=chat_template), card=card)
+
+
+def _open_gguf(path: Path, chat_template: str | None) -> Policy:
+    """Opens the model of a GGUF file; nothing on disk can be an adapter's base."""
+    model = open_gguf(path)
+    if chat_template is not None:
+        model.tokenizer.chat_template = read_template(chat_template)
+    ends = model.hf_config.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    chat = Chat(model.tokenizer, end_ids=ends)
+    return Policy(
+        model.config,
+        model.params,
+        chat,
+        str(path),
+        model.hf_config,
+        model.generation_config,
+        card=model.card(),
+        on_disk=False,
+    )
 
 
 def _open_run(folder: Path, checkpoint: Path, chat_template: str | None) -> Policy:

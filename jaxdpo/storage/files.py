@@ -17,10 +17,13 @@ _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",
 def shipped(path: str) -> str:
     """Returns the installed package's file for `@quickstart/pairs.jsonl`, other paths as given.
 
+    A name without a slash, such as `@smollm2`, is a model of another package, which
+    `jaxdpo.hub.find` finds.
+
     Raises:
       UserError: If no such file comes with the package, naming the nearest one that does.
     """
-    if not path.startswith("@"):
+    if not path.startswith("@") or "/" not in path:
         return path
     package = Path(__file__).parents[1]
     file = package / path[1:]

@@ -111,6 +111,7 @@ def test_tokens_say_who_it_is(studio):
     ("settings", "message"),
     [
         ({}, "set models to models that answer"),
+        ({"models": ["m"], "sampling": {"temperature": 0}}, "side by side would be the same"),
         ({"models": ["m"], "host": "0.0.0.0"}, "open to other machines; set annotators"),
         ({"models": ["m"], "annotators": {"ann": "short"}}, "has a token of 5 characters"),
         ({"models": ["m"], "annotators": {"a/b": "x" * 16}}, "'a/b' is no name"),
@@ -124,6 +125,8 @@ def test_settings_that_cannot_be_meant(settings, message):
 def test_models_are_named_by_their_places():
     named = StudioConfig(models=["models/sft", "runs/dpo/model"]).models
     assert named == {"sft": "models/sft", "dpo": "runs/dpo/model"}
+    warm = StudioConfig(models=["m"], sampling={"max_new_tokens": 9}).sampling
+    assert (warm.temperature, warm.max_new_tokens) == (1.0, 9)
     same = StudioConfig(models=["a/sft", "b/sft"]).models
     assert same == {"a/sft": "a/sft", "b/sft": "b/sft"}
 

@@ -252,7 +252,7 @@ def test_a_command_that_there_is_not():
 
 
 def test_the_console_script_runs_commands(tmp_path, monkeypatch, capsys):
-    """What `pyproject.toml` installs as `jaxdpo`."""
+    """Runs what `pyproject.toml` installs as `jaxdpo`."""
     import tomllib
 
     target = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["jaxdpo"]

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from jaxdpo.devices.sharding import MeshConfig, make_mesh, shardings_for
 from jaxdpo.errors import UserError
 from jaxdpo.hub.families import config_from_hf
-from jaxdpo.hub.folder import find_folder, member, read_config
+from jaxdpo.hub.find import find_folder
+from jaxdpo.hub.folder import member, read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.model.decoder import abstract_params
 from tests.hub.conftest import make_torch_model

@@ -1,4 +1,4 @@
-"""What a run exports, scored by torch: its loss of TEST is the one that the summary states."""
+"""The exports of a run, scored by torch: its loss of TEST is the one that the summary states."""
 
 from pathlib import Path
 from typing import Any

@@ -165,7 +165,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(inputs, uninterru
 
 
 def reached(records: Path, step: int) -> bool:
-    """Whether a run has recorded a step."""
+    """Tells whether a run has recorded a step."""
     return records.exists() and f'{{"step": {step}, ' in records.read_text()
 
 

@@ -45,6 +45,8 @@ def alone(model, request):
         top_k=request.top_k,
         top_p=request.top_p,
         seed=request.seed,
+        # Rows and ring as those of the pools here, so that all is one program.
+        batch_size=5,
     )
     [(_, completion)] = generate_each(model, numbered([request.prompt]), config)
     return completion.ids
@@ -65,42 +67,40 @@ def test_rows_with_settings_of_their_own_draw_as_if_alone(model):
 
 
 def test_a_ring_that_grows_and_shrinks_changes_nothing(model):
-    """Rows of different lengths, one of them begun later, over rings of four lengths."""
-    pool = RowPool(model, 5, 32)
+    """Rows of different lengths, one of them begun later, over rings of two lengths."""
+    pool = RowPool(model, 5, 64)
     wanted = requests(PROMPTS, 40)
-    begun = pool.begin(wanted[:4], 32)
+    begun = pool.begin(wanted[:4], 64)
     drawn = {each.row: [] for each in begun}
-    for slots in (32, 48, 40, 64, 128):
+    for slots in (64, 128, 128, 64, 128):
         pool.resize(slots)
         assert pool.slots == slots
         for tokens in pool.advance(pool.rows, 6):
             drawn[tokens.row] += tokens.ids
-        if slots == 48:
-            late = pool.begin(wanted[4:], 32)
-            drawn[late[0].row] = []
-            begun += late
-    while pool.running:
-        for tokens in pool.advance(pool.rows, 64):
-            drawn[tokens.row] += tokens.ids
+        if len(begun) == 4 and slots == 128:
+            begun += pool.begin(wanted[4:], 64)
+            drawn[begun[-1].row] = []
+    for row, ids in finish(pool, begun).items():
+        drawn[row] += ids
     for each, request in zip(begun, wanted, strict=True):
         assert drawn[each.row][:40] == alone(model, request)
 
 
 def test_a_row_that_is_ended_is_free_and_disturbs_nobody(model):
-    pool = RowPool(model, 2, 64)
-    wanted = requests(PROMPTS, 12)
-    first = pool.begin(wanted[:3], 64)
-    assert len(first) == 2 and pool.begin(wanted[2:], 64) == []
-    kept, other = [each.row for each in first]
-    drawn = {tokens.row: tokens.ids for tokens in pool.advance(2, 5)}
-    pool.end([other])
-    [late] = pool.begin(wanted[3:4], 64)
-    assert late.row == other
-    drawn[other] = []
-    for row, ids in finish(pool, [late, first[0]]).items():
+    pool = RowPool(model, 5, 64)
+    wanted = requests(PROMPTS * 2, 12)
+    first = pool.begin(wanted[:7], 64)
+    assert len(first) == 5 and pool.begin(wanted[5:], 64) == []
+    drawn = {tokens.row: tokens.ids for tokens in pool.advance(5, 5)}
+    pool.end([first[1].row, first[3].row])
+    [late] = pool.begin(wanted[8:9], 64)
+    assert late.row == first[1].row
+    drawn[late.row] = []
+    kept = [first[0], first[2], first[4], late]
+    for row, ids in finish(pool, kept).items():
         drawn[row] += ids
-    assert drawn[kept][:12] == alone(model, wanted[0])
-    assert drawn[other][:12] == alone(model, wanted[3])
+    for each, request in zip(kept, (wanted[0], wanted[2], wanted[4], wanted[8]), strict=True):
+        assert drawn[each.row][:12] == alone(model, request)
 
 
 @pytest.mark.parametrize("vocabulary", [30, 4096, 5000, 32_000])
@@ -115,7 +115,7 @@ def test_the_likeliest_tokens_are_those_of_top_k(vocabulary):
 
 
 def test_logprobs_are_those_of_the_full_forward_pass(model):
-    pool = RowPool(model, 3, 64)
+    pool = RowPool(model, 5, 64)
     # One that wants none runs among them, and two prompts are packed into one row.
     wanted = [
         each._replace(logprobs=i != 1, prompt_logprobs=i != 1, max_new_tokens=9)
@@ -125,7 +125,7 @@ def test_logprobs_are_those_of_the_full_forward_pass(model):
     assert begun[1].prompt_logprobs is None
     found = {each.row: [] for each in begun}
     while pool.running:
-        for tokens in pool.advance(3, 4):
+        for tokens in pool.advance(5, 4):
             found[tokens.row].append(tokens)
     for each, request in zip(begun, wanted, strict=True):
         parts = found[each.row]

@@ -1,6 +1,7 @@
 """Models that are loaded for a server: a base in memory once, answers of the right adapter."""
 
 import asyncio
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +31,7 @@ def folder(tmp_path_factory):
         lora = jax.tree.map(
             lambda leaf, noise=noise: leaf + 0.3 * jax.random.normal(noise, leaf.shape), lora
         )
-        from dataclasses import replace
-
-        replace(base, lora=lora, lora_config=config).save(path / name)
+        replace(base, lora=lora, lora_config=config).save(path / name, lora="adapter")
     return path
 
 

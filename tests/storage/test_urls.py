@@ -9,7 +9,7 @@ from jaxdpo.config import RunConfig
 from jaxdpo.data.reading.sources import find_sources
 from jaxdpo.errors import UserError
 from jaxdpo.hub.export import exporting
-from jaxdpo.hub.folder import find_folder
+from jaxdpo.hub.find import find_folder
 from jaxdpo.runs.convert import ConvertConfig
 from jaxdpo.runs.folder import open_run_folder
 from jaxdpo.storage.files import cache_folder, replacing

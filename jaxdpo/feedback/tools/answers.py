@@ -71,6 +71,7 @@ def row_of(fields: Mapping[str, Any], about: Mapping[str, Any], where: str) -> R
             f"has {', '.join(fields)}; name the field with the prompt {' or '.join(_PROMPTS[:3])}",
         )
     messages = [said.message for said in as_messages(fields[name], name, "user")]
+    # Shown apart from the question by most tools, and a part of what the model was asked.
     if isinstance(fields.get("system"), str):
         messages = [{"role": "system", "content": fields["system"]}, *messages]
     answers = {
@@ -111,11 +112,13 @@ def reply_to(row: Row, question: str, value: Any, target: str | None = None) -> 
             raise NoPair("tie")
         if len(row.answers) > 1 and plain in _ALL_BAD:
             return [row.record("thumbs", output=each, label=False) for each in row.answers.values()]
+        # Usual words alone: "partly" and "4 of 5" are no verdict.
         if plain in _PASSED:
             return [_judged(row, question, target, passed=_PASSED[plain])]
         if any(word in question.lower() for word in _EDITS):
             output = _answer_meant(row, question, target)
             return [row.record("expert_edits", output=output, edited=value)]
+    # Before numbers, since true is 1 to Python.
     if isinstance(value, bool):
         return [_judged(row, question, target, passed=value)]
     if isinstance(value, int | float):
@@ -145,6 +148,7 @@ def is_text_reply(question: str, value: Any) -> bool:
 
 
 def _answer_meant(row: Row, question: str, target: str | None) -> Any:
+    # A tool that says which answer is meant is believed before any name is looked at.
     if target is not None and target in row.answers:
         return row.answers[target]
     if len(row.answers) == 1:
@@ -176,6 +180,7 @@ def _ranked(row: Row, question: str, value: Sequence[Any]) -> list[Derived]:
         for place, each in enumerate(value, start=1)
     ]
     named = [(answer_named(row, name), rank) for name, rank in ranks if isinstance(name, str)]
+    # The first rank is the best: values grow as ranks fall.
     valued = [
         {"completion": row.answers[name], "value": -float(rank), "why": {"rank": rank}}
         for name, rank in named

@@ -29,6 +29,7 @@ class Argilla(Tool):
             )
         people: dict[Any, dict[str, Any]] = {}
         for question, given in responses.items():
+            # Listed by question in the file; what belongs together is one person's.
             for each in given or ():
                 people.setdefault(each.get("user_id"), {})[question] = each.get("value")
         if not people:
@@ -46,6 +47,7 @@ class Argilla(Tool):
             }
             row = row_of(fields, about, where)
             for question, value in replies.items():
+                # Kept as a note already; by itself it is counted as not understood.
                 if is_text_reply(question, value) and len(replies) > 1:
                     continue
                 try:

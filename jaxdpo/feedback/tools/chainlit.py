@@ -35,6 +35,7 @@ class Chainlit(Tool):
         for step in sorted(said, key=lambda step: step.get("createdAt") or ""):
             role, feedback = _ROLES[step["type"]], step.get("feedback")
             if role == "assistant" and feedback and feedback.get("value") is not None:
+                # Earlier versions wrote -1 for a thumb down, which would read as a thumb up.
                 if feedback["value"] not in (0, 1):
                     raise BadPair("chainlit", f"feedback.value is {show(feedback['value'])}")
                 label = {"output": step.get("output"), "label": feedback["value"] == 1}

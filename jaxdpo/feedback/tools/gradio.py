@@ -34,6 +34,7 @@ class Gradio(Tool):
         try:
             with open(Path(path).expanduser(), newline="", encoding="utf-8-sig") as file:
                 rows = csv.reader(file)
+                # By hand: the table's own reader refuses rows with fewer cells than names.
                 for cells in rows:
                     if cells and cells[0] != "conversation":
                         # A row of five cells has the flag in a cell of its own.
@@ -55,6 +56,7 @@ class Gradio(Tool):
             raise BadPair(
                 "gradio", "conversation holds no messages; only a chat interface's log has them"
             )
+        # Any label may be offered beside thumbs, such as "Spam"; none but these two is a judgement.
         reaction = record.get("value") or record.get("flag")
         if reaction not in _LABELS:
             raise NoPair(f"flag: {reaction}")

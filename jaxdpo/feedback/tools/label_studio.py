@@ -33,6 +33,7 @@ class LabelStudio(Tool):
         found: list[Derived] = []
         reasons = ["not-annotated"]
         for annotation in annotations:
+            # Label Studio keeps what was picked before a task was skipped.
             if annotation.get("was_cancelled"):
                 reasons.append("skipped")
                 continue
@@ -87,6 +88,7 @@ def _value(result: dict[str, Any]) -> Any:
 
 def _replies(row: Row, name: str, value: Any, result: dict[str, Any]) -> list[Derived]:
     targets = result.get("to_name") or ""
+    # "answer1,answer2" where a control compares two, as its tag names them.
     named = targets if isinstance(targets, list) else [part.strip() for part in targets.split(",")]
     if result.get("type") == "pairwise":
         if value not in ("left", "right"):

@@ -42,6 +42,7 @@ class Langfuse(Tool):
                 "langfuse", "is neither a score (name, value, traceId) nor has id, input and output"
             )
         self._answers[value["id"]] = (value, where)
+        # A trace has an input and an output of its own, as an observation has.
         trace = value.get("traceId") or value["id"]
         if value.get("type") in (None, "GENERATION") or trace not in self._of_trace:
             self._of_trace[trace] = value["id"]
@@ -71,6 +72,7 @@ class Langfuse(Tool):
             "model": answered.get("model") or answered.get("providedModelName"),
             "notes": [score["comment"]] if score.get("comment") else None,
         }
+        # One answer, under a name of our own: a score is about no other.
         row = Row(_asked(answered["input"]), {"output": _said(answered["output"])}, about, place)
         kind = str(score.get("dataType", "NUMERIC")).upper()
         if kind == "CORRECTION":
@@ -78,6 +80,7 @@ class Langfuse(Tool):
             return [row.record("expert_edits", output=row.answers["output"], edited=edited)]
         value = score.get("value")
         if kind == "BOOLEAN":
+            # The API writes 1 and "True", tables sometimes only one of them.
             value = str(score.get("stringValue") or value).lower() in ("1", "1.0", "true")
         elif kind == "CATEGORICAL":
             value = str(score.get("stringValue") or value)

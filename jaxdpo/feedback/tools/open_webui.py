@@ -39,6 +39,7 @@ class OpenWebUI(Tool):
         label = {"output": _said(rated), "label": _RATINGS[rating], "model": data.get("model_id")}
         found = [Derived("thumbs", {**about, "messages": _before(messages, rated), **label}, where)]
         beside = _beside(messages, rated, data)
+        # A bad one among three says nothing about which of the other two is better.
         if beside and (_RATINGS[rating] or len(beside) == 1):
             outputs = [rated, *beside]
             choice = {
@@ -69,6 +70,7 @@ def _messages(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _before(messages: dict[str, Any], message: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the conversation before a message, from the first one on."""
     found: list[dict[str, Any]] = []
+    # A damaged snapshot may have a message that is its own ancestor.
     seen = set()
     name = message.get("parentId")
     while name in messages and name not in seen:

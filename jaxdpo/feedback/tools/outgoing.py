@@ -39,6 +39,7 @@ def label_studio_task(messages: Sequence[Message], answers: Sequence[Any]) -> di
     """
     texts = {f"answer{i}": text_of(each) for i, each in enumerate(answers, start=1)}
     said = [f"{m['role']}: {m.get('content') or ''}" for m in messages]
+    # A single question reads best alone; roles are needed only where there are several.
     prompt = str(messages[0].get("content") or "") if len(messages) == 1 else "\n\n".join(said)
     return {"data": {"id": _id(messages), "prompt": prompt, "messages": list(messages), **texts}}
 
@@ -52,4 +53,5 @@ def text_of(answer: Any) -> str:
 
 
 def _id(messages: Sequence[Message]) -> str:
+    # The same prompt has the same id in every export, so that replies find their way back.
     return json_digest(list(messages))[:32]

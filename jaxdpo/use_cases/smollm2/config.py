@@ -1,0 +1,32 @@
+"""Settings of the use case."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Smollm2Config(BaseModel):
+    """The task, its size, and its place."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Literal["word_limit", "dictionary", "from_text", "all"] = Field(
+        description="the task, or all"
+    )
+    folder: str = Field(default="runs/smollm2", description="where everything is written")
+    model: str = Field(
+        default="@smollm2", description="the model: @smollm2, another folder, or org/name"
+    )
+    seeds: tuple[int, ...] = Field(
+        default=(0, 1, 2),
+        min_length=1,
+        description="each draws prompts, answers, the pairs' order and the adapters anew",
+    )
+    prompts: int = Field(default=80, ge=10, description="prompts whose answers become pairs")
+    samples: int = Field(default=6, ge=2, description="answers to each of them")
+    tests: int = Field(default=40, ge=10, description="prompts about topics of TEST")
+    rates: tuple[float, ...] = Field(
+        default=(),
+        description="tune: run each contestant with these learning rates, and measure them on "
+        "topics of VALIDATION in place of TEST",
+    )
