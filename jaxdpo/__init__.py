@@ -13,6 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxdpo.annotation.config import StudioConfig
+    from jaxdpo.annotation.run import studio
     from jaxdpo.config import RunConfig, load_config
     from jaxdpo.data.reading.reader import read_pairs
     from jaxdpo.data.tokenization.load_pairs import load_pairs
@@ -55,6 +57,7 @@ _HOMES = {
     "SampleConfig": "jaxdpo.rounds.sample",
     "SamplingConfig": "jaxdpo.sampling",
     "ScoreConfig": "jaxdpo.runs.score_config",
+    "StudioConfig": "jaxdpo.annotation.config",
     "UserError": "jaxdpo.errors",
     "answer": "jaxdpo.sampling",
     "collect": "jaxdpo.feedback.to_file:collect_to_file",
@@ -73,6 +76,7 @@ _HOMES = {
     "read_pairs": "jaxdpo.data.reading.reader",
     "sample": "jaxdpo.rounds.sample",
     "score": "jaxdpo.runs.score_pairs",
+    "studio": "jaxdpo.annotation.run",
     "sweep": "jaxdpo.runs.sweep",
 }
 
@@ -90,6 +94,7 @@ __all__ = [
     "SampleConfig",
     "SamplingConfig",
     "ScoreConfig",
+    "StudioConfig",
     "UserError",
     "answer",
     "collect",
@@ -108,6 +113,7 @@ __all__ = [
     "read_pairs",
     "sample",
     "score",
+    "studio",
     "sweep",
 ]
 

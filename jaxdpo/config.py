@@ -14,6 +14,7 @@ from jaxdpo.cli.help import fields_help
 from jaxdpo.cli.settings import load_settings, read_yaml
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.packing.plan import BatchConfig
+from jaxdpo.devices.distributed_config import DistributedConfig
 from jaxdpo.devices.sharding import MeshConfig
 from jaxdpo.errors import nearest
 from jaxdpo.evaluation.answer_health import WatchConfig
@@ -22,6 +23,7 @@ from jaxdpo.losses import LossConfig
 from jaxdpo.model.lora import LoraConfig
 from jaxdpo.sampling import SamplingConfig
 from jaxdpo.scoring.reference import ReferenceConfig, ReferenceKind
+from jaxdpo.storage.buckets import usable
 from jaxdpo.storage.continuation import check_unchanged
 from jaxdpo.storage.files import shipped
 from jaxdpo.training.best_step import RANKED_BY, StopConfig
@@ -36,8 +38,10 @@ class PolicyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: Annotated[str, AfterValidator(shipped)] = Field(
-        description="Hugging Face folder, or org/name on the Hub"
+    path: Annotated[str, AfterValidator(usable), AfterValidator(shipped)] = Field(
+        description="Hugging Face folder, here or in a bucket (gs://, s3://), or org/name on the "
+        "Hub",
+        json_schema_extra={"bucket": True},
     )
     base: str | None = Field(
         default=None,
@@ -74,7 +78,10 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    folder: str = Field(description="run folder; the same one again continues the run")
+    folder: Annotated[str, AfterValidator(usable)] = Field(
+        description="run folder, here or in a bucket; the same one again continues the run",
+        json_schema_extra={"bucket": True},
+    )
     overwrite: bool = Field(
         default=False,
         description="begin anew in a folder that holds another run, or something else",
@@ -137,6 +144,9 @@ class RunConfig(BaseModel):
     )
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW")
     mesh: MeshConfig = Field(default=MeshConfig(), description="devices")
+    distributed: DistributedConfig = Field(
+        default=DistributedConfig(), description="limits on waiting for other processes"
+    )
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="checkpoints")
     sampling: SamplingConfig = Field(
         default=SamplingConfig(), description="completions in the summary"
@@ -221,6 +231,7 @@ CHANGEABLE = (
     "checkpoint",
     "data.cache_dir",
     "data.path",
+    "distributed",
     "export",
     "mesh",
     "model.base",

@@ -2,6 +2,7 @@
 
 import sys
 
+from jaxdpo.cli.callable_module import make_callable
 from jaxdpo.cli.command import Command, run_command
 
 COMMAND = Command(
@@ -37,6 +38,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"studio: needs {missing.name}; pip install 'jaxdpo[studio]'") from missing
     studio(config)
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

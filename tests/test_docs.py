@@ -26,7 +26,7 @@ PATH = re.compile(r"`((?:jaxdpo|tests|configs|notebooks|docs)/[\w/.-]+\.\w+)`(?:
 MODULE = re.compile(r"python -m ((?:jaxdpo|tests)(?:\.[a-z]\w*)*)")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 FENCE = re.compile(r"^```(.*)\n((?:(?!```).*\n)*)```$", re.MULTILINE)
-COMMAND = re.compile(r"^(?:\.venv/bin/)?(?:jaxdpo |python -m jaxdpo\.)([a-z_]+)\b(.*)$")
+COMMAND = re.compile(r"^(?:\.venv/bin/)?(?:jaxdpo |python -m jaxdpo\.)([a-z_0-9.]+)\b(.*)$")
 
 CRITERIA = "criteria:\n  - {name: word_limit, limit: from_prompt}\n"
 FILES = {
@@ -34,6 +34,7 @@ FILES = {
     "lora.yaml": "lora: {rank: 8}\n",
     "dpo.yaml": "model: m\ndata: d.jsonl\ntraining: {folder: runs/dpo}\n",
     "sft.yaml": "model: m\ntraining: {folder: runs/sft}\n",
+    "tokens.yaml": f"ann: {'5f0c' * 8}\n",
     "x.yaml": "model: m\ntraining: {folder: runs/x}\n",
 }
 
@@ -88,7 +89,7 @@ def test_the_settings_of_every_command_are_read(page, name, words, tmp_path, mon
         return config
 
     monkeypatch.setattr(settings, "_checked", checked)
-    module = f"jaxdpo.{name}" + (".__main__" if name == "use_cases" else "")
+    module = f"jaxdpo.{name}" + (".__main__" if name.startswith("use_cases") else "")
     main = importlib.import_module(module).main
     if name == "init":
         assert main(words) is None

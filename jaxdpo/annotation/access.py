@@ -69,7 +69,7 @@ class Access:
     def refusal(self, request: Request) -> tuple[int, str] | None:
         """Returns the status and reason for which a request is refused; None for a good one."""
         host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
-        if self._config.is_loopback and host not in _LOOPBACK:
+        if self._config.is_loopback and host not in (*_LOOPBACK, self._config.host):
             # A foreign page whose name was pointed at this machine would have its own name here.
             return 421, f"ask for {self._config.host}, not for {host!r}"
         if request.method not in ("GET", "HEAD", "POST"):

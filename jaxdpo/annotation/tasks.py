@@ -132,6 +132,10 @@ class Queue:
         counts = Counter(mine.values())
         return {"done": counts["done"], "skipped": counts["skipped"], "rows": len(self.tasks)}
 
+    def everybody(self) -> list[tuple[str, dict[str, int]]]:
+        """Returns the progress of each annotator who has begun."""
+        return [(name, self.progress(name)) for name in self._store.annotators()]
+
     def _opened(self, task: str, annotator: str) -> str:
         """Begins an annotator's conversation about a row, if it has not begun."""
         name = self.conversation(task, annotator)

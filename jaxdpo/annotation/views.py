@@ -126,6 +126,7 @@ def add_data(app: FastAPI, studio: Studio) -> None:
             overview=overview,
             pairs=list(reversed(shown)),
             longer=median_length(pairs),
+            progress=studio.queue.everybody(),
             criteria=[label_of(spec) for spec in studio.config.criteria],
             exports=EXPORTS,
             command=_command(studio),

@@ -7,6 +7,7 @@ server runs; copy the folder whole, or stop the server first.
 import contextlib
 import json
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -204,9 +205,10 @@ class FeedbackStore:
         """Returns the events of all conversations whose name begins so, by name."""
         with self._lock:
             rows = self._database.execute(
-                "SELECT conversation, body FROM events WHERE substr(conversation, 1, ?) = ? "
-                "ORDER BY number",
-                (len(prefix), prefix),
+                "SELECT conversation, body FROM events WHERE conversation >= ? "
+                "AND conversation < ? ORDER BY number",
+                # Up to the last character there is: a range, which the index finds.
+                (prefix, prefix + chr(sys.maxunicode)),
             ).fetchall()
         found: dict[str, list[dict[str, Any]]] = {}
         for conversation, body in rows:
@@ -242,6 +244,14 @@ class FeedbackStore:
                     )
                     return task
         return None
+
+    def annotators(self) -> list[str]:
+        """Returns everybody who was given a task, in the order of their first one."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT annotator FROM assignments GROUP BY annotator ORDER BY MIN(given)"
+            ).fetchall()
+        return [name for (name,) in rows]
 
     def assigned(self, annotator: str) -> dict[str, Progress]:
         """Returns the tasks that an annotator was given, in that order, and how far each is."""

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,8 +15,9 @@ import numpy as np
 from safetensors import safe_open
 
 from jaxdpo.errors import UserError
+from jaxdpo.storage.buckets import is_bucket, read_names, send
 from jaxdpo.storage.files import sync_folder, sync_tree
-from jaxdpo.storage.urls import refuse_url
+from jaxdpo.storage.urls import refuse_url, written_url
 
 # Lists the files of an export, so that a later one replaces nothing else.
 MANIFEST = "jaxdpo_export.json"
@@ -37,6 +39,10 @@ def exporting(folder: Path) -> Iterator[Path]:
     Raises:
       UserError: If something else is in the way, the disk refuses, or `folder` is a URL.
     """
+    if is_bucket(folder):
+        with _made_here(folder) as local:
+            yield local
+        return
     refuse_url(folder)
     _check_replaceable(folder)
     temporary = folder.with_name(f".{folder.name}.partial")
@@ -63,15 +69,46 @@ def exporting(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _made_here(url: Path) -> Iterator[Path]:
+    """Yields a local folder to write to, which is sent to a bucket when the block ends well."""
+    present = read_names(url, MANIFEST)
+    if present is not None:
+        _refuse_others(written_url(url), present.names, present.content)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        yield folder
+        files = sorted(path.name for path in folder.iterdir())
+        (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
+        # A model folder is none without config.json, an adapter's none without its own.
+        counts = [name for name in ("adapter_config.json", "config.json") if name in files]
+        send(folder, url, last=[*counts, MANIFEST])
+
+
 def _check_replaceable(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder for the export")
     found = {path.name for path in folder.iterdir()}
+    manifest = (folder / MANIFEST).read_text() if MANIFEST in found else None
+    _refuse_others(str(folder), found, manifest)
+
+
+def _refuse_others(folder: str, found: set[str], manifest: str | None) -> None:
+    """Refuses a folder that holds what no export put there.
+
+    Args:
+      folder: Its name.
+      found: Names of its files.
+      manifest: Text of its manifest, if it has one.
+
+    Raises:
+      UserError: Naming one of the others.
+    """
     written: set[str] = set()
-    if MANIFEST in found:
-        written = {*json.loads((folder / MANIFEST).read_text())["files"], MANIFEST}
+    if manifest is not None:
+        written = {*json.loads(manifest)["files"], MANIFEST}
     if found - written:
         raise UserError(
             f"{folder}: holds {sorted(found - written)[0]}, which no export put there; "

@@ -5,6 +5,7 @@ from pathlib import Path
 from jaxdpo.errors import UserError
 from jaxdpo.hub.gguf.file import is_gguf
 from jaxdpo.hub.gguf.installed import installed_folder
+from jaxdpo.storage.buckets import fetch, is_bucket
 from jaxdpo.storage.urls import refuse_url
 
 # Weights under other names (Mistral's consolidated.safetensors, original/) are copies of the same.
@@ -19,14 +20,17 @@ def find_folder(path: str | Path, weights: bool = True, revision: str | None = N
     """Finds the model folder at a path, of an installed model, or of `org/name` on the Hub.
 
     Args:
-      path: The folder; `@smollm2` for a model that a package has installed; or `org/name`, which is
-        downloaded from the Hugging Face Hub.
+      path: The folder, here or in a bucket; `@smollm2` for a model that a package has installed;
+        or `org/name`, which is downloaded from the Hugging Face Hub.
       weights: Whether weights are downloaded too.
       revision: Branch, tag or commit on the Hub; None for the newest. A folder here has none.
 
     Raises:
-      UserError: If there is none of them, or the path is a URL.
+      UserError: If there is none of them, or the path is a URL of something else than a
+        bucket.
     """
+    if is_bucket(path):
+        return fetch(path)
     refuse_url(path)
     folder = Path(path).expanduser()
     if folder.is_dir():

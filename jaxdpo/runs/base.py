@@ -19,6 +19,7 @@ from jaxdpo.hub.find import find_folder
 from jaxdpo.hub.folder import read_config, read_json
 from jaxdpo.hub.policy import Policy
 from jaxdpo.hub.write import write_json, write_texts
+from jaxdpo.storage.buckets import is_bucket
 
 BASE = "base"
 _TEMPLATE, _ORIGIN = "template.jinja", "origin.json"
@@ -79,6 +80,8 @@ def find_base(folder: Path, path: str) -> str:
     Raises:
       UserError: If the run's base model is a folder that is not there.
     """
+    if is_bucket(path):
+        return path
     if path.startswith("@"):
         return str(find_folder(path))
     given = Path(path).expanduser()

@@ -23,9 +23,11 @@ from jaxdpo.hub.tokenizer_files import write_tokenizer
 from jaxdpo.hub.write import write_json, write_texts
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.load import CARD, ORBAX, open_source
+from jaxdpo.storage.buckets import usable
 from jaxdpo.storage.files import refuse_existing, shipped
 from jaxdpo.storage.lazy_array import matrices
 from jaxdpo.storage.orbax import write_arrays
+from jaxdpo.storage.urls import refuse_url
 
 # The numbers that llama.cpp's own converter writes by default.
 _GGUF_DTYPE: Numbers = "float16"
@@ -36,10 +38,15 @@ class ConvertConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: Annotated[str, AfterValidator(shipped)] = Field(
-        description="model, adapter, run, checkpoint, or org/name on the Hub"
+    source: Annotated[str, AfterValidator(usable), AfterValidator(shipped)] = Field(
+        description="model, adapter, run or checkpoint, here or in a bucket, or org/name on the "
+        "Hub",
+        json_schema_extra={"bucket": True},
     )
-    target: str = Field(description="folder to write; with format=gguf, a file")
+    target: Annotated[str, AfterValidator(usable)] = Field(
+        description="folder to write, here or in a bucket; with format=gguf, a file here",
+        json_schema_extra={"bucket": True},
+    )
     format: Literal["huggingface", "orbax", "gguf"] = Field(
         default="huggingface", description="of the target; gguf is for llama.cpp and ollama"
     )
@@ -104,6 +111,8 @@ def _check_possible(config: ConvertConfig, policy: Policy) -> None:
 def _check_target(config: ConvertConfig, target: Path) -> None:
     """Refuses a target that holds something which is not to be replaced."""
     if config.format == "gguf":
+        # A GGUF file is written in place, a tensor at a time.
+        refuse_url(target, "target")
         if not config.overwrite:
             refuse_existing(target)
         elif target.is_dir():

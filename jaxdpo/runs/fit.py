@@ -26,7 +26,7 @@ from jaxdpo.runs.setup import Setup, set_up
 from jaxdpo.runs.summary import answer_test_prompts, show_summary, summarise
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
-from jaxdpo.training.signals import stop_on_sigterm
+from jaxdpo.training.signals import stop_on_signal
 from jaxdpo.training.state import TrainState, as_float32, begin
 from jaxdpo.training.step import make_train_step
 from jaxdpo.training.writers import plot_curves, read_metrics
@@ -70,7 +70,8 @@ def fit(
 
     Raises:
       UserError: For whatever the user can fix.
-      SystemExit: With status 143, after a SIGTERM; the state is saved.
+      SystemExit: With status 143 after a SIGTERM, 129 after a SIGHUP, and with several processes
+        130 after a SIGINT; the state is saved.
     """
     keep_compiled(config.data.cache_folder() / "compiled")
     mesh, reporter = make_mesh(config.mesh), Reporter(quiet=jax.process_index() != 0)
@@ -91,7 +92,7 @@ def fit(
 
         # Loop: the device computes one step while the host packs the next and reads the last.
         with (
-            stop_on_sigterm() as stop,
+            stop_on_signal() as stop,
             reporter.progress(last_step, first_step) as bar,
             Recorder(setup, frozen, folder, checkpoints, reporter, bar, first_step) as recorder,
         ):
@@ -104,10 +105,12 @@ def fit(
                     recorder.keep(step, state, stop)
                 if recorder.stopped:
                     break
-                if stop.agreed(step):
+                if stop.after_step():
                     recorder.save_now(step, state)
-                    exit_stopped(reporter, step)
-        checkpoints.wait()
+                    exit_stopped(reporter, stop, f"saved after step {step}")
+            checkpoints.wait()
+            if stop.after_last_step():
+                exit_stopped(reporter, stop, "trained to the end, and not yet exported")
 
         # Finish: the exported model, its answers, the summary.
         exported = choose_step(setup, state, recorder, checkpoints, reporter)
@@ -142,7 +145,7 @@ def begin_or_continue(
         jax.tree.map(lambda leaf: leaf.delete(), params)
     described = describe_run(setup.config, setup.policy)
     keep = setup.config.checkpoint.keep
-    checkpoints = Checkpoints(folder.path / "checkpoints", keep, described)
+    checkpoints = Checkpoints(folder.path / "checkpoints", keep, described, folder.send)
     state = checkpoints.restore(jax.tree.map(_abstract, state)) or state
     if int(state.step):
         reporter.say(f"continuing after step {int(state.step)}")
@@ -168,7 +171,7 @@ def finish(
     config = setup.config
     aligned = trained_policy(setup, exported.trained)
     after = answer_test_prompts(setup, aligned, folder, "after")
-    reporter.say(f"exporting to {folder.path / 'model'}")
+    reporter.say(f"exporting to {folder.name}/model")
     aligned = replace(aligned, card=run_card(config, folder.path, exported.step))
     lost = export(aligned, config, folder, reporter)
     history = read_metrics(folder.path)
@@ -180,6 +183,7 @@ def finish(
     # Written last: a folder that holds it is a finished run's.
     folder.write_json("summary.json", summary)
     finish_report(folder, reporter)
+    folder.send()
     show_summary(reporter, summary)
     return RunResult(folder.path, aligned, summary, history)
 
@@ -243,7 +247,7 @@ def finished(
       mesh: The mesh that the aligned model is loaded onto.
       reporter: Says so.
     """
-    reporter.say(f"{folder.path}: this run is finished; set training.folder for a new one")
+    reporter.say(f"{folder.name}: this run is finished; set training.folder for a new one")
     aligned = load_policy(
         str(folder.path / "model"), config.model.param_dtype, mesh, context=config.data.max_length
     )

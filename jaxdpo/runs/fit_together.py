@@ -24,7 +24,7 @@ from jaxdpo.runs.summary import answer_test_prompts
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
 from jaxdpo.training.multi_run import Unstack, stack_states
-from jaxdpo.training.signals import stop_on_sigterm
+from jaxdpo.training.signals import stop_on_signal
 from jaxdpo.training.state import TrainState
 from jaxdpo.training.step import make_train_step
 
@@ -111,7 +111,7 @@ def _train(
         [run.setup.objective for run in runs], [run.setup.optimizer for run in runs], mesh, states
     )
     with ExitStack() as held:
-        stop = held.enter_context(stop_on_sigterm())
+        stop = held.enter_context(stop_on_signal())
         bar = held.enter_context(reporter.progress(last_step, first_step))
         recorders = [
             held.enter_context(
@@ -138,12 +138,14 @@ def _train(
             if recorders[0].saves_after(step) or recorders[0].evaluates_after(step):
                 for k, recorder in enumerate(recorders):
                     recorder.keep(step, unstack.state(states, k), stop)
-            if stop.agreed(step):
+            if stop.after_step():
                 for k, recorder in enumerate(recorders):
                     recorder.save_now(step, unstack.state(states, k))
-                exit_stopped(reporter, step)
-    for run in runs:
-        run.checkpoints.wait()
+                exit_stopped(reporter, stop, f"saved after step {step}")
+        for run in runs:
+            run.checkpoints.wait()
+        if stop.after_last_step():
+            exit_stopped(reporter, stop, "trained to the end, and not yet exported")
     return [
         choose_step(run.setup, unstack.state(states, k), recorder, run.checkpoints, reporter)
         for k, (run, recorder) in enumerate(zip(runs, recorders, strict=True))

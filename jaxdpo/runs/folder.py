@@ -30,8 +30,10 @@ import jax
 
 from jaxdpo.config import RunConfig, check_continues, to_yaml
 from jaxdpo.errors import UserError
+from jaxdpo.storage.buckets import is_bucket
 from jaxdpo.storage.continuation import check_unchanged
 from jaxdpo.storage.files import replacing
+from jaxdpo.storage.mirror import Mirror
 from jaxdpo.storage.urls import refuse_url
 from jaxdpo.training.writers import METRICS_FILE, read_metrics
 
@@ -60,10 +62,22 @@ class RunFolder:
     Attributes:
       path: The folder.
       writes: Whether this process writes (the first of a run's processes does).
+      mirror: The bucket that the folder lives in, whose local copy `path` is; None: none.
     """
 
     path: Path
     writes: bool
+    mirror: Mirror | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder as its user knows it: the path, or the URL that it is the local copy of."""
+        return str(self.path) if self.mirror is None else self.mirror.url
+
+    def send(self) -> None:
+        """Sends what is new to the bucket, if the folder lives in one."""
+        if self.mirror is not None:
+            self.mirror.push()
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a file of the folder, whole."""
@@ -91,10 +105,15 @@ class RunFolder:
             return
         check_unchanged(
             f"{self.path} holds a run that was started from other inputs",
-            {name: str(before.get(name))[:_SHOWN] for name in inputs},
-            {name: digest[:_SHOWN] for name, digest in inputs.items()},
+            {name: shown_digest(str(before.get(name))) for name in inputs},
+            {name: shown_digest(digest) for name, digest in inputs.items()},
             "set training.folder to a new folder",
         )
+
+
+def shown_digest(digest: str) -> str:
+    """Returns as much of a digest as a message shows."""
+    return digest[:_SHOWN]
 
 
 @contextlib.contextmanager
@@ -104,8 +123,8 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
     Raises:
       UserError: If it cannot be written, is in use, or holds a run with another configuration.
     """
-    refuse_url(config.training.folder, "training.folder")
-    path = Path(config.training.folder)
+    mirror = _mirror(config.training.folder)
+    path = Path(config.training.folder) if mirror is None else mirror.copy
     # The first of a run's processes writes for all.
     if jax.process_index() != 0:
         yield RunFolder(path, writes=False)
@@ -129,6 +148,11 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
                 f"training.folder {path}: another process is writing this run; wait for it, or "
                 "choose another folder"
             ) from None
+        if mirror is not None:
+            mirror.pull()
+            known = (path / "inputs.json").exists()
+            if not known:
+                _check_empty(path, config.training.overwrite)
         resolved = path / _CONFIG
         if known and not _has_begun(path):
             _clear(path)
@@ -142,7 +166,25 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
         # Again each time: what may change when a run continues is kept as it is now.
         with replacing(resolved) as file:
             file.write(to_yaml(config))
-        yield RunFolder(path, writes=True)
+        yield RunFolder(path, writes=True, mirror=mirror)
+
+
+def _mirror(folder: str) -> Mirror | None:
+    """Returns the bucket that a run folder lives in, or None for a local one.
+
+    Raises:
+      UserError: For a bucket that several processes would write checkpoints to.
+    """
+    if not is_bucket(folder):
+        refuse_url(folder, "training.folder")
+        return None
+    if jax.process_count() > 1:
+        # Each host writes its shards of a checkpoint into the one folder, which a bucket is not.
+        raise UserError(
+            f"training.folder {folder}: a run of several processes needs a folder that all of them "
+            "share; name one on a shared file system, and copy it to the bucket afterwards"
+        )
+    return Mirror(folder, last=("manifest.json", SUMMARY_FILE))
 
 
 def _is_run(path: Path) -> bool:

@@ -22,6 +22,7 @@ from jaxdpo.model.decoder import abstract_params
 from jaxdpo.model.lora import init_lora
 from jaxdpo.runs.base import base_chat, base_files, find_base, has_base
 from jaxdpo.runs.card import run_card
+from jaxdpo.storage.buckets import fetch, is_bucket
 from jaxdpo.storage.orbax import stored_arrays
 from jaxdpo.storage.urls import refuse_url
 from jaxdpo.training.checkpoint import (
@@ -58,6 +59,8 @@ def open_source(source: str, chat_template: str | None = None) -> Policy:
     Raises:
       UserError: If it is none of these, or cannot be loaded.
     """
+    if is_bucket(source):
+        source = str(fetch(source))
     refuse_url(source)
     path = find_folder(source) if source.startswith("@") else Path(source).expanduser()
     if is_gguf(path):

@@ -32,8 +32,6 @@ from jaxdpo.training.writers import MetricWriter, read_metrics
 
 # Pairs that the warning of displacement names.
 _NAMED_DISPLACING = 5
-# The status that a shell reports of a process that SIGTERM ended.
-_STOPPED = 128 + 15
 
 
 class Recorder:
@@ -105,12 +103,13 @@ class Recorder:
           stop: Whether the process was asked to stop.
 
         Raises:
-          SystemExit: With status 143, if it was.
+          SystemExit: With the status of the signal, if it was.
         """
         if self.evaluates_after(step):
             self.evaluate(step, state, stop)
-        if stop.alone:
-            exit_stopped(self._reporter, step)
+        if stop.cuts_short():
+            done = f"saved after step {step}" if step else "stopped before the first step"
+            exit_stopped(self._reporter, stop, done)
         self._compiling.enter_context(self._reporter.phase("compiling and taking the first step"))
 
     def step(self, step: int, metrics: DeviceMetrics) -> None:
@@ -167,8 +166,7 @@ class Recorder:
         with self._reporter.phase("scoring the TEST pairs"):
             for scores in score_pairs(setup.score_step, params, lora, setup.test, setup.mesh):
                 scored.append(scores)
-                # Several processes score together or not at all.
-                if stop.alone:
+                if stop.cuts_short():
                     return
         # Pairs were packed in an order of their own; the columns are in the data's.
         order = np.argsort(np.concatenate([indices for indices, _ in scored]))
@@ -271,12 +269,20 @@ class Recorder:
             self._reporter.say(warning)
 
 
-def exit_stopped(reporter: Reporter, step: int) -> NoReturn:
-    """Ends the process as one that SIGTERM ended, its state being saved.
+def exit_stopped(reporter: Reporter, stop: StopRequest, done: str) -> NoReturn:
+    """Ends the process as one that a signal ended.
+
+    Args:
+      reporter: Says so; the other processes of a run say it too, each into its own log.
+      stop: The request.
+      done: What became of the run.
 
     Raises:
-      SystemExit: With status 143.
+      SystemExit: With 128 and the number of the signal.
     """
-    done = f"saved after step {step}" if step else "stopped before the first step"
-    reporter.say(f"SIGTERM: {done}; run it again to continue")
-    sys.exit(_STOPPED)
+    said = f"{stop.cause}: {done}; run it again to continue"
+    if jax.process_index() == 0:
+        reporter.say(said)
+    else:
+        print(said, flush=True)
+    sys.exit(stop.status)

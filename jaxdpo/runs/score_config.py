@@ -6,9 +6,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.pairs import Split
+from jaxdpo.storage.buckets import usable
 from jaxdpo.storage.files import shipped
 
-ModelPath = Annotated[str, AfterValidator(shipped)]
+ModelPath = Annotated[
+    str,
+    AfterValidator(usable),
+    AfterValidator(shipped),
+    Field(json_schema_extra={"bucket": True}),
+]
 
 
 class Selection(BaseModel):

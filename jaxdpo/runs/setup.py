@@ -14,6 +14,7 @@ from jaxdpo.data.pairs import Split
 from jaxdpo.data.tokenization.kto_pairs import Examples, LabelledPairs, examples_of
 from jaxdpo.data.tokenization.load_pairs import LoadedPairs, load_pairs
 from jaxdpo.data.warnings import warn_of_steps, warn_of_weights
+from jaxdpo.devices.joining import check_same
 from jaxdpo.devices.machine import local_machine
 from jaxdpo.errors import UserError
 from jaxdpo.hub.exportable import check_exportable
@@ -23,11 +24,12 @@ from jaxdpo.model.lora import LoraConfig
 from jaxdpo.runs.base import keep_base
 from jaxdpo.runs.columns import metadata_digest, read_columns
 from jaxdpo.runs.execution import Resolved, resolve
-from jaxdpo.runs.folder import DATA_FILE, RunFolder
+from jaxdpo.runs.folder import DATA_FILE, RunFolder, shown_digest
 from jaxdpo.runs.objective import objective_of, optimizer_of
 from jaxdpo.runs.reference import Reference, open_reference
 from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs
 from jaxdpo.scoring.score import make_score_step
+from jaxdpo.storage.files import json_digest
 from jaxdpo.training.objective import Objective
 from jaxdpo.training.optimizer import Optimizer
 
@@ -86,19 +88,26 @@ def set_up(
     _report_data(pairs, config, reporter)
     splits = _examples(pairs, config, reporter)
     train, test = splits["TRAIN"], splits["TEST"]
+    # Before anything is computed together: plans of other lengths would never meet in a collective.
+    check_same(
+        "pairs",
+        {
+            "TRAIN pairs (data.path)": shown_digest(train.fingerprint),
+            "TEST pairs (data.path)": shown_digest(test.fingerprint),
+        },
+    )
     columns = _read_columns(config, splits)
     digest = _digest(policy)
     reference = open_reference(config, policy, digest, mesh, reporter)
     # By content and not by path: what lies at a path may have changed since the run was begun.
-    folder.check_inputs(
-        {
-            "weights (model.path)": digest,
-            "weights (reference.path)": reference.digest,
-            "TRAIN pairs (data.path)": train.fingerprint,
-            "TEST pairs (data.path)": test.fingerprint,
-            "weights and margins (metadata)": metadata_digest([columns["TRAIN"], columns["TEST"]]),
-        }
-    )
+    inputs = {
+        "weights (model.path)": digest,
+        "weights (reference.path)": reference.digest,
+        "TRAIN pairs (data.path)": train.fingerprint,
+        "TEST pairs (data.path)": test.fingerprint,
+        "weights and margins (metadata)": metadata_digest([columns["TRAIN"], columns["TEST"]]),
+    }
+    folder.check_inputs(inputs)
     folder.write_json(DATA_FILE, _counted(pairs))
     if folder.writes:
         keep_base(folder.path, config, policy)
@@ -184,6 +193,7 @@ def load_start(config: RunConfig, given_policy: Policy | None, mesh: Mesh) -> Po
         config.data.max_length,
         config.model.base,
     )
+    check_same("model", {"config.json (model.path)": shown_digest(json_digest(opened.hf_config))})
     if config.model.adapter == "continue":
         policy = on_mesh(_continued(config, opened), mesh)
         check_exportable(policy, config.lora, config.export.lora, config.export.dtype)

@@ -20,10 +20,11 @@ from jaxdpo.cli.console import Reporter
 from jaxdpo.cli.settings import with_overrides
 from jaxdpo.config import RunConfig, flat, load_config
 from jaxdpo.data.tokenization.load_pairs import load_pairs
-from jaxdpo.devices.sharding import join_processes, make_mesh
+from jaxdpo.devices.sharding import make_mesh
 from jaxdpo.errors import UserError
 from jaxdpo.runs.fit import RunResult, fit
 from jaxdpo.runs.fit_together import fit_together
+from jaxdpo.runs.processes import joined
 from jaxdpo.runs.setup import load_start
 from jaxdpo.storage.files import replacing
 from jaxdpo.training.multi_run import NUMBERS
@@ -43,8 +44,9 @@ def sweep_command(given: Arguments) -> None:
     """
     at_once, rest = parse_at_once(given.tail or [])
     axes = parse_axes(rest)
-    join_processes()
-    sweep(load_config(given.file, given.overrides), axes, at_once)
+    beside = {"--sweep": given.tail or []}
+    with joined(lambda: load_config(given.file, given.overrides), beside) as config:
+        sweep(config, axes, at_once)
 
 
 def parse_axes(arguments: Sequence[str]) -> dict[str, list[Any]]:

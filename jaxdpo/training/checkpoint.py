@@ -16,7 +16,7 @@ base model too.
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,14 +78,22 @@ class Checkpoints:
       folder: Where they lie; made if missing. What an interrupted save left is removed.
       keep: How many of the newest are kept.
       description: What they belong to; None leaves it out.
+      saved: Called in the first process after each save, when it is on disk.
     """
 
-    def __init__(self, folder: Path, keep: int, description: Description | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        description: Description | None = None,
+        saved: Callable[[], None] = lambda: None,
+    ):
         self._folder, self._keep, self._description = folder.absolute(), keep, description
         # One thread: a second save waits for the first, and at most one is lost at any moment.
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
         self._newest: int | None = None
+        self._saved = saved
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             for leftover in self._folder.iterdir():
@@ -135,6 +143,7 @@ class Checkpoints:
             for other in self._folder.glob("best_*"):
                 if other != target:
                     shutil.rmtree(other)
+            self._saved()
         _barrier(f"saved best {step}")
 
     def restore_best(self, step: int, abstract: Any) -> Any:
@@ -218,6 +227,7 @@ class Checkpoints:
             # The manifest goes first: what is half removed must not count.
             (old / _MANIFEST).unlink()
             shutil.rmtree(old)
+        self._saved()
 
     def _newest_whole(self) -> int:
         for folder in reversed(self._committed()):

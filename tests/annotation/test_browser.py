@@ -235,6 +235,12 @@ def test_two_annotators_at_once(studio, visit, rows):
     assert [(each.what, each.judgements) for each in collected.agreements] == [("two answers", 3)]
     assert collected.agreements[0].agreed.value == pytest.approx(2 / 3)
     assert (collected.conflicts, len(collected.pairs)) == (1, 4)
+    # The page tells both people's progress, and what they disagree on.
+    page = pages["ann"]
+    page.goto(here.url + "/data")
+    shown = page.locator("main").inner_text()
+    assert re.search(r"ann\s+3\s+0", shown) and re.search(r"bob\s+3\s+0", shown)
+    assert re.search(r"Question 1\?: (ann against bob|bob against ann)", shown)
 
 
 def test_a_reload_and_a_second_tab_show_the_same(studio, visit):

@@ -62,6 +62,12 @@ LINES = {
         ("magin", "margin"),
         "test_fraction",
     ),
+    "studio": Line(
+        {"data": "no.jsonl", "folder": "feedback", "port": "0"},
+        "no.jsonl: no such file",
+        ("overlp", "overlap"),
+        "answers",
+    ),
     "prefer": Line(
         {"model": "no_model", "data": "no.jsonl", "criteria": "json", "folder": "pairs"},
         "no.jsonl: no such file",

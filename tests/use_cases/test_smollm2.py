@@ -8,6 +8,7 @@ import pytest
 from jaxdpo.errors import UserError
 from jaxdpo.evaluation.criteria.spec import criterion_named
 from jaxdpo.use_cases.smollm2 import from_text
+from jaxdpo.use_cases.smollm2.__main__ import main
 from jaxdpo.use_cases.smollm2.quality import evades, is_tautology, repeats_itself
 from jaxdpo.use_cases.smollm2.report import write_report
 from jaxdpo.use_cases.smollm2.tasks import TASKS
@@ -115,3 +116,11 @@ def test_page(tmp_path):
     assert "75% (" in page and "fewer failures" in page
     assert "`A thing ⏎ of two | words.` ✗ (not: at most 0 words" in page
     assert (tmp_path / "results.md").read_text() == page
+    page_of = tmp_path / "page.md"
+    page_of.write_text("Before.\n<!-- results -->\nold\n<!-- end of results -->\nAfter.\n")
+    main(["report", f"folder={tmp_path}", f"page={page_of}"])
+    whole = page_of.read_text()
+    assert whole.startswith("Before.\n<!-- results -->\n\n### Word limit") and "old" not in whole
+    assert page in whole and whole.endswith("\n<!-- end of results -->\nAfter.\n")
+    with pytest.raises(UserError, match="has no lines <!-- results -->"):
+        write_report(tmp_path, tmp_path / "results.md")

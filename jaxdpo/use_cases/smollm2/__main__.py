@@ -11,7 +11,7 @@ COMMAND = Command(
     about="""
 Lets SmolLM2-135M-Instruct answer, makes pairs of its answers by a criterion, trains on them by
 supervised training, by DPO and by both, and measures all on topics that no pair is about.
-TASK is all, word_limit, dictionary or from_text.
+TASK is all, word_limit, dictionary, from_text, or report, which only writes the page again.
 The same command again continues, and writes results.md from every result.json below the folder.
 """,
     positionals=("task",),
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
         from jaxdpo.use_cases.smollm2.tasks import TASKS
     given = COMMAND.read(arguments, Smollm2Config)
     config = load_settings(Smollm2Config, given.file, given.overrides)
-    names = list(TASKS) if config.task == "all" else [config.task]
+    names = [name for name in TASKS if config.task in (name, "all")]
     for name in names:
         for number in config.seeds:
             seed = Seed(TASKS[name], config, number)
@@ -40,7 +40,8 @@ def main(arguments: list[str]) -> None:
             for contestant, rate, passed, answers in tune(seed):
                 print(f"{name}, seed {number}: {contestant}, {rate:g}: {passed} of {answers} pass")
     if not config.rates:
-        print(write_report(Path(config.folder)))
+        page = None if config.page is None else Path(config.page)
+        print(write_report(Path(config.folder), page))
 
 
 if __name__ == "__main__":

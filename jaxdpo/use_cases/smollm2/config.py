@@ -10,8 +10,8 @@ class Smollm2Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: Literal["word_limit", "dictionary", "from_text", "all"] = Field(
-        description="the task, or all"
+    task: Literal["word_limit", "dictionary", "from_text", "all", "report"] = Field(
+        description="the task, or all; report: only the page of what is there"
     )
     folder: str = Field(default="runs/smollm2", description="where everything is written")
     model: str = Field(
@@ -29,4 +29,9 @@ class Smollm2Config(BaseModel):
         default=(),
         description="tune: run each contestant with these learning rates, and measure them on "
         "topics of VALIDATION in place of TEST",
+    )
+    page: str | None = Field(
+        default=None,
+        description="Markdown file that gets the results between its lines <!-- results --> and "
+        "<!-- end of results -->; default: results.md in the folder",
     )

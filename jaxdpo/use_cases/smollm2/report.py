@@ -24,14 +24,15 @@ Result = dict[str, Any]
 Answer = dict[str, Any]
 
 
-def write_report(folder: Path) -> str:
-    """Writes `results.md` from every `result.json` below a folder, and returns its text.
+def write_report(folder: Path, page: Path | None = None) -> str:
+    """Writes the results of every `result.json` below a folder, and returns their text.
 
     Args:
       folder: The folder of the use case, or one with copies of its files.
+      page: Markdown file whose part between two marks is replaced; None for a new `results.md`.
 
     Raises:
-      UserError: If there is none.
+      UserError: If there are no results, or the page has no such marks.
     """
     results = [json.loads(path.read_text(encoding="utf-8")) for path in _files(folder)]
     if not results:
@@ -40,11 +41,22 @@ def write_report(folder: Path) -> str:
     for name, task in TASKS.items():
         own = sorted((one for one in results if one["task"] == name), key=lambda one: one["seed"])
         if own:
-            parts.append(f"## {task.title}\n\n`{task.asks}`\n\n{task_section(own)}")
+            parts.append(f"### {task.title}\n\n`{task.asks}`\n\n{task_section(own)}")
     text = "\n\n".join(parts) + "\n"
-    with replacing(folder / "results.md") as file:
-        file.write(text)
+    path = folder / "results.md" if page is None else page
+    whole = text if page is None else _replaced(page, text)
+    with replacing(path) as file:
+        file.write(whole)
     return text
+
+
+def _replaced(page: Path, text: str) -> str:
+    begin, end = (f"<!-- {name} -->\n" for name in ("results", "end of results"))
+    whole = page.read_text(encoding="utf-8") if page.is_file() else ""
+    if begin not in whole or end not in whole.partition(begin)[2]:
+        raise UserError(f"{page}: has no lines {begin.strip()} and {end.strip()} to write between")
+    before, _, rest = whole.partition(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -65,10 +77,10 @@ def task_section(results: Sequence[Result]) -> str:
     parts = [told]
     for temperature, how in ((0.0, "Greedy answers"), (1.0, "Sampled answers (temperature 1)")):
         own = [answer for answer in answers if answer["temperature"] == temperature]
-        parts += [f"### {how}", rates_table(own), *_differences(own)]
+        parts += [f"#### {how}", rates_table(own), *_differences(own)]
     greedy = [a for a in answers if not a["temperature"] and a["seed"] == results[0]["seed"]]
     parts += [
-        "### Answers as they are (greedy, the first prompts of the first seed)",
+        "#### Answers as they are (greedy, the first prompts of the first seed)",
         _shown(greedy),
     ]
     return "\n\n".join(parts)
