@@ -16,17 +16,24 @@ from safetensors import safe_open
 
 from jaxdpo.errors import UserError
 from jaxdpo.storage.buckets import is_bucket, read_names, send
-from jaxdpo.storage.files import sync_folder, sync_tree
+from jaxdpo.storage.files import move_folder, sync_folder, sync_tree
 from jaxdpo.storage.urls import refuse_url, written_url
 
 # Lists the files of an export, so that a later one replaces nothing else.
 MANIFEST = "jaxdpo_export.json"
 
-_DTYPE_NAMES = {
-    np.dtype(np.float32): "F32",
-    np.dtype(np.float16): "F16",
-    np.dtype(ml_dtypes.bfloat16): "BF16",
+# The safetensors format's word for a type ↦ NumPy's.
+DTYPES: dict[str, Any] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype(np.float64),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
 }
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @contextlib.contextmanager
@@ -59,8 +66,8 @@ def exporting(folder: Path) -> Iterator[Path]:
         # A folder cannot be replaced in one system call, but between these two renames the earlier
         # export still lies beside it under another name.
         if folder.exists():
-            folder.rename(previous)
-        temporary.rename(folder)
+            move_folder(folder, previous)
+        move_folder(temporary, folder, last=["adapter_config.json", "config.json", MANIFEST])
         sync_folder(folder.parent)
         shutil.rmtree(previous, ignore_errors=True)
     except OSError as error:

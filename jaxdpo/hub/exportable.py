@@ -66,6 +66,7 @@ def _try(
         tensor_specs(rows, abstract_params(config, np.dtype("float32")), dtype)
         json_text(config_to_hf(config, policy.hf_config))
         json_text(policy.generation())
+        policy.carried()
     # Small enough to be written in full; what a tokenizer cannot say shows only then.
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), policy.chat.tokenizer)

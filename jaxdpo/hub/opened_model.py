@@ -12,13 +12,33 @@ from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import Adapter
 from jaxdpo.hub.adapter_config import BaseName, base_of
 from jaxdpo.hub.arrays import Readable, whole
-from jaxdpo.hub.families import config_from_hf, family_of
+from jaxdpo.hub.carried import Carried
+from jaxdpo.hub.export import DTYPES
+from jaxdpo.hub.families import config_from_hf, family_of, wrapper_of
 from jaxdpo.hub.find import find_folder
-from jaxdpo.hub.folder import check_files, read_config
-from jaxdpo.hub.read import FLOATS, HEAD, embedding_name, open_weights
+from jaxdpo.hub.folder import check_files, member, read_config
+from jaxdpo.hub.read import (
+    FLOATS,
+    HEAD,
+    OF_IMAGES,
+    WEIGHTS,
+    embedding_name,
+    head_is_tied,
+    open_tensors,
+    open_weights,
+    plain_name,
+)
 from jaxdpo.model.config import ModelConfig
 
 _log = logging.getLogger(__name__)
+
+# How a processor cuts and scales images, and the template that it has beside the tokenizer's.
+_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+)
 
 
 class OpenedModel(NamedTuple):
@@ -108,6 +128,49 @@ def with_replaced(opened: OpenedModel, adapter: Adapter) -> OpenedModel:
             config = config.model_copy(update={"tied_head": False})
     # New tokens give the embedding more rows than the base's config.json says.
     rows = replaced.get(embedding, tensors[embedding]).shape[0]
+    if wrapper_of(hf_config) is not None and (rows, config.tied_head) != (
+        opened.config.vocab_size,
+        opened.config.tied_head,
+    ):
+        raise UserError(
+            "an adapter that changes the vocabulary of a model of text and images, or unties its "
+            "head, is not implemented; merge it where it was trained (peft's merge_and_unload())"
+        )
     config = config.model_copy(update={"vocab_size": rows})
     written = {"vocab_size": rows, "tie_word_embeddings": config.tied_head}
+    if wrapper_of(hf_config) is not None:
+        written = {}
     return OpenedModel(config, {**hf_config, **written}, {**tensors, **replaced})
+
+
+def open_carried(source: str, revision: str | None, hf_config: Mapping[str, Any]) -> Carried | None:
+    """Opens what an export carries from the folder that a model came from; None of a text model.
+
+    Args:
+      source: The folder, or `org/name`.
+      revision: Branch, tag or commit on the Hub; None for the newest.
+      hf_config: config.json of the model.
+
+    Raises:
+      UserError: If the folder is gone, or holds a tensor that can't be written again.
+    """
+    if wrapper_of(hf_config) is None:
+        return None
+    try:
+        folder = find_folder(source, revision=revision)
+        tensors = open_tensors(folder, WEIGHTS, head_is_tied(hf_config))
+    except UserError as error:
+        raise UserError(
+            f"{source}: the tensors of this model's images are there alone, and an export carries "
+            f"them along: {error}"
+        ) from error
+    carried = {name: tensor for name, tensor in tensors.items() if OF_IMAGES.match(name)}
+    for name, tensor in carried.items():
+        if tensor.dtype not in DTYPES:
+            raise UserError(
+                f"{folder}: {name} is {tensor.dtype}, which can't be carried through an export; "
+                f"there are {', '.join(DTYPES)}"
+            )
+    names = {plain_name(name): name for name in tensors if name not in carried}
+    files = tuple(member(folder, name) for name in _FILES if member(folder, name).exists())
+    return Carried(carried, names, files)

@@ -18,13 +18,14 @@ from jaxdpo.hub.adapter import Adapter, open_adapter
 from jaxdpo.hub.adapter_config import ADAPTER_CONFIG, BaseName
 from jaxdpo.hub.adapter_pairs import stacked
 from jaxdpo.hub.adapter_write import AdapterBase, save_adapter
-from jaxdpo.hub.families import family_of
+from jaxdpo.hub.carried import Carried
+from jaxdpo.hub.families import family_of, wrapper_of
 from jaxdpo.hub.find import find_folder
 from jaxdpo.hub.folder import check_files, member, read_json
-from jaxdpo.hub.opened_model import base_folder, open_model, with_replaced
+from jaxdpo.hub.opened_model import base_folder, open_carried, open_model, with_replaced
 from jaxdpo.hub.quantized import dequantize_params, kind_of, quantize_params, read_part
 from jaxdpo.hub.read import lazy_params, on_devices
-from jaxdpo.hub.write import MAX_SHARD_BYTES, json_text, save_pretrained
+from jaxdpo.hub.write import MAX_SHARD_BYTES, ModelFiles, json_text, write_model
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
 from jaxdpo.model.lora import LoraConfig, LoraParams, merge_lora, merged_kernel
@@ -135,16 +136,19 @@ class Policy:
             adapters, lora_config = self.whole_adapter()
             save_adapter(folder, adapters, lora_config, self.adapter_base(), tokenizer, card)
             return
-        save_pretrained(
-            folder,
-            self.config,
-            dequantize_params(self.merged().params),
-            tokenizer,
-            self.hf_config,
-            {**card, "generation_config.json": json_text(self.generation())},
-            None if dtype is None else jnp.dtype(dtype),
-            max_shard_bytes,
-        )
+        files = {**card, "generation_config.json": json_text(self.generation())}
+        params = dequantize_params(self.merged().params)
+        model = ModelFiles(self.config, params, tokenizer, self.hf_config, files, self.carried())
+        written = None if dtype is None else jnp.dtype(dtype)
+        write_model(folder, model, written, max_shard_bytes)
+
+    def carried(self) -> Carried | None:
+        """Opens what an export carries along for images; None of a text model.
+
+        Raises:
+          UserError: If it is gone from `source`.
+        """
+        return open_carried(self.source, self.revision, self.hf_config)
 
     def generation(self) -> dict[str, Any]:
         """Returns the generation_config.json to save, with every token that ends an answer.
@@ -181,6 +185,11 @@ class Policy:
                 f"{self.source}: its weights were changed after they were read (an adapter was "
                 "merged into them), so an adapter would belong to a model that is nowhere on disk; "
                 "set export.lora=merged"
+            )
+        if wrapper_of(self.hf_config) is not None:
+            raise UserError(
+                f"{self.source}: adapters of a text model within one of text and images are not "
+                "written by themselves; set export.lora=merged"
             )
         # An absolute path, because PEFT resolves it from wherever it is called.
         here = Path(self.source).expanduser()

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from jaxdpo.devices.sharding import path_name
 from jaxdpo.errors import UserError
 from jaxdpo.hub.arrays import FLOATS8, Readable, Tensor
-from jaxdpo.hub.families import Row, family_of
+from jaxdpo.hub.families import Row, family_of, text_config, wrapper_of
 from jaxdpo.hub.folder import member, read_config, read_json
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params, abstract_params
@@ -46,6 +46,8 @@ _INNER = re.compile(r"^(model\.language_model\.|language_model\.model\.)")
 # Numbers that quantised weights are multiplied with, in the formats of DeepSeek's fp8,
 # compressed-tensors, GPTQ, AWQ and bitsandbytes.
 _SCALE = re.compile(r"\.(weight_scale(_inv)?|scales|qzeros|weight\.(absmax|quant_map))$")
+# What a model of text and images has beside its text model.
+OF_IMAGES = re.compile(r"^(model\.)?(visual|vision_tower|multi_modal_projector)\.")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
 # Names shown of a long list.
 _SHOWN = 8
@@ -109,12 +111,11 @@ def open_weights(folder: Path, hf_config: Mapping[str, Any]) -> dict[str, Readab
     Raises:
       UserError: For missing or damaged files, or two tensors of one name.
     """
-    family = family_of(hf_config)
-    tied = {**family.defaults, **hf_config}.get("tie_word_embeddings", False)
+    family, wrapped = family_of(hf_config), wrapper_of(hf_config) is not None
     tensors: dict[str, Readable] = {}
-    for name, tensor in open_tensors(folder, WEIGHTS, tied).items():
+    for name, tensor in open_tensors(folder, WEIGHTS, head_is_tied(hf_config)).items():
         plain = plain_name(name)
-        if _DERIVED.search(plain):
+        if _DERIVED.search(plain) or (wrapped and OF_IMAGES.match(name)):
             continue
         if _VALUE_HEAD.search(plain):
             _log.warning("%s: %s, a value head, is left out: DPO has no use for it", folder, name)
@@ -129,6 +130,12 @@ def open_weights(folder: Path, hf_config: Mapping[str, Any]) -> dict[str, Readab
             for name, tensor in tensors.items()
         }
     return tensors
+
+
+def head_is_tied(hf_config: Mapping[str, Any]) -> bool:
+    """Tells whether a config.json makes the embedding the head too."""
+    fields = {**family_of(hf_config).defaults, **text_config(hf_config)}
+    return bool(fields.get("tie_word_embeddings", False))
 
 
 def plain_name(name: str) -> str:

@@ -19,7 +19,7 @@ from jaxdpo.runs.card import run_card
 from jaxdpo.runs.description import describe_run
 from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.folder import RunFolder, open_run_folder
-from jaxdpo.runs.recorder import Recorder, exit_stopped
+from jaxdpo.runs.recorder import Recorder, end_training, exit_stopped
 from jaxdpo.runs.report.live import finish_report
 from jaxdpo.runs.rounding import rounding_loss
 from jaxdpo.runs.setup import Setup, set_up
@@ -70,8 +70,7 @@ def fit(
 
     Raises:
       UserError: For whatever the user can fix.
-      SystemExit: With status 143 after a SIGTERM, 129 after a SIGHUP, and with several processes
-        130 after a SIGINT; the state is saved.
+      SystemExit: With 128 and the number of a signal that stopped it; the state is saved.
     """
     keep_compiled(config.data.cache_folder() / "compiled")
     mesh, reporter = make_mesh(config.mesh), Reporter(quiet=jax.process_index() != 0)
@@ -108,9 +107,7 @@ def fit(
                 if stop.after_step():
                     recorder.save_now(step, state)
                     exit_stopped(reporter, stop, f"saved after step {step}")
-            checkpoints.wait()
-            if stop.after_last_step():
-                exit_stopped(reporter, stop, "trained to the end, and not yet exported")
+            end_training([checkpoints], stop, reporter)
 
         # Finish: the exported model, its answers, the summary.
         exported = choose_step(setup, state, recorder, checkpoints, reporter)

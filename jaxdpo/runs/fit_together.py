@@ -18,7 +18,7 @@ from jaxdpo.model.decoder import Params
 from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.fit import RunResult, begin_or_continue, finish, finished, fit
 from jaxdpo.runs.folder import RunFolder, open_run_folder
-from jaxdpo.runs.recorder import Recorder, exit_stopped
+from jaxdpo.runs.recorder import Recorder, end_training, exit_stopped
 from jaxdpo.runs.setup import Setup, set_up
 from jaxdpo.runs.summary import answer_test_prompts
 from jaxdpo.training.checkpoint import Checkpoints
@@ -142,10 +142,7 @@ def _train(
                 for k, recorder in enumerate(recorders):
                     recorder.save_now(step, unstack.state(states, k))
                 exit_stopped(reporter, stop, f"saved after step {step}")
-        for run in runs:
-            run.checkpoints.wait()
-        if stop.after_last_step():
-            exit_stopped(reporter, stop, "trained to the end, and not yet exported")
+        end_training([run.checkpoints for run in runs], stop, reporter)
     return [
         choose_step(run.setup, unstack.state(states, k), recorder, run.checkpoints, reporter)
         for k, (run, recorder) in enumerate(zip(runs, recorders, strict=True))

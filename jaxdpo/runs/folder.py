@@ -18,8 +18,10 @@ opened again, whatever the configuration is then.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,6 +55,9 @@ REPORT_MARK = "jaxdpo run report"
 _HEAD = 4096
 # Digits of a digest in messages: enough to tell any two apart that a user will ever meet.
 _SHOWN = 12
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,11 +148,20 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
         try:
             # The system lets go of it when the process dies, however it dies: no lock is stale.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"training.folder {path}: another process is writing this run; wait for it, or "
-                "choose another folder"
-            ) from None
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                # Lustre without `-o flock`, some FUSE mounts. Training need not end by that.
+                _log.warning(
+                    "training.folder %s: this file system has no locks (flock: %s), so see to it "
+                    "that no other process writes this run",
+                    path,
+                    error.strerror,
+                )
+            else:
+                raise UserError(
+                    f"training.folder {path}: another process is writing this run; wait for it, or "
+                    "choose another folder"
+                ) from None
         if mirror is not None:
             mirror.pull()
             known = (path / "inputs.json").exists()

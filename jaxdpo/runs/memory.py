@@ -209,10 +209,15 @@ def step_memory(
 
 
 def _numbers_bytes(params: Any, compute: Compute) -> int:
-    """Counts the largest kernel of a layer of a quantised base, dequantised to be multiplied."""
+    """Counts the largest kernel of a layer, where one is formed to be multiplied or measured."""
     leaves = jax.tree.leaves(params["layers"], is_leaf=is_quantized)
     kernels = [leaf.size // leaf.shape[0] for leaf in leaves if is_quantized(leaf)]
-    return max(kernels, default=0) * compute.dtype.itemsize
+    formed = max(kernels, default=0) * compute.dtype.itemsize
+    if compute.lora is not None and compute.lora.use_dora:
+        # DoRA takes the lengths of the columns of W + s A B, whose second term is formed in fp32.
+        matrices = [leaf.size // leaf.shape[0] for leaf in leaves if len(leaf.shape) == 3]
+        formed += 4 * max(matrices)
+    return formed
 
 
 def _head_bytes(model: ModelConfig, compute: Compute, scores: int, tensor: int) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import NoReturn, Self
 
@@ -267,6 +268,23 @@ class Recorder:
     def _warn(self, warnings: list[str]) -> None:
         for warning in warnings:
             self._reporter.say(warning)
+
+
+def end_training(checkpoints: Sequence[Checkpoints], stop: StopRequest, reporter: Reporter) -> None:
+    """Waits until the last checkpoints are on disk, and ends the process if it was asked to stop.
+
+    Args:
+      checkpoints: Those of each run.
+      stop: The request.
+      reporter: Says so.
+
+    Raises:
+      SystemExit: With the status of the signal.
+    """
+    for each in checkpoints:
+        each.wait()
+    if stop.after_last_step():
+        exit_stopped(reporter, stop, "trained to the end, and not yet exported")
 
 
 def exit_stopped(reporter: Reporter, stop: StopRequest, done: str) -> NoReturn:

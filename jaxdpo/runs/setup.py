@@ -88,14 +88,7 @@ def set_up(
     _report_data(pairs, config, reporter)
     splits = _examples(pairs, config, reporter)
     train, test = splits["TRAIN"], splits["TEST"]
-    # Before anything is computed together: plans of other lengths would never meet in a collective.
-    check_same(
-        "pairs",
-        {
-            "TRAIN pairs (data.path)": shown_digest(train.fingerprint),
-            "TEST pairs (data.path)": shown_digest(test.fingerprint),
-        },
-    )
+    _check_same_pairs(train, test)
     columns = _read_columns(config, splits)
     digest = _digest(policy)
     reference = open_reference(config, policy, digest, mesh, reporter)
@@ -129,6 +122,13 @@ def set_up(
         planned_test,
         make_score_step(policy.config, compute, mesh, loss.ld_alpha, loss.use_weighting),
     )
+
+
+def _check_same_pairs(train: Examples, test: Examples) -> None:
+    # Before anything is computed together: plans of other lengths would never meet in a collective.
+    splits = {"TRAIN pairs (data.path)": train, "TEST pairs (data.path)": test}
+    digests = {name: shown_digest(pairs.fingerprint) for name, pairs in splits.items()}
+    check_same("pairs", digests)
 
 
 def _digest(policy: Policy) -> str:

@@ -263,6 +263,11 @@ def send(folder: Path, url: str | PurePath, last: Sequence[str]) -> None:
 def put(store: Any, file: Path, target: str) -> None:
     """Uploads a file, and checks that the store has all of it.
 
+    Args:
+      store: The store.
+      file: The file here.
+      target: Its path there.
+
     Raises:
       OSError: If it has not.
     """

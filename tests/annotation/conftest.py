@@ -62,6 +62,7 @@ def nursery():
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     yield process
+    assert process.stdin is not None
     process.stdin.close()
     process.wait(timeout=30)
 

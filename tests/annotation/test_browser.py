@@ -139,7 +139,8 @@ def rows(tmp_path):
 
 
 def test_an_experts_edits_and_judgements_by_keys(studio, visit, rows, tmp_path):
-    here = studio(**rows, criteria=[{"name": "word_limit", "limit": 3, "label": "short"}])
+    short = {"name": "word_limit", "limit": 3, "label": "short"}
+    here = studio(**rows, criteria=[short, {"name": "json"}])
     page = visit(here, "/review", "ann")
     page.locator(".answer").first.wait_for()
     first, second = texts(page)
@@ -181,6 +182,15 @@ def test_an_experts_edits_and_judgements_by_keys(studio, visit, rows, tmp_path):
     press(page, "u")
     press(page, "1")
     assert collect("events", str(here.folder)).no_pair == {}
+    # With the next criterion the same keys judge by that one.
+    press(page, "p")
+    page.keyboard.press("c")
+    press(page, "f")
+    said = [(e["criterion"], e["passed"]) for e in FeedbackStore(here.folder).events()
+            if e["event"] == "judged"][-2:]  # fmt: skip
+    assert said == [("short", True), ("json", False)]
+    press(page, "u")
+    press(page, "u")
     # The page shows how far the judge agrees: "short" passes both answers, a person one of them.
     page.goto(here.url + "/data")
     page.click("#judges")

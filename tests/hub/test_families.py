@@ -137,8 +137,12 @@ def test_both_spellings_of_rope_are_read_and_written(fields, rope):
         ({"model_type": "lama"}, "'lama' is not supported; did you mean 'llama'.*mistral"),
         ({"model_type": None}, "model_type None is not supported"),
         (
-            {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
-            "'gemma3' holds a text model, gemma3_text, among others; .* saved by itself",
+            {"model_type": "llava", "text_config": {"model_type": "llama"}},
+            "'llava' holds a text model, llama, among others; .* saved by itself",
+        ),
+        (
+            {"model_type": "mistral3", "text_config": {"model_type": "ministral3"}},
+            "'mistral3' holds a text model, ministral3, among others; .* saved by itself",
         ),
         ({"hidden_act": "relu"}, "hidden_act 'relu' is not implemented; there are silu"),
         ({"quantization_config": {"bits": 4}}, "quantization_config .*bits.* is not implemented"),

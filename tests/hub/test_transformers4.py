@@ -91,7 +91,7 @@ def run(python: str | None, script: str, *arguments: str) -> Any:
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
         [python, "-c", script, *arguments],
-        capture_output=True, text=True, env=environment, timeout=300,
+        capture_output=True, text=True, env=environment, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])

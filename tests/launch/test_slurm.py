@@ -15,6 +15,8 @@ from tests.launch.slurm import Slurm, running_slurm
 PROJECT = Path(__file__).parents[2]
 SCRIPT = PROJECT / "configs" / "launch" / "slurm.sbatch"
 
+if "JAXDPO_TEST_SLURM" not in os.environ:
+    pytest.skip("takes minutes: set JAXDPO_TEST_SLURM=1", allow_module_level=True)
 if (absent := installed.missing()) is not None:
     pytest.skip(absent, allow_module_level=True)
 

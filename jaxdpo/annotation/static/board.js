@@ -16,6 +16,7 @@ export class Board {
     this.changed = changed;
     this.state = null;
     this.at = 0;
+    this.criterionAt = 0;
     this.editing = null;
     this.growing = null;
   }
@@ -134,8 +135,21 @@ export class Board {
   judge(place, criterion, passed) {
     const answer = this.answers[place];
     if (!answer || !criterion) return;
-    const why = document.querySelector(`[data-focus="why-${place}-${CSS.escape(criterion)}"]`);
+    const why = this.whyField(place, criterion);
     return this.act({ event: "judged", output: answer.output, criterion, passed, explanation: why?.value ?? "" });
+  }
+
+  get criterion() {
+    return this.criteria[this.criterionAt % this.criteria.length];
+  }
+
+  nextCriterion() {
+    this.criterionAt += 1;
+    keepingFocus(() => this.draw());
+  }
+
+  whyField(place, criterion) {
+    return document.querySelector(`[data-focus="why-${place}-${CSS.escape(criterion ?? "")}"]`);
   }
 
   edit(place) {
@@ -189,9 +203,10 @@ export class Board {
     else if (review && name === "e") this.edit(this.at);
     else if (review && name === "j") this.go(1);
     else if (review && name === "k") this.go(-1);
-    else if (review && name === "p") this.judge(this.at, this.criteria[0], true);
-    else if (review && name === "f") this.judge(this.at, this.criteria[0], false);
-    else if (review && name === "w") document.querySelector(`[data-focus^="why-${this.at}-"]`)?.focus();
+    else if (review && name === "p") this.judge(this.at, this.criterion, true);
+    else if (review && name === "f") this.judge(this.at, this.criterion, false);
+    else if (review && name === "w") this.whyField(this.at, this.criterion)?.focus();
+    else if (review && name === "c") this.nextCriterion();
     else return false;
     return true;
   }
@@ -308,7 +323,8 @@ export class Board {
     why.addEventListener("keydown", (event) => {
       if (event.key === "Escape" || (event.key === "Enter" && event.ctrlKey)) why.blur();
     });
-    return el("fieldset", {}, el("legend", {}, criterion),
+    const at = place === this.at && criterion === this.criterion && this.criteria.length > 1;
+    return el("fieldset", { class: at ? "at" : null }, el("legend", {}, criterion),
       el("div", { class: "row" }, pick("PASS", true), pick("FAIL", false)), why);
   }
 
