@@ -187,7 +187,9 @@ class AnsweringModel:
         loop, started = asyncio.get_running_loop(), time.perf_counter()
         # An event, and not `asyncio.timeout`: that would cancel whoever reads the pieces, too.
         late = Failed(_late(settings.timeout))
-        timer = settings.timeout and loop.call_later(settings.timeout, events.put_nowait, (0, late))
+        timer = None
+        if settings.timeout is not None:
+            timer = loop.call_later(settings.timeout, events.put_nowait, (0, late))
         try:
             left = len(tickets)
             while left:
