@@ -29,6 +29,7 @@ from jaxdpo.storage.files import shipped
 from jaxdpo.training.best_step import RANKED_BY, StopConfig
 from jaxdpo.training.checkpoint import CheckpointConfig
 from jaxdpo.training.optimizer import OptimizerConfig
+from jaxdpo.training.trackers.opening import TrackerName
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -102,6 +103,11 @@ class TrainingConfig(BaseModel):
     completions: int = Field(
         default=3, ge=0, description="TEST prompts that are answered before and after training"
     )
+    report_to: tuple[TrackerName, ...] = Field(
+        default=("tensorboard",),
+        description="experiment trackers that get all metrics, the settings, the page and the "
+        "curves, beside metrics.jsonl",
+    )
     watch: WatchConfig = Field(
         default=WatchConfig(), description="answers to TEST prompts at each evaluation"
     )
@@ -125,6 +131,10 @@ class ExportConfig(BaseModel):
     step: Literal["last", "best"] = Field(
         default="last",
         description="the step that is exported; a run that training.stop ends exports its best",
+    )
+    hub: str | None = Field(
+        default=None,
+        description="org/name on the Hugging Face Hub that the model is uploaded to, privately",
     )
 
 
@@ -238,6 +248,7 @@ CHANGEABLE = (
     "model.path",
     "sampling",
     "training.completions",
+    "training.report_to",
     "training.stop",
     "training.watch",
     "training.folder",

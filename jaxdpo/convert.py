@@ -18,13 +18,16 @@ the llama architecture. With format=gguf it writes such a file, for llama.cpp an
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Converts as the arguments say; `--help` shows every field."""
+def main(arguments: list[str]) -> str:
+    """Converts as the arguments say, and returns the next command; `--help` shows every field."""
     with COMMAND.loading(arguments):
+        from jaxdpo.cli.ending import command_line
         from jaxdpo.cli.settings import load_settings
         from jaxdpo.runs.convert import ConvertConfig, convert
     given = COMMAND.read(arguments, ConvertConfig)
-    convert(load_settings(ConvertConfig, given.file, given.overrides))
+    config = load_settings(ConvertConfig, given.file, given.overrides)
+    convert(config)
+    return command_line("sample", model=config.target, data="PROMPTS.jsonl", out="answers.jsonl")
 
 
 make_callable(__name__)

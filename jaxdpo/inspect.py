@@ -17,14 +17,18 @@ Fields of data.… and batch.… are those of a run.
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Inspects as the arguments say; `--help` shows every field."""
+def main(arguments: list[str]) -> str:
+    """Inspects as the arguments say, and returns the next command; `--help` shows every field."""
     with COMMAND.loading(arguments):
+        from jaxdpo.cli.ending import command_line
         from jaxdpo.cli.settings import load_settings
         from jaxdpo.inspection.config import InspectConfig
         from jaxdpo.runs.inspection import inspect
     given = COMMAND.read(arguments, InspectConfig)
-    inspect(load_settings(InspectConfig, given.file, given.overrides))
+    config = load_settings(InspectConfig, given.file, given.overrides)
+    inspect(config)
+    fields = {"model": config.model or "MODEL", "data": config.write or config.data.name()}
+    return command_line("train", **fields, training__folder="runs/first")
 
 
 make_callable(__name__)

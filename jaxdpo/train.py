@@ -20,9 +20,10 @@ how many, where memory does.
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Trains as the arguments say; `--help` shows every field."""
+def main(arguments: list[str]) -> str | None:
+    """Trains as the arguments say, and returns the next command; `--help` shows every field."""
     with COMMAND.loading(arguments):
+        from jaxdpo.cli.ending import command_line
         from jaxdpo.devices.cluster import find_cluster
         from jaxdpo.devices.supervisor import is_supervised, supervise
 
@@ -37,9 +38,16 @@ def main(arguments: list[str]) -> None:
     given = COMMAND.read(arguments, RunConfig)
     if given.tail is not None:
         sweep_command(given)
-        return
+        return None
     with joined(lambda: load_config(given.file, given.overrides)) as config:
         fit(config)
+    folder = config.training.folder
+    if config.loss.supervised:
+        fields = {"data": "PROMPTS.jsonl", "criteria": "CRITERIA.yaml", "folder": f"{folder}-pairs"}
+        return command_line("prefer", model=folder, **fields)
+    compared = {"before": config.model.path, "after": folder, "data": "PROMPTS.jsonl"}
+    out = f"{folder}/evaluation"
+    return command_line("evaluate", **compared, criteria="CRITERIA.yaml", out=out)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import datetime
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,11 +19,16 @@ _SHOWN = ("loss", "rewards/margins", "rewards/accuracies")
 _MOST_KEPT = 200
 
 
+# A function of one's own that is given each record of a run: `(step, split, metrics)`.
+OnMetrics = Callable[[int, str, Mapping[str, float]], None]
+
+
 class Reporter:
     """Messages and progress of one run.
 
     Args:
       quiet: Whether nothing is shown (in all processes of a run but the first).
+      on_metrics: Given each record of the run's metrics, or None.
 
     Attributes:
       begun: When it was made.
@@ -32,7 +37,8 @@ class Reporter:
       phases: Name of a phase ↦ seconds that it took, all its times together.
     """
 
-    def __init__(self, quiet: bool = False):
+    def __init__(self, quiet: bool = False, on_metrics: OnMetrics | None = None):
+        self.on_metrics = on_metrics
         self.console = Console(quiet=quiet, soft_wrap=True, highlight=False)
         self.begun = datetime.datetime.now().astimezone()
         self.started = time.monotonic()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxdpo.cli.console import Reporter
+from jaxdpo.cli.console import OnMetrics, Reporter
 from jaxdpo.config import RunConfig
 from jaxdpo.data.tokenization.load_pairs import LoadedPairs
 from jaxdpo.devices.compilation_cache import keep_compiled
@@ -19,7 +19,8 @@ from jaxdpo.runs.card import run_card
 from jaxdpo.runs.description import describe_run
 from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.folder import RunFolder, open_run_folder
-from jaxdpo.runs.recorder import Recorder, end_training, exit_stopped
+from jaxdpo.runs.push import push_run
+from jaxdpo.runs.recorder import Recorder, end_training
 from jaxdpo.runs.report.live import finish_report
 from jaxdpo.runs.rounding import rounding_loss
 from jaxdpo.runs.setup import Setup, set_up
@@ -51,9 +52,24 @@ class RunResult:
     summary: dict[str, Any]
     history: list[dict[str, Any]]
 
+    def __repr__(self) -> str:
+        # A summary holds every metric and answer: pages of them, which no notebook should print.
+        steps = self.summary["steps"]
+        return f"RunResult(folder={str(self.folder)!r}, {steps} steps, {self._outcome()})"
+
+    def _outcome(self) -> str:
+        test = self.summary.get("test")
+        if not test:
+            return "no TEST pairs"
+        shown = [name for name in ("rewards/accuracies", "loss") if name in test["after"]]
+        return "TEST " + ", ".join(f"{name} {test['after'][name]:.3f}" for name in shown)
+
 
 def fit(
-    config: RunConfig, policy: Policy | None = None, pairs: LoadedPairs | None = None
+    config: RunConfig,
+    policy: Policy | None = None,
+    pairs: LoadedPairs | None = None,
+    on_metrics: OnMetrics | None = None,
 ) -> RunResult:
     """Aligns a model with preference pairs by DPO.
 
@@ -67,13 +83,14 @@ def fit(
       config: The run.
       policy: A model in memory, instead of the one at `model.path`; it is left as it is.
       pairs: Tokenised pairs in memory, instead of those at `data.path`.
+      on_metrics: Called as `on_metrics(step, split, metrics)` with each record of metrics.jsonl.
 
     Raises:
       UserError: For whatever the user can fix.
       SystemExit: With 128 and the number of a signal that stopped it; the state is saved.
     """
     keep_compiled(config.data.cache_folder() / "compiled")
-    mesh, reporter = make_mesh(config.mesh), Reporter(quiet=jax.process_index() != 0)
+    mesh, reporter = make_mesh(config.mesh), Reporter(jax.process_index() != 0, on_metrics)
     with open_run_folder(config) as folder, jax.set_mesh(mesh):
         if (summary := folder.read_json("summary.json")) is not None:
             return finished(config, folder, summary, mesh, reporter)
@@ -99,19 +116,15 @@ def fit(
             steps = run_steps(train_step, state, frozen, setup.train, setup.plan, mesh, first_step)
             # A run that ended early, and was cut off before its export, takes no step.
             for step, state, metrics in () if recorder.stopped else steps:
-                recorder.step(step, metrics)
-                if recorder.saves_after(step) or recorder.evaluates_after(step):
-                    recorder.keep(step, state, stop)
-                if recorder.stopped:
+                if not recorder.goes_on(step, state, metrics, stop):
                     break
-                if stop.after_step():
-                    recorder.save_now(step, state)
-                    exit_stopped(reporter, stop, f"saved after step {step}")
             end_training([checkpoints], stop, reporter)
 
         # Finish: the exported model, its answers, the summary.
         exported = choose_step(setup, state, recorder, checkpoints, reporter)
-        return finish(setup, exported, folder, before, reporter)
+        result = finish(setup, exported, folder, before, reporter)
+        recorder.publish()
+        return result
 
 
 def begin_or_continue(
@@ -181,6 +194,7 @@ def finish(
     folder.write_json("summary.json", summary)
     finish_report(folder, reporter)
     folder.send()
+    push_run(setup.config, folder, reporter)
     show_summary(reporter, summary)
     return RunResult(folder.path, aligned, summary, history)
 

@@ -89,9 +89,11 @@ def fit_together(
             by_step[int(state.step)][number] = begun
         together = [(step, runs) for step, runs in by_step.items() if len(runs) > 1]
         for first_step, runs in together:
-            exports = _train(list(runs.values()), first_step, mesh, reporter)
-            for (number, run), exported in zip(runs.items(), exports, strict=True):
+            recorders, exports = _train(list(runs.values()), first_step, mesh, reporter)
+            trained = zip(runs.items(), recorders, exports, strict=True)
+            for (number, run), recorder, exported in trained:
                 results[number] = finish(run.setup, exported, run.folder, run.before, reporter)
+                recorder.publish()
     # A run that was cut off at a step of its own has none beside it. Its folder is free again here.
     by_step.clear()
     for number, config in enumerate(configs):
@@ -102,7 +104,7 @@ def fit_together(
 
 def _train(
     runs: Sequence[_Begun], first_step: int, mesh: Mesh, reporter: Reporter
-) -> list[ExportedStep]:
+) -> tuple[list[Recorder], list[ExportedStep]]:
     """Takes the optimizer steps of all runs, as `fit`'s loop does for one."""
     first, last_step = runs[0], runs[0].setup.plan.num_steps
     states = stack_states([run.state for run in runs], mesh)
@@ -143,7 +145,8 @@ def _train(
                     recorder.save_now(step, unstack.state(states, k))
                 exit_stopped(reporter, stop, f"saved after step {step}")
         end_training([run.checkpoints for run in runs], stop, reporter)
-    return [
+    exports = [
         choose_step(run.setup, unstack.state(states, k), recorder, run.checkpoints, reporter)
         for k, (run, recorder) in enumerate(zip(runs, recorders, strict=True))
     ]
+    return recorders, exports

@@ -7,6 +7,7 @@ metrics.jsonl   a record a step and an evaluation; curves.png and tensorboard/ s
 answers.jsonl   answers to a few TEST prompts at each evaluation
 test_pairs.json the TEST pairs with their margins at the last evaluation
 run.json        machine, versions, times and lengths
+trackers.json   the names by which experiment trackers know the run
 report.html     all of it on one page, made at each evaluation and at the end
 checkpoints/    to continue from
 base/           the model that it started from, without its weights
@@ -41,12 +42,13 @@ from jaxdpo.training.writers import METRICS_FILE, read_metrics
 
 DATA_FILE, FACTS_FILE, TEST_PAIRS_FILE = "data.json", "run.json", "test_pairs.json"
 ANSWERS_FILE, REPORT_FILE, SUMMARY_FILE = "answers.jsonl", "report.html", "summary.json"
+TRACKERS_FILE = "trackers.json"
 _LOCK, _CONFIG = ".lock", "config.yaml"
 # All that a run writes; nothing else is ever removed from its folder.
 _FILES = (
     *(_CONFIG, "inputs.json", DATA_FILE, METRICS_FILE, "rejects.jsonl", SUMMARY_FILE, "curves.png"),
     *("completions_before.json", "completions_after.json", ANSWERS_FILE),
-    *(FACTS_FILE, TEST_PAIRS_FILE),
+    *(FACTS_FILE, TEST_PAIRS_FILE, TRACKERS_FILE, "wandb", "mlflow", "mlflow.db"),
     *("base", "checkpoints", "model", "tensorboard"),
 )
 # A page that says this of itself in its head was made by a run, and may be made again. The folder

@@ -15,9 +15,10 @@ from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.evaluation.answer_health import collapsed
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.displacement import most_displacing, named
-from jaxdpo.runs.folder import RunFolder
+from jaxdpo.runs.folder import RunFolder, report_path
 from jaxdpo.runs.report.live import LiveReport
 from jaxdpo.runs.setup import Setup
+from jaxdpo.runs.tracking import open_writer
 from jaxdpo.runs.watch import WatchedPrompts
 from jaxdpo.scoring.dataset_pass import score_pairs
 from jaxdpo.scoring.scores import CompletionScores
@@ -29,7 +30,7 @@ from jaxdpo.training.metrics import DeviceMetrics, LaggedMetrics, Metrics
 from jaxdpo.training.remedies import Remedies
 from jaxdpo.training.signals import StopRequest
 from jaxdpo.training.state import TrainState
-from jaxdpo.training.writers import MetricWriter, read_metrics
+from jaxdpo.training.writers import read_metrics
 
 # Pairs that the warning of displacement names.
 _NAMED_DISPLACING = 5
@@ -63,7 +64,7 @@ class Recorder:
         config, num_steps = setup.config, setup.plan.num_steps
         self._first_step = first_step
         self._every = config.training.evaluate_every or ceil_div(num_steps, 10)
-        self._writer = MetricWriter(folder.path, first_step) if folder.writes else None
+        self._writer = open_writer(config, folder, first_step, reporter)
         self._lagged = LaggedMetrics()
         lora = config.lora is not None
         self._watch = Watch(Remedies(config.loss, config.optimizer, lora, num_steps))
@@ -90,10 +91,20 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._compiling.close()
         if self._writer:
             self._writer.close()
+            # A run that goes on to its export has more to tell: its page, and its curves.
+            if kind is not None:
+                self._writer.trackers.close()
+
+    def publish(self) -> None:
+        """Gives the trackers the page and the curves of the finished run, and closes them."""
+        if self._writer:
+            path = self._folder.path
+            with self._reporter.phase("passing the page and the curves on"):
+                self._writer.trackers.publish([report_path(path), path / "curves.png"])
 
     def begin(self, step: int, state: TrainState, stop: StopRequest) -> None:
         """Scores the TEST pairs before the first step of this process, if that is due.
@@ -120,6 +131,30 @@ class Recorder:
         if step == self._first_step + 1:
             self.flush()
             self._compiling.close()
+
+    def goes_on(
+        self, step: int, state: TrainState, metrics: DeviceMetrics, stop: StopRequest
+    ) -> bool:
+        """Records a step, and saves and evaluates what is due; tells whether there is another.
+
+        Args:
+          step: Steps done.
+          state: The state after them.
+          metrics: Those of the last one, perhaps still being computed.
+          stop: Whether the process was asked to stop.
+
+        Raises:
+          SystemExit: If it was; the state is saved.
+        """
+        self.step(step, metrics)
+        if self.saves_after(step) or self.evaluates_after(step):
+            self.keep(step, state, stop)
+        if self.stopped:
+            return False
+        if stop.after_step():
+            self.save_now(step, state)
+            exit_stopped(self._reporter, stop, f"saved after step {step}")
+        return True
 
     def flush(self) -> None:
         """Waits for the last step's metrics and records them."""

@@ -26,6 +26,7 @@ from jaxdpo.runs.columns import metadata_digest, read_columns
 from jaxdpo.runs.execution import Resolved, resolve
 from jaxdpo.runs.folder import DATA_FILE, RunFolder, shown_digest
 from jaxdpo.runs.objective import objective_of, optimizer_of
+from jaxdpo.runs.push import check_destinations
 from jaxdpo.runs.reference import Reference, open_reference
 from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs
 from jaxdpo.scoring.score import make_score_step
@@ -81,6 +82,7 @@ def set_up(
       folder: The run folder.
       reporter: Where progress is shown.
     """
+    check_destinations(config)
     policy, loss = load_start(config, given_policy, mesh), config.loss
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
     rejects = folder.path / "rejects.jsonl"

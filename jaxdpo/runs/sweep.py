@@ -24,7 +24,10 @@ from jaxdpo.devices.sharding import make_mesh
 from jaxdpo.errors import UserError
 from jaxdpo.runs.fit import RunResult, fit
 from jaxdpo.runs.fit_together import fit_together
+from jaxdpo.runs.folder import report_path
 from jaxdpo.runs.processes import joined
+from jaxdpo.runs.report.comparison import write_comparison
+from jaxdpo.runs.report.sweep import recommended
 from jaxdpo.runs.setup import load_start
 from jaxdpo.storage.files import replacing
 from jaxdpo.training.multi_run import NUMBERS
@@ -192,13 +195,21 @@ def sweep(
         tested = results[number].summary["test"] or {"before": None, "after": None}
         rows.append({"setting": setting, "folder": config.training.folder, **tested})
     if jax.process_index() == 0:
-        with replacing(folder / "sweep.json") as file:
-            json.dump(rows, file, indent=1)
-        if rows[0]["after"] is not None:
-            _show(reporter, rows)
-            _plot(rows, folder / "sweep.png")
-            reporter.say(f"{folder / 'sweep.json'} and sweep.png hold the same")
+        _write(rows, folder, reporter)
     return rows
+
+
+def _write(rows: list[dict[str, Any]], folder: Path, reporter: Reporter) -> None:
+    """Writes and shows the settings side by side, and the one that TEST recommends."""
+    with replacing(folder / "sweep.json") as file:
+        json.dump(rows, file, indent=1)
+    page = report_path(folder)
+    write_comparison([Path(row["folder"]) for row in rows], page)
+    if rows[0]["after"] is not None:
+        _show(reporter, rows)
+        _plot(rows, folder / "sweep.png")
+        reporter.say(recommended(rows))
+    reporter.say(f"{folder / 'sweep.json'} and sweep.png hold the same; {page} compares all")
 
 
 def _config_of(base: RunConfig, setting: Setting) -> RunConfig:
@@ -224,15 +235,26 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     names = _shown(rows)
-    size = (3.2 * len(names) + 1.5, 0.35 * len(rows) + 1.4)
+    # Wide enough for four digits on each axis, and a line of text for each setting.
+    size = (3.8 * len(names) + 3.0, 0.5 * len(rows) + 1.6)
     figure = Figure(figsize=size, layout="constrained")
     labels = [name_of(row["setting"]) for row in rows]
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False).flat
     for axes, name in zip(panels, names, strict=True):
-        axes.barh(labels, [row["after"][name] for row in rows])
+        values = [row["after"][name] for row in rows]
+        axes.barh(labels, values, xerr=_half_intervals(rows, name), capsize=3, color="#2f7fd1")
         axes.axvline(rows[0]["before"][name], color="black", linewidth=1, linestyle=":")
-        axes.set_title(name, fontsize=10)
+        axes.set_title(f"{name}, dotted: before", fontsize=12)
+        axes.tick_params(labelsize=11)
         axes.grid(axis="x", alpha=0.3)
     figure.axes[0].invert_yaxis()
     with replacing(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=110)
+        figure.savefig(file, format="png", dpi=150)
+
+
+def _half_intervals(rows: list[dict[str, Any]], name: str) -> list[float] | None:
+    """Returns half of each 95% interval of a metric; None where it has none."""
+    found = [(row["after"].get(f"{name}_low"), row["after"].get(f"{name}_high")) for row in rows]
+    if any(low is None or high is None for low, high in found):
+        return None
+    return [(high - low) / 2 for low, high in found]

@@ -104,6 +104,12 @@ LINES = {
         ("shard_bg", "shard_gb"),
         "shard_gb",
     ),
+    "push": Line(
+        {"folder": "no_model", "repo": "org/name"},
+        "no_model: holds no model",
+        ("privat", "private"),
+        "private",
+    ),
     "report": Line(
         {"folders": "[no_run]"}, "no_run: is no run folder", ("folder", "folders"), "folders"
     ),

@@ -32,7 +32,7 @@ def test_text_in_a_page_is_never_markup():
 
 def test_a_page_allows_its_own_scripts_alone():
     html = render(
-        "comparison.html.jinja", scripts=[page_script()], title="t", verdict="v",
+        "comparison.html.jinja", scripts=[page_script()], title="t", verdict="v", mark="m",
         figures=Table("", (), ()), curves=[], left_out=[], settings=Table("", (), ()),
         verdicts=[], warnings=[], about="a",
     )  # fmt: skip
@@ -89,6 +89,14 @@ def test_a_plot_has_title_axes_units_and_words():
     # The scale holds the curves and the interval; a higher value stands higher in the picture.
     up = axis_over([3.0, 2.0, 0.5, 0.4, 0.6], 176, 30)
     assert up.low < 0.4 < 3.0 < up.high and up(3.0) < up(0.4)
+
+
+def test_a_legend_takes_the_rows_that_it_needs():
+    names = [f"runs/sweep/loss.beta={k},optimizer.learning_rate=1e-{k}" for k in range(6)]
+    root = ElementTree.fromstring(draw_lines("t", "u", [Curve(n, [(0, 1.0)]) for n in names]))
+    bottom = float(root.get("viewBox", "").split()[3])
+    rows = {float(e.get("y", 0)) for e in root.iter("text") if (e.text or "").startswith("…")}
+    assert len(rows) == 6 and max(rows) < bottom
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,12 @@ def run(tmp_path_factory) -> Path:
             message["content"] = f"{NASTY} {message['content']}"
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     arguments = settings(folder, folder / "run")
-    fit(load_config(None, [*arguments, "training.completions=2", "training.evaluate_every=1",
-                           "training.watch.max_new_tokens=4"]))  # fmt: skip
+    arguments += ["training.completions=2", "training.evaluate_every=1"]
+    arguments += ["training.watch.max_new_tokens=4", "training.watch.prompts=2"]
+    config = load_config(None, arguments)
+    given = []
+    result = fit(config, on_metrics=lambda *record: given.append(record))
+    assert [{"step": s, "split": name, **metrics} for s, name, metrics in given] == result.history
     return folder / "run"
 
 
@@ -68,7 +72,8 @@ def test_every_number_of_the_metrics_is_the_files(run):
         for cell, record in ((before, summary["before"]), (after, summary["after"])):
             ends = [record[name + end] for end in ("_low", "_high") if name + end in record]
             values = [float(value) for value in re.findall(r'value="([^"]*)"', cell)]
-            assert values == [record[name], *ends]
+            # A figure that there was not yet, as a correlation without rewards, is a dash.
+            assert values == ([record[name], *ends] if name in record else [])
             assert str(cell) in html
     # The curves' words begin and end with the figures of metrics.jsonl.
     test = [record for record in records if record["split"] == "TEST"]
@@ -128,10 +133,19 @@ def test_a_run_outlives_its_page(run, tmp_path, monkeypatch, capsys):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("jaxdpo.runs.report.live.write_report", broken)
-    config = settings(run.parent, tmp_path / "run", "training.max_steps=1")
-    result = fit(load_config(None, config))
-    assert result.summary["steps"] == 1
-    assert "no space left on device" in capsys.readouterr().out
+
+    def impatient(step, split, metrics):
+        raise RuntimeError("the server is away")
+
+    config = settings(
+        run.parent, tmp_path / "run", "training.max_steps=2", "training.watch.prompts=0"
+    )
+    result = fit(load_config(None, config), on_metrics=impatient)
+    assert result.summary["steps"] == 2
+    said = capsys.readouterr().out
+    assert "no space left on device" in said
+    # Said once, although there were many records.
+    assert said.count("the server is away") == 1
 
 
 def test_runs_are_compared(run, tmp_path, capsys):

@@ -12,6 +12,7 @@ from jaxdpo.config import flat
 from jaxdpo.pages.cells import Table, figure, interval, number
 from jaxdpo.pages.lines import Curve, draw_lines, smoothed
 from jaxdpo.pages.page import page_script, render, today
+from jaxdpo.runs.folder import REPORT_MARK
 from jaxdpo.runs.report.curves import ends, points
 from jaxdpo.runs.report.files import RunFiles, read_run
 from jaxdpo.runs.report.sentences import first_and_last, verdict
@@ -53,6 +54,7 @@ def comparison_page(runs: Sequence[RunFiles]) -> str:
     names = _names(runs)
     return render(
         "comparison.html.jinja",
+        mark=REPORT_MARK,
         scripts=[page_script()],
         title=f"{len(runs)} runs compared",
         verdict=_best(runs, names),
