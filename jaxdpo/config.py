@@ -88,7 +88,9 @@ class TrainingConfig(BaseModel):
         description="begin anew in a folder that holds another run, or something else",
         json_schema_extra={"also": "overwrite"},
     )
-    epochs: float = Field(default=1.0, gt=0, description="passes over the TRAIN pairs")
+    epochs: float = Field(
+        default=1.0, gt=0, description="passes over the TRAIN pairs; more of them continue a run"
+    )
     max_steps: int | None = Field(
         default=None, ge=1, description="optimizer steps, if fewer than that"
     )
@@ -125,8 +127,9 @@ class ExportConfig(BaseModel):
     lora: Literal["merged", "adapter"] = Field(
         default="merged", description="adapters added into the weights, or a PEFT adapter folder"
     )
-    dtype: Dtype | None = Field(
-        default=None, description="dtype of the weights; default: as loaded"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None,
+        description="dtype of the weights; default: that of the base model's files",
     )
     step: Literal["last", "best"] = Field(
         default="last",
@@ -235,8 +238,8 @@ class RunConfig(BaseModel):
         return self.reference.kind or ("precomputed" if self.loss.reads_reference else "none")
 
 
-# What may differ when a run is continued: it changes neither the data nor the arithmetic. (Of the
-# files at these paths the contents are compared.)
+# What may differ when a run is continued: it changes neither the data nor the arithmetic. (The
+# contents of the files at these paths are compared, and a run may be made longer but not shorter.)
 CHANGEABLE = (
     "checkpoint",
     "data.cache_dir",
@@ -248,11 +251,13 @@ CHANGEABLE = (
     "model.path",
     "sampling",
     "training.completions",
+    "training.epochs",
+    "training.folder",
+    "training.max_steps",
+    "training.overwrite",
     "training.report_to",
     "training.stop",
     "training.watch",
-    "training.folder",
-    "training.overwrite",
 )
 
 
@@ -282,23 +287,28 @@ def flat(config: BaseModel) -> dict[str, Any]:
     return flattened
 
 
-def check_continues(config: RunConfig, path: Path) -> None:
+def check_continues(config: RunConfig, path: Path) -> RunConfig:
     """Refuses to continue a run under another configuration.
 
     Args:
       config: The configuration now.
       path: The resolved configuration that the run was started with.
 
+    Returns:
+      The configuration that the run had.
+
     Raises:
       UserError: Naming each field that differs, with both values.
     """
+    before = RunConfig.model_validate(read_yaml(path))
     check_unchanged(
         f"{path.parent} holds a run with another configuration",
-        flat(RunConfig.model_validate(read_yaml(path))),
+        flat(before),
         flat(config),
         "set training.folder to a new folder",
         lambda field: any(field == free or field.startswith(free + ".") for free in CHANGEABLE),
     )
+    return before
 
 
 def help_text() -> str:

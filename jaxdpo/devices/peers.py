@@ -4,13 +4,14 @@ JAX leaves a process whose peer has died waiting in a collective until a timeout
 then aborts it with a C++ stack. So two threads of each process keep in touch beside the
 computation, over the key-value store of JAX's coordination service, which process 0 runs:
 
-    jaxdpo/beat/<i>           a number that process i raises twice a second
-    jaxdpo/told/stop/<i>      the signal that process i was sent
-    jaxdpo/told/at/<i>        how many common points process i has passed, or "free"
-    jaxdpo/told/verdict       where all stop, decided by process 0
-    jaxdpo/told/failed/<i>    the error that ended process i
-    jaxdpo/told/lost/<i>      for how many seconds process 0 has heard nothing of process i
-    jaxdpo/told/left/<i>      process i has nothing more to do
+    beat/<i>           a number that process i raises twice a second
+    told/stop/<i>      the signal that process i was sent
+    told/at/<i>        how many common points process i has passed, or "free"
+    told/verdict       where all stop, decided by process 0
+    told/failed/<i>    the error that ended process i
+    told/suspects/<i>  process i had an error that a lost peer may explain
+    told/lost/<i>      for how many seconds process 0 has heard nothing of process i
+    told/left/<i>      process i has nothing more to do
 
 Only process 0 reads the signs of life, so the traffic grows with the number of processes and not
 with its square. The others judge process 0 by whether its store answers at all.

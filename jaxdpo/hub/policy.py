@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxdpo.data.tokenization.chat import Chat, load_chat
@@ -22,15 +21,15 @@ from jaxdpo.hub.carried import Carried
 from jaxdpo.hub.families import family_of, wrapper_of
 from jaxdpo.hub.find import find_folder
 from jaxdpo.hub.folder import check_files, member, read_json
+from jaxdpo.hub.merging import merge_adapters
 from jaxdpo.hub.opened_model import base_folder, open_carried, open_model, with_replaced
-from jaxdpo.hub.quantized import dequantize_params, kind_of, quantize_params, read_part
-from jaxdpo.hub.read import lazy_params, on_devices
+from jaxdpo.hub.quantized import dequantize_params, kind_of, quantize_params
+from jaxdpo.hub.read import lazy_params, on_devices, usual_dtype
 from jaxdpo.hub.write import MAX_SHARD_BYTES, ModelFiles, json_text, write_model
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
-from jaxdpo.model.lora import LoraConfig, LoraParams, merge_lora, merged_kernel
+from jaxdpo.model.lora import LoraConfig, LoraParams
 from jaxdpo.model.quantized import BaseKind, is_quantized
-from jaxdpo.storage.lazy_array import Spans, Stored
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,8 @@ class Policy:
         can name it as its base.
       beneath: Adapters that were merged into the parameters at `source`, and their scale, or None.
         A new adapter is saved together with them.
+      file_dtype: The dtype that most weights have in the files at `source`; None if it was not read
+        from any.
       revision: Branch, tag or commit of `source` on the Hub, where an adapter names one.
     """
 
@@ -67,6 +68,7 @@ class Policy:
     saved: tuple[str, ...] = ()
     on_disk: bool = True
     beneath: tuple[LoraParams, LoraConfig] | None = None
+    file_dtype: str | None = None
     revision: str | None = None
 
     def describe(self) -> str:
@@ -104,8 +106,7 @@ class Policy:
         if self.lora is None:
             return self
         assert self.lora_config is not None
-        dequantized = dequantize_params(self.params)
-        params = merge_lora(dequantized, self.lora, self.lora_config.scale, _merged)
+        params = merge_adapters(self.params, self.lora, self.lora_config.scale)
         # What an adapter merged from the base on disk added can be taken along by the next one.
         beneath = (self.lora, self.lora_config) if self.on_disk else None
         return replace(
@@ -268,6 +269,7 @@ def open_policy(
     else:
         named, model_folder = base_folder(path, folder, base)
     opened = open_model(model_folder, context)
+    file_dtype = usual_dtype(opened.tensors.values())
     _check_positions(named.name, opened.config, context)
     generation = None
     if member(model_folder, "generation_config.json").exists():
@@ -292,6 +294,7 @@ def open_policy(
         named.name,
         opened.hf_config,
         generation,
+        file_dtype=file_dtype,
         revision=named.revision,
     )
     return policy if adapter is None else _with_adapter(policy, adapter)
@@ -327,28 +330,3 @@ def _with_adapter(policy: Policy, adapter: Adapter) -> Policy:
 
 def _paths(params: Params) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
-
-
-def _merged(kernel: Any, pair: dict[str, Any], scale: float) -> Any:
-    """Adds an adapter to a kernel; one that is read by parts gets its share with each part."""
-    if not isinstance(kernel, Stored):
-        return merged_kernel(kernel, pair, scale)
-    # Only the rows of `a` and the columns of `b` that this part of the kernel needs.
-    ranks = slice(0, pair["a"].shape[-1])
-
-    def read(spans: Spans) -> np.ndarray:
-        *leading, rows, columns = spans
-        # The lengths of DoRA run over all inputs, whichever of them are asked for.
-        read_rows = slice(0, kernel.shape[-2]) if "m" in pair else rows
-        terms = {
-            "a": jnp.asarray(read_part(pair["a"], (*leading, read_rows, ranks))),
-            "b": jnp.asarray(read_part(pair["b"], (*leading, ranks, columns))),
-        }
-        if "m" in pair:
-            terms["m"] = jnp.asarray(read_part(pair["m"], (*leading, columns)))
-        part = jnp.asarray(kernel.read((*leading, read_rows, columns)))
-        merged = np.asarray(merged_kernel(part, terms, scale))
-        first = rows.start - read_rows.start
-        return merged[..., first : first + rows.stop - rows.start, :]
-
-    return replace(kernel, read=read)

@@ -6,6 +6,7 @@ Only safetensors are read, without torch: nothing in a model folder is ever exec
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ WEIGHTS = "model.safetensors"
 # Llama's first conversions, and GPT-2's causal mask.
 _DERIVED = re.compile(r"\.rotary_emb\.inv_freq$|(^|\.)h\.\d+\.attn\.(masked_)?bias$")
 HEAD = "lm_head.weight"
-FLOATS = ("F32", "F16", "BF16", "F64")
+# The safetensors format's words for floats ↦ the dtype that they are exported in.
+_EXPORTED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float32"}
+FLOATS = tuple(_EXPORTED)
 # The head that TRL's PPO trains beside a language model; nothing of the language model reads it.
 _VALUE_HEAD = re.compile(r"^v_head\.")
 # What wrappers of a model put before the names of its tensors when its state dict is saved from
@@ -130,6 +133,18 @@ def open_weights(folder: Path, hf_config: Mapping[str, Any]) -> dict[str, Readab
             for name, tensor in tensors.items()
         }
     return tensors
+
+
+def usual_dtype(tensors: Iterable[Readable]) -> str | None:
+    """Returns the dtype that most weights of a folder have; None if none are floats.
+
+    Some folders keep norms or a router in fp32 beside weights in bf16, so one tensor does not tell.
+    """
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.dtype in _EXPORTED:
+            sizes[_EXPORTED[tensor.dtype]] += math.prod(tensor.shape)
+    return sizes.most_common(1)[0][0] if sizes else None
 
 
 def head_is_tied(hf_config: Mapping[str, Any]) -> bool:

@@ -22,6 +22,8 @@ from jaxdpo.hub.read import lazy_params
 from jaxdpo.hub.tokenizer_files import write_tokenizer
 from jaxdpo.hub.write import write_json, write_texts
 from jaxdpo.model.decoder import Params
+from jaxdpo.model.quantized import is_quantized
+from jaxdpo.runs.card import card_of_form
 from jaxdpo.runs.load import CARD, ORBAX, open_source
 from jaxdpo.storage.buckets import usable
 from jaxdpo.storage.files import refuse_existing, shipped
@@ -55,8 +57,8 @@ class ConvertConfig(BaseModel):
     )
     dtype: Literal["float32", "bfloat16", "float16", "q8_0"] | None = Field(
         default=None,
-        description="dtype of the weights, q8_0 for gguf alone; default: float32, or as a run has "
-        "them; float16 for gguf",
+        description="dtype of the weights, q8_0 for gguf alone; default: that of the source's "
+        "files, or a run's export; float16 for gguf",
     )
     shard_gb: float = Field(default=5.0, gt=0, description="most gigabytes of one file of weights")
     overwrite: bool = Field(default=False, description="replace the model of a run, or a GGUF file")
@@ -73,13 +75,19 @@ def convert(config: ConvertConfig) -> None:
     """
     reporter = Reporter()
     reporter.say(f"reading {config.source}")
-    policy = open_source(config.source)
+    policy = open_source(config.source, exact=True)
     _check_possible(config, policy)
+    if policy.lora is not None and policy.card is not None:
+        policy = replace(policy, card=card_of_form(policy.card, config.lora == "adapter"))
     if config.lora == "merged":
-        policy = policy.merged()
+        # Wider than the files are, a model takes twice the space and holds nothing more.
+        dtype = config.dtype or policy.file_dtype or jax.tree.leaves(policy.params)[0].dtype.name
+        config = config.model_copy(update={"dtype": dtype})
+        policy = _wide(policy, dtype).merged()
     target = Path(config.target).expanduser()
     _check_target(config, target)
     written = policy.lora if config.lora == "adapter" else policy.params
+    # The bar counts bytes read, since adapters are merged and dtypes changed on the way.
     size = sum(stored.nbytes for stored in jax.tree.leaves(written))
     with reporter.transfer(f"writing {target}", size) as seen:
         shown = _watched(policy, seen)
@@ -93,6 +101,18 @@ def convert(config: ConvertConfig) -> None:
         with reporter.transfer(f"checking {target}", size) as seen:
             count = _check(_watched(policy, seen), config, target)
         reporter.say(f"checked: {count} arrays read back equal")
+
+
+def _wide(policy: Policy, dtype: str) -> Policy:
+    """Returns a policy whose adapters can be merged without rounding, if fp32 is written."""
+    if dtype != "float32" or policy.lora is None:
+        return policy
+
+    def cast(leaf: Any) -> Any:
+        return leaf if is_quantized(leaf) else leaf.cast(jnp.dtype(dtype))
+
+    params = jax.tree.map(cast, policy.params, is_leaf=is_quantized)
+    return replace(policy, params=params)
 
 
 def _check_possible(config: ConvertConfig, policy: Policy) -> None:
@@ -148,10 +168,9 @@ def _watched(policy: Policy, seen: Callable[[int], None]) -> Policy:
 
 
 def _write_orbax(policy: Policy, target: Path, dtype: str | None) -> None:
-    name = dtype or jax.tree.leaves(policy.params)[0].dtype.name
-    params = jax.tree.map(lambda stored: stored.cast(jnp.dtype(name)), policy.params)
+    params = jax.tree.map(lambda stored: stored.cast(jnp.dtype(dtype)), policy.params)
     with exporting(target) as temporary:
-        write_json(temporary / "config.json", {**policy.hf_config, "dtype": name})
+        write_json(temporary / "config.json", {**policy.hf_config, "dtype": dtype})
         write_json(temporary / "generation_config.json", policy.generation())
         write_tokenizer(temporary, policy.chat.tokenizer)
         if policy.card is not None:
@@ -170,10 +189,10 @@ def _check(policy: Policy, config: ConvertConfig, target: Path) -> int:
         expected, _ = policy.whole_adapter()
         found, _ = lazy_adapter(target, policy.config, policy.hf_config)
     else:
-        dtype = jnp.dtype(config.dtype or jax.tree.leaves(expected)[0].dtype)
-        found = lazy_params(target, policy.config, dtype)
+        found = lazy_params(target, policy.config, jnp.dtype(config.dtype))
     written = {path_name(path): stored for path, stored in jax.tree.leaves_with_path(found)}
     arrays = jax.tree.leaves_with_path(expected)
+    # Bits and not values: NaN is unequal to itself, and −0 is equal to 0.
     for path, wanted in arrays:
         stored = written[path_name(path)]
         wanted = wanted.cast(stored.dtype)

@@ -17,23 +17,21 @@ from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.card import run_card
 from jaxdpo.runs.description import describe_run
+from jaxdpo.runs.export import check_read_back, export_of, trained_policy, write_export
 from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.folder import RunFolder, open_run_folder
+from jaxdpo.runs.longer import continue_longer
 from jaxdpo.runs.push import push_run
 from jaxdpo.runs.recorder import Recorder, end_training
 from jaxdpo.runs.report.live import finish_report
-from jaxdpo.runs.rounding import rounding_loss
 from jaxdpo.runs.setup import Setup, set_up
-from jaxdpo.runs.summary import answer_test_prompts, show_summary, summarise
+from jaxdpo.runs.summary import answer_test_prompts, show_summary, summarise, test_records
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
 from jaxdpo.training.signals import stop_on_signal
-from jaxdpo.training.state import TrainState, as_float32, begin
+from jaxdpo.training.state import TrainState, begin
 from jaxdpo.training.step import make_train_step
 from jaxdpo.training.writers import plot_curves, read_metrics
-
-# Share of what adapters learned whose loss in merging is worth a word: fp32 loses a millionth.
-_NOTED_LOSS = 0.01
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def fit(
 ) -> RunResult:
     """Aligns a model with preference pairs by DPO.
 
-    The same call on the same run folder continues a run that was cut off, with the same pairs.
+    The same call continues a run that was cut off, and with more epochs one that is finished.
 
         config = load_config("configs/quickstart.yaml", ["training.folder=runs/first"])
         result = fit(config)
@@ -92,7 +90,7 @@ def fit(
     keep_compiled(config.data.cache_folder() / "compiled")
     mesh, reporter = make_mesh(config.mesh), Reporter(jax.process_index() != 0, on_metrics)
     with open_run_folder(config) as folder, jax.set_mesh(mesh):
-        if (summary := folder.read_json("summary.json")) is not None:
+        if (summary := folder.finished()) is not None:
             return finished(config, folder, summary, mesh, reporter)
 
         # Set-up: everything that can be refused is refused here, before a step is compiled.
@@ -140,6 +138,7 @@ def begin_or_continue(
     Returns:
       The state, the parameters that do not train, and where the state is saved.
     """
+    continue_longer(setup, folder, reporter)
     state, frozen = begin(
         setup.objective,
         setup.optimizer,
@@ -153,7 +152,7 @@ def begin_or_continue(
     if setup.objective.compute.lora is None and not (in_fp32 or setup.keeps_policy or frozen):
         # The state holds them in fp32 and rounds them for each forward pass; these are in its way.
         jax.tree.map(lambda leaf: leaf.delete(), params)
-    described = describe_run(setup.config, setup.policy)
+    described = describe_run(setup.config, setup.policy, folder.start_digest())
     keep = setup.config.checkpoint.keep
     checkpoints = Checkpoints(folder.path / "checkpoints", keep, described, folder.send)
     state = checkpoints.restore(jax.tree.map(_abstract, state)) or state
@@ -169,7 +168,7 @@ def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
 def finish(
     setup: Setup, exported: ExportedStep, folder: RunFolder, before: list[str], reporter: Reporter
 ) -> RunResult:
-    """Exports what was trained, and sums the run up.
+    """Exports what was trained, tries the exported folder, and sums the run up.
 
     Args:
       setup: The run.
@@ -178,16 +177,21 @@ def finish(
       before: Answers to the TEST prompts before training.
       reporter: Shows the summary.
     """
-    config = setup.config
-    aligned = trained_policy(setup, exported.trained)
-    after = answer_test_prompts(setup, aligned, folder, "after")
-    reporter.say(f"exporting to {folder.name}/model")
-    aligned = replace(aligned, card=run_card(config, folder.path, exported.step))
-    lost = export(aligned, config, folder, reporter)
+    model = folder.path / "model"
+    export = export_of(setup, exported, folder, reporter)
     history = read_metrics(folder.path)
-    summary = summarise(setup, exported, folder, history, before, after)
-    if lost is not None:
-        summary["rounding_loss"] = lost
+    tested = test_records(setup, exported, export, history, reporter)
+    after = answer_test_prompts(setup, export.policy, folder, "after")
+    reporter.say(f"exporting to {folder.name}/model")
+    card = run_card(setup.config, folder.path, exported.step, tested)
+    write_export(setup, export, model, card)
+    # The weights as written are freed here, before the folder's take up as much.
+    export = replace(export, policy=replace(trained_policy(setup, exported.trained), card=card))
+    read_back = check_read_back(setup, export, model)
+    summary = summarise(setup, exported, folder, history, tested, before, after)
+    summary["exported"] |= export.describe() | {"read_back": read_back}
+    if export.rounding_loss is not None:
+        summary["rounding_loss"] = export.rounding_loss
     if folder.writes:
         plot_curves(history, folder.path / "curves.png")
     # Written last: a folder that holds it is a finished run's.
@@ -196,54 +200,7 @@ def finish(
     folder.send()
     push_run(setup.config, folder, reporter)
     show_summary(reporter, summary)
-    return RunResult(folder.path, aligned, summary, history)
-
-
-def export(
-    aligned: Policy, config: RunConfig, folder: RunFolder, reporter: Reporter
-) -> float | None:
-    """Writes the aligned model, and says how much of it is lost to rounding.
-
-    Args:
-      aligned: The model.
-      config: The run.
-      folder: The run folder.
-      reporter: Says what is lost.
-
-    Returns:
-      Of adapters that were merged the share of what they learned that was rounded away, else None.
-    """
-    path, options = folder.path / "model", config.export
-    if aligned.lora is None or options.lora == "adapter":
-        aligned.save(path, lora=options.lora, dtype=options.dtype)
-        return None
-    written = jnp.dtype(options.dtype or config.model.param_dtype)
-    lost = rounding_loss(aligned, written)
-    wide = aligned
-    if written == jnp.float32 and aligned.base == "full":
-        # Merged in fp32 from the start: rounded to the base's dtype first, nothing would be kept.
-        wide = replace(aligned, params=as_float32(aligned.params))
-    wide.save(path, lora="merged", dtype=written.name)
-    if lost > _NOTED_LOSS:
-        reporter.say(
-            f"warning: rounding the merged weights to {written.name} loses {lost:.0%} of what the "
-            "adapters learned (‖rounding‖ / ‖change‖); export.lora=adapter keeps all of it, and "
-            "export.dtype=float32 too, in twice the space"
-        )
-    return lost
-
-
-def trained_policy(setup: Setup, trained: Params) -> Policy:
-    """Returns the model with what was trained.
-
-    Args:
-      setup: The run.
-      trained: The parameters, or with LoRA the adapters.
-    """
-    params, lora = setup.objective.split(trained, setup.policy.params)
-    if lora is None:
-        return replace(setup.policy, params=params)
-    return replace(setup.policy, lora=lora, lora_config=setup.objective.compute.lora)
+    return RunResult(folder.path, export.policy, summary, history)
 
 
 def finished(

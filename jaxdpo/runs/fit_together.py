@@ -75,9 +75,10 @@ def fit_together(
     by_step: defaultdict[int, dict[int, _Begun]] = defaultdict(dict)
     with ExitStack() as held:
         folders = [held.enter_context(open_run_folder(config)) for config in configs]
+        # All folders are held before any is trained in: none is lost to another process later.
         held.enter_context(jax.set_mesh(mesh))
         for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
-            if (summary := folder.read_json("summary.json")) is not None:
+            if (summary := folder.finished()) is not None:
                 results[number] = finished(config, folder, summary, mesh, reporter)
                 continue
             # Model and data are the same for all runs; the first one describes them.
@@ -85,6 +86,7 @@ def fit_together(
             setup = set_up(config, policy, pairs, mesh, folder, shown)
             before = answer_test_prompts(setup, setup.policy, folder, "before")
             state, frozen, checkpoints = begin_or_continue(setup, folder, reporter)
+            # Runs that stand at different steps need different pairs next.
             begun = _Begun(setup, folder, before, state, frozen, checkpoints)
             by_step[int(state.step)][number] = begun
         together = [(step, runs) for step, runs in by_step.items() if len(runs) > 1]
@@ -107,6 +109,8 @@ def _train(
 ) -> tuple[list[Recorder], list[ExportedStep]]:
     """Takes the optimizer steps of all runs, as `fit`'s loop does for one."""
     first, last_step = runs[0], runs[0].setup.plan.num_steps
+    # One program computes all runs: the base is multiplied once for the rows of all of them, and
+    # each adapter sees its own rows. That is what makes them cheaper together.
     states = stack_states([run.state for run in runs], mesh)
     unstack = Unstack(states, mesh)
     train_step = make_train_step(
@@ -137,6 +141,7 @@ def _train(
         for step, states, metrics in steps:
             for k, recorder in enumerate(recorders):
                 recorder.step(step, unstack.metrics(metrics, k))
+            # Steps, checkpoints and evaluations fall together: the runs differ in numbers alone.
             if recorders[0].saves_after(step) or recorders[0].evaluates_after(step):
                 for k, recorder in enumerate(recorders):
                     recorder.keep(step, unstack.state(states, k), stop)

@@ -15,7 +15,8 @@ model/          the aligned model, in Hugging Face format
 summary.json    written last: the run is finished
 
 A run whose first step was never taken leaves nothing to continue: its files go when the folder is
-opened again, whatever the configuration is then.
+opened again, whatever the configuration is then. A run that is opened with more epochs or steps
+goes on, a finished one too; until its set-up has succeeded the folder stays as it is.
 """
 
 import contextlib
@@ -27,9 +28,11 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxdpo.config import RunConfig, check_continues, to_yaml
 from jaxdpo.errors import UserError
@@ -41,12 +44,15 @@ from jaxdpo.storage.urls import refuse_url
 from jaxdpo.training.writers import METRICS_FILE, read_metrics
 
 DATA_FILE, FACTS_FILE, TEST_PAIRS_FILE = "data.json", "run.json", "test_pairs.json"
+INPUTS_FILE = "inputs.json"
+# The name of the digest of the model that a run starts from, in inputs.json.
+START_WEIGHTS = "weights (model.path)"
 ANSWERS_FILE, REPORT_FILE, SUMMARY_FILE = "answers.jsonl", "report.html", "summary.json"
 TRACKERS_FILE = "trackers.json"
 _LOCK, _CONFIG = ".lock", "config.yaml"
 # All that a run writes; nothing else is ever removed from its folder.
 _FILES = (
-    *(_CONFIG, "inputs.json", DATA_FILE, METRICS_FILE, "rejects.jsonl", SUMMARY_FILE, "curves.png"),
+    *(_CONFIG, INPUTS_FILE, DATA_FILE, METRICS_FILE, "rejects.jsonl", SUMMARY_FILE, "curves.png"),
     *("completions_before.json", "completions_after.json", ANSWERS_FILE),
     *(FACTS_FILE, TEST_PAIRS_FILE, TRACKERS_FILE, "wandb", "mlflow", "mlflow.db"),
     *("base", "checkpoints", "model", "tensorboard"),
@@ -62,6 +68,13 @@ _SHOWN = 12
 _log = logging.getLogger(__name__)
 
 
+class Length(NamedTuple):
+    """The length of a run, as `training` states it."""
+
+    epochs: float
+    max_steps: int | None
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths of a run's files, and what is written to them.
@@ -69,11 +82,13 @@ class RunFolder:
     Attributes:
       path: The folder.
       writes: Whether this process writes (the first of a run's processes does).
+      earlier: How long the run was to be before, if it was another length than now.
       mirror: The bucket that the folder lives in, whose local copy `path` is; None: none.
     """
 
     path: Path
     writes: bool
+    earlier: Length | None = None
     mirror: Mirror | None = None
 
     @property
@@ -86,6 +101,14 @@ class RunFolder:
         if self.mirror is not None:
             self.mirror.push()
 
+    def finished(self) -> dict[str, Any] | None:
+        """Returns the summary of a run that is finished; None for one that has steps to take."""
+        return None if self.earlier is not None else self.read_json(SUMMARY_FILE)
+
+    def start_digest(self) -> str | None:
+        """Returns the digest of the model that the run started from; None if it is not recorded."""
+        return (self.read_json(INPUTS_FILE) or {}).get(START_WEIGHTS)
+
     def write_json(self, name: str, value: Any) -> None:
         """Writes a file of the folder, whole."""
         if self.writes:
@@ -97,6 +120,19 @@ class RunFolder:
         path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
+    def reopen(self, config: RunConfig) -> None:
+        """Makes a run that was to have another length one that is not finished.
+
+        Args:
+          config: The configuration from now on.
+        """
+        if self.writes:
+            # The summary goes first: while it is there, the folder is one of a finished run.
+            for name in (SUMMARY_FILE, "completions_after.json"):
+                (self.path / name).unlink(missing_ok=True)
+            _write_config(self.path, config)
+            self.send()
+
     def check_inputs(self, inputs: dict[str, str]) -> None:
         """Remembers what the run was started from, and refuses to continue from anything else.
 
@@ -106,9 +142,9 @@ class RunFolder:
         Raises:
           UserError: Naming the input that changed.
         """
-        before = self.read_json("inputs.json")
+        before = self.read_json(INPUTS_FILE)
         if before is None:
-            self.write_json("inputs.json", inputs)
+            self.write_json(INPUTS_FILE, inputs)
             return
         check_unchanged(
             f"{self.path} holds a run that was started from other inputs",
@@ -134,7 +170,7 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
     path = Path(config.training.folder) if mirror is None else mirror.copy
     # The first of a run's processes writes for all.
     if jax.process_index() != 0:
-        yield RunFolder(path, writes=False)
+        yield RunFolder(path, writes=False, earlier=_from_first(None))
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -166,23 +202,58 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
                 ) from None
         if mirror is not None:
             mirror.pull()
-            known = (path / "inputs.json").exists()
+            known = (path / INPUTS_FILE).exists()
             if not known:
                 _check_empty(path, config.training.overwrite)
-        resolved = path / _CONFIG
-        if known and not _has_begun(path):
-            _clear(path)
-        elif known and resolved.exists():
-            try:
-                check_continues(config, resolved)
-            except UserError:
-                if not config.training.overwrite:
-                    raise
-                _clear(path)
-        # Again each time: what may change when a run continues is kept as it is now.
-        with replacing(resolved) as file:
-            file.write(to_yaml(config))
-        yield RunFolder(path, writes=True, mirror=mirror)
+        length = _continued(path, config, known)
+        if length is None:
+            # Again each time: what may change when a run continues is kept as it is now.
+            _write_config(path, config)
+        yield RunFolder(path, writes=True, earlier=_from_first(length), mirror=mirror)
+
+
+def _continued(path: Path, config: RunConfig, known: bool) -> Length | None:
+    """Leaves in a folder what can be continued; returns the length of a run that was another one.
+
+    Raises:
+      UserError: If the folder holds a run with another configuration.
+    """
+    resolved = path / _CONFIG
+    if known and not _has_begun(path):
+        _clear(path)
+    if not known or not resolved.exists():
+        return None
+    now = Length(config.training.epochs, config.training.max_steps)
+    overwrite = config.training.overwrite
+    try:
+        earlier = check_continues(config, resolved).training
+    except UserError:
+        if not overwrite:
+            raise
+        _clear(path)
+        return None
+    length = Length(earlier.epochs, earlier.max_steps)
+    if length != now and overwrite:
+        _clear(path)
+    return None if length == now or overwrite else length
+
+
+def _write_config(path: Path, config: RunConfig) -> None:
+    with replacing(path / _CONFIG) as file:
+        file.write(to_yaml(config))
+
+
+def _from_first(length: Length | None) -> Length | None:
+    """Returns what the first of a run's processes passed, on all of them."""
+    if jax.process_count() == 1:
+        return length
+    epochs, max_steps = length or (0.0, None)
+    # As words of 32 bits, because JAX would round a float64.
+    words = [*np.array([epochs]).view(np.uint32), max_steps or 0]
+    shared = multihost_utils.broadcast_one_to_all(np.array(words, np.uint32))
+    *halves, steps = np.asarray(shared)
+    epochs = float(np.array(halves, np.uint32).view(np.float64)[0])
+    return Length(epochs, int(steps) or None) if epochs else None
 
 
 def _mirror(folder: str) -> Mirror | None:
@@ -205,7 +276,7 @@ def _mirror(folder: str) -> Mirror | None:
 
 def _is_run(path: Path) -> bool:
     """Tells whether a folder is a run's; one that was copied has no lock, but its inputs."""
-    return (path / _LOCK).exists() or (path / "inputs.json").exists()
+    return (path / _LOCK).exists() or (path / INPUTS_FILE).exists()
 
 
 def _check_empty(path: Path, overwrite: bool) -> None:

@@ -180,6 +180,7 @@ def step_memory(
       mesh: The mesh; of compile-only devices too.
     """
     state, frozen = abstract_run(config, model, mesh)
+    # Elements on one device: gradients are sharded as what trains.
     trained = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape))
         for leaf in jax.tree.leaves(state.trainable)

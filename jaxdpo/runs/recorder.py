@@ -16,16 +16,14 @@ from jaxdpo.evaluation.answer_health import collapsed
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.displacement import most_displacing, named
 from jaxdpo.runs.folder import RunFolder, report_path
+from jaxdpo.runs.held_out import held_out_metrics, held_out_scores
 from jaxdpo.runs.report.live import LiveReport
 from jaxdpo.runs.setup import Setup
 from jaxdpo.runs.tracking import open_writer
 from jaxdpo.runs.watch import WatchedPrompts
-from jaxdpo.scoring.dataset_pass import score_pairs
-from jaxdpo.scoring.scores import CompletionScores
 from jaxdpo.training.best_step import BestStep, metric_of
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.health import Watch, check_finite, check_step_zero
-from jaxdpo.training.held_out import metric_intervals, preference_metrics
 from jaxdpo.training.metrics import DeviceMetrics, LaggedMetrics, Metrics
 from jaxdpo.training.remedies import Remedies
 from jaxdpo.training.signals import StopRequest
@@ -162,6 +160,7 @@ class Recorder:
 
     def saves_after(self, step: int) -> bool:
         """Tells whether a checkpoint is due after a step."""
+        # Always after the last step, which a finished run is continued from for more epochs.
         every = self._setup.config.checkpoint.every
         return step == self._setup.plan.num_steps or step % every == 0
 
@@ -198,19 +197,11 @@ class Recorder:
         if setup.test is None or agreed(self._writer is None or self._writer.has_test(step)):
             return
         params, lora = setup.objective.split(state.trainable, self._frozen)
-        scored: list[tuple[np.ndarray, CompletionScores]] = []
         with self._reporter.phase("scoring the TEST pairs"):
-            for scores in score_pairs(setup.score_step, params, lora, setup.test, setup.mesh):
-                scored.append(scores)
-                if stop.cuts_short():
-                    return
-        # Pairs were packed in an order of their own; the columns are in the data's.
-        order = np.argsort(np.concatenate([indices for indices, _ in scored]))
-        policy: CompletionScores = jax.tree.map(
-            lambda *leaves: np.concatenate(leaves)[order], *(found for _, found in scored)
-        )
-        metrics = preference_metrics(setup.config.loss, policy, setup.test.columns)
-        metrics |= metric_intervals(setup.config.loss, policy, setup.test.columns)
+            policy = held_out_scores(setup, params, lora, stop.cuts_short)
+        if policy is None:
+            return
+        metrics = held_out_metrics(setup, policy)
         if self._watched is not None:
             with self._reporter.phase("answering TEST prompts"):
                 metrics |= self._watched.answer(step, params, lora, self._folder)
@@ -226,10 +217,12 @@ class Recorder:
         if "displaced" in self._watch.warned - before:
             self._name_displacing(params, lora)
         self._report.evaluated(step, policy)
+        # The time of an evaluation is no part of the next step's.
         self._lagged.restart_clock()
 
     def _follow(self, step: int, metrics: Metrics) -> bool:
         """Takes an evaluation's metrics; tells whether it is the best, and notes a collapse."""
+        # Answers are compared with those before training: a base may leave some unfinished itself.
         if self._first_test is None:
             self._first_test = metrics
         if self.best is None:
@@ -287,6 +280,7 @@ class Recorder:
 
     def _ends_broken(self, step: int, metrics: Metrics) -> bool:
         """Tells whether the run ends here, its loss being infinite and a better step being kept."""
+        # Without a better step to go back to, the error of `check_finite` says more.
         finite = np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
         kept = self.best is not None and self.best.step is not None
         if finite or not kept or self._setup.config.training.stop is None:

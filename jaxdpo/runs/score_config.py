@@ -41,6 +41,7 @@ class Selection(BaseModel):
         return self
 
 
+# Answers that were sampled, benchmark lines and preference data are told apart by their keys.
 class ScoredData(DataConfig):
     """The answers to score: preference data in any form, or a file of generations."""
 

@@ -24,7 +24,7 @@ from jaxdpo.model.lora import LoraConfig
 from jaxdpo.runs.base import keep_base
 from jaxdpo.runs.columns import metadata_digest, read_columns
 from jaxdpo.runs.execution import Resolved, resolve
-from jaxdpo.runs.folder import DATA_FILE, RunFolder, shown_digest
+from jaxdpo.runs.folder import DATA_FILE, START_WEIGHTS, RunFolder, shown_digest
 from jaxdpo.runs.objective import objective_of, optimizer_of
 from jaxdpo.runs.push import check_destinations
 from jaxdpo.runs.reference import Reference, open_reference
@@ -49,6 +49,7 @@ class Setup:
       plan: Which TRAIN pairs form which step.
       train: The TRAIN pairs.
       test: The TEST pairs, or None if there are none.
+      probe: Pairs that an export is tried on: the TEST pairs, or the TRAIN pairs in place of none.
       score_step: Scores a microbatch, `(params, lora, batch) → CompletionScores [R, P, 2]`.
     """
 
@@ -61,6 +62,7 @@ class Setup:
     plan: TrainPlan
     train: PlannedPairs
     test: PlannedPairs | None
+    probe: PlannedPairs
     score_step: Callable[..., Any]
 
 
@@ -83,10 +85,10 @@ def set_up(
       reporter: Where progress is shown.
     """
     check_destinations(config)
-    policy, loss = load_start(config, given_policy, mesh), config.loss
+    loss, start = config.loss, lambda: load_start(config, given_policy, mesh)
+    policy = reporter.timed("loading the model", start)
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
-    rejects = folder.path / "rejects.jsonl"
-    pairs = given_pairs or load_pairs(config.data, policy.chat, rejects, loss.supervised)
+    pairs = given_pairs or _load_pairs(config, policy, folder, reporter)
     _report_data(pairs, config, reporter)
     splits = _examples(pairs, config, reporter)
     train, test = splits["TRAIN"], splits["TEST"]
@@ -96,7 +98,7 @@ def set_up(
     reference = open_reference(config, policy, digest, mesh, reporter)
     # By content and not by path: what lies at a path may have changed since the run was begun.
     inputs = {
-        "weights (model.path)": digest,
+        START_WEIGHTS: digest,
         "weights (reference.path)": reference.digest,
         "TRAIN pairs (data.path)": train.fingerprint,
         "TEST pairs (data.path)": test.fingerprint,
@@ -122,6 +124,7 @@ def set_up(
         plan,
         planned_train,
         planned_test,
+        planned_test or replace(planned_train, shape=resolved.scoring),
         make_score_step(policy.config, compute, mesh, loss.ld_alpha, loss.use_weighting),
     )
 
@@ -131,6 +134,14 @@ def _check_same_pairs(train: Examples, test: Examples) -> None:
     splits = {"TRAIN pairs (data.path)": train, "TEST pairs (data.path)": test}
     digests = {name: shown_digest(pairs.fingerprint) for name, pairs in splits.items()}
     check_same("pairs", digests)
+
+
+def _load_pairs(
+    config: RunConfig, policy: Policy, folder: RunFolder, reporter: Reporter
+) -> LoadedPairs:
+    rejects = folder.path / "rejects.jsonl"
+    with reporter.phase("reading and tokenizing the pairs"):
+        return load_pairs(config.data, policy.chat, rejects, config.loss.supervised)
 
 
 def _digest(policy: Policy) -> str:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 
 from jaxdpo.cli.arguments import Arguments
 from jaxdpo.cli.console import Reporter
 from jaxdpo.cli.settings import with_overrides
+from jaxdpo.cli.yaml_values import InvalidYaml, load_yaml
 from jaxdpo.config import RunConfig, flat, load_config
 from jaxdpo.data.tokenization.load_pairs import load_pairs
 from jaxdpo.devices.sharding import make_mesh
@@ -74,8 +74,9 @@ def parse_axes(arguments: Sequence[str]) -> dict[str, list[Any]]:
                 "for each value instead"
             )
         try:
-            axes[field] = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError:
+            # As a list in YAML, so that numbers, null and names are read as everywhere else.
+            axes[field] = load_yaml(f"[{text}]")
+        except InvalidYaml:
             raise UserError(f"{argument!r}: the values are not valid YAML; quote them") from None
     if not axes:
         raise UserError("--sweep needs at least one section.field=value,value,…")
@@ -136,6 +137,7 @@ def groups_of(configs: Sequence[RunConfig], at_once: int | None = None) -> list[
                 (flat(config)[name] is None) == (flat(configs[group[0]])[name] is None)
                 for name in NUMBERS
             )
+            # Full fine-tuning would need the parameters once for each setting; adapters are small.
             if config.lora is not None and one == common and fits and given:
                 group.append(number)
                 break
@@ -163,6 +165,7 @@ def sweep(
     Raises:
       UserError: As `load_config` and `fit` do; every setting is checked before the first is run.
     """
+    # All are made before the first is run: a mistake in the last one costs no training.
     settings = settings_of(axes)
     configs = [_config_of(base, setting) for setting in settings]
     if len({config.loss.supervised for config in configs}) > 1:
@@ -176,6 +179,7 @@ def sweep(
     bases = {"full" if config.lora is None else config.lora.base for config in configs}
     # Runs on different bases make theirs of one in full.
     shared = first if len(bases) == 1 else first.model_copy(update={"lora": None})
+    # Model, pairs and reference log-probs are the same for all settings, and are loaded once.
     policy = load_start(shared, None, make_mesh(first.mesh))
     folder.mkdir(parents=True, exist_ok=True)
     pairs = load_pairs(
@@ -247,6 +251,7 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_title(f"{name}, dotted: before", fontsize=12)
         axes.tick_params(labelsize=11)
         axes.grid(axis="x", alpha=0.3)
+    # Bars are drawn upwards, and the settings are to stand in the order of the table.
     figure.axes[0].invert_yaxis()
     with replacing(path, "wb") as file:
         figure.savefig(file, format="png", dpi=150)

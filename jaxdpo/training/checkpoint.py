@@ -7,6 +7,7 @@ last, when everything is on disk, and holds every file's size and SHA-256.
       state/          written by Orbax: what trains, the optimizer's state, a moving reference
       model/          the tokenizer and generation_config.json of the model
       manifest.json   {"step": 200, "run": {the run's configuration}, "model": {config.json},
+                       "start": "a digest of the weights that the run started from",
                        "files": {"state/...": {"size": ..., "sha256": ...}, ...}}
 
 Copied elsewhere, such a folder is all that is needed to open what was trained; adapters need their
@@ -59,11 +60,13 @@ class Description:
       run: The run's configuration.
       model: The model's config.json.
       files: Files of its tokenizer, and generation_config.json: name ↦ content.
+      start: Digest of the weights that the run started from, or None.
     """
 
     run: dict[str, Any]
     model: dict[str, Any]
     files: Mapping[str, bytes] = field(default_factory=dict)
+    start: str | None = None
 
 
 class Checkpoints:
@@ -260,7 +263,7 @@ def _describe(folder: Path, step: int, about: Description | None) -> None:
         (folder / MODEL_FOLDER).mkdir()
         for name, content in about.files.items():
             (folder / MODEL_FOLDER / name).write_bytes(content)
-        manifest |= {"run": about.run, "model": about.model}
+        manifest |= {"run": about.run, "model": about.model, "start": about.start}
     write_manifest(folder, manifest)
 
 

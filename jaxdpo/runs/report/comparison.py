@@ -70,6 +70,7 @@ def comparison_page(runs: Sequence[RunFiles]) -> str:
 
 def _names(runs: Sequence[RunFiles]) -> list[str]:
     """Returns the shortest ends of the runs' paths that tell them apart."""
+    # Runs are often called the same in folders that differ: runs/a/dpo, runs/b/dpo.
     for depth in range(1, 20):
         names = ["/".join(run.path.parts[-depth:]) for run in runs]
         if len(set(names)) == len(names):
@@ -148,6 +149,7 @@ def _pictures(runs: Sequence[RunFiles], names: Sequence[str]) -> list[Markup]:
 def _differences(runs: Sequence[RunFiles], names: Sequence[str]) -> Table:
     """Returns the settings in which the runs differ, a row each."""
     settings = [flat(run.config) for run in runs]
+    # The union: a version that knew fewer settings wrote fewer.
     fields = [field for field in dict.fromkeys(f for each in settings for f in each)]
     differing = [f for f in fields if len({str(each.get(f)) for each in settings}) > 1]
     rows = [

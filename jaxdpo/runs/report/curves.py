@@ -72,6 +72,7 @@ _PANELS = (
 def draw_curves(run: RunFiles) -> list[Markup]:
     """Draws every panel that the run has figures for."""
     train, test = run.split("TRAIN"), run.split("TEST")
+    # A panel without figures is left out: supervised runs have no rewards, TRAIN has no answers.
     panels = [*_PANELS, *_pass_rates(test)]
     drawn = [(panel, _curves(panel, train, test)) for panel in panels]
     return [draw_lines(p.title, p.unit, curves) for p, curves in drawn if curves]

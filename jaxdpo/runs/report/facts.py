@@ -65,6 +65,7 @@ class Facts:
 
     def write(self, step: int) -> None:
         """Writes all facts as they are after a step."""
+        # Written whole each time: a process that is killed leaves the facts of its last evaluation.
         self._session["last_step"] = step
         now = datetime.datetime.now().astimezone()
         self._session["seen"] = now.isoformat(timespec="seconds")

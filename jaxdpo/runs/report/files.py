@@ -85,6 +85,7 @@ def read_run(path: Path) -> RunFiles:
         config = RunConfig.model_validate(read_yaml(path / _CONFIG))
     except ValueError as error:
         raise UserError(f"{path / _CONFIG}: cannot be read by this version: {error}") from None
+    # A setting of a sweep lies in the sweep's folder, beside sweep.json.
     sweep = _json(path / "sweep.json") or _json(path.parent / "sweep.json")
     return RunFiles(
         path=path,

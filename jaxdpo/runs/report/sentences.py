@@ -54,12 +54,14 @@ def exported_step(run: RunFiles) -> int | None:
 
 def first_and_last(run: RunFiles) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Returns the TEST records that the verdict compares: the first, and that of the export."""
+    # The export's own figures where they were measured: rounding may have cost some.
     summed_up = (run.summary or {}).get("test")
     if summed_up is not None:
         return summed_up["before"], summed_up["after"]
     tested, step = run.split("TEST"), exported_step(run)
     if not tested:
         return None
+    # The last step is not the exported one where `export.step=best` chose another.
     of_export = [record for record in tested if record["step"] == step]
     return tested[0], (of_export or tested)[-1]
 

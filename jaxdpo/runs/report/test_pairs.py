@@ -28,6 +28,7 @@ def keep_test_pairs(setup: Setup, folder: RunFolder, step: int, policy: Completi
     if setup.test is None or not folder.writes:
         return
     rewards_N2, measure_N, name = _measured(setup, policy)
+    # Stable, so that equal margins keep the order of the data and the file is the same again.
     order = np.argsort(measure_N, kind="stable")
     shown = order
     if len(order) > _LOWEST + _HIGHEST:
