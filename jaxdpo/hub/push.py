@@ -87,6 +87,9 @@ def push(folder: Path, repo: str, private: bool = True, message: str | None = No
         if status in (401, 403):
             raise UserError(f"{repo}: the Hub refuses this login ({status}); {_LOG_IN}") from None
         raise UserError(f"{repo}: the Hub answers {error}; {again}") from None
+    except RuntimeError as error:
+        # The library's own word for a large file whose upload failed, whatever the reason.
+        raise UserError(f"{repo}: {error} ({error.__cause__}); {again}") from None
     except (HTTPError, ConnectionError) as error:
         raise UserError(f"{repo}: the Hub cannot be reached ({error}); {again}") from None
     return str(commit.commit_url)
