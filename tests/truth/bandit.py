@@ -1,0 +1,90 @@
+"""Answers of one token, through the whole program: a file of token ids to a model read in torch."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+# Tokens of the model of `tests.folders` that are no control tokens.
+FIRST_ANSWER = 100
+
+
+def answer_id(answer: int) -> int:
+    """The token of an answer."""
+    return FIRST_ANSWER + answer
+
+
+def write_comparisons(
+    path: Path, compared: Iterable[tuple[Sequence[int], int, int, float]], repeats: int = 1
+) -> None:
+    """Writes comparisons of answers as pairs of token ids.
+
+    Args:
+      path: The file.
+      compared: Prompt ids, chosen answer, rejected answer, and weight of each.
+      repeats: How often each line stands in the file.
+    """
+    lines = [
+        {
+            "prompt_ids": list(prompt),
+            "chosen_ids": [answer_id(chosen)],
+            "rejected_ids": [answer_id(rejected)],
+            "split": "TRAIN",
+            "metadata": {"weight": weight},
+        }
+        for prompt, chosen, rejected, weight in compared
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines * repeats))
+
+
+def train(model: Path, data: Path, run: Path, *overrides: str) -> Path:
+    """Runs `python -m jaxdpo.train` on a machine with one device, and returns the exported model.
+
+    Args:
+      model: Folder of the model that training starts from.
+      data: File of pairs.
+      run: The run folder.
+      overrides: `section.field=value`.
+    """
+    settings = [
+        f"model.path={model}",
+        f"data.path={data}",
+        f"data.cache_dir={run.parent / 'cache'}",
+        "data.max_length=32",
+        f"training.folder={run}",
+        "training.completions=0",
+        "training.watch.prompts=0",
+        "batch.row_length=128",
+        "batch.rows_per_device=8",
+        "optimizer.learning_rate=1e-2",
+        "optimizer.max_grad_norm=null",
+        "checkpoint.every=100000",
+        *overrides,
+    ]
+    # The tests have eight devices; one is what a user's CPU has, and compiles in less time.
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxdpo.train", *settings],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return run / "model"
+
+
+def answer_logps(model: Path, prompt: Sequence[int], answers: int) -> np.ndarray:
+    """log π of each answer to a prompt, f64 `[answers]`, as torch reads the folder."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with torch.no_grad():
+        logits = loaded(torch.tensor([list(prompt)])).logits[0, -1].double()
+    logps = torch.log_softmax(logits, -1).numpy()
+    return logps[FIRST_ANSWER : FIRST_ANSWER + answers]
