@@ -70,9 +70,10 @@ def test_dpo_outgrows_both_sides_and_a_margin_cures_it() -> None:
     """DPO's answers become longer than any that it saw; R-DPO's stay as long as the reference's.
 
     The additive BT model is met exactly: β log (1 − s)/(1 − s_ref) = LENGTH, so that
-    1 − s = (1 − s_ref) e^(LENGTH/β), 13.6 tokens, beyond the 8 of the longest answer. R-DPO takes
-    LENGTH · (n_c − n_r) off the margin (Park et al., equation 9; here as `data.margin_key`), and
-    what is left is quality: 6 tokens. A margin with the wrong sign would make it worse.
+    1 − s = (1 − s_ref) e^(LENGTH/β), 13.6 tokens, beyond the 8 of the longest answer. R-DPO adds
+    LENGTH · (n_c − n_r) to the log-odds (Park et al., equation 9; here `data.margin_key` with the
+    other sign, since a margin is taken off), and what is left is quality: 6 tokens. With the wrong
+    sign answers never end: the policy has to make up for twice the preference for length.
     """
     good, length = trained(LossConfig(beta=BETA))
     stop = 1 - (1 - STOP) * np.exp(LENGTH / BETA)
@@ -80,7 +81,7 @@ def test_dpo_outgrows_both_sides_and_a_margin_cures_it() -> None:
     assert length > TOKENS.max()
     # Quality is learnt beside it, as if length did not matter: QUALITY is a difference of log-odds.
     assert good == pytest.approx(expit(QUALITY / BETA), rel=1e-6)
-    margins = LENGTH * (TOKENS[:, 0] - TOKENS[:, 1])
+    margins = -LENGTH * (TOKENS[:, 0] - TOKENS[:, 1])
     cured = trained(LossConfig(beta=BETA), margins=margins)
     assert cured == pytest.approx((expit(QUALITY / BETA), 1 / STOP), rel=1e-6)
 
