@@ -8,7 +8,7 @@ from jaxdpo.errors import UserError, nearest
 
 # In the order of a project: look at the data, align, and see what came of it.
 COMMANDS = (
-    *("inspect", "collect", "train", "prefer", "iterate"),
+    *("init", "inspect", "collect", "train", "prefer", "iterate"),
     *("sample", "score", "evaluate", "convert", "plan", "use_cases"),
 )
 

@@ -18,14 +18,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from jaxdpo.cli.control_characters import visible
+
 _SHOWN = ("loss", "rewards/margins", "rewards/accuracies")
-
-
-# C0 and C1 control characters and DEL, but for the tab and the end of a line. ESC begins the
-# commands of a terminal, which could clear the screen or rename the window.
-_CONTROLS = {
-    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)
-}
 
 
 def plain(text: str) -> str:
@@ -34,7 +29,7 @@ def plain(text: str) -> str:
     >>> plain("[red] \\x1b[2J")
     '\\\\[red] \\\\x1b[2J'
     """
-    return escape(text.translate(_CONTROLS))
+    return escape(visible(text))
 
 
 class Reporter:

@@ -3,7 +3,7 @@
 config = load_settings(RunConfig, "dpo.yaml", ["loss.beta=0.2", "model=runs/sft/model"])
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,8 @@ from jaxdpo.cli.fields import (
     suggestion,
 )
 from jaxdpo.errors import UserError, nearest
+from jaxdpo.storage.files import shipped
+from jaxdpo.storage.urls import refuse_urls_in
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -46,7 +48,7 @@ def load_settings(
 
     Args:
       model: The kind of configuration.
-      path: The YAML file.
+      path: The YAML file; `@configs/lora.yaml` is one that comes with the package.
       overrides: As `key=value`; a value that YAML cannot read is taken as text.
 
     Raises:
@@ -54,11 +56,41 @@ def load_settings(
         value out of its range.
     """
     # The overrides come last, so that a command line can change what its file says.
-    values = _Values(read_yaml(Path(path)) if path is not None else {})
-    values.tree = _adopted(model, values.tree)
+    values = _Values(read_yaml(Path(shipped(str(path)))) if path is not None else {})
+    values.tree = _without_blanks(model, _adopted(model, values.tree))
     for override in overrides:
         _apply(model, values, override)
     return _checked(model, values, f"{path}: " if path is not None else "")
+
+
+def given_values(model: type[BaseModel], overrides: Sequence[str]) -> dict[str, Any]:
+    """Reads overrides alone and returns their values by dotted keys; no field need be given.
+
+    Raises:
+      UserError: For an unknown key or a value out of its range.
+    """
+    values = _Values({})
+    for override in overrides:
+        _apply(model, values, override)
+    try:
+        model.model_validate(values.tree)
+    except ValidationError as error:
+        problems = [each for each in error.errors() if each["type"] != "missing"]
+        if problems:
+            said = dict.fromkeys(_describe(model, each, values.unread) for each in problems)
+            raise UserError("\n".join(said)) from None
+    return dict(_flattened(model, values.tree, ""))
+
+
+def _flattened(
+    model: type[BaseModel], tree: dict[str, Any], prefix: str
+) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        section = section_of(model.model_fields[name].annotation)
+        if section is not None and isinstance(value, dict):
+            yield from _flattened(section, value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def checked(model: type[Config], values: dict[str, Any], where: str = "") -> Config:
@@ -77,13 +109,15 @@ def checked(model: type[Config], values: dict[str, Any], where: str = "") -> Con
 
 def _checked(model: type[Config], values: _Values, where: str) -> Config:
     try:
-        return model.model_validate(values.tree)
+        config = model.model_validate(values.tree)
     except ValidationError as error:
         # Of a field with several types pydantic reports each; the same words need not stand twice.
         problems = dict.fromkeys(
             _describe(model, problem, values.unread) for problem in error.errors()
         )
         raise UserError("\n".join(f"{where}{problem}" for problem in problems)) from None
+    refuse_urls_in(config, where)
+    return config
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -140,6 +174,19 @@ def _adopted(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
         elif section is None and isinstance(given, dict):
             adopted |= _spread(model, name, given)
     return adopted
+
+
+def _without_blanks(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values without required fields that are null: `path:` alone says nothing yet."""
+    kept = {}
+    for name, value in values.items():
+        known = model.model_fields.get(name)
+        section = section_of(known.annotation) if known is not None else None
+        if section is not None and isinstance(value, dict):
+            kept[name] = _without_blanks(section, value)
+        elif known is None or value is not None or not known.is_required():
+            kept[name] = value
+    return kept
 
 
 def _spread(model: type[BaseModel], name: str, given: dict[str, Any]) -> dict[str, Any]:

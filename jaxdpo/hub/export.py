@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from jaxdpo.errors import UserError
 from jaxdpo.storage.files import sync_folder, sync_tree
+from jaxdpo.storage.urls import refuse_url
 
 # Lists the files of an export, so that a later one replaces nothing else.
 MANIFEST = "jaxdpo_export.json"
@@ -34,8 +35,9 @@ def exporting(folder: Path) -> Iterator[Path]:
     something is left alone.
 
     Raises:
-      UserError: If something else is in the way, or the disk refuses.
+      UserError: If something else is in the way, the disk refuses, or `folder` is a URL.
     """
+    refuse_url(folder)
     _check_replaceable(folder)
     temporary = folder.with_name(f".{folder.name}.partial")
     previous = folder.with_name(f".{folder.name}.previous")

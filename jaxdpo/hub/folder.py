@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdpo.errors import UserError
+from jaxdpo.storage.urls import refuse_url
 
 # In bytes. The index of the largest models takes a tenth of it.
 _LARGEST_JSON = 2**26
@@ -26,8 +27,9 @@ def find_folder(path: str | Path, weights: bool = True) -> Path:
       weights: Whether weights are downloaded too.
 
     Raises:
-      UserError: If there is neither.
+      UserError: If there is neither, or the path is a URL.
     """
+    refuse_url(path)
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder.resolve()

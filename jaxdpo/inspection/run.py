@@ -79,7 +79,7 @@ def inspect_data(
     summary = report.summary()
     _print(reporter, summary, bad_lines, findings, shortcuts, tokenized)
     counts = _counts(report, survey, tokenized)
-    text = page(config.data.name(), summary, counts, findings, shortcuts, tokenized)
+    text = page(config, summary, counts, findings, shortcuts, tokenized)
     _write_report(Path(config.report), text)
     reporter.say(f"report: {config.report}")
     if config.write is not None:

@@ -16,7 +16,11 @@ from jaxdpo.data.tokenization.truncation import truncate
 from jaxdpo.data.warnings import warn_of_drops, warn_of_steps
 from jaxdpo.inspection.findings import Finding
 from jaxdpo.inspection.places import NO_PLACES, PlacesWriter
+from jaxdpo.pages.cells import duration
 
+# Operations a second that an H100 reaches in bf16 with half of its peak: a time that one can
+# compare says more than a number of operations.
+_FLOPS = 5e14
 # Pairs that the tokenizer, which uses all cores, is given at a time.
 _BATCH = 1024
 
@@ -224,8 +228,9 @@ def _forecast(lengths: np.ndarray, batch: BatchConfig) -> tuple[tuple[str, ...],
         f"microbatches of {batch.rows_per_device} × {row_length} tokens",
         f"{tokens / padded:.0%} of {padded:,} computed tokens are data; prompts shared by both "
         f"completions save {1 - tokens / unpacked:.0%}",
-        f"about {6 * padded:.3g} floating point operations an epoch for each parameter of the "
-        "model, and a third as many for the reference",
+        f"an epoch costs about {6e9 * padded / 1e12:.3g} teraFLOP for each billion parameters of "
+        f"the model ({duration(6e9 * padded / _FLOPS)} at {_FLOPS / 1e12:.0f} teraFLOP a second), "
+        "and a third as much for the reference",
     )
     few = warn_of_steps(plan.num_steps, len(lengths), batch.size, "an epoch")
     return lines, _whole("few-steps", few, len(lengths))

@@ -8,6 +8,7 @@ chart.png, chart.svg     pass rates and scores with intervals
 report.html              all of it, answers side by side
 """
 
+import datetime
 import itertools
 import json
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from jaxdpo import __version__
 from jaxdpo.cli.console import Reporter
 from jaxdpo.data.reading.prompts import Prompt, PromptsConfig, read_prompts
 from jaxdpo.errors import UserError
@@ -26,7 +28,7 @@ from jaxdpo.evaluation.judges.client import JudgeConfig
 from jaxdpo.evaluation.judges.llm import judge_client
 from jaxdpo.evaluation.judges.pairwise import Preference, prefer
 from jaxdpo.evaluation.report.charts import write_charts
-from jaxdpo.evaluation.report.html import page
+from jaxdpo.evaluation.report.html import NOTHING_KNOWN, About, page
 from jaxdpo.evaluation.results import Row
 from jaxdpo.generation.generators import (
     DATA_ANSWERS,
@@ -38,10 +40,14 @@ from jaxdpo.generation.generators import (
 from jaxdpo.generation.server import ServerConfig, is_server
 from jaxdpo.generation.to_file import Source
 from jaxdpo.hub.policy import Policy
+from jaxdpo.pages.settings import settings_table
 from jaxdpo.rounds.answering import AnswerFiles, JudgedModels, sample_and_judge
 from jaxdpo.sampling.config import SamplingConfig
 from jaxdpo.storage.continuation import keep_settings
 from jaxdpo.storage.files import replacing, shipped
+
+# The settings that the figures are of; another evaluation is refused by them.
+_SETTINGS = "evaluation.json"
 
 
 def _place(model: str) -> str:
@@ -106,9 +112,9 @@ def compare(config: EvaluateConfig, policies: Mapping[str, Policy] | None = None
 
     The same call on the same folder continues an evaluation that was cut off.
 
-        config = EvaluateConfig(models={"sft": "models/sft", "dpo": "runs/dpo"}, out="evaluation",
-                                data={"path": "prompts.jsonl"}, criteria=[{"name": "word_limit"}])
-        compare(config)  # a notebook shows chart and tables
+    >>> config = EvaluateConfig(models={"sft": "models/sft", "dpo": "runs/dpo"}, out="evaluation",
+    ...                         data={"path": "prompts.jsonl"}, criteria=[{"name": "word_limit"}])
+    >>> compare(config)  # a notebook shows chart and tables
 
     Args:
       config: The evaluation.
@@ -135,7 +141,7 @@ def compare(config: EvaluateConfig, policies: Mapping[str, Policy] | None = None
     sources = ((name, _source(config, name, held.get(name))) for name in models)
     judged = sample_and_judge(sources, read.prompts, 1, config.criteria, files, reporter)
     comparison = _compared(config, models, read.prompts, judged, reporter)
-    write_files(comparison, out)
+    write_files(comparison, out, _about(config, out))
     return comparison
 
 
@@ -147,7 +153,7 @@ def _keep_to_one_evaluation(config: EvaluateConfig, models: dict[str, str], out:
     """
     compared = {"data", "criteria", "judge"}
     settings = {"models": models, **config.model_dump(mode="json", include=compared)}
-    path = out / "evaluation.json"
+    path = out / _SETTINGS
     if config.overwrite:
         path.unlink(missing_ok=True)
     elif (out / "results.json").exists() and not path.exists():
@@ -219,8 +225,20 @@ def _by_model(judged: JudgedModels, prompts: int) -> dict[str, list[dict[str, Ju
     }
 
 
-def write_files(comparison: Comparison, out: Path) -> None:
+def _about(config: EvaluateConfig, out: Path) -> About:
+    """Returns what the report says of its circumstances."""
+    # The day on which the evaluation began: the same files give the same page again.
+    begun = datetime.date.fromtimestamp((out / _SETTINGS).stat().st_mtime)
+    return About(f"jaxdpo {__version__} evaluate, begun {begun}", settings_table(config))
+
+
+def write_files(comparison: Comparison, out: Path, about: About = NOTHING_KNOWN) -> None:
     """Writes the figures of an evaluation; its answers and judgements are files already.
+
+    Args:
+      comparison: The figures.
+      out: The folder.
+      about: The circumstances, which the report states.
 
     Raises:
       UserError: If the folder cannot be written.
@@ -234,7 +252,7 @@ def write_files(comparison: Comparison, out: Path) -> None:
         if comparison.criteria:
             write_charts(comparison, out)
         with replacing(out / "report.html") as file:
-            file.write(page(comparison))
+            file.write(page(comparison, about))
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from error
 

@@ -105,9 +105,9 @@ def make_pairs(config: PairingConfig, reporter: Reporter | None = None) -> Paire
 
     The same call on the same folder continues what was cut off.
 
-        config = PairingConfig(model="models/sft", data={"path": "prompts.jsonl"}, folder="pairs",
-                               criteria=[{"name": "word_limit"}])
-        make_pairs(config).pairs  # pairs/pairs.jsonl
+    >>> config = PairingConfig(model="models/sft", data={"path": "prompts.jsonl"}, folder="pairs",
+    ...                        criteria=[{"name": "word_limit"}])
+    >>> make_pairs(config).pairs  # pairs/pairs.jsonl
 
     Raises:
       UserError: For whatever the user can fix; what is done is kept.

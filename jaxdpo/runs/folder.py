@@ -29,6 +29,7 @@ from jaxdpo.config import RunConfig, check_continues, to_yaml
 from jaxdpo.errors import UserError
 from jaxdpo.storage.continuation import check_unchanged
 from jaxdpo.storage.files import replacing
+from jaxdpo.storage.urls import refuse_url
 from jaxdpo.training.writers import METRICS_FILE, read_metrics
 
 DATA_FILE = "data.json"
@@ -94,6 +95,7 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
     Raises:
       UserError: If it cannot be written, is in use, or holds a run with another configuration.
     """
+    refuse_url(config.training.folder, "training.folder")
     path = Path(config.training.folder)
     # The first of a run's processes writes for all.
     if jax.process_index() != 0:

@@ -20,6 +20,7 @@ from jaxdpo.model.lora import init_lora
 from jaxdpo.runs.base import base_chat, base_files, find_base, has_base
 from jaxdpo.runs.card import run_card
 from jaxdpo.storage.orbax import stored_arrays
+from jaxdpo.storage.urls import refuse_url
 from jaxdpo.training.checkpoint import (
     MODEL_FOLDER,
     is_checkpoint,
@@ -53,6 +54,7 @@ def open_source(source: str, chat_template: str | None = None) -> Policy:
     Raises:
       UserError: If it is none of these, or cannot be loaded.
     """
+    refuse_url(source)
     path = Path(source).expanduser()
     for run in (path, path.parent.parent):
         if (run / "config.yaml").exists() and (run / "checkpoints").is_dir():

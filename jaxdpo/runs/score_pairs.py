@@ -74,10 +74,10 @@ def score(
 ) -> Scored:
     """Scores answers, writes the scores, and shows them as a table.
 
-        config = ScoreConfig(model="runs/dpo", reference="models/sft", out="scores.jsonl",
-                             data={"path": "rewardbench.jsonl"}, group_by="subset")
-        scored = jaxdpo.score(config)
-        scored.rewards[:, 0] > scored.rewards[:, 1]  # where the model prefers the chosen answer
+    >>> config = ScoreConfig(model="runs/dpo", reference="models/sft", out="scores.jsonl",
+    ...                      data={"path": "rewardbench.jsonl"}, group_by="subset")
+    >>> scored = jaxdpo.score(config)
+    >>> scored.rewards[:, 0] > scored.rewards[:, 1]  # where the model prefers the chosen answer
 
     Args:
       config: The scoring.

@@ -8,19 +8,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from jaxdpo.errors import UserError
+from jaxdpo.errors import UserError, nearest
+from jaxdpo.storage.urls import refuse_url
 
 _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 
 
 def shipped(path: str) -> str:
-    """Returns the installed package's file for `@quickstart/pairs.jsonl`, other paths as given."""
-    return str(Path(__file__).parents[1] / path[1:]) if path.startswith("@") else path
+    """Returns the installed package's file for `@quickstart/pairs.jsonl`, other paths as given.
+
+    Raises:
+      UserError: If no such file comes with the package, naming the nearest one that does.
+    """
+    if not path.startswith("@"):
+        return path
+    package = Path(__file__).parents[1]
+    file = package / path[1:]
+    if not file.exists():
+        there = [f"@{file.parent.name}/{each.name}" for each in file.parent.glob("*")]
+        raise UserError(f"{path}: does not come with the package{nearest(path, there)}")
+    return str(file)
 
 
 def cache_folder(path: str | None) -> Path:
-    """Returns the folder of what may be used again: $JAXDPO_CACHE or ~/.cache/jaxdpo by default."""
-    return Path(path or os.environ.get("JAXDPO_CACHE") or "~/.cache/jaxdpo").expanduser()
+    """Returns the folder of what may be used again: $JAXDPO_CACHE or ~/.cache/jaxdpo by default.
+
+    Raises:
+      UserError: If it is a URL; caches are files that this machine maps into memory.
+    """
+    named = path or os.environ.get("JAXDPO_CACHE") or "~/.cache/jaxdpo"
+    refuse_url(named, "data.cache_dir" if path else "JAXDPO_CACHE")
+    return Path(named).expanduser()
 
 
 @contextlib.contextmanager
@@ -29,7 +47,11 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
     >>> with replacing(Path("settings.json")) as file:  # doctest: +SKIP
     ...     file.write("{}")
+
+    Raises:
+      UserError: If the path is a URL.
     """
+    refuse_url(path)
     # In the same folder: a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -105,7 +105,8 @@ LINES = {
 
 
 def test_every_command_is_tried():
-    assert set(LINES) == set(COMMANDS)
+    # `init` reads no file, so that none can be missing: it has tests of its own.
+    assert {*LINES, "init"} == set(COMMANDS)
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def command(monkeypatch, capsys, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", LINES)
 class TestEveryCommand:
     def test_without_arguments_it_shows_its_usage(self, command, name):
         status, out, err = command(name)

@@ -16,11 +16,11 @@ from jaxdpo.inspection import survey
 from jaxdpo.inspection.cleaning import clean
 from jaxdpo.inspection.config import InspectConfig
 from jaxdpo.inspection.findings import find
-from jaxdpo.inspection.histograms import draw_histograms, histogram
 from jaxdpo.inspection.languages import language
 from jaxdpo.inspection.places import PlacesWriter
 from jaxdpo.inspection.run import inspect_data
 from jaxdpo.inspection.survey import almost_equal, survey_pairs
+from jaxdpo.pages.histograms import draw_histograms, histogram
 
 WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in ("ra", "ne", "to", "li")]
 

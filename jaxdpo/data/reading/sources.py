@@ -26,6 +26,7 @@ from jaxdpo.data.reading.splits import split_of_file
 from jaxdpo.data.reading.tables import arrow_rows, parquet_rows, records_of_rows
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.storage.files import file_digest, replacing, stamp_of
+from jaxdpo.storage.urls import refuse_url
 
 _TEXT_TABLES = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow", *_TEXT_TABLES)
@@ -63,6 +64,7 @@ def find_sources(path: str) -> list[Source]:
     Raises:
       UserError: If there are none.
     """
+    refuse_url(path)
     # What is on this machine goes before the Hub: a folder may be called like a data set there.
     file = Path(path).expanduser()
     if file.is_dir():

@@ -33,14 +33,14 @@ def chart(comparison: Results, kind: str) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
 
-    panels = _panels(comparison)
-    groups = [max(len(names), 1) for _, names, _ in panels]
+    found = panels(comparison)
+    groups = [max(len(names), 1) for _, names, _ in found]
     # Without a salt the ids in an SVG are random. Text stays text: it is read, searched and small.
     with matplotlib.rc_context({"svg.hashsalt": "jaxdpo", "svg.fonttype": "none"}):
         width = 2.0 + sum(groups) * (0.6 + 0.55 * len(comparison.models))
         figure = Figure(figsize=(max(width, 4.0), 3.8), layout="constrained")
-        axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=groups)[0]
-        for axis, (title, names, estimates) in zip(axes, panels, strict=True):
+        axes = figure.subplots(1, len(found), squeeze=False, width_ratios=groups)[0]
+        for axis, (title, names, estimates) in zip(axes, found, strict=True):
             _draw_panel(axis, list(comparison.models), names, estimates)
             axis.set_title(title, fontsize=10, loc="left")
             if title == "pass rate":
@@ -60,7 +60,7 @@ def chart(comparison: Results, kind: str) -> bytes:
     return file.getvalue()
 
 
-def _panels(comparison: Results) -> list[tuple[str, list[str], dict[str, list[Estimate]]]]:
+def panels(comparison: Results) -> list[tuple[str, list[str], dict[str, list[Estimate]]]]:
     """Returns title, criteria and model ↦ estimates of each panel: pass rates, then scores.
 
     Scores have scales of their own, so each criterion that only scores has a panel.

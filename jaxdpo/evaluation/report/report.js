@@ -3,10 +3,14 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const [filters, shown, list] = ["filters", "shown", "examples"].map((id) => document.getElementById(id));
 
+// Control characters are written out: ESC and its kin are no text that one can read.
+const controls = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g;
+const visible = (text) => text.replace(controls, (c) => "\\x" + c.charCodeAt(0).toString(16).padStart(2, "0"));
+
 function element(tag, className, text, parent) {
   const made = document.createElement(tag);
   if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
+  if (text !== undefined) made.textContent = visible(text);
   if (parent) parent.append(made);
   return made;
 }

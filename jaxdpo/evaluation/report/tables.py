@@ -6,6 +6,22 @@ from typing import NamedTuple
 from jaxdpo.evaluation.agreement import Estimate
 from jaxdpo.evaluation.results import SIGNIFICANT, Rate, Results, Versus
 
+# Titles are for whoever reads a table for the first time, and name the test for who wants it.
+_RATES = (
+    "Each model. In parentheses the 95% interval: other prompts of the same kind would give a "
+    "figure in this range"
+)
+_VERSUS = (
+    "Each two models on the same prompts. p is how often chance alone would show such a "
+    f"difference: below {SIGNIFICANT} one model is called better (McNemar's test, or a paired "
+    "t-test of scores, after Holm for the number of comparisons)"
+)
+_HEAD_TO_HEAD = (
+    "Head to head: the judge saw both answers in both orders; an answer wins if it is preferred in "
+    "both, and a tie counts half"
+)
+_LENGTHS = "Lengths; cut off are answers that ended at the most tokens allowed"
+
 
 class Table(NamedTuple):
     """A table of text."""
@@ -24,15 +40,14 @@ def tables(comparison: Results) -> list[Table]:
             for r in comparison.rates
         ]
         header = ("criterion", "model", "pass rate", "mean score", "judged")
-        found.append(Table("Each model, with 95% intervals", header, rates))
+        found.append(Table(_RATES, header, rates))
     if comparison.versus:
-        header = ("criterion", "models", "difference", "fewer failures", "p", "")
+        header = ("criterion", "models", "difference", "fewer failures", "p", "verdict")
         versus = [
             (v.criterion, f"{v.first} → {v.second}", _difference(v), *_verdict(v))
             for v in comparison.versus
         ]
-        title = "Each two models on the same prompts; p by McNemar or paired t, after Holm"
-        found.append(Table(title, header, versus))
+        found.append(Table(_VERSUS, header, versus))
     if comparison.head_to_head:
         header = ("models", "wins", "losses", "ties", "not judged", "win rate", "p")
         duels = [
@@ -44,12 +59,12 @@ def tables(comparison: Results) -> list[Table]:
             )
             for d in comparison.head_to_head
         ]
-        found.append(Table("Head to head, both orders asked, ties half", header, duels))
+        found.append(Table(_HEAD_TO_HEAD, header, duels))
     lengths = [
         (model, number(words), str(comparison.cut_off[model]))
         for model, words in comparison.words.items()
     ]
-    return [*found, Table("Lengths", ("model", "mean words", "cut off"), lengths)]
+    return [*found, Table(_LENGTHS, ("model", "mean words", "cut off"), lengths)]
 
 
 def share(estimate: Estimate, signed: bool = False) -> str:

@@ -1,15 +1,17 @@
 """Histograms of lengths as one SVG picture, on axes that can be compared."""
 
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
+from markupsafe import Markup
 
 from jaxdpo.devices.sizes import ceil_div
+from jaxdpo.pages.svg import element, label, line, picture
 
 _BINS = 30
-# In the picture's own units: the plot, its margins for the labels, and the gap between plots.
-_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 560, 110, 70, 22, 20
+# In the picture's own units: the plot, its margins for the labels, and the gap between plots. As
+# wide as a phone shows it without shrinking.
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 288, 110, 56, 22, 20
 _STEP = _TOP + _HEIGHT + _BOTTOM
 
 
@@ -27,7 +29,7 @@ def histogram(values: np.ndarray, width: int, bins: int) -> np.ndarray:
     return np.bincount(values // width, minlength=bins)
 
 
-def draw_histograms(columns: Sequence[tuple[str, np.ndarray]], unit: str, counted: str) -> str:
+def draw_histograms(columns: Sequence[tuple[str, np.ndarray]], unit: str, counted: str) -> Markup:
     """Draws a histogram of each column, one below the other, as SVG.
 
     All have the same bins and the same scales, so that a bar of one is compared with a bar of
@@ -51,36 +53,35 @@ def draw_histograms(columns: Sequence[tuple[str, np.ndarray]], unit: str, counte
     ]
     height = _STEP * len(columns) + 20
     middle = _LEFT + _WIDTH / 2
-    labels = _text(middle, height - 4, f"{unit} (each bar: {width})", "middle") + (
-        f'<text transform="translate(12 {(height - 20) / 2}) rotate(-90)" font-size="12" '
-        f'text-anchor="middle">{escape(counted)}</text>'
-    )
-    return (
-        f'<svg viewBox="0 0 {_LEFT + _WIDTH + 20} {height}" width="650" role="img">'
-        f"{''.join(plots)}{labels}</svg>"
+    turned = f"translate(12 {(height - 20) / 2}) rotate(-90)"
+    labels = [
+        label(middle, height - 4.0, f"{unit} (each bar: {width})"),
+        element("text", counted, transform=turned, fill="currentColor", font_size="12",
+                text_anchor="middle"),
+    ]  # fmt: skip
+    return picture(
+        _LEFT + _WIDTH + 16, height, _in_words(columns, unit, counted), [*plots, *labels]
     )
 
 
-def _plot(name: str, counts: np.ndarray, width: int, most: int, top: int) -> str:
+def _plot(name: str, counts: np.ndarray, width: int, most: int, top: int) -> Markup:
     base, bar = top + _TOP + _HEIGHT, _WIDTH / len(counts)
-    parts = [_text(_LEFT, top + 14, name, "start")]
+    parts = [label(_LEFT, top + 14.0, name, "start")]
     for tick in _ticks(most):
         y = base - _HEIGHT * tick / most
-        parts.append(
-            f'<line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
-            + _text(_LEFT - 6, y + 4, f"{tick:,}", "end")
-        )
+        parts.append(line(_LEFT, y, _LEFT + _WIDTH, y, opacity="0.15"))
+        parts.append(label(_LEFT - 6.0, y + 4, f"{tick:,}", "end"))
     for i, count in enumerate(counts.tolist()):
         height = _HEIGHT * count / most
+        said = element("title", f"{i * width} to {(i + 1) * width - 1}: {count:,}")
         parts.append(
-            f'<rect x="{_LEFT + i * bar:.1f}" y="{base - height:.1f}" width="{0.9 * bar:.1f}" '
-            f'height="{height:.1f}" fill="#47a">'
-            f"<title>{i * width} to {(i + 1) * width - 1}: {count:,}</title></rect>"
-        )
+            element("rect", said, x=_LEFT + i * bar, y=base - height, width=0.9 * bar,
+                    height=height, fill="#2f7fd1")
+        )  # fmt: skip
     end = width * len(counts)
     for tick in _ticks(end):
-        parts.append(_text(_LEFT + _WIDTH * tick / end, base + 14, f"{tick:,}", "middle"))
-    return "".join(parts)
+        parts.append(label(_LEFT + _WIDTH * tick / end, base + 14.0, f"{tick:,}"))
+    return Markup("").join(parts)
 
 
 def _ticks(end: int) -> list[int]:
@@ -92,7 +93,10 @@ def _ticks(end: int) -> list[int]:
     return list(range(0, end + 1, step))
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="12" text-anchor="{anchor}">{escape(text)}</text>'
-    )
+def _in_words(columns: Sequence[tuple[str, np.ndarray]], unit: str, counted: str) -> str:
+    said = [
+        f"{name}: median {np.median(values):.0f}, longest {values.max()}"
+        for name, values in columns
+        if len(values)
+    ]
+    return f"Histograms of {unit}, counting {counted}. {'; '.join(said)}."
