@@ -34,7 +34,7 @@ from jaxdpo.use_cases.workshop import (
 # Examples that the tokenizer is trained on: every word of a task is among them.
 _TOKENIZER_EXAMPLES = 1000
 # The longest answer has fewer tokens.
-_MAX_NEW_TOKENS = 80
+_MAX_NEW_TOKENS = 48
 # Completions decoded at a time: the model is so small that a step costs the same for many rows.
 _DECODED_TOGETHER = 256
 # TEST pairs only show the losses of the run; the figures are of other prompts.
@@ -97,7 +97,7 @@ def supervised_model(workshop: Workshop) -> Path:
     if not (folder / "new").exists():
         examples = case.written(None, "TRAIN", f"{seed} texts")
         texts = [text for one in itertools.islice(examples, _TOKENIZER_EXAMPLES) for text in one]
-        write_new_model(folder / "new", texts, seed)
+        write_new_model(folder / "new", texts, seed, case.width)
     data = folder / "written.jsonl"
     run = workshop.run(
         "sft",

@@ -264,7 +264,7 @@ def _use_case(
         title=title,
         failure="a place of the answer is wrong",
         published=published,
-        supervised_steps=500,
+        supervised_steps=400,
         write=write,
         criterion=f"{__name__}:score_{name}",
         quality=lambda prompt, completion: measure_places(places(prompt), completion),
@@ -272,6 +272,8 @@ def _use_case(
         supervised="systematic_sft",
         margin=None,
         best_of=16,
+        # Texts in fixed order need no more.
+        width=64,
     )
 
 

@@ -61,6 +61,7 @@ class UseCase:
       margin: By how much the scores of two answers must differ to make a pair; None pairs the best
         of a prompt's answers with the worst.
       best_of: Answers of the supervised model that the criterion chooses from, in "best of n".
+      width: Channels of the model's hidden states.
     """
 
     name: str
@@ -77,6 +78,7 @@ class UseCase:
     # and is poor, and 1 for one that is right in all: this pairs the last kind with both others.
     margin: float | None = 0.5
     best_of: int = 4
+    width: int = 128
 
     def judge(self, example: Example) -> Judgement:
         """Judges one answer by the criterion."""

@@ -68,8 +68,9 @@ def train(model: Path, data: Path, run: Path, *overrides: str) -> Path:
         "checkpoint.every=100000",
         *overrides,
     ]
-    # The tests have eight devices; one is what a user's CPU has, and compiles in less time.
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    # The tests have eight devices; one is what a user's CPU has. Compiled without optimisation, as
+    # in the tests: these programs run for seconds.
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     done = subprocess.run(
         [sys.executable, "-m", "jaxdpo.train", *settings],
         env=environment,

@@ -57,6 +57,7 @@ def trained(start: Path) -> Path:
         f"loss.beta={BETA}",
         "data.weight_key=weight",
         "batch.size=496",
+        "batch.rows_per_device=20",
         "training.epochs=60",
     )
 
@@ -103,8 +104,9 @@ def test_ipo_stays_where_its_closed_form_says(start: Path) -> None:
     tau, data = 0.25, start.parent / "arms.jsonl"
     write_comparisons(data, [(ARMS, a, b, 1.0) for a, b in ((0, 1), (1, 2), (0, 2))], repeats=8)
     run = start.parent / "ipo"
-    settings = ("loss.type=ipo", f"loss.beta={tau}", "batch.size=24", "training.epochs=300")
-    trained = train(start, data, run, *settings)
+    settings = ("loss.type=ipo", f"loss.beta={tau}", "batch.size=24", "training.epochs=150")
+    rows = "batch.rows_per_device=1"
+    trained = train(start, data, run, *settings, rows)
     logratios = answer_logps(trained, ARMS, 3) - answer_logps(start, ARMS, 3)
     expected = np.array([2, 1, 0]) / (3 * tau)
     assert logratios - logratios.mean() == pytest.approx(expected - expected.mean(), abs=0.02)
