@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -21,27 +23,45 @@ def answer_id(answer: int) -> int:
     return FIRST_ANSWER + answer
 
 
-def write_comparisons(
-    path: Path, compared: Iterable[tuple[Sequence[int], int, int, float]], repeats: int = 1
-) -> None:
-    """Writes comparisons of answers as pairs of token ids.
+Comparison = tuple[tuple[int, ...], int, int, float]
+
+
+def write_comparisons(path: Path, compared: Iterable[Comparison]) -> list[str]:
+    """Writes comparisons of answers as pairs of token ids, equal ones as one line with a weight.
 
     Args:
       path: The file.
       compared: Prompt ids, chosen answer, rejected answer, and weight of each.
-      repeats: How often each line stands in the file.
+
+    Returns:
+      The settings of a run that takes all of them in each step.
     """
+    weights: Counter[tuple[tuple[int, ...], int, int]] = Counter()
+    for prompt, chosen, rejected, weight in compared:
+        weights[prompt, chosen, rejected] += weight  # type: ignore[assignment]
+    # A mean of 1 for each prompt: none of them counts more than the others.
+    by_prompt: dict[tuple[int, ...], list[float]] = {}
+    for (prompt, _, _), weight in weights.items():
+        by_prompt.setdefault(prompt, []).append(weight)
     lines = [
         {
-            "prompt_ids": list(prompt),
+            "prompt_ids": prompt,
             "chosen_ids": [answer_id(chosen)],
             "rejected_ids": [answer_id(rejected)],
             "split": "TRAIN",
-            "metadata": {"weight": weight},
+            "metadata": {"weight": weight / fmean(by_prompt[prompt])},
         }
-        for prompt, chosen, rejected, weight in compared
+        for (prompt, chosen, rejected), weight in weights.items()
     ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines * repeats))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # Rows of 128 tokens; a pair has a prompt of three and two answers of one.
+    rows = -(-len(lines) // (128 // 5))
+    return [
+        "data.weight_key=weight",
+        f"batch.size={len(lines)}",
+        "batch.row_length=128",
+        f"batch.rows_per_device={rows}",
+    ]
 
 
 def train(model: Path, data: Path, run: Path, *overrides: str) -> Path:
@@ -61,8 +81,6 @@ def train(model: Path, data: Path, run: Path, *overrides: str) -> Path:
         f"training.folder={run}",
         "training.completions=0",
         "training.watch.prompts=0",
-        "batch.row_length=128",
-        "batch.rows_per_device=8",
         "optimizer.learning_rate=1e-2",
         "optimizer.max_grad_norm=null",
         "checkpoint.every=100000",

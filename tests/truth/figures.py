@@ -50,9 +50,8 @@ def measure_frontier() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         start, data = write_model(folder / "model"), folder / "compared.jsonl"
-        weights = exact.weights * len(exact.weights)
-        lines = zip(exact.chosen, exact.rejected, weights, strict=True)
-        write_comparisons(data, [(PROMPT, int(a), int(b), float(w)) for a, b, w in lines], 8)
+        lines = zip(exact.chosen, exact.rejected, exact.weights, strict=True)
+        sizes = write_comparisons(data, [(PROMPT, int(a), int(b), float(w)) for a, b, w in lines])
         # The model's own probabilities are the reference of all points: one curve holds them.
         reference = log_softmax(answer_logps(start, PROMPT, len(REWARDS)))
         for name, divergence in tables:
@@ -62,8 +61,8 @@ def measure_frontier() -> dict[str, Any]:
             ]
         found["program"] = []
         for beta in BETAS:
-            settings = (f"loss.beta={beta}", "data.weight_key=weight", "batch.size=448")
-            trained = train(start, data, folder / f"{beta}", *settings, "training.epochs=200")
+            settings = (f"loss.beta={beta}", "training.epochs=300")
+            trained = train(start, data, folder / f"{beta}", *settings, *sizes)
             policy = log_softmax(answer_logps(trained, PROMPT, len(REWARDS)))
             found["program"].append(point(policy, reference))
     found["reference"] = reference.tolist()

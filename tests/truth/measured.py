@@ -145,19 +145,21 @@ def courtesies_by_beta(
     start, data = write_model(folder / "model"), folder / "supervised.jsonl"
     draws = rng.binomial(PLACES, COURTEOUS, 2000)
     # The rejected answer stands in the file alone: supervised training does not read it.
-    write_comparisons(data, [(PROMPT, int(k), int(k + 1) % 11, 1.0) for k in draws])
-    sizes = ("batch.size=500", "training.epochs=60")
-    supervised = train(start, data, folder / "supervised", "loss.type=sft", *sizes)
+    sizes = write_comparisons(data, [(PROMPT, int(k), int(k + 1) % 11, 1.0) for k in draws])
+    run, steps = folder / "supervised", "training.epochs=300"
+    supervised = train(start, data, run, "loss.type=sft", steps, *sizes)
     log_reference = log_softmax(answer_logps(supervised, PROMPT, PLACES + 1))
     drawn = rng.choice(COUNTS, (compared, 2), p=np.exp(log_reference))
     drawn = drawn[drawn[:, 0] != drawn[:, 1]]
     wins = rng.random(len(drawn)) < expit(SCORE * (drawn[:, 0] - drawn[:, 1]))
     ordered = np.where(wins[:, None], drawn, drawn[:, ::-1])
     pairs = folder / "proxy.jsonl"
-    write_comparisons(pairs, [(PROMPT, int(a), int(b), 1.0) for a, b in ordered])
+    sizes = write_comparisons(pairs, [(PROMPT, int(a), int(b), 1.0) for a, b in ordered])
     found = [measure_courtesies(log_reference, log_reference)]
     for beta in betas:
-        trained = train(supervised, pairs, folder / f"beta_{beta}", f"loss.beta={beta}", *sizes)
+        trained = train(
+            supervised, pairs, folder / f"beta_{beta}", f"loss.beta={beta}", steps, *sizes
+        )
         log_policy = log_softmax(answer_logps(trained, PROMPT, PLACES + 1))
         found.append(measure_courtesies(log_policy, log_reference))
     return found

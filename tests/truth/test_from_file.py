@@ -42,24 +42,14 @@ def trained(start: Path) -> Path:
     chosen, rejected = draw()
     noisy = [(NOISY, int(a), int(b), 1.0) for a, b in zip(chosen, rejected, strict=True)]
     exact = bradley_terry_comparisons(REWARDS)
-    # A mean weight of 2: 56 lines stand for many comparisons, without their noise.
-    weights = exact.weights * 2 * len(exact.weights)
     weighted = [
         (WEIGHTED, int(a), int(b), float(weight))
-        for a, b, weight in zip(exact.chosen, exact.rejected, weights, strict=True)
+        for a, b, weight in zip(exact.chosen, exact.rejected, exact.weights, strict=True)
     ]
     data = start.parent / "compared.jsonl"
-    write_comparisons(data, noisy + weighted * 8)
-    return train(
-        start,
-        data,
-        start.parent / "run",
-        f"loss.beta={BETA}",
-        "data.weight_key=weight",
-        "batch.size=496",
-        "batch.rows_per_device=20",
-        "training.epochs=60",
-    )
+    sizes = write_comparisons(data, noisy + weighted)
+    run = start.parent / "run"
+    return train(start, data, run, f"loss.beta={BETA}", "training.epochs=300", *sizes)
 
 
 def test_implicit_reward_is_the_bradley_terry_estimate(start: Path, trained: Path) -> None:
@@ -102,11 +92,9 @@ def test_ipo_stays_where_its_closed_form_says(start: Path) -> None:
     model whose three answers do not begin equal.
     """
     tau, data = 0.25, start.parent / "arms.jsonl"
-    write_comparisons(data, [(ARMS, a, b, 1.0) for a, b in ((0, 1), (1, 2), (0, 2))], repeats=8)
-    run = start.parent / "ipo"
-    settings = ("loss.type=ipo", f"loss.beta={tau}", "batch.size=24", "training.epochs=150")
-    rows = "batch.rows_per_device=1"
-    trained = train(start, data, run, *settings, rows)
+    sizes = write_comparisons(data, [(ARMS, a, b, 1.0) for a, b in ((0, 1), (1, 2), (0, 2))])
+    settings = ("loss.type=ipo", f"loss.beta={tau}", "training.epochs=150")
+    trained = train(start, data, start.parent / "ipo", *settings, *sizes)
     logratios = answer_logps(trained, ARMS, 3) - answer_logps(start, ARMS, 3)
     expected = np.array([2, 1, 0]) / (3 * tau)
     assert logratios - logratios.mean() == pytest.approx(expected - expected.mean(), abs=0.02)
