@@ -152,17 +152,13 @@ def draw_chart(seeds: list[Seed]) -> None:
 
 
 def render(seeds: list[Seed]) -> str:
-    """Returns the page."""
+    """Returns the page, without the parts that nothing has been measured for."""
+    environment = jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
     template = (DOCS / "results" / "page.md.j2").read_text(encoding="utf-8")
-    return (
-        jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
-        .from_string(template)
-        .render(
-            failures=failure_table(seeds),
-            places=places_table(seeds),
-            decreases=decrease_table(seeds),
-            quality=quality_table(seeds),
-        )
+    tables = (failure_table, places_table, decrease_table, quality_table)
+    return environment.from_string(template).render(
+        pictures=[path.stem for path in (DOCS / "results").glob("*.svg")],
+        tables={made.__name__: made(seeds) for made in tables} if seeds else {},
     )
 
 
@@ -175,10 +171,10 @@ def main() -> None:
     if arguments.runs is not None:
         take_results(arguments.runs)
     seeds = read_results()
-    draw_chart(seeds)
+    if seeds:
+        draw_chart(seeds)
     for name in figures.PICTURES:
-        if (figures.FOLDER / f"{name}.json").exists():
-            figures.draw(name, figures.figures_of(name, again=False))
+        figures.draw(name)
     with replacing(DOCS / "results.md") as file:
         file.write(render(seeds))
 

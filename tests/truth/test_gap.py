@@ -58,11 +58,13 @@ def test_dpo_passes_where_the_chosen_answers_do_not(tmp_path: Path) -> None:
         criterion=f"{__name__}:score_answer",
         quality=lambda _, completion: measure_places(ANSWERED, completion),
         supervised_steps=120,
+        width=32,
     )
-    short = ("data.max_length=96", "batch.row_length=128", "batch.rows_per_device=2")
+    # The tests have eight devices: eight rows, which hold a step.
+    short = ("data.max_length=96", "batch.row_length=128", "batch.rows_per_device=1")
     config = UseCasesConfig(
         folder=str(tmp_path),
-        prompts=150,
+        prompts=120,
         samples=4,
         tests=TESTS,
         sft=short,
