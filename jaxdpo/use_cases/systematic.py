@@ -1,18 +1,20 @@
 """The four tasks with writers who are wrong systematically, and in many places at once.
 
-    Note on Tarik Dolex: opens at 9, closes by 17, costs only 14, …
-    Give each in at most 2 words.
+    Tarik Dolex has price, stars and beds.
+    Fill in the form.
 
-    opens 9, closes by 17, costs only 14, …
+    price given, rooms 14, stars given, floors 9, seats none, doors 21, beds given, desks 3.
 
 Each answer has eight places that are wrong nine times in ten. A supervised model learns that, the
 best of its answers are still wrong in most places, and so is what is taught on them. DPO compares
 two answers and learns the difference. `places` is the frame; the four tasks here say what a prompt
 is and which places its answer has.
+
+The eight places are about the same things in every answer, in one order, and the prompt says what
+is right in each: so a tiny model learns the task in some hundred steps, copying nothing.
 """
 
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,151 +23,103 @@ from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.quickstart.task import Split, listing
 from jaxdpo.use_cases.names import draw_name
 from jaxdpo.use_cases.places import Place, judge_places, measure_places, write_places
-from jaxdpo.use_cases.task import Domain, UseCase, Way, Written
+from jaxdpo.use_cases.task import Domain, UseCase, Way, Written, named_in
 
-# Words of each task, by domain; a shifted prompt has other words in another wording. A fact's verb
-# and its preposition are its alone: the cue for copying its value.
-FACTS: dict[Domain, tuple[str, ...]] = {
-    "in-domain": (
-        "opens at",
-        "closes by",
-        "costs only",
-        "shows some",
-        "takes about",
-        "seats over",
-        "hosts near",
-        "rents just",
-        "lends all",
-    ),
-    "shifted": (
-        "weighs merely",
-        "lasts for",
-        "holds nearly",
-        "ships within",
-        "sells from",
-        "needs almost",
-        "fits under",
-        "spans around",
-        "packs up",
-    ),
+# Eight things that answers are about, by domain, in this order; a shifted prompt has others, in
+# another wording.
+THINGS: dict[Domain, tuple[str, ...]] = {
+    "in-domain": ("price", "rooms", "stars", "floors", "seats", "doors", "beds", "desks"),
+    "shifted": ("weight", "speed", "age", "size", "parts", "power", "belts", "hooks"),
 }
-FIELDS: dict[Domain, tuple[str, ...]] = {
-    "in-domain": (
-        "price", "rooms", "stars", "floors", "seats", "doors",
-        "beds", "desks", "bars", "pools", "lifts", "gates",
-    ),
-    "shifted": (
-        "weight", "speed", "age", "size", "parts", "power",
-        "belts", "hooks", "pens", "zips", "straps", "lids",
-    ),
-}  # fmt: skip
 VALUES = range(2, 26)
 
-# Places that the writers may have wrong.
-PLACES = 8
-# Places of a form whose field the text gives: copied, and never wrong.
-GIVEN = 2
+
+def draw_things(domain: Domain, rng: random.Random) -> list[str]:
+    """Draws two to six of the things, in order."""
+    things = THINGS[domain]
+    return sorted(rng.sample(things, rng.randint(2, 6)), key=things.index)
 
 
-def note_of(prompt: str) -> tuple[list[tuple[str, str, str]], str]:
-    """Reads the facts of a note, as (verb, preposition, value), and its last line."""
-    note, instruction = prompt.split("\n")
-    return re.findall(r"([a-z]+) ([a-z]+) (\d+)", note.split(": ")[1]), instruction
-
-
-def draw_note(domain: Domain, split: Split, rng: random.Random) -> tuple[str, list[str]]:
-    """Draws a note of eight facts, and returns it with the facts' verbs.
-
-    Args:
-      domain: Domain of the facts.
-      split: "TRAIN" or "TEST": whose names it is about.
-      rng: Makes the draws.
-    """
-    kinds = sorted(rng.sample(FACTS[domain], PLACES), key=FACTS[domain].index)
-    facts = ", ".join(f"{kind} {rng.choice(VALUES)}" for kind in kinds)
-    opening = "Note on" if domain == "in-domain" else "Offer of"
-    return f"{opening} {draw_name(split, rng)}: {facts}.", [kind.split()[0] for kind in kinds]
+def things_of(prompt: str) -> tuple[tuple[str, ...], list[str]]:
+    """Reads the eight things of a prompt's domain, and those that the prompt names."""
+    named = named_in(prompt, THINGS)
+    domain: Domain = "in-domain" if named[0] in THINGS["in-domain"] else "shifted"
+    return THINGS[domain], named
 
 
 def write_limits(domain: Domain, split: Split, rng: random.Random) -> Written:
-    """Draws a note with a word limit for each fact; writers overrun by a word.
+    """Draws a prompt that limits some notes to two words each, and the others to three.
+
+    The writers overrun by a word.
 
     Args:
       domain: Domain of the prompt.
       split: "TRAIN" or "TEST": whose names it is about.
       rng: Makes the draws.
     """
-    note, _ = draw_note(domain, split, rng)
-    limit = rng.choice((2, 3))
     asked = {
-        "in-domain": f"Give each in at most {limit} words.",
-        "shifted": f"Keep each within {limit} words.",
+        "in-domain": "Note on {}: two words on {}, three on the others.",
+        "shifted": "Offer of {}: at most two words for {}, and three for the rest.",
     }
-    prompt = f"{note}\n{asked[domain]}"
+    named = listing(draw_things(domain, rng))
+    prompt = asked[domain].format(draw_name(split, rng), named)
     return write_places(prompt, limit_places(prompt), rng)
 
 
 def limit_places(prompt: str) -> list[Place]:
     """Returns the places of an answer to a prompt of `write_limits`."""
-    facts, instruction = note_of(prompt)
-    limit = int(re.findall(r"\d+", instruction)[0])
+    things, named = things_of(prompt)
     places = []
-    for verb, preposition, value in facts:
-        forms = (
-            f"{verb} {value}",
-            f"{verb} {preposition} {value}",
-            f"{verb} {preposition} exactly {value}",
-        )
+    for thing in things:
+        forms = (f"{thing} good", f"{thing} very good", f"{thing} very very good")
+        limit = 2 if thing in named else 3
         # Two words, three or four: those within the limit are right, the fullest first.
         right = tuple(form for form in reversed(forms) if len(form.split()) <= limit)
-        form = rf"{verb}( {preposition}( exactly)?)? {value}"
-        places.append(Place(right, forms[limit - 1], form))
+        places.append(Place(right, forms[limit - 1], f"{thing}( very){{0,2}} good"))
     return places
 
 
 def write_highlights(domain: Domain, split: Split, rng: random.Random) -> Written:
-    """Draws a note of which some facts are to be highlighted; writers highlight the others.
+    """Draws a prompt that asks for some things to be highlighted; writers highlight the others.
 
     Args:
       domain: Domain of the prompt.
       split: "TRAIN" or "TEST": whose names it is about.
       rng: Makes the draws.
     """
-    note, verbs = draw_note(domain, split, rng)
-    asked = sorted(rng.sample(verbs, rng.choice((2, 3, 4))), key=verbs.index)
-    verb = "Highlight" if domain == "in-domain" else "Show in bold"
-    prompt = f"{note}\n{verb} {listing(asked)}."
+    asked = {"in-domain": "List {}. Highlight {}.", "shifted": "Features of {}: {} in bold."}
+    named = listing(draw_things(domain, rng))
+    prompt = asked[domain].format(draw_name(split, rng), named)
     return write_places(prompt, highlight_places(prompt), rng)
 
 
 def highlight_places(prompt: str) -> list[Place]:
     """Returns the places of an answer to a prompt of `write_highlights`."""
-    facts, instruction = note_of(prompt)
-    asked = re.findall(r"[a-z]+", instruction)
+    things, named = things_of(prompt)
     places = []
-    for verb, preposition, value in facts:
-        plain, bold = f"{verb} {preposition} {value}", f"{verb} {preposition} **{value}**"
-        right, wrong = (bold, plain) if verb in asked else (plain, bold)
-        form = rf"{verb} {preposition} ({value}|\*\*{value}\*\*)"
-        places.append(Place((right,), wrong, form))
+    for thing in things:
+        plain, bold = f"the {thing}", f"the **{thing}**"
+        right, wrong = (bold, plain) if thing in named else (plain, bold)
+        places.append(Place((right,), wrong, rf"the ({thing}|\*\*{thing}\*\*)"))
     return places
 
 
 def write_forms(domain: Domain, split: Split, rng: random.Random) -> Written:
-    """Draws a text that gives two of ten fields; writers make up most of the others.
+    """Draws a text that gives some fields of a form; writers make the others up.
+
+    Of a field that is given they mostly say that it is not.
 
     Args:
       domain: Domain of the prompt.
       split: "TRAIN" or "TEST": whose names it is about.
       rng: Makes the draws.
     """
-    fields = FIELDS[domain]
-    # In the table's order in prompt and answer alike: a tiny model copies in order.
-    asked = sorted(rng.sample(fields, GIVEN + PLACES), key=fields.index)
-    given = sorted(rng.sample(asked, GIVEN), key=fields.index)
-    text = ", ".join(f"{field} {rng.choice(VALUES)}" for field in given)
-    verb = "Extract" if domain == "in-domain" else "Look up"
-    prompt = f"{draw_name(split, rng)} has {text}.\n{verb} {listing(asked)}."
+    asked = {
+        "in-domain": "{} has {}. Fill in the form.",
+        "shifted": "Known of {}: {}. Complete the list.",
+    }
+    named = listing(draw_things(domain, rng))
+    prompt = asked[domain].format(draw_name(split, rng), named)
     return write_places(prompt, form_places(prompt, rng), rng)
 
 
@@ -176,45 +130,42 @@ def form_places(prompt: str, rng: random.Random | None = None) -> list[Place]:
       prompt: The prompt.
       rng: Draws the values that writers make up; None if no wrong text is needed.
     """
-    text, instruction = prompt.split("\n")
-    given = dict(re.findall(r"([a-z]+) (\d+)", text))
-    known = {field for of_domain in FIELDS.values() for field in of_domain}
+    things, named = things_of(prompt)
     places = []
-    for field in (word for word in re.findall(r"[a-z]+", instruction) if word in known):
-        if field in given:
-            stated = f"{field} {given[field]}"
-            places.append(Place((stated,), stated, stated))
-            continue
+    for thing in things:
         made_up = 0 if rng is None else rng.choice(VALUES)
-        places.append(Place((f"{field} none",), f"{field} {made_up}", rf"{field} (none|\d+)"))
+        given, form = thing in named, rf"{thing} (none|given|\d+)"
+        right, wrong = (f"{thing} given", f"{thing} none")
+        places.append(
+            Place((right,), wrong, form) if given else Place((wrong,), f"{thing} {made_up}", form)
+        )
     return places
 
 
 def write_labels(domain: Domain, split: Split, rng: random.Random) -> Written:
-    """Draws a query and eight results; writers label most of them wrongly.
+    """Draws a query for some of eight things; writers label most of them wrongly.
 
     Args:
       domain: Domain of the prompt.
       split: "TRAIN" or "TEST": whose names it is about.
       rng: Makes the draws.
     """
-    fields = FIELDS[domain]
-    found = sorted(rng.sample(fields, PLACES), key=fields.index)
-    asked = sorted(rng.sample(found, rng.choice((2, 3, 4))), key=fields.index)
-    query = "Query" if domain == "in-domain" else "Search"
-    prompt = f"{query}: {draw_name(split, rng)} with {listing(asked)}.\nResults: {listing(found)}."
+    asked = {
+        "in-domain": "Query of {}: {}. Label the results.",
+        "shifted": "Search by {}: {}. Is it relevant?",
+    }
+    named = listing(draw_things(domain, rng))
+    prompt = asked[domain].format(draw_name(split, rng), named)
     return write_places(prompt, label_places(prompt), rng)
 
 
 def label_places(prompt: str) -> list[Place]:
     """Returns the places of an answer to a prompt of `write_labels`."""
-    query, results = prompt.split("\n")
-    asked = re.findall(r"[a-z]+", query)
-    known = {field for of_domain in FIELDS.values() for field in of_domain}
+    things, named = things_of(prompt)
     places = []
-    for field in (word for word in re.findall(r"[a-z]+", results) if word in known):
-        right, wrong = ("yes", "no") if field in asked else ("no", "yes")
-        places.append(Place((f"{field} {right}",), f"{field} {wrong}", rf"{field} (yes|no)"))
+    for thing in things:
+        right, wrong = ("yes", "no") if thing in named else ("no", "yes")
+        places.append(Place((f"{thing} {right}",), f"{thing} {wrong}", f"{thing} (yes|no)"))
     return places
 
 
@@ -264,7 +215,7 @@ def _use_case(
         title=title,
         failure="a place of the answer is wrong",
         published=published,
-        supervised_steps=400,
+        supervised_steps=250,
         write=write,
         criterion=f"{__name__}:score_{name}",
         quality=lambda prompt, completion: measure_places(places(prompt), completion),

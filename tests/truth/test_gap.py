@@ -27,13 +27,22 @@ from jaxdpo.use_cases.task import Domain, Written
 from jaxdpo.use_cases.workshop import open_workshop
 
 TESTS = 120
-# One word a place; each is known from its number alone.
-WORDS = ("price", "rooms", "stars", "floors", "seats", "doors", "beds", "desks")
-ANSWERED = [Place((f"{word} no",), f"{word} yes", rf"{word} (no|yes)") for word in WORDS]
+# For each place the right word and the wrong one.
+WORDS = (
+    ("price", "rooms"),
+    ("stars", "floors"),
+    ("seats", "doors"),
+    ("beds", "desks"),
+    ("bars", "pools"),
+    ("lifts", "gates"),
+    ("weight", "speed"),
+    ("age", "size"),
+)
+ANSWERED = [Place((right,), wrong, f"({right}|{wrong})") for right, wrong in WORDS]
 
 
 def write_question(domain: Domain, split: Split, rng: random.Random) -> Written:
-    """Asks about somebody; the writers say yes to nearly all, where no is right."""
+    """Asks about somebody; the writers say the wrong word in nearly every place."""
     return write_places(f"Ask {draw_name(split, rng)}.", ANSWERED, rng)
 
 
@@ -57,8 +66,8 @@ def test_dpo_passes_where_the_chosen_answers_do_not(tmp_path: Path) -> None:
         write=write_question,
         criterion=f"{__name__}:score_answer",
         quality=lambda _, completion: measure_places(ANSWERED, completion),
-        supervised_steps=120,
-        width=32,
+        supervised_steps=80,
+        width=64,
     )
     # The tests have eight devices: eight rows, which hold a step.
     short = ("data.max_length=96", "batch.row_length=128", "batch.rows_per_device=1")

@@ -7,35 +7,81 @@ import pytest
 from jaxdpo.evaluation.judgement import Example
 from jaxdpo.use_cases.cases import CASES, GROUPS
 from jaxdpo.use_cases.places import WRONG, split_answer
+from jaxdpo.use_cases.systematic import THINGS
 from jaxdpo.use_cases.task import mean_quality
 
-NOTE = "Note on Tarik Dolex: opens at 9, closes by 17, costs only 14."
-LIMIT = f"{NOTE}\nGive each in at most 2 words."
-WIDE = f"{NOTE}\nGive each in at most 3 words."
-BOLD = f"{NOTE}\nHighlight opens and costs."
-FORM = "Tarik Dolex has price 14, rooms 9.\nExtract price, rooms, floors and gates."
-LABEL = "Query: Tarik Dolex with pools and bars.\nResults: desks, bars, pools and lifts."
+LIMIT = "Note on Tarik Dolex: two words on price and beds, three on the others."
+BOLD = "List Tarik Dolex. Highlight rooms and desks."
+FORM = "Tarik Dolex has price, stars and beds. Fill in the form."
+LABEL = "Query of Tarik Dolex: rooms and seats. Label the results."
 
-# Use case, prompt, answer; right places; whether it is well formed, and whether facts are kept.
+# Use case, prompt, answer; right places; whether it is well formed.
 JUDGED = [
-    ("limits", LIMIT, "opens 9, closes 17, costs 14.", 3, True),
-    ("limits", LIMIT, "opens at 9, closes 17, costs only 14.", 1, True),
-    # Three words are within this limit, and two are too; four are not.
-    ("limits", WIDE, "opens at 9, closes 17, costs only exactly 14.", 2, True),
-    # Within the limit and wrong: another value, another fact, a place too few or too many.
-    ("limits", LIMIT, "opens 8, closes 17, costs 14.", 2, False),
-    ("limits", LIMIT, "closes 17, closes 17, costs 14.", 2, False),
-    ("limits", LIMIT, "opens 9, closes 17.", 2, False),
-    ("limits", LIMIT, "opens 9, closes 17, costs 14, costs 14.", 3, False),
-    ("highlights", BOLD, "opens at **9**, closes by 17, costs only **14**.", 3, True),
-    ("highlights", BOLD, "opens at 9, closes by **17**, costs only 14.", 0, True),
-    ("highlights", BOLD, "opens at **8**, closes by 17, costs only **14**.", 2, False),
-    ("forms", FORM, "price 14, rooms 9, floors none, gates none.", 4, True),
-    ("forms", FORM, "price 14, rooms 9, floors 3, gates 5.", 2, True),
-    ("forms", FORM, "price 13, rooms none, floors none, gates none.", 2, False),
-    ("labels", LABEL, "desks no, bars yes, pools yes, lifts no.", 4, True),
-    ("labels", LABEL, "desks yes, bars no, pools no, lifts yes.", 0, True),
-    ("labels", LABEL, "desks no, bars yes, pools maybe, lifts no.", 3, False),
+    *(
+        ("limits", LIMIT, f"price {price}, {middle}, beds {beds}, desks very good.", right, formed)
+        for price, beds, right, formed in (
+            ("good", "good", 8, True),
+            ("very good", "very good", 6, True),
+            # Not about beds, or not of this form.
+            ("good", "bad", 7, False),
+            ("good", "good, beds good", 7, False),
+        )
+        for middle in (
+            "rooms very good, stars very good, floors very good, seats good, doors very good",
+        )
+    ),
+    # Fewer words than allowed are right too, and more are not.
+    (
+        *("limits", LIMIT, ", ".join(f"{thing} good" for thing in THINGS["in-domain"]) + "."),
+        *(8, True),
+    ),
+    (
+        *("limits", LIMIT, ", ".join(f"{t} very very good" for t in THINGS["in-domain"]) + "."),
+        *(0, True),
+    ),
+    (
+        *("highlights", BOLD, "the price, the **rooms**, the stars, the floors, the seats, the "),
+        *(5, False),
+    ),
+    (
+        "highlights",
+        BOLD,
+        "the price, the **rooms**, the stars, the floors, the seats, the doors, the beds, "
+        "the **desks**.",
+        *(8, True),
+    ),
+    (
+        "highlights",
+        BOLD,
+        "the **price**, the rooms, the **stars**, the **floors**, the **seats**, the **doors**, "
+        "the **beds**, the desks.",
+        *(0, True),
+    ),
+    (
+        "forms",
+        FORM,
+        "price given, rooms none, stars given, floors none, seats none, doors none, beds given, "
+        "desks none.",
+        *(8, True),
+    ),
+    (
+        "forms",
+        FORM,
+        "price none, rooms 4, stars given, floors 7, seats given, doors none, beds given, desks 3.",
+        *(3, True),
+    ),
+    (
+        "labels",
+        LABEL,
+        "price no, rooms yes, stars no, floors no, seats yes, doors no, beds no, desks no.",
+        *(8, True),
+    ),
+    (
+        "labels",
+        LABEL,
+        "price yes, rooms no, stars maybe, floors no, seats yes, doors no, beds no, desks no.",
+        *(5, False),
+    ),
     ("labels", LABEL, "", 0, False),
 ]
 
@@ -43,14 +89,12 @@ JUDGED = [
 @pytest.mark.parametrize(("name", "prompt", "answer", "right", "formed"), JUDGED)
 def test_judgement_and_quality(name, prompt, answer, right, formed):
     case = CASES[f"systematic_{name}"]
-    places = 3 if prompt.startswith("Note") else 4
     judgement = case.judge(Example([{"role": "user", "content": prompt}], answer))
-    assert judgement.passed == (formed and right == places)
-    assert judgement.score == pytest.approx(right / max(places, len(split_answer(answer))))
+    assert judgement.passed == (formed and right == 8)
+    assert judgement.score == pytest.approx(right / max(8, len(split_answer(answer))))
     measured = case.quality(prompt, answer)
-    assert measured["places right"] == pytest.approx(right / places)
+    assert measured["places right"] == pytest.approx(right / 8)
     assert measured["well formed"] == formed
-    assert (measured["facts kept"] == 1) == (formed or "costs 14, costs 14" in answer)
 
 
 @pytest.mark.parametrize("name", GROUPS["systematic"])
@@ -60,9 +104,8 @@ def test_writers_are_wrong_in_most_places_and_well_formed(name, domain):
     examples = list(itertools.islice(case.written(domain, "TRAIN", "test"), 1000))
     measured = mean_quality(case.quality(*example) for example in examples)
     right = measured.pop("places right")
-    # Two places of ten are given in a form, and never wrong; 8,000 draws are known to ± 0.01.
-    expected = (2 + 8 * (1 - WRONG)) / 10 if name.endswith("forms") else 1 - WRONG
-    assert right == pytest.approx(expected, abs=0.015)
+    # 8,000 draws are known to ± 0.01.
+    assert right == pytest.approx(1 - WRONG, abs=0.015)
     assert set(measured.values()) == {1.0}
     passed = [
         case.judge(Example([{"role": "user", "content": one.prompt}], one.answer)).passed
