@@ -2,8 +2,7 @@
 
 The page is `docs/results/page.md.j2` with tables of the use cases' results. Those are the files
 `docs/results/use_cases/NAME-SEED.json`, each a run's `result.json`; `--runs` takes them from run
-folders first. Pictures come from `python -m tests.truth.figures`, and are drawn again from its
-files where those exist.
+folders first. The other pictures come from `python -m tests.truth.figures`.
 """
 
 import argparse
@@ -28,7 +27,6 @@ from jaxdpo.use_cases.report import (
     minutes,
 )
 from jaxdpo.use_cases.task import Domain
-from tests.truth import figures
 
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = DOCS / "results" / "use_cases"
@@ -157,7 +155,6 @@ def render(seeds: list[Seed]) -> str:
     template = (DOCS / "results" / "page.md.j2").read_text(encoding="utf-8")
     tables = (failure_table, places_table, decrease_table, quality_table)
     return environment.from_string(template).render(
-        pictures=[path.stem for path in (DOCS / "results").glob("*.svg")],
         tables={made.__name__: made(seeds) for made in tables} if seeds else {},
     )
 
@@ -173,8 +170,6 @@ def main() -> None:
     seeds = read_results()
     if seeds:
         draw_chart(seeds)
-    for name in figures.PICTURES:
-        figures.draw(name)
     with replacing(DOCS / "results.md") as file:
         file.write(render(seeds))
 

@@ -19,22 +19,10 @@ from scipy.special import expit, logit, rel_entr
 from scipy.stats import binom
 
 from jaxdpo.losses import LossConfig
+from tests.truth.courtesies import BEST, COURTEOUS, PLACES, SCORE, courteous
 from tests.truth.tabular import loss_of_logps, minimise
 
-PLACES, BEST, COURTEOUS, SCORE = 10, 3, 0.2, 0.5
 BETAS = (5.0, 1.0, 0.5, 0.3, 0.1)
-
-
-def true_score(rate: float) -> float:
-    """−E(k − 3)² of a policy that is courteous at this rate: variance and squared bias."""
-    mean = PLACES * rate
-    return -(PLACES * rate * (1 - rate) + (mean - BEST) ** 2)
-
-
-def kl_of(rate: float) -> float:
-    """KL from the supervised model, nats: ten times that of one place."""
-    one = rel_entr(rate, COURTEOUS) + rel_entr(1 - rate, 1 - COURTEOUS)
-    return float(PLACES * one)
 
 
 def trained_rate(beta: float) -> float:
@@ -73,12 +61,18 @@ def test_the_true_score_has_a_hump() -> None:
     """
     rates = np.array([trained_rate(beta) for beta in BETAS])
     assert rates == pytest.approx(expit(logit(COURTEOUS) + SCORE / np.array(BETAS)), abs=1e-7)
-    scores = np.array([true_score(rate) for rate in rates])
-    distances = np.sqrt([kl_of(rate) for rate in rates])
+    found = [courteous(rate) for rate in rates]
+    scores = np.array([each.true for each in found])
+    # By variance and squared bias of a binomial count, and by the KL of ten places.
+    by_hand = -(PLACES * rates * (1 - rates) + (PLACES * rates - BEST) ** 2)
+    assert scores == pytest.approx(by_hand)
+    one = rel_entr(rates, COURTEOUS) + rel_entr(1 - rates, 1 - COURTEOUS)
+    distances = np.array([each.distance for each in found])
+    assert distances**2 == pytest.approx(PLACES * one)
     assert (np.diff(distances) > 0).all()
     top = (2 * BEST - 1) / (2 * (PLACES - 1))
     highest = int(scores.argmax())
     assert 0 < highest < len(BETAS) - 1
     assert rates[highest - 1] < top < rates[highest + 1]
-    assert scores.max() <= true_score(top)
-    assert scores[-1] < true_score(COURTEOUS) < scores[0]
+    assert scores.max() <= courteous(top).true
+    assert scores[-1] < courteous(COURTEOUS).true < scores[0]
