@@ -8,20 +8,23 @@ from jaxdpo.errors import UserError, nearest
 
 # In the order of a project: look at the data, align, and see what came of it.
 COMMANDS = (
-    *("init", "inspect", "collect", "train", "prefer", "iterate"),
-    *("sample", "score", "evaluate", "convert", "plan", "use_cases"),
+    *("init", "inspect", "studio", "collect", "train", "prefer", "iterate"),
+    *("sample", "score", "evaluate", "report", "convert", "push", "plan", "serve", "use_cases"),
 )
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> str | None:
     """Runs the command that the first argument names; without one, lists all.
+
+    Returns:
+      The command that is typed next, if there is one.
 
     Raises:
       UserError: If there is no command of this name.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(listing())
-        return
+        return None
     name, *rest = arguments
     if name == "--version":
         show_version()
@@ -30,7 +33,7 @@ def main(arguments: list[str]) -> None:
             f"{name}: there is no such command{nearest(name, COMMANDS)}; there are "
             f"{', '.join(COMMANDS)}"
         )
-    _module(name).main(rest)
+    return _module(name).main(rest)
 
 
 def listing() -> str:

@@ -2,12 +2,16 @@
 
 import sys
 
+from jaxdpo.cli.callable_module import make_callable
 from jaxdpo.cli.command import Command, run_command
 
 COMMAND = Command(
     name="collect",
     summary="make preference pairs of what people did, or of judgements",
-    synopsis=("SOURCE IN.jsonl -o PAIRS.jsonl [field=value …]",),
+    synopsis=(
+        "SOURCE FILE… -o PAIRS.jsonl [field=value …]",
+        "sources='{SOURCE: FILES, …}' -o PAIRS.jsonl",
+    ),
     about="""
 Makes preference pairs of what people did or criteria said, and counts what makes none. SOURCE:
 
@@ -15,12 +19,17 @@ Makes preference pairs of what people did or criteria said, and counts what make
   user_edits     messages, draft, saved
   user_choice    messages, outputs, selected (a place in outputs), shown (places; default: all)
   regenerations  messages, attempts, accepted (a place in attempts, or null)
+  thumbs         messages, output, label (true or false): labelled answers, no pairs
   criteria       messages, completion, criterion, passed or score, explanation: a line a judgement
-  events         a chat application's log; jaxdpo/feedback/events.py describes it
+  events         a chat application's log (jaxdpo/feedback/events.py), or a studio's folder
 
-messages is the prompt. Any line may have tools, split, metadata, annotator and time.
+argilla, label_studio, open_webui, chainlit, gradio and langfuse are exports of these tools;
+docs/gathering_feedback.md says which files.
+
+messages is the prompt, or prompt as text. Any line may have tools, split, metadata, annotator and
+time; other keys are kept as metadata.
 """,
-    positionals=("source", "data"),
+    positionals=("source", "data…"),
 )
 
 
@@ -32,6 +41,8 @@ def main(arguments: list[str]) -> None:
     given = COMMAND.read(arguments, CollectConfig)
     collect_to_file(load_settings(CollectConfig, given.file, given.overrides))
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -14,6 +14,7 @@ from jaxdpo.cli.help import fields_help
 from jaxdpo.cli.settings import load_settings, read_yaml
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.packing.plan import BatchConfig
+from jaxdpo.devices.distributed_config import DistributedConfig
 from jaxdpo.devices.sharding import MeshConfig
 from jaxdpo.errors import nearest
 from jaxdpo.evaluation.answer_health import WatchConfig
@@ -22,11 +23,13 @@ from jaxdpo.losses import LossConfig
 from jaxdpo.model.lora import LoraConfig
 from jaxdpo.sampling import SamplingConfig
 from jaxdpo.scoring.reference import ReferenceConfig, ReferenceKind
+from jaxdpo.storage.buckets import usable
 from jaxdpo.storage.continuation import check_unchanged
 from jaxdpo.storage.files import shipped
 from jaxdpo.training.best_step import RANKED_BY, StopConfig
 from jaxdpo.training.checkpoint import CheckpointConfig
 from jaxdpo.training.optimizer import OptimizerConfig
+from jaxdpo.training.trackers.opening import TrackerName
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -36,8 +39,10 @@ class PolicyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: Annotated[str, AfterValidator(shipped)] = Field(
-        description="Hugging Face folder, or org/name on the Hub"
+    path: Annotated[str, AfterValidator(usable), AfterValidator(shipped)] = Field(
+        description="Hugging Face folder, here or in a bucket (gs://, s3://), or org/name on the "
+        "Hub",
+        json_schema_extra={"bucket": True},
     )
     base: str | None = Field(
         default=None,
@@ -74,13 +79,18 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    folder: str = Field(description="run folder; the same one again continues the run")
+    folder: Annotated[str, AfterValidator(usable)] = Field(
+        description="run folder, here or in a bucket; the same one again continues the run",
+        json_schema_extra={"bucket": True},
+    )
     overwrite: bool = Field(
         default=False,
         description="begin anew in a folder that holds another run, or something else",
         json_schema_extra={"also": "overwrite"},
     )
-    epochs: float = Field(default=1.0, gt=0, description="passes over the TRAIN pairs")
+    epochs: float = Field(
+        default=1.0, gt=0, description="passes over the TRAIN pairs; more of them continue a run"
+    )
     max_steps: int | None = Field(
         default=None, ge=1, description="optimizer steps, if fewer than that"
     )
@@ -94,6 +104,11 @@ class TrainingConfig(BaseModel):
     )
     completions: int = Field(
         default=3, ge=0, description="TEST prompts that are answered before and after training"
+    )
+    report_to: tuple[TrackerName, ...] = Field(
+        default=("tensorboard",),
+        description="experiment trackers that get all metrics, the settings, the page and the "
+        "curves, beside metrics.jsonl",
     )
     watch: WatchConfig = Field(
         default=WatchConfig(), description="answers to TEST prompts at each evaluation"
@@ -112,12 +127,17 @@ class ExportConfig(BaseModel):
     lora: Literal["merged", "adapter"] = Field(
         default="merged", description="adapters added into the weights, or a PEFT adapter folder"
     )
-    dtype: Dtype | None = Field(
-        default=None, description="dtype of the weights; default: as loaded"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None,
+        description="dtype of the weights; default: that of the base model's files",
     )
     step: Literal["last", "best"] = Field(
         default="last",
         description="the step that is exported; a run that training.stop ends exports its best",
+    )
+    hub: str | None = Field(
+        default=None,
+        description="org/name on the Hugging Face Hub that the model is uploaded to, privately",
     )
 
 
@@ -137,6 +157,9 @@ class RunConfig(BaseModel):
     )
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW")
     mesh: MeshConfig = Field(default=MeshConfig(), description="devices")
+    distributed: DistributedConfig = Field(
+        default=DistributedConfig(), description="limits on waiting for other processes"
+    )
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="checkpoints")
     sampling: SamplingConfig = Field(
         default=SamplingConfig(), description="completions in the summary"
@@ -161,6 +184,11 @@ class RunConfig(BaseModel):
         if self.data.weight_key is not None and self.loss.sorts:
             raise ValueError("data.weight_key has no meaning for losses that sort the pairs (aot)")
         self._check_best()
+        if self.optimizer.loraplus_lr_ratio is not None and self.lora is None:
+            raise ValueError(
+                "optimizer.loraplus_lr_ratio is the ratio of two rates of an adapter, and there is "
+                "none; set lora.rank, or leave it out"
+            )
         if reference.kind == "adapter_off" and self.lora is None:
             raise ValueError(
                 "reference.kind is adapter_off, but there is no adapter to switch off; set "
@@ -210,22 +238,26 @@ class RunConfig(BaseModel):
         return self.reference.kind or ("precomputed" if self.loss.reads_reference else "none")
 
 
-# What may differ when a run is continued: it changes neither the data nor the arithmetic. (Of the
-# files at these paths the contents are compared.)
+# What may differ when a run is continued: it changes neither the data nor the arithmetic. (The
+# contents of the files at these paths are compared, and a run may be made longer but not shorter.)
 CHANGEABLE = (
     "checkpoint",
     "data.cache_dir",
     "data.path",
+    "distributed",
     "export",
     "mesh",
     "model.base",
     "model.path",
     "sampling",
     "training.completions",
+    "training.epochs",
+    "training.folder",
+    "training.max_steps",
+    "training.overwrite",
+    "training.report_to",
     "training.stop",
     "training.watch",
-    "training.folder",
-    "training.overwrite",
 )
 
 
@@ -255,23 +287,28 @@ def flat(config: BaseModel) -> dict[str, Any]:
     return flattened
 
 
-def check_continues(config: RunConfig, path: Path) -> None:
+def check_continues(config: RunConfig, path: Path) -> RunConfig:
     """Refuses to continue a run under another configuration.
 
     Args:
       config: The configuration now.
       path: The resolved configuration that the run was started with.
 
+    Returns:
+      The configuration that the run had.
+
     Raises:
       UserError: Naming each field that differs, with both values.
     """
+    before = RunConfig.model_validate(read_yaml(path))
     check_unchanged(
         f"{path.parent} holds a run with another configuration",
-        flat(RunConfig.model_validate(read_yaml(path))),
+        flat(before),
         flat(config),
         "set training.folder to a new folder",
         lambda field: any(field == free or field.startswith(free + ".") for free in CHANGEABLE),
     )
+    return before
 
 
 def help_text() -> str:

@@ -2,6 +2,7 @@
 
 import sys
 
+from jaxdpo.cli.callable_module import make_callable
 from jaxdpo.cli.command import Command, run_command
 
 COMMAND = Command(
@@ -33,6 +34,8 @@ def main(arguments: list[str]) -> None:
         return
     evaluate(load_settings(EvaluateConfig, given.file, with_models(given.overrides)))
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

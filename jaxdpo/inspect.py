@@ -2,6 +2,7 @@
 
 import sys
 
+from jaxdpo.cli.callable_module import make_callable
 from jaxdpo.cli.command import Command, run_command
 
 COMMAND = Command(
@@ -16,27 +17,21 @@ Fields of data.… and batch.… are those of a run.
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Inspects as the arguments say; `--help` shows every field."""
+def main(arguments: list[str]) -> str:
+    """Inspects as the arguments say, and returns the next command; `--help` shows every field."""
     with COMMAND.loading(arguments):
+        from jaxdpo.cli.ending import command_line
         from jaxdpo.cli.settings import load_settings
         from jaxdpo.inspection.config import InspectConfig
-        from jaxdpo.inspection.run import inspect_data
+        from jaxdpo.runs.inspection import inspect
     given = COMMAND.read(arguments, InspectConfig)
     config = load_settings(InspectConfig, given.file, given.overrides)
-    findings = []
-    if config.displacement and config.model is not None:
-        # Weights and JAX are loaded for this alone: looking at data takes a second without.
-        from jaxdpo.inspection.displacement import displacement_finding
-        from jaxdpo.runs.displacement import displacing_pairs_of_data
+    inspect(config)
+    fields = {"model": config.model or "MODEL", "data": config.write or config.data.name()}
+    return command_line("train", **fields, training__folder="runs/first")
 
-        found = displacing_pairs_of_data(
-            config.model, config.data, config.batch, config.displacement
-        )
-        sources, scores = zip(*found.pairs, strict=True)
-        findings = [displacement_finding(sources, scores, found.median, found.scored)]
-    inspect_data(config, more_findings=findings)
 
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

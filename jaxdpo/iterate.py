@@ -2,6 +2,7 @@
 
 import sys
 
+from jaxdpo.cli.callable_module import make_callable
 from jaxdpo.cli.command import Command, run_command
 
 COMMAND = Command(
@@ -10,7 +11,8 @@ COMMAND = Command(
     synopsis=("[CONFIG.yaml] model=… data=PROMPTS criteria=… folder=… [field=value …]",),
     about="""
 In each round a model answers prompts, criteria judge the answers, the best and the worst make
-pairs, and the model is trained on them. The same command again continues.
+pairs, and the model is trained on them. feedback=FOLDER adds the pairs of a studio's folder to each
+round. The same command again continues.
 Fields of train.… are those of python -m jaxdpo.train.
 """,
 )
@@ -19,12 +21,13 @@ Fields of train.… are those of python -m jaxdpo.train.
 def main(arguments: list[str]) -> None:
     """Runs the rounds that the arguments ask for; `--help` shows every field."""
     with COMMAND.loading(arguments):
-        from jaxdpo.cli.console import Reporter
         from jaxdpo.cli.settings import load_settings
         from jaxdpo.rounds.iterate import RoundsConfig, iterate
     given = COMMAND.read(arguments, RoundsConfig)
-    iterate(load_settings(RoundsConfig, given.file, given.overrides), Reporter())
+    iterate(load_settings(RoundsConfig, given.file, given.overrides))
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -1,7 +1,9 @@
 """`python -m jaxdpo.prefer model=… data=… criteria=… folder=…`: pairs of a model's own answers."""
 
 import sys
+from pathlib import Path
 
+from jaxdpo.cli.callable_module import make_callable
 from jaxdpo.cli.command import Command, run_command
 
 COMMAND = Command(
@@ -16,14 +18,22 @@ continues one that was cut off.
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Makes pairs as the arguments say; `--help` shows every field."""
+def main(arguments: list[str]) -> str | None:
+    """Makes pairs as the arguments say, and returns the next command; `--help` shows all fields."""
     with COMMAND.loading(arguments):
+        from jaxdpo.cli.ending import command_line
         from jaxdpo.cli.settings import load_settings
         from jaxdpo.rounds.make_pairs import PairingConfig, prefer
     given = COMMAND.read(arguments, PairingConfig)
-    prefer(load_settings(PairingConfig, given.file, given.overrides))
+    config = load_settings(PairingConfig, given.file, given.overrides)
+    prefer(config)
+    fields = {"model": config.model, "data": f"{config.folder}/pairs.jsonl"}
+    if not Path(fields["data"]).expanduser().exists():
+        return None  # No two answers to a prompt differ, so there is nothing to train on.
+    return command_line("train", **fields, training__folder=f"{config.folder}/run")
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

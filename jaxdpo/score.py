@@ -1,9 +1,8 @@
 """`python -m jaxdpo.score model=… reference=… data=… out=…`: log-probs and implicit rewards."""
 
 import sys
-from types import ModuleType
-from typing import Any
 
+from jaxdpo.cli.callable_module import make_callable
 from jaxdpo.cli.command import Command, run_command
 
 COMMAND = Command(
@@ -29,21 +28,7 @@ def main(arguments: list[str]) -> None:
     score(load_settings(ScoreConfig, given.file, given.overrides))
 
 
-class _Callable(ModuleType):
-    """This module, which may be called as the public function of the same name.
-
-    Importing a module sets it as an attribute of its package, in the place of the function
-    `jaxdpo.score`; so that the function is not lost to those who imported this module as well, the
-    module passes calls on to it.
-    """
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from jaxdpo.runs.score_pairs import score
-
-        return score(*args, **kwargs)
-
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_command(main))
-
-sys.modules[__name__].__class__ = _Callable

@@ -1,5 +1,6 @@
 """`python -m jaxdpo.train config.yaml section.field=value …`: align a model with DPO."""
 
+import os
 import sys
 
 from jaxdpo.cli.command import Command, run_command
@@ -19,20 +20,34 @@ how many, where memory does.
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Trains as the arguments say; `--help` shows every field."""
+def main(arguments: list[str]) -> str | None:
+    """Trains as the arguments say, and returns the next command; `--help` shows every field."""
     with COMMAND.loading(arguments):
+        from jaxdpo.cli.ending import command_line
+        from jaxdpo.devices.cluster import find_cluster
+        from jaxdpo.devices.supervisor import is_supervised, supervise
+
+        # One of several processes is a child of this one, which imports no JAX.
+        cluster = None if {"-h", "--help"} & set(arguments) else find_cluster(os.environ)
+        if cluster is not None and not is_supervised():
+            sys.exit(supervise(cluster))
         from jaxdpo.config import RunConfig, load_config
-        from jaxdpo.devices.sharding import join_processes
         from jaxdpo.runs.fit import fit
+        from jaxdpo.runs.processes import joined
         from jaxdpo.runs.sweep import sweep_command
     given = COMMAND.read(arguments, RunConfig)
     if given.tail is not None:
         sweep_command(given)
-        return
-    config = load_config(given.file, given.overrides)
-    join_processes()
-    fit(config)
+        return None
+    with joined(lambda: load_config(given.file, given.overrides)) as config:
+        fit(config)
+    folder = config.training.folder
+    if config.loss.supervised:
+        fields = {"data": "PROMPTS.jsonl", "criteria": "CRITERIA.yaml", "folder": f"{folder}-pairs"}
+        return command_line("prefer", model=folder, **fields)
+    compared = {"before": config.model.path, "after": folder, "data": "PROMPTS.jsonl"}
+    out = f"{folder}/evaluation"
+    return command_line("evaluate", **compared, criteria="CRITERIA.yaml", out=out)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-# Each teaches a model from random weights, in minutes.
-LONG = ("02_word_limit", "03_highlight", "04_hallucination", "05_relevance")
+# Each teaches a model from random weights, in minutes; the last a model that a package brings.
+LONG = ("02_word_limit", "03_highlight", "04_hallucination", "05_relevance", "06_smollm2")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class Response:
-    """What the server does with one request: a reply, or an error."""
+    """The server's answer to one request: a reply, or an error."""
 
     text: str | None = "Good.\nPASS"
     status: int = 200

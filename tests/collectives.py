@@ -1,4 +1,4 @@
-"""How many bytes the collectives of a compiled program bring together, loops counted in full."""
+"""Counts the bytes that the collectives of a program bring together, loops in full."""
 
 import math
 import re

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxdpo import evaluate, sample
+import jaxdpo.evaluate as evaluate
+import jaxdpo.sample as sample
 from jaxdpo.data.generations import read_generations
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import load_policy

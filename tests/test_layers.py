@@ -1,4 +1,4 @@
-"""What may import what, and what must not be imported."""
+"""Imports that are allowed, and those that must not happen."""
 
 import subprocess
 import sys

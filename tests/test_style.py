@@ -135,6 +135,18 @@ def test_every_file_keeps_to_the_style(check):
     assert not found, f"{len(found)} places:\n" + "\n".join(found)
 
 
+def test_docstrings_of_tests_begin_with_what_they_state():
+    """Names of tests are sentences; a docstring of one adds to it, and asks nothing."""
+    found = []
+    for path in sources(Path(__file__).parent):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in [tree, *definitions(path)]:
+            first = re.split(r"[\s,:;`(]", ast.get_docstring(node) or "", maxsplit=1)[0]
+            if first in QUESTION_WORDS:
+                found.append(f"{path}:{getattr(node, 'lineno', 1)} begins with {first!r}")
+    assert not found, "\n".join(found)
+
+
 def test_comments_say_why():
     comments, code = comment_lines(sources())
     assert comments >= 0.06 * code

@@ -91,7 +91,7 @@ def hidden_states(
 
 
 def compilations(program: Any) -> int:
-    """How many programs a jitted function was compiled to."""
+    """Counts the programs that a jitted function was compiled to."""
     return program._cache_size()
 
 

@@ -57,7 +57,7 @@ TRL_ARGUMENTS = {
 
 
 class Accelerator(SimpleNamespace):
-    """What TRL's trainers ask of accelerate, for one process."""
+    """The part of accelerate that TRL's trainers ask for, for one process."""
 
     device = torch.device("cpu")
 

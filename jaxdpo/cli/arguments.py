@@ -4,6 +4,7 @@
 as `--key` alone; `-o FILE` is `out=FILE`.
 """
 
+import json
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -39,7 +40,8 @@ def read_arguments(
 
     Args:
       words: The words after the command's name.
-      positionals: Keys of the words that may stand without one, in order.
+      positionals: Keys of the words that may stand without one, in order; the last may end in
+        "…", and takes all words that are left.
       flags: Keys that are true or false, and need no value.
       tail: The option that all words after belong to.
 
@@ -65,6 +67,12 @@ def read_arguments(
     if len(files) > 1:
         raise UserError(f"one configuration file at a time, not {' and '.join(files)}")
     places = [word for word in bare if word not in files]
+    if positionals and (last := positionals[-1]).endswith("…"):
+        positionals = [*positionals[:-1], last.removesuffix("…")]
+        several = places[len(positionals) - 1 :]
+        if len(several) > 1:
+            # A list in YAML's own form, whatever the names hold.
+            places[len(positionals) - 1 :] = [json.dumps(several, ensure_ascii=False)]
     if len(places) > len(positionals):
         extra = places[len(positionals)]
         raise UserError(f"{extra!r}: a word too many; a field is set as key=value or --key value")

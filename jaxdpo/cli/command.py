@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -36,7 +37,8 @@ class Command:
       summary: A line for the list of commands.
       synopsis: Words that may follow the name; a line for each form.
       about: A paragraph of help.
-      positionals: Keys of the words that may stand without one, in order.
+      positionals: Keys of the words that may stand without one, in order; "…" after the last one
+        lets it take several.
       tail: The option that all words after belong to.
     """
 
@@ -111,15 +113,21 @@ def show_version() -> None:
     raise SystemExit(0)
 
 
-def run_command(main: Callable[[list[str]], None]) -> int:
-    """Runs a command's `main` on the process's arguments and returns the exit status."""
+def run_command(main: Callable[[list[str]], str | None]) -> int:
+    """Runs a command's `main` on the process's arguments and returns the exit status.
+
+    Args:
+      main: Takes the arguments; returns the command that its user types next, if there is one.
+    """
+    begun = time.monotonic()
     # Without torch, which nothing here needs, transformers advises to install it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # Whatever the user can fix is a UserError; any other exception is a defect, and its traceback
     # is the report of it.
     try:
-        main(sys.argv[1:])
+        following = main(sys.argv[1:])
+        _say_ending(time.monotonic() - begun, following)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except UserError as error:
@@ -135,6 +143,15 @@ def run_command(main: Callable[[list[str]], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
+
+
+def _say_ending(seconds: float, following: str | None) -> None:
+    from jaxdpo.cli.control_characters import visible
+    from jaxdpo.cli.ending import ending
+
+    said = ending(seconds, following)
+    if said is not None:
+        print(visible(said))
 
 
 @contextlib.contextmanager

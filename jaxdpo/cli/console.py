@@ -1,35 +1,27 @@
-"""Shows messages, tables and progress: bars in a terminal or notebook, lines elsewhere."""
+"""Shows messages, tables, phases and progress: bars on a screen, lines in a log file."""
 
-from collections.abc import Callable, Iterator
+import datetime
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 
-from jaxdpo.cli.control_characters import visible
+from jaxdpo.cli.control_characters import plain
+from jaxdpo.cli.progress import BAR_AFTER, Counting, spoken
 
+_Result = TypeVar("_Result")
 _SHOWN = ("loss", "rewards/margins", "rewards/accuracies")
+# A run that says more than this before its first step says it about its data, line by line.
+_MOST_KEPT = 200
 
 
-def plain(text: str) -> str:
-    """Returns text that rich and a terminal show as it stands: neither markup nor a command.
-
-    >>> plain("[red] \\x1b[2J")
-    '\\\\[red] \\\\x1b[2J'
-    """
-    return escape(visible(text))
+# A function of one's own that is given each record of a run: `(step, split, metrics)`.
+OnMetrics = Callable[[int, str, Mapping[str, float]], None]
 
 
 class Reporter:
@@ -37,34 +29,85 @@ class Reporter:
 
     Args:
       quiet: Whether nothing is shown (in all processes of a run but the first).
+      on_metrics: Given each record of the run's metrics, or None.
+
+    Attributes:
+      begun: When it was made.
+      started: The same by the monotonic clock.
+      said: The lines that were said, the first few hundred.
+      phases: Name of a phase ↦ seconds that it took, all its times together.
     """
 
-    def __init__(self, quiet: bool = False):
+    def __init__(self, quiet: bool = False, on_metrics: OnMetrics | None = None):
+        self.on_metrics = on_metrics
         self.console = Console(quiet=quiet, soft_wrap=True, highlight=False)
+        self.begun = datetime.datetime.now().astimezone()
+        self.started = time.monotonic()
+        self.said: list[str] = []
+        self.phases: dict[str, float] = {}
         self._name = ""
 
     def named(self, name: str) -> "Reporter":
         """Returns a reporter of one of several runs, whose lines begin with its name."""
         reporter = Reporter()
         reporter.console, reporter._name = self.console, name
+        reporter.begun, reporter.started = self.begun, self.started
+        # What was said and done before holds for all of them.
+        reporter.said, reporter.phases = [*self.said], self.phases
         return reporter
 
     def say(self, text: str) -> None:
         """Shows a line of plain text."""
+        if len(self.said) < _MOST_KEPT:
+            self.said.append(text)
         # Rich reads [brackets] as markup; what users, files and models say is none.
         self.console.print(plain(f"{self._name}: {text}" if self._name else text))
 
+    def seconds(self) -> float:
+        """Returns the time since the command began."""
+        return time.monotonic() - self.started
+
+    @contextmanager
+    def phase(self, what: str) -> Iterator[None]:
+        """Takes the time of the block, and says what is going on if it takes over two seconds.
+
+        Args:
+          what: Name of the phase: "loading the model".
+        """
+        begun = time.monotonic()
+        # Said while it lasts, because a minute without a word looks like a program that hangs.
+        timer = threading.Timer(BAR_AFTER, lambda: self.console.print(plain(f"{what} …")))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            took = time.monotonic() - begun
+            self.phases[what] = self.phases.get(what, 0.0) + took
+        if took >= BAR_AFTER:
+            self.console.print(plain(f"{what}, {spoken(took)}"))
+
+    def timed(self, what: str, work: Callable[[], _Result]) -> _Result:
+        """Returns what a function returns, as a phase.
+
+        Args:
+          what: Name of the phase: "loading the model".
+          work: The function.
+        """
+        with self.phase(what):
+            return work()
+
     @contextmanager
     def progress(self, total: int, done: int) -> Iterator["StepProgress"]:
-        """Shows a bar over the optimizer steps."""
-        columns = (
-            MofNCompleteColumn(),
-            BarColumn(bar_width=10),
-            TextColumn("{task.fields[metrics]}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console, refresh_per_second=4) as bars:
-            yield StepProgress(bars, bars.add_task("", total=total, completed=done, metrics=""))
+        """Shows the progress of the optimizer steps.
+
+        Args:
+          total: Steps of the run.
+          done: Steps done before.
+        """
+        with Counting(self.console, "step", total, done, transient=False) as counting:
+            yield StepProgress(counting)
 
     @contextmanager
     def counting(
@@ -84,30 +127,27 @@ class Reporter:
 
     @contextmanager
     def bar(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-        """Shows a bar while the block runs; yields a function to call with the number done.
+        """Shows progress while the block runs; yields a function to call with the number done.
 
         Args:
-          what: Name of the bar.
+          what: Name of the work.
           total: Number that there are.
           done: Number done before.
         """
-        columns = (TextColumn(what), BarColumn(bar_width=10), MofNCompleteColumn())
-        with Progress(
-            *columns, TimeRemainingColumn(), console=self.console, transient=True
-        ) as bars:
-            task = bars.add_task("", total=total, completed=done)
-            yield lambda count: bars.advance(task, count)
+        with self.phase(what), Counting(self.console, what, total, done) as counting:
+            yield counting.advance
 
     @contextmanager
     def transfer(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Says what is done, with a bar over bytes; yields a function to call with those done."""
+        """Says what is done, and shows its bytes; yields a function to call with those done.
+
+        Args:
+          what: Name of the work.
+          total: Bytes that there are.
+        """
         self.say(what)
-        columns = (BarColumn(bar_width=10), DownloadColumn(), TransferSpeedColumn())
-        with Progress(
-            *columns, TimeRemainingColumn(), console=self.console, transient=True
-        ) as bars:
-            task = bars.add_task("", total=total)
-            yield lambda done: bars.advance(task, done)
+        with Counting(self.console, what, total, in_bytes=True) as counting:
+            yield counting.advance
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Shows the TEST metrics after `step` steps."""
@@ -132,16 +172,20 @@ class Reporter:
 
 
 class StepProgress:
-    """The bar of a run under way."""
+    """The progress of a run under way.
 
-    def __init__(self, bars: Progress, task: Any):
-        self._bars, self._task = bars, task
+    Args:
+      counting: Where it is shown.
+    """
+
+    def __init__(self, counting: Counting):
+        self._counting = counting
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Shows a step's metrics."""
         speed = metrics.get("pairs_per_second")
         shown = _line(metrics) + (f"  {speed:.3g} pairs/s" if speed else "")
-        self._bars.update(self._task, completed=step, metrics=shown)
+        self._counting.reach(step, shown)
 
 
 def _line(metrics: dict[str, float]) -> str:

@@ -1,4 +1,6 @@
-"""Makes control characters visible, wherever text of data, models and judges is shown."""
+"""Makes text of data, models and judges plain text, wherever it is shown."""
+
+from rich.markup import escape
 
 # C0 and C1 control characters and DEL, but for the tab and the end of a line. ESC begins the
 # commands of a terminal, which could clear the screen or rename the window.
@@ -14,3 +16,12 @@ def visible(text: str) -> str:
     'a\\\\x1b[2J'
     """
     return text.translate(_CONTROLS)
+
+
+def plain(text: str) -> str:
+    """Returns text that rich and a terminal show as it stands: neither markup nor a command.
+
+    >>> plain("[red] \\x1b[2J")
+    '\\\\[red] \\\\x1b[2J'
+    """
+    return escape(visible(text))

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from jaxdpo.storage.buckets import usable
 from jaxdpo.storage.files import cache_folder, shipped
 
 Format = Literal[
@@ -58,6 +59,8 @@ Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 def _shipped(path: str | dict[str, float]) -> str | dict[str, float]:
     # `@quickstart/…` names a file that the package brings along.
+    for name in [path] if isinstance(path, str) else path:
+        usable(name)
     if isinstance(path, str):
         return shipped(path)
     if not path:
@@ -71,8 +74,9 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Annotated[str | dict[str, Weight], AfterValidator(_shipped)] = Field(
-        description="file, folder, glob or org/name:config:split of the Hub; or several, each with "
-        "its weight: how often an epoch has its TRAIN pairs"
+        description="file, folder or glob, here or in a bucket, or org/name:config:split of the "
+        "Hub; or several, each with its weight: how often an epoch has its TRAIN pairs",
+        json_schema_extra={"bucket": True},
     )
     format: Format | None = Field(
         default=None,

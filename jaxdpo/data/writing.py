@@ -27,10 +27,11 @@ def write_pairs(pairs: Iterable[PreferencePair], path: Path, single: bool | None
         single = all(len(pair.chosen) == len(pair.rejected) == 1 for pair in pairs)
     with replacing(path) as file:
         for pair in pairs:
-            file.write(json.dumps(_record(pair, single), ensure_ascii=False) + "\n")
+            file.write(json.dumps(pair_record(pair, single), ensure_ascii=False) + "\n")
 
 
-def _record(pair: PreferencePair, single: bool) -> dict[str, Any]:
+def pair_record(pair: PreferencePair, single: bool) -> dict[str, Any]:
+    """Returns a pair as a line of such a file; `single` if every answer of it is one message."""
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     record: dict[str, Any]
     if pair.token_ids is not None:

@@ -31,6 +31,20 @@ def local_machine() -> Machine:
     return Machine(jax.default_backend(), physical / jax.local_device_count())
 
 
+def free_memory() -> float:
+    """Returns the bytes that a program may still take of the fullest local device."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(stat is not None and "bytes_limit" in stat for stat in stats):
+        return min(stat["bytes_limit"] - stat["bytes_in_use"] for stat in stats if stat)
+    if not sys.platform.startswith("linux"):
+        return local_machine().memory
+    # The kernel's own estimate, which counts what it would drop of its caches.
+    with open("/proc/meminfo", encoding="ascii") as file:
+        sizes = dict(line.split(":") for line in file)
+    kilobytes = int(sizes["MemAvailable"].split()[0])
+    return kilobytes * 1024 / jax.local_device_count()
+
+
 def peak_memory() -> float:
     """Returns the most bytes used yet: of the fullest local device, or of this process on CPU."""
     stats = [device.memory_stats() for device in jax.local_devices()]

@@ -10,7 +10,6 @@ alike, because all of them are nested dicts whose paths end in the same names. A
 """
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,7 +40,8 @@ SPECS: tuple[tuple[str, P], ...] = (
     (rf"experts/down/{KERNEL}", P("expert", "tensor", "fsdp")),
     (rf"(q|k|v|gate|up)/{KERNEL}", P("fsdp", "tensor")),
     (rf"(o|down)/{KERNEL}", P("tensor", "fsdp")),
-    (r"(q|k|v|gate|up)/bias$", P("tensor")),
+    # DoRA's lengths (m), one an output, are cut as biases are.
+    (r"(q|k|v|gate|up)/(bias|m)$", P("tensor")),
     (r"(q|k|v|gate|up)/a$", P("fsdp", None)),
     (r"(q|k|v|gate|up)/b$", P(None, "tensor")),
     (r"(o|down)/a$", P("tensor", None)),
@@ -61,28 +61,6 @@ class MeshConfig(BaseModel):
     )
     tensor: int = Field(default=1, description="pieces each layer's matrices are cut into")
     expert: int = Field(default=1, description="groups of devices that share out the experts")
-
-
-def join_processes() -> None:
-    """Joins the other processes of this run, if it was started with any.
-
-    A run has several under Slurm, Open MPI and on TPU pods, where JAX finds the rest by itself, and
-    wherever JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are set. Must come before
-    anything else uses jax.
-    """
-    environment = os.environ
-    if "JAX_COORDINATOR_ADDRESS" in environment:
-        jax.distributed.initialize(
-            environment["JAX_COORDINATOR_ADDRESS"],
-            int(environment["JAX_NUM_PROCESSES"]),
-            int(environment["JAX_PROCESS_ID"]),
-        )
-    elif (
-        int(environment.get("SLURM_NTASKS", 1)) > 1
-        or int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
-        or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
-    ):
-        jax.distributed.initialize()
 
 
 def agreed(flag: bool) -> bool:

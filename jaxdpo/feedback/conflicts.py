@@ -11,7 +11,7 @@ from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.reading.splits import pair_digest
 from jaxdpo.evaluation.agreement import UNDEFINED, Estimate, cohen_kappa, share
 from jaxdpo.feedback.judged import Judged
-from jaxdpo.inspection.texts import answers
+from jaxdpo.inspection.texts import answers, said
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ def annotator_of(pair: PreferencePair) -> Any:
 
 def comparisons(pairs: Iterable[PreferencePair]) -> list[tuple[list[int], list[int]]]:
     """Groups pairs by the two answers that they compare, whichever is preferred.
+
+    An answer that was labelled by itself is compared with an empty one, preferred to it if it was
+    found good.
 
     Returns:
       For each two answers to one prompt, in the order in which they first appear, the indices of
@@ -76,14 +79,14 @@ def by_majority(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], 
 
 def _votes(pairs: Sequence[PreferencePair], sides: tuple[list[int], list[int]]) -> list[int]:
     """Returns 1 for each annotator on the first side, -1 for each on the second."""
-    said: Counter[Any] = Counter()
+    votes: Counter[Any] = Counter()
     for side, vote in zip(sides, (1, -1), strict=True):
         for index in side:
             # Whoever has no name is told from all others by the place of the pair.
             who = annotator_of(pairs[index])
-            said[("unnamed", index) if who is None else ("named", show(who))] += vote
+            votes[("unnamed", index) if who is None else ("named", show(who))] += vote
     # Whoever clicked one side ten times has one vote still; who is on both sides has none.
-    return [1 if vote > 0 else -1 for vote in said.values() if vote]
+    return [1 if vote > 0 else -1 for vote in votes.values() if vote]
 
 
 def preference_agreement(pairs: Sequence[PreferencePair]) -> Agreement:
@@ -103,17 +106,36 @@ def preference_agreement(pairs: Sequence[PreferencePair]) -> Agreement:
 
 def judgement_agreement(judged: Iterable[Judged]) -> list[Agreement]:
     """Measures how far each two annotators agree on which answers pass a criterion."""
-    labels: defaultdict[str, dict[tuple[str, str], bool]] = defaultdict(dict)
+    labels: _Labels = defaultdict(dict)
     for one in judged:
         who, passed = one.about.get("annotator"), one.judgement.passed
         if who is not None and passed is not None:
             labels[show(who)][one.key(), one.criterion] = passed
+    return _between(labels, "")
+
+
+def label_agreement(labelled: Iterable[PreferencePair]) -> list[Agreement]:
+    """Measures how far each two annotators agree on which answers are good."""
+    labels: _Labels = defaultdict(dict)
+    for pair in labelled:
+        who = annotator_of(pair)
+        if who is not None and pair.label is not None:
+            labels[show(who)][pair_digest(pair), said(pair.chosen)] = pair.label
+    return _between(labels, "thumbs of ")
+
+
+# Annotator ↦ what was judged ↦ the judgement.
+_Labels = defaultdict[str, dict[tuple[Any, str], bool]]
+
+
+def _between(labels: _Labels, what: str) -> list[Agreement]:
     found = []
     for (one, first), (two, second) in itertools.combinations(sorted(labels.items()), 2):
         # κ is of two raters over the items that both have rated.
         shared = [key for key in first if key in second]
         if shared:
-            said = [first[key] for key in shared], [second[key] for key in shared]
-            agreed = share(sum(a == b for a, b in zip(*said, strict=True)), len(shared))
-            found.append(Agreement(f"{one} and {two}", len(shared), agreed, cohen_kappa(*said)))
+            both = [first[key] for key in shared], [second[key] for key in shared]
+            agreed = share(sum(a == b for a, b in zip(*both, strict=True)), len(shared))
+            name = f"{what}{one} and {two}"
+            found.append(Agreement(name, len(shared), agreed, cohen_kappa(*both)))
     return found

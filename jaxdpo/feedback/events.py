@@ -1,50 +1,67 @@
-"""Turns a chat application's event log into records of the four sources that come from people.
+"""A chat application's event log, read line by line and put together to turns.
 
-One append-only JSON Lines file; a line is an event, with the conversation it belongs to and
-the time (ISO 8601 with its offset):
+One append-only JSON Lines file; a line is an event, with the conversation it belongs to and the
+time (ISO 8601 with its offset, or seconds since 1970):
 
     {"event": "prompt",      "conversation": "c1", "time": "2026-05-04T09:00Z", "messages": [...]}
     {"event": "generated",   "conversation": "c1", "time": ..., "output": "o1", "content": "At 8."}
     {"event": "regenerated", "conversation": "c1", "time": ..., "output": "o2", "content": "At 9."}
     {"event": "selected",    "conversation": "c1", "time": ..., "output": "o2"}
+    {"event": "tie",         "conversation": "c1", "time": ..., "outputs": ["o1", "o3"]}
+    {"event": "all_bad",     "conversation": "c1", "time": ..., "outputs": ["o1", "o3"]}
+    {"event": "thumbs",      "conversation": "c1", "time": ..., "output": "o2", "label": true}
+    {"event": "judged",      "conversation": "c1", "time": ..., "output": "o2",
+     "criterion": "polite", "passed": true, "explanation": "It greets."}
     {"event": "edited",      "conversation": "c1", "time": ..., "output": "o2", "content": "9 am."}
     {"event": "accepted",    "conversation": "c1", "time": ..., "output": "o2"}
+    {"event": "note",        "conversation": "c1", "time": ..., "text": "Ask the museum."}
+    {"event": "skipped",     "conversation": "c1", "time": ...}
+    {"event": "undo",        "conversation": "c1", "time": ..., "undoes": "e7"}
     {"event": "abandoned",   "conversation": "c1", "time": ...}
 
-A `prompt` begins a turn and may have `tools`, `split` and `metadata`. Every output that is shown is
-`generated`, with a name of its own; `regenerated` is the first of a further attempt, so two answers
-side by side are two times `generated`. `edited` may have `"by": "expert"`. Any event may have an
-`annotator`, and an output its `model`.
+A `prompt` begins a turn, with `messages` or the text in `prompt`, and may have `tools`, `split` and
+`metadata`. Every output that is shown is `generated`, with a name of its own; `regenerated` is the
+first of a further attempt, so two answers side by side are two times `generated`. An output may
+have its `model`, and its `place` on the page, from 0. `edited` may have `"by": "expert"`, and a
+`note` the `output` that it is about. Any event may have an `annotator`, and an `id` of its own:
+events of one id count once, and an `undo` may name the id that it takes back. Without `undoes` it
+takes back its annotator's last act. Keys that are not known are kept with the pair.
 
-What a turn says: an output that was selected is preferred to those of its attempt; one that was
-accepted, to earlier and later attempts; the last edit of the accepted output, and an expert's edit
-of any, to the output itself. A turn that was abandoned or does not end says nothing but what an
-expert made of it, and one that contradicts itself nothing at all.
+`jaxdpo.feedback.turns` says what a turn means.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from jaxdpo.data.bad_pair import BadPair, show
 from jaxdpo.data.reading.said import need
 from jaxdpo.errors import nearest
-from jaxdpo.feedback.preferences import NoPair
-from jaxdpo.feedback.sources import SourceName
+from jaxdpo.feedback.preferences import asked_in, moment_of, unknown_keys
 
-_EVENT = ("event", "conversation", "time", "annotator")
-_KEYS = {
-    "prompt": ("messages", "tools", "functions", "split", "metadata", "chat_template_kwargs"),
-    "generated": ("output", "content", "model"),
-    "regenerated": ("output", "content", "model"),
+_EVENT = ("event", "conversation", "time", "annotator", "id")
+PROMPT_KEYS = ("messages", "prompt", "tools", "functions", "split", "metadata",
+               "chat_template_kwargs")  # fmt: skip
+KEYS: dict[str, tuple[str, ...]] = {
+    "prompt": PROMPT_KEYS,
+    "generated": ("output", "content", "model", "place"),
+    "regenerated": ("output", "content", "model", "place"),
     "selected": ("output",),
+    "tie": ("outputs",),
+    "all_bad": ("outputs",),
+    "thumbs": ("output", "label"),
+    "judged": ("output", "criterion", "passed", "explanation"),
     "edited": ("output", "content", "by"),
     "accepted": ("output",),
+    "note": ("text", "output"),
+    "skipped": (),
+    "undo": ("undoes",),
     "abandoned": (),
 }
-_OPTIONAL = ("tools", "functions", "split", "metadata", "chat_template_kwargs", "model", "by")
+# `label` and `passed` may be null: such an act takes an earlier one back.
+_OPTIONAL = (*PROMPT_KEYS, "model", "place", "by", "label", "passed", "explanation", "undoes")
+_NAMES = ("conversation", "output", "id", "undoes", "criterion", "explanation", "text")
 
 
 class Event(NamedTuple):
@@ -54,13 +71,10 @@ class Event(NamedTuple):
     time: datetime
     where: str
 
-
-class Derived(NamedTuple):
-    """A record of one of the sources, and where the turn begins that it comes from."""
-
-    source: SourceName
-    record: dict[str, Any]
-    where: str
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The keys that an event of this kind may have."""
+        return (*_EVENT, *KEYS[self.value["event"]])
 
 
 def parse_event(value: dict[str, Any], where: str) -> Event:
@@ -70,34 +84,38 @@ def parse_event(value: dict[str, Any], where: str) -> Event:
       BadPair: If it is not as documented.
     """
     event = need(value, "event", "conversation", "time")[0]
-    if event not in _KEYS:
-        hint = nearest(event, _KEYS) if isinstance(event, str) else ""
-        raise BadPair("event", f"event is {show(event)}; write one of {', '.join(_KEYS)}{hint}")
-    known = (*_EVENT, *_KEYS[event])
-    for key in value:
-        if key not in known:
-            raise BadPair(
-                "unknown-key", f"{event!r} has the unknown key {show(key)}{nearest(key, known)}"
-            )
-    need(value, *(key for key in _KEYS[event] if key not in _OPTIONAL))
-    for key in ("conversation", "output"):
-        if not isinstance(value.get(key, ""), str):
+    if not isinstance(event, str) or event not in KEYS:
+        hint = nearest(event, KEYS) if isinstance(event, str) else ""
+        raise BadPair("event", f"event is {show(event)}; write one of {', '.join(KEYS)}{hint}")
+    # An application's own fields are welcome; what is almost a known one is a mistake.
+    unknown_keys(value, (*_EVENT, *KEYS[event]))
+    # A note may be about one answer or about the turn; every other act needs to say which.
+    optional = (*_OPTIONAL, "output") if event == "note" else _OPTIONAL
+    need(value, *(key for key in KEYS[event] if key not in optional))
+    for key in _NAMES:
+        if not isinstance(value.get(key) or "", str):
             raise BadPair("name-type", f"{key} is {show(value[key])}; write a string")
     if value.get("by", "user") not in ("user", "expert"):
         raise BadPair("by", f"by is {show(value['by'])}; write 'user' or 'expert'")
-    return Event(value, _parse_time(value["time"]), where)
-
-
-def _parse_time(text: Any) -> datetime:
-    try:
-        time = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        time = None
-    if time is None or time.tzinfo is None:
+    for key in ("label", "passed"):
+        if not isinstance(value.get(key), bool | None):
+            raise BadPair(key, f"{key} is {show(value[key])}; write true or false")
+    place = value.get("place")
+    if place is not None and (type(place) is not int or place < 0):
+        raise BadPair("place", f"place is {show(place)}; write a number from 0")
+    outputs = value.get("outputs", [""])
+    if not isinstance(outputs, list) or not outputs or not all(isinstance(o, str) for o in outputs):
+        raise BadPair("outputs-type", f"outputs is {show(outputs)}; write a list of names")
+    if event == "prompt":
+        asked_in(value)
+    time = moment_of(value["time"])
+    if time is None:
         raise BadPair(
-            "time", f"time is {show(text)}; write it as 2026-05-04T09:00:00Z, with its offset"
+            "time",
+            f"time is {show(value['time'])}; write it as 2026-05-04T09:00:00Z, with its offset, or "
+            "as seconds since 1970",
         )
-    return time
+    return Event(value, time, where)
 
 
 def turns_of(events: Iterable[Event]) -> Iterator[list[Event]]:
@@ -109,148 +127,20 @@ def turns_of(events: Iterable[Event]) -> Iterator[list[Event]]:
     conversations: defaultdict[str, list[Event]] = defaultdict(list)
     for event in events:
         conversations[event.value["conversation"]].append(event)
+    # Logs of several servers are often put together, so the file's order says little.
     for conversation in conversations.values():
         turn: list[Event] = []
         # Applications send an event again when they are not sure that it arrived.
         seen: list[dict[str, Any]] = []
         for event in sorted(conversation, key=lambda event: event.time):
-            if event.value["event"] == "prompt" and event.value not in seen:
+            # What has an id of its own is known by it, though its second sending has another time.
+            same = {k: v for k, v in event.value.items() if k != "time" or "id" not in event.value}
+            if same in seen:
+                continue
+            if event.value["event"] == "prompt":
                 if turn:
                     yield turn
                 turn, seen = [], []
-            if event.value not in seen:
-                turn.append(event)
-                seen.append(event.value)
+            turn.append(event)
+            seen.append(same)
         yield turn
-
-
-def records_of(turn: Sequence[Event]) -> list[Derived]:
-    """Returns the feedback of one turn, as records of the sources.
-
-    Raises:
-      NoPair: If it was abandoned, does not end, or contradicts itself; the code says which.
-    """
-    first = turn[0]
-    if first.value["event"] != "prompt":
-        raise NoPair("contradictory: no prompt")
-    state = _Turn()
-    for event in turn[1:]:
-        _follow(state, event.value)
-    state.check()
-    known = {key: first.value[key] for key in _KEYS["prompt"] if key in first.value}
-    known |= {"conversation": first.value["conversation"], "time": turn[-1].value["time"]}
-    # The last person who did something: later acts are the ones that decide.
-    annotators = [e.value["annotator"] for e in turn if e.value.get("annotator") is not None]
-    known |= {"annotator": annotators[-1]} if annotators else {}
-    found = _of_experts(state) + ([] if state.abandoned else _of_user(state))
-    if not found:
-        ended = "accepted-first" if state.accepted else "unfinished"
-        raise NoPair("abandoned" if state.abandoned else ended)
-    return [Derived(source, {**known, **record}, first.where) for source, record in found]
-
-
-@dataclass
-class _Turn:
-    """The state of a turn after the events so far.
-
-    Attributes:
-      outputs: The answers by name.
-      attempts: Their names, side by side in each attempt.
-      selected: Which one was selected, by the number of its attempt.
-      edits: The user's last edit of each.
-      expert: The last edit of each by each expert.
-      accepted: Which one was accepted.
-      abandoned: Whether the user left.
-    """
-
-    outputs: dict[str, Any] = field(default_factory=dict)
-    attempts: list[list[str]] = field(default_factory=list)
-    selected: dict[int, str] = field(default_factory=dict)
-    edits: dict[str, Any] = field(default_factory=dict)
-    expert: dict[tuple[str, Any], Any] = field(default_factory=dict)
-    accepted: str | None = None
-    abandoned: bool = False
-
-    def attempt_of(self, output: str) -> int:
-        """Returns the number of the attempt that an output belongs to."""
-        return next(i for i, attempt in enumerate(self.attempts) if output in attempt)
-
-    def check(self) -> None:
-        """Refuses a turn whose end contradicts what came before it."""
-        if self.accepted is None:
-            return
-        # To accept is to select, where nothing was selected in that attempt.
-        attempt = self.attempt_of(self.accepted)
-        if self.selected.setdefault(attempt, self.accepted) != self.accepted:
-            raise NoPair("contradictory: another was accepted than selected")
-        if set(self.edits) - {self.accepted}:
-            raise NoPair("contradictory: another was accepted than edited")
-
-
-def _follow(turn: _Turn, event: dict[str, Any]) -> None:
-    """Takes account of one event."""
-    name, output = event["event"], event.get("output")
-    by_expert = event.get("by") == "expert"
-    # Experts review conversations after they ended; to accept twice is a repeated click.
-    ended = turn.accepted is not None or turn.abandoned
-    if ended and not by_expert and (name, output) != ("accepted", turn.accepted):
-        raise NoPair("contradictory: goes on after its end")
-    if name == "abandoned":
-        turn.abandoned = True
-    elif name in ("generated", "regenerated"):
-        _show(turn, event["output"], event["content"], again=name == "regenerated")
-    elif output not in turn.outputs:
-        raise NoPair("contradictory: unknown output")
-    elif name == "accepted":
-        turn.accepted = output
-    elif name == "selected":
-        if turn.selected.setdefault(turn.attempt_of(output), output) != output:
-            raise NoPair("contradictory: two were selected")
-    elif by_expert:
-        turn.expert[output, event.get("annotator")] = event["content"]
-    else:
-        turn.edits[output] = event["content"]
-
-
-def _show(turn: _Turn, output: str, content: Any, again: bool) -> None:
-    if output in turn.outputs:
-        raise NoPair("contradictory: an output was generated twice")
-    if again and not turn.attempts:
-        raise NoPair("contradictory: regenerated before anything was generated")
-    if again or not turn.attempts:
-        turn.attempts.append([])
-    turn.attempts[-1].append(output)
-    turn.outputs[output] = content
-
-
-_Found = list[tuple[SourceName, dict[str, Any]]]
-
-
-def _of_experts(turn: _Turn) -> _Found:
-    return [
-        ("expert_edits", {"output": turn.outputs[output], "edited": edited, "annotator": who})
-        for (output, who), edited in turn.expert.items()
-    ]
-
-
-def _of_user(turn: _Turn) -> _Found:
-    found: _Found = []
-    for number, attempt in enumerate(turn.attempts):
-        # One answer alone was not preferred to anything.
-        if number in turn.selected and len(attempt) > 1:
-            outputs = [turn.outputs[output] for output in attempt]
-            selected = attempt.index(turn.selected[number])
-            found.append(("user_choice", {"outputs": outputs, "selected": selected}))
-    if turn.accepted is None:
-        return found
-    # Answers beside the accepted one were not tried again: `user_choice` has them.
-    beside = set(turn.attempts[turn.attempt_of(turn.accepted)]) - {turn.accepted}
-    tried = [output for output in turn.outputs if output not in beside]
-    if len(tried) > 1:
-        attempts = [turn.outputs[output] for output in tried]
-        accepted = tried.index(turn.accepted)
-        found.append(("regenerations", {"attempts": attempts, "accepted": accepted}))
-    if turn.accepted in turn.edits:
-        draft, saved = turn.outputs[turn.accepted], turn.edits[turn.accepted]
-        found.append(("user_edits", {"draft": draft, "saved": saved}))
-    return found

@@ -21,12 +21,14 @@ from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.data.pairs import SAMPLED
 from jaxdpo.data.reading.said import need
 from jaxdpo.evaluation.judgement import Judgement
-from jaxdpo.feedback.preferences import COMMON, check_keys
+from jaxdpo.feedback.preferences import COMMON, asked_in, unknown_keys
 
 _SAID = ("passed", "score", "explanation")
-_ABOUT = ("model", "sample", "finished", "annotator", "time")
+# Two people judge one answer in conversations of their own, so that is nothing of the prompt's.
+_ABOUT = ("model", "sample", "finished", "annotator", "time", "conversation", "notes", "also")
 # Fields of a generation beside its text: the ids and calls of the answer, and the data's own.
 _BESIDE = (SAMPLED, "tool_calls", "reference")
+_OWN = ("id", "completion", "sample", "finished", "criterion", *_SAID, *_BESIDE)
 _PROMPT = tuple(key for key in COMMON if key not in _ABOUT)
 
 
@@ -62,8 +64,8 @@ def parse_judged(record: dict[str, Any], where: str) -> Judged:
     Raises:
       BadPair: If it is not as documented.
     """
-    check_keys(record, "id", "completion", "sample", "finished", "criterion", *_SAID, *_BESIDE)
-    _, completion = need(record, "messages", "completion")
+    own = unknown_keys(record, _OWN)
+    messages, completion = asked_in(record), need(record, "completion")[0]
     calls = record.get("tool_calls")
     if isinstance(completion, str) and calls:
         # An answer by calls is a message: its text may be empty.
@@ -79,8 +81,10 @@ def parse_judged(record: dict[str, Any], where: str) -> Judged:
     except ValidationError as error:
         problem = error.errors()[0]
         raise BadPair("judgement", f"{problem['loc'][0]}: {problem['msg']}") from None
-    about = {key: record[key] for key in _ABOUT if record.get(key) is not None}
+    about = {key: record[key] for key in (*own, *_ABOUT) if record.get(key) is not None}
     prompt = {key: record[key] for key in _PROMPT if record.get(key) is not None}
+    prompt.pop("prompt", None)
+    prompt["messages"] = messages
     sampled = record.get(SAMPLED) if isinstance(completion, str) else None
     return Judged(where, prompt, completion, criterion, judgement, about, sampled)
 

@@ -1,4 +1,4 @@
-"""Five sources of feedback: functions from a record to the preferences that it holds.
+"""Six sources of feedback: functions from a record to the preferences that it holds.
 
 Each is a pure function of a record and of the settings. It raises `NoPair` where the record says
 nothing about what is better, and `BadPair` where it is not as documented.
@@ -22,7 +22,9 @@ from jaxdpo.feedback.preferences import (
 from jaxdpo.inspection.survey import almost_equal
 from jaxdpo.inspection.texts import said
 
-SourceName = Literal["expert_edits", "criteria", "user_choice", "regenerations", "user_edits"]
+SourceName = Literal[
+    "expert_edits", "criteria", "user_choice", "regenerations", "user_edits", "thumbs"
+]
 
 
 def expert_edits(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]:
@@ -32,7 +34,7 @@ def expert_edits(record: dict[str, Any], config: FeedbackConfig) -> list[Prefere
 
     An expert means every edit but one of white space.
     """
-    check_keys(record, "output", "edited")
+    check_keys(record, "expert_edits")
     output, edited = answer(record, "output"), answer(record, "edited")
     _check_edit(output, edited)
     return [Preference(edited, output)]
@@ -45,7 +47,7 @@ def user_edits(record: dict[str, Any], config: FeedbackConfig) -> list[Preferenc
 
     An edit of white space, capitals and punctuation is trivial, and of one word in twenty or more.
     """
-    check_keys(record, "draft", "saved")
+    check_keys(record, "user_edits")
     draft, saved = answer(record, "draft"), answer(record, "saved")
     _check_edit(draft, saved)
     # Users fix a comma in passing. Training on it would teach commas, with the weight of an answer.
@@ -60,9 +62,10 @@ def user_choice(record: dict[str, Any], config: FeedbackConfig) -> list[Preferen
         {"messages": [...], "outputs": ["9", "At 9.", "Nine."], "selected": 1, "shown": [0, 1]}
 
     `selected` and `shown` count from 0. What was not shown was not turned down; without
-    `shown`, all were.
+    `shown`, all were. `models` names the model of each output, and `places` where it stood on the
+    page, from 0.
     """
-    check_keys(record, "outputs", "selected", "shown")
+    check_keys(record, "user_choice")
     outputs = answers(record, "outputs")
     if record.get("selected") is None:
         raise NoPair("none-selected")
@@ -74,8 +77,8 @@ def user_choice(record: dict[str, Any], config: FeedbackConfig) -> list[Preferen
         )
     # An answer that nobody saw lost to nothing.
     seen = shown if config.choice == "shown" else range(len(outputs))
-    rest = [outputs[i] for i in seen if i != selected]
-    return _against(outputs[selected], rest)
+    rest = [i for i in seen if i != selected]
+    return _against(record, outputs, selected, rest)
 
 
 def regenerations(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]:
@@ -86,16 +89,16 @@ def regenerations(record: dict[str, Any], config: FeedbackConfig) -> list[Prefer
     `accepted` counts from 0; null where none was. A user may go back: attempts after the accepted
     one were turned down like those before it.
     """
-    check_keys(record, "attempts", "accepted")
+    check_keys(record, "regenerations")
     attempts = answers(record, "attempts")
     if record.get("accepted") is None:
         raise NoPair("none-accepted")
     accepted = index_in(record, "accepted", attempts, "attempts")
     if len(attempts) == 1:
         raise NoPair("accepted-first")
-    rest = [attempt for i, attempt in enumerate(attempts) if i != accepted]
+    rest = [i for i in range(len(attempts)) if i != accepted]
     # By default one pair a record: a user who tries ten times would count ten times as much.
-    preferences = _against(attempts[accepted], rest)
+    preferences = _against(record, attempts, accepted, rest)
     return preferences[:1] if config.regenerations == "first" else preferences
 
 
@@ -107,7 +110,7 @@ def criteria(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]
     With `margin`, all answers whose values differ by that much make a pair. Of equals the first is
     taken.
     """
-    check_keys(record, "answers")
+    check_keys(record, "criteria")
     valued = record["answers"]
     if len(valued) < 2:
         raise NoPair("one-answer")
@@ -133,12 +136,30 @@ def criteria(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]
     ]
 
 
+def thumbs(record: dict[str, Any], config: FeedbackConfig) -> list[Preference]:
+    """Labels the answer `output` as good or bad, by itself: no pair, but what KTO trains on.
+
+        {"messages": [...], "output": "At 9.", "label": true}
+
+    A label of null was taken back.
+    """
+    check_keys(record, "thumbs")
+    output, label = answer(record, "output"), record.get("label")
+    if label is None:
+        raise NoPair("no-label")
+    # 1 and 0 may be ratings of another scale.
+    if not isinstance(label, bool):
+        raise BadPair("label-type", f"label is {show(label)}; write true or false")
+    return [Preference(output, (), label=label)]
+
+
 SOURCES: dict[SourceName, Callable[[dict[str, Any], FeedbackConfig], list[Preference]]] = {
     "expert_edits": expert_edits,
     "criteria": criteria,
     "user_choice": user_choice,
     "regenerations": regenerations,
     "user_edits": user_edits,
+    "thumbs": thumbs,
 }
 
 
@@ -157,17 +178,38 @@ def _check_edit(before: Sequence[Said], after: Sequence[Said]) -> None:
         raise NoPair("white-space-only")
 
 
-def _against(chosen: list[Said], rest: Sequence[list[Said]]) -> list[Preference]:
-    """Prefers the chosen answer to each that says something else, each text once."""
+def _against(
+    record: dict[str, Any], outputs: Sequence[list[Said]], chosen: int, rest: Sequence[int]
+) -> list[Preference]:
+    """Prefers the chosen answer to each other that says something else, each text once."""
     if not rest:
         raise NoPair("one-answer")
-    other: dict[str, list[Said]] = {}
+    other: dict[str, int] = {}
+    # A model that says the same thing twice was not turned down.
     for each in rest:
-        if _text(each) != _text(chosen):
-            other.setdefault(_text(each), each)
+        if _text(outputs[each]) != _text(outputs[chosen]):
+            other.setdefault(_text(outputs[each]), each)
     if not other:
         raise NoPair("all-equal")
-    return [Preference(chosen, each) for each in other.values()]
+    return [
+        Preference(outputs[chosen], outputs[each], why=_compared(record, outputs, (chosen, each)))
+        for each in other.values()
+    ]
+
+
+def _compared(
+    record: dict[str, Any], outputs: Sequence[Any], both: tuple[int, int]
+) -> dict[str, Any]:
+    """Returns models and places of the two answers, chosen first, where the record has them."""
+    found = {}
+    for key in ("models", "places"):
+        given = record.get(key)
+        if given is None:
+            continue
+        if not isinstance(given, list) or len(given) != len(outputs):
+            raise BadPair(key, f"{key} is {show(given)}; write one for each of the answers")
+        found[key] = [given[i] for i in both]
+    return found
 
 
 def _shown(record: dict[str, Any], outputs: Sequence[Any]) -> Sequence[int]:

@@ -57,7 +57,8 @@ def ask_server(
     if not name:
         raise UserError(f"{model}: names a server, but no model of it; write {url}#name")
     # Servers of one's own need no key; OpenAI's is taken from the environment where it is set.
-    client = ChatClient(model, url, timeout=server.timeout, retries=server.retries)
+    # The address was typed where the model is, and not found in a file of criteria.
+    client = ChatClient(model, url, timeout=server.timeout, retries=server.retries, trusted=True)
 
     def ask(number: int) -> Answer:
         prompt, sample = wanted[number]

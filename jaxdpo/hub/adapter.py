@@ -5,9 +5,10 @@ Whatever PEFT can say module by module becomes one of three things:
 - a pair `a`, `b` of a layer's linear map. All pairs have one rank and one scale: those of lower
   rank are filled up with zeros, which get no gradient and stay zero, and a scale of their own goes
   into `b`. Layers without an adapter have zeros.
-- a replaced tensor of the base: modules_to_save, trained biases, resized embeddings, and adapters
-  of embedding or head, which are added into them.
-- a magnitude of DoRA, with which its module is formed whole when it is read.
+- a replaced tensor of the base: modules_to_save, trained biases, resized embeddings, trained rows
+  of single tokens, and adapters of embedding or head, which are added into them.
+- the magnitudes `m` of DoRA beside a pair. Layers without an adapter have the lengths of their own
+  weights.
 
 Where a family keeps several linear maps in one tensor (Phi-3's qkv_proj, GPT-2's c_attn), PEFT has
 one adapter for all of them, whose `lora_A` they share.
@@ -31,18 +32,25 @@ from jaxdpo.hub.adapter_pairs import (
     Pair,
     Pairs,
     block_diagonal,
+    magnitude_reader,
     reader,
     without_start,
 )
-from jaxdpo.hub.arrays import LowRankSum, Readable, Transposed
+from jaxdpo.hub.adapter_replaced import (
+    ADAPTER_WEIGHTS,
+    TOKENS,
+    adapted_module,
+    base_weight,
+    check_replaced,
+    some_names,
+)
+from jaxdpo.hub.arrays import Readable, Transposed
 from jaxdpo.hub.families import Row, family_of
 from jaxdpo.hub.read import FLOATS, HEAD, embedding_name, on_devices, open_tensors, plain_name
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import abstract_params
+from jaxdpo.model.decoder import Params, abstract_params
 from jaxdpo.model.lora import LoraConfig, LoraParams
 from jaxdpo.storage.lazy_array import Stored
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # The parts of a module's adapter in the names of its tensors. `.default`, PEFT's name of an adapter
 # among several, stands in files that were not written by save_pretrained.
@@ -50,6 +58,8 @@ _PART = re.compile(
     r"^(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
     r"(\.(?!weight$)\w+)?(\.weight)?$"
 )
+# The rows of an embedding or head that trainable_token_indices trains, in place of the base's.
+_TOKEN_ROWS = re.compile(r"^(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.\w+)?$")
 # A module that is stored whole: wrapped by modules_to_save, or beneath an adapter.
 _WRAPPED = re.compile(r"\.(modules_to_save(\.\w+)?|base_layer)(?=\.)")
 
@@ -72,13 +82,18 @@ class Adapter:
     magnitudes: Magnitudes = field(default_factory=dict)
     tied: bool = False
 
-    def lora(self, model: ModelConfig) -> LoraParams | None:
-        """Returns the adapters that stay beside the base, left in their file; None for none."""
+    def lora(self, model: ModelConfig, params: Params | None = None) -> LoraParams | None:
+        """Returns the adapters that stay beside the base, left in their file; None for none.
+
+        Args:
+          model: Architecture of the base.
+          params: The base's parameters, which DoRA needs; None if there is no DoRA.
+        """
         if self.config is None:
             return None
         config, layers = self.config, {}
         for path, (inputs, outputs) in _map_shapes(model).items():
-            if path not in self.pairs or path in self.magnitudes:
+            if path not in self.pairs:
                 continue
             _, part, name = path.split("/")
             pairs = self.pairs[path]
@@ -88,13 +103,19 @@ class Adapter:
                 "a": Stored(a_shape, np.dtype(np.float32), reader(pairs, "a", config.scale)),
                 "b": Stored(b_shape, np.dtype(np.float32), reader(pairs, "b", config.scale)),
             }
+            if config.use_dora:
+                assert params is not None
+                kernel = params["layers"][part][name]["kernel"]
+                read = magnitude_reader(pairs, self.magnitudes[path], kernel)
+                m_shape = (model.num_layers, outputs)
+                layers[part][name]["m"] = Stored(m_shape, np.dtype(np.float32), read)
         return {"layers": layers}
 
 
 def load_adapter(
     folder: Path, model: ModelConfig, hf_config: Mapping[str, Any], mesh: Mesh | None = None
 ) -> tuple[LoraParams, LoraConfig]:
-    """Loads a PEFT adapter folder that holds adapters of linear maps alone.
+    """Loads a PEFT adapter folder that holds plain adapters of linear maps alone.
 
     Args:
       folder: Adapter folder.
@@ -126,6 +147,8 @@ def lazy_adapter(
       UserError: For another kind of adapter, or tensors that do not fit the base model.
     """
     adapter = open_adapter(folder, model, hf_config)
+    if adapter.magnitudes:
+        raise UserError(f"{folder}: DoRA needs its base model; load it with load_policy")
     lora = adapter.lora(model)
     if lora is None or adapter.config is None:
         raise UserError(f"{folder / ADAPTER_WEIGHTS}: adapts no linear map of the model")
@@ -161,19 +184,19 @@ def open_adapter(
             f"{folder / ADAPTER_WEIGHTS}: adapts no linear map of the model"
             if not left
             else f"{folder}: {len(left)} adapters that have no use here: "
-            + _some(f"base_model.model.{module}" for module in left)
+            + some_names(f"base_model.model.{module}" for module in left)
         )
+    for module in parts.keys() & singles:
+        name = f"{module}.weight"
+        weight = replaced.get(name) or base_weight(base or {}, name, embedding)
+        if weight is None:
+            raise UserError(f"{folder}: adapts {module}, which the base model does not have")
+        replaced[name] = adapted_module(config, module, parts[module], weight, name == embedding)
     pairs: Pairs = {}
     magnitudes: Magnitudes = {}
-    for module, tensors in parts.items():
-        if module in singles:
-            name = f"{module}.weight"
-            weight = replaced.get(name) or _base_weight(base or {}, name, embedding)
-            if weight is None:
-                raise UserError(f"{folder}: adapts {module}, which the base model does not have")
-            replaced[name] = _added(folder, module, tensors, weight, config.scale_of(module))
-            continue
+    for module in (name for name in parts if name in modules):
         layer, rows = modules[module]
+        tensors = parts[module]
         for row, pair in zip(rows, _pairs_of(folder, config, module, tensors, rows), strict=True):
             path = row.path.removesuffix("/kernel")
             if config.residual is not None:
@@ -182,16 +205,12 @@ def open_adapter(
             if "magnitude_vector" in tensors:
                 magnitude = (tensors["magnitude_vector"], row.columns)
                 magnitudes.setdefault(path, {})[layer] = magnitude
-    _check_replaced(folder, replaced, table, model)
-    for name in config.saved:
-        if not any(f".{name}." in f".{tensor}" for tensor in replaced):
-            raise UserError(
-                f"{config.path}: modules_to_save names {name}, but {ADAPTER_WEIGHTS} holds no "
-                "tensor of it; save the adapter again with peft"
-            )
+    check_replaced(config, replaced, table, model)
     _check_shapes(folder, pairs, model)
-    plain = {path: layers for path, layers in pairs.items() if path not in magnitudes}
-    return Adapter(pairs, _common(config, plain), replaced, magnitudes, config.tied)
+    # Of a tied model, PEFT puts trained rows of the embedding into the head too.
+    rows_of_both = TOKENS in parts.get(embedding.removesuffix(".weight"), ())
+    tied = config.tied or (rows_of_both and HEAD not in replaced)
+    return Adapter(pairs, _common(config, pairs), replaced, magnitudes, tied)
 
 
 def _sort_tensors(
@@ -208,6 +227,8 @@ def _sort_tensors(
         found = _PART.match(name)
         if found:
             parts.setdefault(found["module"], {})[found["part"]] = tensor
+        elif found := _TOKEN_ROWS.match(name):
+            parts.setdefault(found["module"], {})[TOKENS] = tensor
         else:
             replaced[_WRAPPED.sub("", name)] = tensor
     return parts, replaced
@@ -245,10 +266,11 @@ def _pairs_of(
 ) -> list[Pair]:
     """Returns the adapters of the maps that a module holds, in the order of its rows."""
     if not {"A", "B"} <= tensors.keys() <= {"A", "B", "magnitude_vector"}:
-        raise UserError(f"{folder}: {module} needs lora_A and lora_B; it has {_some(tensors)}")
-    if config.dora and "magnitude_vector" not in tensors:
+        raise UserError(f"{folder}: {module} needs lora_A and lora_B; it has {some_names(tensors)}")
+    if config.dora != ("magnitude_vector" in tensors):
+        has = "no lora_magnitude_vector" if config.dora else "a lora_magnitude_vector"
         raise UserError(
-            f"{folder}: use_dora is true, but {module} has no lora_magnitude_vector; save the "
+            f"{folder}: use_dora is {str(config.dora).lower()}, but {module} has {has}; save the "
             "adapter again with peft"
         )
     a, b = tensors["A"], tensors["B"]
@@ -276,35 +298,6 @@ def _weight_of(folder: Path, base: Mapping[str, Readable] | None, row: Row, laye
     return tensor if row.transposed else Transposed(tensor)
 
 
-def _base_weight(base: Mapping[str, Readable], name: str, embedding: str) -> Readable | None:
-    """Returns the base's tensor of embedding or head; a tied head has none of its own."""
-    return base.get(name) or (base.get(embedding) if name == HEAD else None)
-
-
-def _added(
-    folder: Path, module: str, tensors: Mapping[str, Readable], weight: Readable, scale: float
-) -> Readable:
-    """Returns embedding or head with its adapter added; such adapters are not trained further."""
-    if tensors.keys() == {"embedding_A", "embedding_B"}:
-        left, right = tensors["embedding_A"], tensors["embedding_B"]
-        return LowRankSum(weight, Transposed(left), Transposed(right), scale)
-    if tensors.keys() == {"A", "B"}:
-        return LowRankSum(weight, tensors["B"], tensors["A"], scale)
-    raise UserError(f"{folder}: the adapter of {module} ({_some(tensors)}) is not implemented")
-
-
-def _check_replaced(
-    folder: Path, replaced: Mapping[str, Readable], table: Iterable[Row], model: ModelConfig
-) -> None:
-    known = {HEAD}
-    for row in table:
-        layers = range(model.num_layers) if row.leading == 1 else ()
-        known |= {row.name(layer) for layer in layers} if row.leading else {row.hf_name}
-    unknown = replaced.keys() - known
-    if unknown:
-        raise UserError(f"{folder}: {len(unknown)} tensors that have no use here: {_some(unknown)}")
-
-
 def _check_shapes(folder: Path, pairs: Pairs, model: ModelConfig) -> None:
     for path, (inputs, outputs) in _map_shapes(model).items():
         for layer, pair in pairs.get(path, {}).items():
@@ -326,19 +319,16 @@ def _common(config: AdapterConfig, pairs: Pairs) -> LoraConfig | None:
     if not each:
         return None
     rank, scale = max(pair.rank for pair in each), each[0].scale
-    exact = rank == config.rank and scale == config.alpha / config.rank
+    # Said as the file says it where its rule gives the scale of all of them.
+    exact = rank == config.rank and all(pair.scale == config.scale for pair in each)
     try:
         return LoraConfig(
             rank=rank,
             alpha=config.alpha if exact else scale * rank,
             targets=tuple(sorted({path.split("/")[-1] for path in pairs})),
             dropout=config.dropout,
+            use_rslora=exact and config.rank_stabilised,
+            use_dora=config.dora,
         )
     except ValidationError as error:
         raise UserError(f"{config.path}: {error.errors()[0]['msg']}") from None
-
-
-def _some(names: Iterable[str]) -> str:
-    shown = sorted(names)
-    more = len(shown) - 4
-    return ", ".join(shown[:4]) + (f" and {more} more" if more > 0 else "")

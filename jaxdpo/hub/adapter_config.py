@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from jaxdpo.errors import UserError
 from jaxdpo.hub.folder import read_json
@@ -20,12 +20,13 @@ ADAPTER_CONFIG = "adapter_config.json"
 _READ = (
     "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
     "init_lora_weights", "ensure_weight_tying", "base_model_name_or_path", "modules_to_save",
+    "trainable_token_indices", "revision",
 )  # fmt: skip
 
 # Fields that do not change what a trained adapter computes. Which modules are adapted is read from
 # the tensors, so the patterns that chose them need no second reading.
 _HARMLESS = {
-    "task_type", "auto_mapping", "peft_version", "inference_mode", "revision", "target_modules",
+    "task_type", "auto_mapping", "peft_version", "inference_mode", "target_modules",
     "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "bias",
     "megatron_core", "runtime_config", "qalora_group_size",
     # Options of an initialisation that init_lora_weights names.
@@ -39,7 +40,6 @@ _ONLY: dict[str, Any] = {
     "lora_bias": False,
     "layer_replication": None,
     "alora_invocation_tokens": None,
-    "trainable_token_indices": None,
     "target_parameters": None,
     "megatron_config": None,
     "velora_config": None,
@@ -73,6 +73,8 @@ class AdapterConfig:
       tied: Whether a saved embedding is the head too.
       dora: Whether the modules' magnitudes are trained (https://arxiv.org/abs/2402.09353).
       saved: Names of modules that the adapter holds whole.
+      tokens: Name of an embedding or head, "" for the embedding ↦ the token ids whose rows of it
+        the adapter holds.
     """
 
     path: Path
@@ -87,6 +89,22 @@ class AdapterConfig:
     tied: bool = False
     dora: bool = False
     saved: tuple[str, ...] = ()
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def tokens_of(self, module: str, embedding: bool) -> tuple[int, ...]:
+        """Returns the token ids whose rows of an embedding or head the adapter holds.
+
+        Args:
+          module: Name of the module.
+          embedding: Whether it is the input embedding, for which a list without a name stands.
+        """
+        named = (ids for name, ids in self.tokens.items() if name and module.endswith(name))
+        return next(named, self.tokens.get("", ()) if embedding else ())
+
+    @property
+    def scale(self) -> float:
+        """Factor on the `x @ a @ b` of modules that no pattern names."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
     def rank_of(self, module: str) -> int:
         """Returns the rank that the patterns give a module."""
@@ -101,6 +119,7 @@ class AdapterConfig:
 def _matched(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """Returns the value of the first pattern that a module's whole name, or its end, matches."""
     for pattern, value in patterns.items():
+        # The rule of PEFT's get_pattern_key, in its words: from a dot, or the start, to the end.
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default
@@ -116,6 +135,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     for name, value in found.items():
         if name in _ONLY and (value or None) != (_ONLY[name] or None):
             raise UserError(f"{path}: {name} {value!r} is not supported, only {_ONLY[name]!r}")
+        # False, null and empty are how every option of PEFT is switched off.
         if name not in {*_READ, *_HARMLESS, *_ONLY} and value:
             raise UserError(
                 f"{path}: {name} {value!r} is not known here, so the adapter might compute "
@@ -139,22 +159,41 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         tied=bool(found.get("ensure_weight_tying")),
         dora=bool(found.get("use_dora")),
         saved=tuple(found.get("modules_to_save") or ()),
+        tokens=_tokens(path, found.get("trainable_token_indices") or {}),
     )
 
 
-def base_of(folder: Path) -> str:
+class BaseName(NamedTuple):
+    """The base model that an adapter folder names.
+
+    Attributes:
+      name: Folder or `org/name`.
+      revision: Branch, tag or commit on the Hub; None for the newest.
+    """
+
+    name: str
+    revision: str | None
+
+
+def base_of(folder: Path) -> BaseName:
     """Returns the model that an adapter folder says it belongs to.
 
     Raises:
       UserError: If it says none.
     """
-    base = read_json(folder, ADAPTER_CONFIG).get("base_model_name_or_path")
+    found = read_json(folder, ADAPTER_CONFIG)
+    base, revision = found.get("base_model_name_or_path"), found.get("revision")
     if not isinstance(base, str) or not base:
         raise UserError(
             f"{folder / ADAPTER_CONFIG}: base_model_name_or_path is {base!r}; it must name the "
             "model that the adapter belongs to. Set model.base=PATH to name it"
         )
-    return base
+    if revision is not None and not isinstance(revision, str):
+        raise UserError(
+            f"{folder / ADAPTER_CONFIG}: revision is {revision!r}; it must be the name of a branch "
+            "or tag, or a commit"
+        )
+    return BaseName(base, revision or None)
 
 
 def _number(path: Path, found: Mapping[str, Any], name: str, default: float) -> float:
@@ -162,6 +201,18 @@ def _number(path: Path, found: Mapping[str, Any], name: str, default: float) -> 
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**31:
         raise UserError(f"{path}: {name} is {value!r}; it must be a number above 0")
     return value
+
+
+def _tokens(path: Path, given: Any) -> dict[str, tuple[int, ...]]:
+    # A list is for the input embedding, whatever its module is called in this family.
+    by_module = given if isinstance(given, dict) else {"": given}
+    for ids in by_module.values():
+        if not isinstance(ids, list) or any(type(one) is not int or one < 0 for one in ids):
+            raise UserError(
+                f"{path}: trainable_token_indices is {given!r}; it must be a list of token ids, or "
+                "map names of modules to such lists"
+            )
+    return {module: tuple(ids) for module, ids in by_module.items()}
 
 
 def _patterns(path: Path, found: Mapping[str, Any], name: str) -> dict[str, Any]:

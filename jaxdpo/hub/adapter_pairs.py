@@ -1,16 +1,16 @@
 """Adapters of single linear maps, and the arrays that are formed from them when they are read."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxdpo.hub.arrays import Readable, StartTerm, whole
+from jaxdpo.errors import UserError
+from jaxdpo.hub.arrays import Readable, Start, StartFactor, whole
 from jaxdpo.hub.families import Span
 from jaxdpo.hub.quantized import read_part
-from jaxdpo.model.decoder import Params
-from jaxdpo.model.lora import LoraConfig, LoraParams
+from jaxdpo.model.lora import LoraConfig, LoraParams, column_lengths
 from jaxdpo.storage.lazy_array import Spans, Stored
 
 
@@ -53,6 +53,7 @@ def block_diagonal(b: Readable, spans: list[Span | None], rank: int) -> bool:
       rank: Ranks that each map would have.
     """
     matrix = whole(b)
+    # Counted, which is one pass: rows of map k may differ from zero in its own ranks alone.
     for k, span in enumerate(spans):
         if span is None:
             return False
@@ -60,6 +61,7 @@ def block_diagonal(b: Readable, spans: list[Span | None], rank: int) -> bool:
         own = rows[:, k * rank : (k + 1) * rank]
         if np.count_nonzero(rows) != np.count_nonzero(own):
             return False
+    # A fresh adapter is zero everywhere, and tells nothing about whose its ranks will be.
     return bool(matrix.any())
 
 
@@ -92,8 +94,9 @@ def without_start(pair: Pair, kind: Literal["pissa", "olora"], weight: Readable)
       kind: How A₀ and B₀ follow from the base's weight.
       weight: The base's weight, `[out, in]`.
     """
-    a0 = StartTerm(weight, kind, "A", pair.rank, pair.scale)
-    b0 = StartTerm(weight, kind, "B", pair.rank, pair.scale)
+    # s (B A − B₀ A₀) = s [B, −B₀] [A; A₀]: twice the rank, and no change to the base.
+    start = Start(weight, kind, pair.rank, pair.scale)
+    a0, b0 = StartFactor(start, "A"), StartFactor(start, "B")
     a, b = _Stacked(pair.a, a0, 0, 1.0), _Stacked(pair.b, b0, 1, -1.0)
     return pair._replace(a=a, b=b, ranks=slice(0, 2 * pair.rank))
 
@@ -167,49 +170,43 @@ def read_b(pair: Pair, ranks: slice, outputs: slice) -> np.ndarray:
 Magnitudes = dict[str, dict[int, tuple[Readable, Span | None]]]
 
 
-def with_magnitudes(params: Params, pairs: Pairs, magnitudes: Magnitudes) -> Params:
-    """Returns the parameters with DoRA's modules formed, when they are read.
-
-    DoRA (https://arxiv.org/abs/2402.09353, equation 5) replaces W by m · (W + s B A) / ‖W + s B A‖,
-    the norm over the inputs of each output, so it is no low-rank term beside W.
+def magnitude_reader(
+    pairs: Mapping[int, Pair], magnitudes: Mapping[int, tuple[Readable, Span | None]], kernel: Any
+) -> Callable[[Spans], np.ndarray]:
+    """Returns a function that reads a part of DoRA's stacked magnitudes `[L, outputs]`.
 
     Args:
-      params: The base's parameters, left in their files.
-      pairs: The adapters of linear maps.
-      magnitudes: The magnitudes of those that have them.
+      pairs: Layer ↦ its adapter.
+      magnitudes: Layer ↦ its magnitudes.
+      kernel: The base's kernels `[L, inputs, outputs]`.
     """
-    layers: dict[str, Any] = dict(params["layers"])
-    for path, by_layer in magnitudes.items():
-        _, part, name = path.split("/")
-        linear = layers[part][name]
-        kernel = _with_magnitude(linear["kernel"], pairs[path], by_layer)
-        layers[part] = {**layers[part], name: {**linear, "kernel": kernel}}
-    return {**params, "layers": layers}
 
-
-def _with_magnitude(
-    kernel: Stored,
-    pairs: Mapping[int, Pair],
-    magnitudes: Mapping[int, tuple[Readable, Span | None]],
-) -> Stored:
     def read(spans: Spans) -> np.ndarray:
-        layers, rows, columns = spans
-        out = kernel.read(spans)
+        layers, columns = spans
+        out = np.empty([span.stop - span.start for span in spans], np.float32)
         for place, layer in enumerate(range(layers.start, layers.stop)):
-            if layer not in pairs:
-                continue
-            pair, (vector, span) = pairs[layer], magnitudes[layer]
-            # The norm runs over all inputs, whichever of them are asked for.
-            inputs, ranks = slice(0, kernel.shape[1]), slice(0, pair.rank)
-            weight = kernel.read((slice(layer, layer + 1), inputs, columns))[0].astype("f4")
-            weight += pair.scale * read_a(pair, inputs, ranks) @ read_b(pair, ranks, columns)
-            first = 0 if span is None else span.offset
-            magnitude = whole(vector)[columns.start + first : columns.stop + first]
-            formed = weight * (magnitude / np.linalg.norm(weight, axis=0))
-            out[place] = formed[rows].astype(out.dtype)
+            if layer in pairs:
+                vector, span = magnitudes[layer]
+                first = 0 if span is None else span.offset
+                out[place] = whole(vector)[columns.start + first : columns.stop + first]
+            else:
+                # A layer without an adapter keeps its kernel: its columns have their own lengths.
+                inputs = slice(0, kernel.shape[1])
+                weight = read_part(kernel, (slice(layer, layer + 1), inputs, columns))
+                out[place] = np.asarray(column_lengths(weight))[0]
         return out
 
-    return replace(kernel, read=read)
+    return read
+
+
+def check_stackable(first: LoraConfig, second: LoraConfig) -> None:
+    """Raises UserError if two adapters of one base cannot be written as one: if one is DoRA's."""
+    if first.use_dora or second.use_dora:
+        raise UserError(
+            "DoRA scales each output's weights, with what was added to them before, so it is no "
+            "sum with another adapter; set export.lora=merged, or model.adapter=continue to train "
+            "the adapter itself"
+        )
 
 
 def stacked(
@@ -222,8 +219,12 @@ def stacked(
     Args:
       first: Adapters and their scale.
       second: Others of the same base, of any rank and targets.
+
+    Raises:
+      UserError: If one of them is DoRA's.
     """
     (lora, config), (added, added_config) = first, second
+    check_stackable(config, added_config)
     ratio = np.float32(added_config.scale / config.scale)
     ranks = (config.rank, added_config.rank)
 
@@ -248,7 +249,9 @@ def stacked(
         }
     targets = tuple(sorted({name for linears in layers.values() for name in linears}))
     rank = sum(ranks)
-    changes = {"rank": rank, "alpha": config.scale * rank, "targets": targets}
+    # The scale that both now have, whatever rule of the rank it came from.
+    alpha = config.scale * rank
+    changes = {"rank": rank, "alpha": alpha, "targets": targets, "use_rslora": False}
     return {"layers": layers}, config.model_copy(update=changes)
 
 

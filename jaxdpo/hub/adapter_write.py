@@ -5,6 +5,8 @@ one adapter for all of them. Adapters of q, k and v, of rank r each, become one 
 
     lora_A [3r, in]   = A_q over A_k over A_v
     lora_B [out, 3r]  = B_q, B_k and B_v along the diagonal, and zeros
+
+DoRA's magnitudes `[out]` stand one after the other, as the rows of `lora_B` do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +17,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jaxdpo.hub.adapter import ADAPTER_WEIGHTS
+from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter_config import ADAPTER_CONFIG
+from jaxdpo.hub.adapter_replaced import ADAPTER_WEIGHTS
 from jaxdpo.hub.export import TensorSpec, exporting, write_tensors
 from jaxdpo.hub.families import Row, Span, family_of
+from jaxdpo.hub.read import HEAD
 from jaxdpo.hub.tokenizer_files import write_tokenizer
 from jaxdpo.hub.write import json_text, tensor_arrays, tensor_specs, write_texts
 from jaxdpo.model.config import ModelConfig
@@ -35,12 +39,14 @@ class AdapterBase:
       config: Its architecture.
       hf_config: Its config.json.
       saved: Path ↦ parameter that differs from the folder's and is saved with the adapter.
+      revision: Branch, tag or commit of a model on the Hub; None for the newest.
     """
 
     name: str
     config: ModelConfig
     hf_config: Mapping[str, Any]
     saved: Mapping[str, Any] = field(default_factory=dict)
+    revision: str | None = None
 
 
 def save_adapter(
@@ -66,6 +72,7 @@ def save_adapter(
     """
     modules = _modules(base.hf_config, base.config)
     rows = _rows(modules, lora_config.rank)
+    _check_dora(modules, lora, lora_config)
     specs, arrays = tensor_specs(rows, lora), tensor_arrays(rows, lora)
     saved_rows, saved = _saved(base)
     saved_specs = {
@@ -97,11 +104,30 @@ def check_adapter(lora: LoraParams, lora_config: LoraConfig, base: AdapterBase) 
       lora: Adapters, or their shapes.
       lora_config: Their rank and scale.
       base: The model that they belong to.
+
+    Raises:
+      UserError: If PEFT could not hold it.
     """
     modules = _modules(base.hf_config, base.config)
     rows, (saved_rows, saved) = _rows(modules, lora_config.rank), _saved(base)
+    _check_dora(modules, lora, lora_config)
     adapter_config_text(modules, tensor_specs(rows, lora), lora_config, base)
     tensor_specs(saved_rows, saved)
+
+
+def _check_dora(modules: "Sequence[_Module]", lora: LoraParams, lora_config: LoraConfig) -> None:
+    """Raises if DoRA would adapt a part of a fused tensor, whose other part has no magnitudes."""
+    if not lora_config.use_dora:
+        return
+    adapted = {name for linears in lora["layers"].values() for name in linears}
+    for module in modules:
+        names = {kernel.path.split("/")[-2] for kernel in module.kernels}
+        if names & adapted and names - adapted:
+            raise UserError(
+                f"lora.use_dora: {', '.join(sorted(names))} share one tensor, {module.name}, which "
+                "PEFT adapts as a whole; put all of them into lora.targets, or set "
+                "export.lora=merged"
+            )
 
 
 def adapter_config_text(
@@ -118,14 +144,19 @@ def adapter_config_text(
       lora_config: Rank and scale of each linear map's adapter.
       base: The model that the adapter belongs to.
     """
-    adapted = [module for module in modules if module.tensor("A", 0) in specs]
+    adapted = [module for module in modules if module.tensor("lora_A.weight", 0) in specs]
     # vLLM and others allocate by r alone and know no patterns, so r is the largest rank, and
     # lora_alpha keeps alpha / r; smaller modules are the exceptions.
     most = max(len(module.kernels) for module in adapted)
     smaller = {m.name: len(m.kernels) for m in adapted if len(m.kernels) < most}
+    # alpha / √(3r) is not alpha / √r, so a fused adapter states its scale by the plain rule.
+    stabilised = lora_config.use_rslora and most == 1
     rank, alpha = lora_config.rank, lora_config.alpha
+    if lora_config.use_rslora and not stabilised:
+        alpha = lora_config.scale * rank
     family = family_of(base.hf_config)
     rows = family.rows(base.config)
+    # PEFT finds modules_to_save by the ends of their names.
     stored = {row.path: row.hf_name.removesuffix(".weight") for row in rows}
     whole = sorted({stored[path].split(".")[-1] for path in base.saved})
     return json_text(
@@ -133,6 +164,7 @@ def adapter_config_text(
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": base.name,
+            "revision": base.revision,
             "r": most * rank,
             "lora_alpha": most * alpha,
             "rank_pattern": {name: count * rank for name, count in smaller.items()},
@@ -140,11 +172,13 @@ def adapter_config_text(
             "lora_dropout": lora_config.dropout,
             "target_modules": sorted(module.name for module in adapted),
             "modules_to_save": whole or None,
+            # Without it PEFT leaves a tied head as it was before the embedding was trained.
+            "ensure_weight_tying": _ties(base),
             "fan_in_fan_out": not adapted[0].kernels[0].transposed,
             "bias": "none",
             "init_lora_weights": True,
-            "use_rslora": False,
-            "use_dora": False,
+            "use_rslora": stabilised,
+            "use_dora": lora_config.use_dora,
             "inference_mode": True,
         }
     )
@@ -160,7 +194,19 @@ def _saved(base: AdapterBase) -> tuple[list[Row], Params]:
         for part in outer:
             inner = inner.setdefault(part, {})
         inner[last] = leaf
+    if _ties(base):
+        # PEFT looks for a tied module's tensor under both of its names.
+        rows.append(Row("tied_head/weight", HEAD))
+        tree["tied_head"] = tree["embed"]
     return rows, tree
+
+
+def _ties(base: AdapterBase) -> bool:
+    """Tells whether a saved embedding is the head too."""
+    return base.config.tied_head and "embed/weight" in base.saved
+
+
+_Which = Literal["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"]
 
 
 class _Module(NamedTuple):
@@ -174,10 +220,10 @@ class _Module(NamedTuple):
     name: str
     kernels: list[Row]
 
-    def tensor(self, which: Literal["A", "B"], *layer: int) -> str:
+    def tensor(self, which: _Which, *layer: int) -> str:
         """Returns the name of an adapter's tensor, of one layer or as a template."""
-        name = f"base_model.model.{self.kernels[0].hf_name.removesuffix('.weight')}.lora_{which}"
-        return f"{name.format(i=layer[0]) if layer else name}.weight"
+        name = f"base_model.model.{self.kernels[0].hf_name.removesuffix('.weight')}.{which}"
+        return name.format(i=layer[0]) if layer else name
 
 
 def _modules(hf_config: Mapping[str, Any], config: ModelConfig) -> list[_Module]:
@@ -203,10 +249,14 @@ def _rows(modules: Sequence[_Module], rank: int) -> list[Row]:
     rows = []
     for module in modules:
         for place, kernel in enumerate(module.kernels):
+            # Ranks of their own for each map of a fused module, one after the other.
             ranks = None
             if len(module.kernels) > 1:
                 ranks = Span(place * rank, rank, len(module.kernels) * rank)
             path = kernel.path.removesuffix("/kernel")
-            rows.append(Row(f"{path}/a", module.tensor("A"), transposed=True, columns=ranks))
-            rows.append(Row(f"{path}/b", module.tensor("B"), True, kernel.columns, rows=ranks))
+            a, b = module.tensor("lora_A.weight"), module.tensor("lora_B.weight")
+            rows.append(Row(f"{path}/a", a, transposed=True, columns=ranks))
+            rows.append(Row(f"{path}/b", b, True, kernel.columns, rows=ranks))
+            m = module.tensor("lora_magnitude_vector")
+            rows.append(Row(f"{path}/m", m, columns=kernel.columns))
     return rows

@@ -1,12 +1,17 @@
 """Tensors of model files that are read by slices, and sums of them that are formed when read."""
 
+import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+import ml_dtypes
 import numpy as np
 from safetensors import safe_open
+
+# Floats of eight bits, which the safetensors library hands out to torch but not to NumPy.
+FLOATS8: dict[str, Any] = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 
 
 class Readable(Protocol):
@@ -48,8 +53,19 @@ class Tensor:
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
         """Reads a part of the tensor."""
+        if self.dtype in FLOATS8:
+            return self._bytes().view(FLOATS8[self.dtype]).reshape(self.shape)[index]
         with safe_open(self.path, framework="np") as file:
             return file.get_slice(self.name)[index]
+
+    def _bytes(self) -> np.ndarray:
+        """Maps the tensor's bytes, which the file's header places."""
+        with open(self.path, "rb") as file:
+            # The format: 8 bytes of header length, the header in JSON, and the tensors, whose
+            # offsets are counted from the header's end.
+            length = int.from_bytes(file.read(8), "little")
+            start, end = json.loads(file.read(length))[self.name]["data_offsets"]
+        return np.memmap(self.path, np.uint8, "r", offset=8 + length + start, shape=(end - start,))
 
 
 def whole(tensor: Readable) -> np.ndarray:
@@ -111,8 +127,37 @@ class LowRankSum:
 
 
 @dataclass(frozen=True)
-class StartTerm:
-    """One factor of the term that PiSSA or OLoRA takes out of a base matrix before training.
+class RowsReplaced:
+    """A matrix with some of its rows in place of the base's.
+
+    Attributes:
+      base: Matrix `[rows, columns]`.
+      rows: The rows that replace others, `[n, columns]`.
+      places: Which row of the base each of them replaces.
+    """
+
+    base: Readable
+    rows: Readable
+    places: tuple[int, ...]
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the matrix."""
+        return self.base.shape
+
+    def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        """Reads a part of the matrix."""
+        rows, columns = (*index, slice(0, self.shape[1]))[:2]
+        out = self.base.read((rows, columns)).astype(np.float32)
+        for number, place in enumerate(self.places):
+            if rows.start <= place < rows.stop:
+                out[place - rows.start] = self.rows.read((slice(number, number + 1), columns))[0]
+        return out
+
+
+class Start:
+    """The term that PiSSA or OLoRA takes out of a base matrix before training.
 
     Both start `a` and `b` from a decomposition of the weight W `[out, in]` and train on
     W − scale · B₀ A₀. Which A₀ and B₀ these were follows from W:
@@ -122,41 +167,54 @@ class StartTerm:
         OLoRA (https://arxiv.org/abs/2406.01775): W = QR, A₀ = the first r rows of R and
             B₀ = the first r columns of Q.
 
-    Attributes:
+    Args:
       weight: W.
       kind: Which of the two.
-      factor: "A" `[r, in]` or "B" `[out, r]`.
       rank: r.
       scale: The adapter's scale.
     """
 
-    weight: Readable
-    kind: Literal["pissa", "olora"]
+    def __init__(
+        self, weight: Readable, kind: Literal["pissa", "olora"], rank: int, scale: float
+    ) -> None:
+        self.weight, self.kind, self.rank, self.scale = weight, kind, rank, scale
+
+    @cached_property
+    def factors(self) -> dict[str, np.ndarray]:
+        """A₀ `[r, in]` and B₀ `[out, r]`, fp32.
+
+        Kept by the adapter and not in a cache by the file's name: what lies under the name may be
+        another model a minute later. Together they are as large as the adapter itself.
+        """
+        matrix, rank = whole(self.weight), self.rank
+        if self.kind == "olora":
+            q, r = np.linalg.qr(matrix)
+            return {"A": r[:rank], "B": q[:, :rank]}
+        u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+        # The singular values are shared out evenly between both factors.
+        root = np.sqrt(s[:rank] / self.scale)
+        return {"A": root[:, None] * vt[:rank], "B": u[:, :rank] * root}
+
+
+@dataclass(frozen=True)
+class StartFactor:
+    """One factor of the term that PiSSA or OLoRA takes out of a base matrix.
+
+    Attributes:
+      start: The term; both of its factors come from one decomposition.
+      factor: "A" `[r, in]` or "B" `[out, r]`.
+    """
+
+    start: Start
     factor: Literal["A", "B"]
-    rank: int
-    scale: float
     dtype: str = "F32"
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the factor."""
-        out, inputs = self.weight.shape
-        return (self.rank, inputs) if self.factor == "A" else (out, self.rank)
+        out, inputs = self.start.weight.shape
+        return (self.start.rank, inputs) if self.factor == "A" else (out, self.start.rank)
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
-        """Reads a part of the factor; the weight is decomposed once for both factors."""
-        a, b = _start(self.weight, self.kind, self.rank, self.scale)
-        return (a if self.factor == "A" else b)[index]
-
-
-@lru_cache(maxsize=2)
-def _start(
-    weight: Readable, kind: Literal["pissa", "olora"], rank: int, scale: float
-) -> tuple[np.ndarray, np.ndarray]:
-    matrix = whole(weight)
-    if kind == "olora":
-        q, r = np.linalg.qr(matrix)
-        return r[:rank], q[:, :rank]
-    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
-    root = np.sqrt(s[:rank] / scale)
-    return root[:, None] * vt[:rank], u[:, :rank] * root
+        """Reads a part of the factor."""
+        return self.start.factors[self.factor][index]

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,17 +15,25 @@ import numpy as np
 from safetensors import safe_open
 
 from jaxdpo.errors import UserError
-from jaxdpo.storage.files import sync_folder, sync_tree
-from jaxdpo.storage.urls import refuse_url
+from jaxdpo.storage.buckets import is_bucket, read_names, send
+from jaxdpo.storage.files import move_folder, sync_folder, sync_tree
+from jaxdpo.storage.urls import refuse_url, written_url
 
 # Lists the files of an export, so that a later one replaces nothing else.
 MANIFEST = "jaxdpo_export.json"
 
-_DTYPE_NAMES = {
-    np.dtype(np.float32): "F32",
-    np.dtype(np.float16): "F16",
-    np.dtype(ml_dtypes.bfloat16): "BF16",
+# The safetensors format's word for a type ↦ NumPy's.
+DTYPES: dict[str, Any] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype(np.float64),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
 }
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @contextlib.contextmanager
@@ -37,6 +46,10 @@ def exporting(folder: Path) -> Iterator[Path]:
     Raises:
       UserError: If something else is in the way, the disk refuses, or `folder` is a URL.
     """
+    if is_bucket(folder):
+        with _made_here(folder) as local:
+            yield local
+        return
     refuse_url(folder)
     _check_replaceable(folder)
     temporary = folder.with_name(f".{folder.name}.partial")
@@ -53,8 +66,8 @@ def exporting(folder: Path) -> Iterator[Path]:
         # A folder cannot be replaced in one system call, but between these two renames the earlier
         # export still lies beside it under another name.
         if folder.exists():
-            folder.rename(previous)
-        temporary.rename(folder)
+            move_folder(folder, previous)
+        move_folder(temporary, folder, last=["adapter_config.json", "config.json", MANIFEST])
         sync_folder(folder.parent)
         shutil.rmtree(previous, ignore_errors=True)
     except OSError as error:
@@ -63,15 +76,46 @@ def exporting(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _made_here(url: Path) -> Iterator[Path]:
+    """Yields a local folder to write to, which is sent to a bucket when the block ends well."""
+    present = read_names(url, MANIFEST)
+    if present is not None:
+        _refuse_others(written_url(url), present.names, present.content)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        yield folder
+        files = sorted(path.name for path in folder.iterdir())
+        (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
+        # A model folder is none without config.json, an adapter's none without its own.
+        counts = [name for name in ("adapter_config.json", "config.json") if name in files]
+        send(folder, url, last=[*counts, MANIFEST])
+
+
 def _check_replaceable(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder for the export")
     found = {path.name for path in folder.iterdir()}
+    manifest = (folder / MANIFEST).read_text() if MANIFEST in found else None
+    _refuse_others(str(folder), found, manifest)
+
+
+def _refuse_others(folder: str, found: set[str], manifest: str | None) -> None:
+    """Refuses a folder that holds what no export put there.
+
+    Args:
+      folder: Its name.
+      found: Names of its files.
+      manifest: Text of its manifest, if it has one.
+
+    Raises:
+      UserError: Naming one of the others.
+    """
     written: set[str] = set()
-    if MANIFEST in found:
-        written = {*json.loads((folder / MANIFEST).read_text())["files"], MANIFEST}
+    if manifest is not None:
+        written = {*json.loads(manifest)["files"], MANIFEST}
     if found - written:
         raise UserError(
             f"{folder}: holds {sorted(found - written)[0]}, which no export put there; "

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxdpo.errors import UserError
+from jaxdpo.hub.adapter_pairs import check_stackable
 from jaxdpo.hub.adapter_write import check_adapter
 from jaxdpo.hub.families import config_to_hf, family_of
 from jaxdpo.hub.policy import Policy
@@ -55,6 +56,9 @@ def _try(
     config = policy.config
     if lora_config is not None and lora == "adapter":
         shapes = jax.eval_shape(lambda: init_lora(config, lora_config, jax.random.key(0)))
+        if policy.beneath is not None:
+            # Shapes would do, but for what cannot be stacked at all.
+            check_stackable(policy.beneath[1], lora_config)
         check_adapter(shapes, lora_config, policy.adapter_base())
     else:
         rows = family_of(policy.hf_config).rows(config)
@@ -62,5 +66,7 @@ def _try(
         tensor_specs(rows, abstract_params(config, np.dtype("float32")), dtype)
         json_text(config_to_hf(config, policy.hf_config))
         json_text(policy.generation())
+        policy.carried()
+    # Small enough to be written in full; what a tokenizer cannot say shows only then.
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), policy.chat.tokenizer)

@@ -1,55 +1,15 @@
-"""Model folders: finds them, and checks which of their files may be read."""
+"""Model folders: checks which of their files may be read, and reads them."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from jaxdpo.errors import UserError
-from jaxdpo.storage.urls import refuse_url
 
 # In bytes. The index of the largest models takes a tenth of it.
 _LARGEST_JSON = 2**26
 # The folder from which transformers reads further chat templates.
 _TEMPLATES = "additional_chat_templates"
-# Weights under other names (Mistral's consolidated.safetensors, original/) are copies of the same.
-# The card says what the licence is, which the cards of models trained from it repeat.
-_DOWNLOADED = [
-    *("*.json", "model*.safetensors", "adapter*.safetensors", "tokenizer*", "*.jinja"),
-    "README.md",
-]
-
-
-def find_folder(path: str | Path, weights: bool = True) -> Path:
-    """Finds the model folder at a path, or downloads that of `org/name` on the Hugging Face Hub.
-
-    Args:
-      path: The folder, or `org/name`.
-      weights: Whether weights are downloaded too.
-
-    Raises:
-      UserError: If there is neither, or the path is a URL.
-    """
-    refuse_url(path)
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    name = str(path)
-    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"{name}: no such folder; name a model folder, or org/name on the Hub")
-    import huggingface_hub
-
-    try:
-        # Its errors of the network, of missing models and of refused access are OSErrors.
-        snapshot = huggingface_hub.snapshot_download(
-            name,
-            allow_patterns=_DOWNLOADED,
-            ignore_patterns=["*/*"] if weights else ["*/*", "*.safetensors"],
-        )
-    except (OSError, huggingface_hub.errors.HFValidationError) as error:
-        raise UserError(
-            f"{name}: no such folder here, and the Hub did not give a model of that name: {error}"
-        ) from error
-    return Path(snapshot)
 
 
 def check_files(folder: Path) -> None:

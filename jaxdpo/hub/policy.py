@@ -1,37 +1,35 @@
 """A policy: a decoder with its weights, its adapters if any, and its tokenizer."""
 
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxdpo.data.tokenization.chat import Chat, load_chat
 from jaxdpo.devices.sharding import path_name, shardings_for
 from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import Adapter, open_adapter
-from jaxdpo.hub.adapter_config import ADAPTER_CONFIG, base_of
-from jaxdpo.hub.adapter_pairs import stacked, with_magnitudes
+from jaxdpo.hub.adapter_config import ADAPTER_CONFIG, BaseName
+from jaxdpo.hub.adapter_pairs import stacked
 from jaxdpo.hub.adapter_write import AdapterBase, save_adapter
-from jaxdpo.hub.arrays import Readable, whole
-from jaxdpo.hub.families import config_from_hf, family_of
-from jaxdpo.hub.folder import check_files, find_folder, member, read_config, read_json
-from jaxdpo.hub.quantized import dequantize_params, kind_of, quantize_params, read_part
-from jaxdpo.hub.read import FLOATS, HEAD, embedding_name, lazy_params, on_devices, open_weights
-from jaxdpo.hub.write import MAX_SHARD_BYTES, json_text, save_pretrained
+from jaxdpo.hub.carried import Carried
+from jaxdpo.hub.families import family_of, wrapper_of
+from jaxdpo.hub.find import find_folder
+from jaxdpo.hub.folder import check_files, member, read_json
+from jaxdpo.hub.merging import merge_adapters
+from jaxdpo.hub.opened_model import base_folder, open_carried, open_model, with_replaced
+from jaxdpo.hub.quantized import dequantize_params, kind_of, quantize_params
+from jaxdpo.hub.read import lazy_params, on_devices, usual_dtype
+from jaxdpo.hub.write import MAX_SHARD_BYTES, ModelFiles, json_text, write_model
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
-from jaxdpo.model.lora import LoraConfig, LoraParams, merge_lora, merged_kernel
+from jaxdpo.model.lora import LoraConfig, LoraParams
 from jaxdpo.model.quantized import BaseKind, is_quantized
-from jaxdpo.storage.lazy_array import Spans, Stored
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,9 @@ class Policy:
         can name it as its base.
       beneath: Adapters that were merged into the parameters at `source`, and their scale, or None.
         A new adapter is saved together with them.
+      file_dtype: The dtype that most weights have in the files at `source`; None if it was not read
+        from any.
+      revision: Branch, tag or commit of `source` on the Hub, where an adapter names one.
     """
 
     config: ModelConfig
@@ -67,6 +68,8 @@ class Policy:
     saved: tuple[str, ...] = ()
     on_disk: bool = True
     beneath: tuple[LoraParams, LoraConfig] | None = None
+    file_dtype: str | None = None
+    revision: str | None = None
 
     def describe(self) -> str:
         """Returns a line such as `models/tiny: llama, 1.2M parameters, float32`."""
@@ -103,8 +106,7 @@ class Policy:
         if self.lora is None:
             return self
         assert self.lora_config is not None
-        dequantized = dequantize_params(self.params)
-        params = merge_lora(dequantized, self.lora, self.lora_config.scale, _merged)
+        params = merge_adapters(self.params, self.lora, self.lora_config.scale)
         # What an adapter merged from the base on disk added can be taken along by the next one.
         beneath = (self.lora, self.lora_config) if self.on_disk else None
         return replace(
@@ -135,16 +137,19 @@ class Policy:
             adapters, lora_config = self.whole_adapter()
             save_adapter(folder, adapters, lora_config, self.adapter_base(), tokenizer, card)
             return
-        save_pretrained(
-            folder,
-            self.config,
-            dequantize_params(self.merged().params),
-            tokenizer,
-            self.hf_config,
-            {**card, "generation_config.json": json_text(self.generation())},
-            None if dtype is None else jnp.dtype(dtype),
-            max_shard_bytes,
-        )
+        files = {**card, "generation_config.json": json_text(self.generation())}
+        params = dequantize_params(self.merged().params)
+        model = ModelFiles(self.config, params, tokenizer, self.hf_config, files, self.carried())
+        written = None if dtype is None else jnp.dtype(dtype)
+        write_model(folder, model, written, max_shard_bytes)
+
+    def carried(self) -> Carried | None:
+        """Opens what an export carries along for images; None of a text model.
+
+        Raises:
+          UserError: If it is gone from `source`.
+        """
+        return open_carried(self.source, self.revision, self.hf_config)
 
     def generation(self) -> dict[str, Any]:
         """Returns the generation_config.json to save, with every token that ends an answer.
@@ -160,6 +165,7 @@ class Policy:
         ends: list[int] = []
         for each in (written.get("eos_token_id"), named.get("eos_token_id")):
             ends += each if isinstance(each, list) else [] if each is None else [each]
+        # The model's own first, in their order: some readers take the first one alone.
         ends = list(dict.fromkeys([*ends, *self.chat.end_ids]))
         return {**written, "eos_token_id": ends[0] if len(ends) == 1 else ends}
 
@@ -181,11 +187,16 @@ class Policy:
                 "merged into them), so an adapter would belong to a model that is nowhere on disk; "
                 "set export.lora=merged"
             )
+        if wrapper_of(self.hf_config) is not None:
+            raise UserError(
+                f"{self.source}: adapters of a text model within one of text and images are not "
+                "written by themselves; set export.lora=merged"
+            )
         # An absolute path, because PEFT resolves it from wherever it is called.
         here = Path(self.source).expanduser()
         name = str(here.resolve()) if here.is_dir() else self.source
         saved = {path: _paths(self.params)[path] for path in self.saved}
-        return AdapterBase(name, self.config, self.hf_config, saved)
+        return AdapterBase(name, self.config, self.hf_config, saved, self.revision)
 
 
 def load_policy(
@@ -252,26 +263,21 @@ def open_policy(
                 f"model.base={base}: {path} is no adapter folder, so it has no base model; leave "
                 "model.base out"
             )
-        source, model_folder = path, folder
+        # The folder of an installed model's name, so that an adapter can name a place as its base.
+        named = BaseName(str(folder) if path.startswith("@") else path, None)
+        model_folder = folder
     else:
-        source, model_folder = _base_folder(path, folder, base)
-    hf_config = _without_stale_quantization(model_folder, read_config(model_folder))
-    config = config_from_hf(hf_config, context)
-    positions = config.learned_positions
-    if context is not None and positions is not None and context > positions:
-        raise UserError(
-            f"{source}: has embeddings of {positions} positions only, but sequences may have "
-            f"{context} tokens; set data.max_length={positions}"
-        )
+        named, model_folder = base_folder(path, folder, base)
+    opened = open_model(model_folder, context)
+    file_dtype = usual_dtype(opened.tensors.values())
+    _check_positions(named.name, opened.config, context)
     generation = None
     if member(model_folder, "generation_config.json").exists():
         generation = read_json(model_folder, "generation_config.json")
-    tensors = open_weights(model_folder, hf_config)
-    opened = _Opened(config, hf_config, tensors)
     adapter = None
     if model_folder != folder:
-        adapter = open_adapter(folder, config, hf_config, tensors)
-        opened = _with_replaced(opened, adapter)
+        adapter = open_adapter(folder, opened.config, opened.hf_config, opened.tensors)
+        opened = with_replaced(opened, adapter)
     params = lazy_params(model_folder, opened.config, jnp.dtype(dtype), opened.tensors)
     # People add tokens and templates with the adapter, so its own tokenizer comes first.
     own = any(folder.glob("tokenizer*"))
@@ -281,88 +287,41 @@ def open_policy(
         str(model_folder),
         opened.config.vocab_size,
     )
-    policy = Policy(opened.config, params, chat, source, opened.hf_config, generation)
+    policy = Policy(
+        opened.config,
+        params,
+        chat,
+        named.name,
+        opened.hf_config,
+        generation,
+        file_dtype=file_dtype,
+        revision=named.revision,
+    )
     return policy if adapter is None else _with_adapter(policy, adapter)
 
 
-class _Opened(NamedTuple):
-    """An opened model before its arrays are put together.
-
-    Attributes:
-      config: Architecture.
-      hf_config: config.json.
-      tensors: Name ↦ tensor.
-    """
-
-    config: ModelConfig
-    hf_config: Mapping[str, Any]
-    tensors: dict[str, Readable]
-
-
-def _base_folder(path: str, folder: Path, base: str | None) -> tuple[str, Path]:
-    """Returns the name of an adapter's base model, and its folder."""
-    named = base or base_of(folder)
-    try:
-        found = find_folder(named)
-    except UserError as error:
+def _check_positions(source: str, config: ModelConfig, context: int | None) -> None:
+    """Raises if sequences may be longer than a model with learned positions can take."""
+    positions = config.learned_positions
+    if context is not None and positions is not None and context > positions:
         raise UserError(
-            f"{path}: its base model is not there: {error}. If it has moved, set model.base=PATH"
-        ) from error
-    check_files(found)
-    return named, found
-
-
-def _without_stale_quantization(folder: Path, hf_config: dict[str, Any]) -> dict[str, Any]:
-    """Drops a quantization_config that is left over beside plain weights.
-
-    Merging a quantized model into plain weights leaves the field behind. Quantized files hold codes
-    or scales beside each weight; where every tensor is a float that the family's table names, none
-    is quantized.
-    """
-    if hf_config.get("quantization_config") is None:
-        return hf_config
-    plain = {name: value for name, value in hf_config.items() if name != "quantization_config"}
-    family, tensors = family_of(plain), open_weights(folder, plain)
-    known = {re.sub(r"\{\w\}", "0", row.hf_name) for row in family.rows(config_from_hf(plain))}
-    floats = all(tensor.dtype in FLOATS for tensor in tensors.values())
-    if floats and {re.sub(r"(?<=\.)\d+(?=\.)", "0", name) for name in tensors} <= known | {HEAD}:
-        _log.warning("%s: its quantization_config is left over: all weights are plain", folder)
-        return plain
-    return hf_config
-
-
-def _with_replaced(opened: _Opened, adapter: Adapter) -> _Opened:
-    """Puts an adapter's whole tensors in the place of the base's."""
-    config, hf_config, tensors = opened
-    replaced = dict(adapter.replaced)
-    embedding = embedding_name(family_of(hf_config).rows(config))
-    if config.tied_head and not adapter.tied and {embedding, HEAD} & replaced.keys():
-        # PEFT replaces the one that it names and leaves the other as it was, so they part.
-        both = [replaced.get(name, tensors[embedding]) for name in (embedding, HEAD)]
-        if both[0] is both[1] or np.array_equal(whole(both[0]), whole(both[1])):
-            replaced.pop(HEAD, None)
-        else:
-            replaced.update(zip((embedding, HEAD), both, strict=True))
-            config = config.model_copy(update={"tied_head": False})
-    rows = replaced.get(embedding, tensors[embedding]).shape[0]
-    config = config.model_copy(update={"vocab_size": rows})
-    written = {"vocab_size": rows, "tie_word_embeddings": config.tied_head}
-    return _Opened(config, {**hf_config, **written}, {**tensors, **replaced})
+            f"{source}: has embeddings of {positions} positions only, but sequences may have "
+            f"{context} tokens; set data.max_length={positions}"
+        )
 
 
 def _with_adapter(policy: Policy, adapter: Adapter) -> Policy:
     """Puts an adapter beside a base that holds its whole tensors already."""
-    params = with_magnitudes(policy.params, adapter.pairs, adapter.magnitudes)
     rows = family_of(policy.hf_config).rows(policy.config)
     names = {re.sub(r"(?<=\.)\d+(?=\.)", "{i}", name) for name in adapter.replaced}
-    saved = tuple(row.path for row in rows if row.hf_name in names and row.path in _paths(params))
-    # PEFT cannot save a module whole and adapt it too: biases and DoRA's kernels only go into a
-    # merged model.
-    parted = adapter.magnitudes or any(path.startswith("layers/") for path in saved)
+    saved = tuple(
+        row.path for row in rows if row.hf_name in names and row.path in _paths(policy.params)
+    )
+    # PEFT cannot save a module whole and adapt it too: biases only go into a merged model.
+    parted = any(path.startswith("layers/") for path in saved)
     return replace(
         policy,
-        params=params,
-        lora=adapter.lora(policy.config),
+        lora=adapter.lora(policy.config, policy.params),
         lora_config=adapter.config,
         saved=() if parted else saved,
         on_disk=not parted,
@@ -371,20 +330,3 @@ def _with_adapter(policy: Policy, adapter: Adapter) -> Policy:
 
 def _paths(params: Params) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
-
-
-def _merged(kernel: Any, pair: dict[str, Any], scale: float) -> Any:
-    """Adds an adapter to a kernel; one that is read by parts gets its share with each part."""
-    if not isinstance(kernel, Stored):
-        return merged_kernel(kernel, pair, scale)
-    # Only the rows of `a` and the columns of `b` that this part of the kernel needs.
-    ranks = slice(0, pair["a"].shape[-1])
-
-    def read(spans: Spans) -> np.ndarray:
-        *leading, rows, columns = spans
-        a = read_part(pair["a"], (*leading, rows, ranks))
-        b = read_part(pair["b"], (*leading, ranks, columns))
-        terms = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
-        return np.asarray(merged_kernel(jnp.asarray(kernel.read(spans)), terms, scale))
-
-    return replace(kernel, read=read)

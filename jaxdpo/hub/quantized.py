@@ -72,9 +72,14 @@ def _quantized_on_reading(kernel: Stored, kind: BaseKind) -> Quantized:
     return Quantized(stored("codes", rows, dtype), stored("scales", 1, np.float32))
 
 
-def dequantize_params(params: Params) -> Params:
-    """Dequantizes all kernels, one matrix at a time, when they are read."""
-    dtype = np.dtype(params["embed"]["weight"].dtype)
+def dequantize_params(params: Params, dtype: Any = None) -> Params:
+    """Dequantizes all kernels, one matrix at a time, when they are read.
+
+    Args:
+      params: Parameters.
+      dtype: Of the kernels; None for that of the other parameters.
+    """
+    dtype = np.dtype(dtype or params["embed"]["weight"].dtype)
 
     def dequantized(kernel: Any) -> Any:
         return _dequantized_on_reading(kernel, dtype) if is_quantized(kernel) else kernel

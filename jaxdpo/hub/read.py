@@ -3,9 +3,11 @@
 Only safetensors are read, without torch: nothing in a model folder is ever executed or unpickled.
 """
 
+import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from safetensors import SafetensorError, safe_open
 
 from jaxdpo.devices.sharding import path_name
 from jaxdpo.errors import UserError
-from jaxdpo.hub.arrays import Readable, Tensor
-from jaxdpo.hub.families import Row, family_of
+from jaxdpo.hub.arrays import FLOATS8, Readable, Tensor
+from jaxdpo.hub.families import Row, family_of, text_config, wrapper_of
 from jaxdpo.hub.folder import member, read_config, read_json
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params, abstract_params
 from jaxdpo.storage.lazy_array import Spans, Stored
+
+_log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 
@@ -28,15 +32,25 @@ WEIGHTS = "model.safetensors"
 # Llama's first conversions, and GPT-2's causal mask.
 _DERIVED = re.compile(r"\.rotary_emb\.inv_freq$|(^|\.)h\.\d+\.attn\.(masked_)?bias$")
 HEAD = "lm_head.weight"
-FLOATS = ("F32", "F16", "BF16", "F64")
+# The safetensors format's words for floats ↦ the dtype that they are exported in.
+_EXPORTED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float32"}
+FLOATS = tuple(_EXPORTED)
+# The head that TRL's PPO trains beside a language model; nothing of the language model reads it.
+_VALUE_HEAD = re.compile(r"^v_head\.")
 # What wrappers of a model put before the names of its tensors when its state dict is saved from
-# inside them: torch.compile, DistributedDataParallel, FSDP, gradient checkpointing and PEFT.
+# inside them: torch.compile, DistributedDataParallel, FSDP, gradient checkpointing, PEFT and TRL's
+# model with a value head.
 _WRAPPERS = re.compile(
     r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-    r"|^(module\.)+|^base_model\.model\."
+    r"|^(module\.)+|^base_model\.model\.|^pretrained_model\."
 )
 # The text model within a model of text and images, in the spellings of transformers 5 and 4.
 _INNER = re.compile(r"^(model\.language_model\.|language_model\.model\.)")
+# Numbers that quantised weights are multiplied with, in the formats of DeepSeek's fp8,
+# compressed-tensors, GPTQ, AWQ and bitsandbytes.
+_SCALE = re.compile(r"\.(weight_scale(_inv)?|scales|qzeros|weight\.(absmax|quant_map))$")
+# What a model of text and images has beside its text model.
+OF_IMAGES = re.compile(r"^(model\.)?(visual|vision_tower|multi_modal_projector)\.")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
 # Names shown of a long list.
 _SHOWN = 8
@@ -100,12 +114,14 @@ def open_weights(folder: Path, hf_config: Mapping[str, Any]) -> dict[str, Readab
     Raises:
       UserError: For missing or damaged files, or two tensors of one name.
     """
-    family = family_of(hf_config)
-    tied = {**family.defaults, **hf_config}.get("tie_word_embeddings", False)
+    family, wrapped = family_of(hf_config), wrapper_of(hf_config) is not None
     tensors: dict[str, Readable] = {}
-    for name, tensor in open_tensors(folder, WEIGHTS, tied).items():
+    for name, tensor in open_tensors(folder, WEIGHTS, head_is_tied(hf_config)).items():
         plain = plain_name(name)
-        if _DERIVED.search(plain):
+        if _DERIVED.search(plain) or (wrapped and OF_IMAGES.match(name)):
+            continue
+        if _VALUE_HEAD.search(plain):
+            _log.warning("%s: %s, a value head, is left out: DPO has no use for it", folder, name)
             continue
         if plain in tensors:
             raise UserError(f"{folder}: holds {plain} twice, once as {name}; save the model again")
@@ -117,6 +133,24 @@ def open_weights(folder: Path, hf_config: Mapping[str, Any]) -> dict[str, Readab
             for name, tensor in tensors.items()
         }
     return tensors
+
+
+def usual_dtype(tensors: Iterable[Readable]) -> str | None:
+    """Returns the dtype that most weights of a folder have; None if none are floats.
+
+    Some folders keep norms or a router in fp32 beside weights in bf16, so one tensor does not tell.
+    """
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.dtype in _EXPORTED:
+            sizes[_EXPORTED[tensor.dtype]] += math.prod(tensor.shape)
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def head_is_tied(hf_config: Mapping[str, Any]) -> bool:
+    """Tells whether a config.json makes the embedding the head too."""
+    fields = {**family_of(hf_config).defaults, **text_config(hf_config)}
+    return bool(fields.get("tie_word_embeddings", False))
 
 
 def plain_name(name: str) -> str:
@@ -259,18 +293,44 @@ def _check(
             for names, what in ((missing, "missing"), (unused, "that have no use here"))
             if names
         ]
-        raise UserError(f"{folder}: the tensors do not fit the config; {'; '.join(problems)}")
+        raise UserError(
+            f"{folder}: the tensors do not fit the config; {'; '.join(problems)}"
+            + _remedy(missing, unused)
+        )
     for name, shape in shapes.items():
         found, dtype = tensors[name].shape, tensors[name].dtype
         if found != shape:
             raise UserError(
                 f"{folder}: {name} has shape {list(found)}, but the config says {list(shape)}"
             )
-        if dtype not in FLOATS:
+        # Floats of eight bits are plain numbers where no scales lie beside them, which would have
+        # been left over.
+        if dtype not in (*FLOATS, *FLOATS8):
             raise UserError(
                 f"{folder}: {name} is {dtype}; quantised weights are not supported, only "
                 f"{', '.join(FLOATS)}"
             )
+
+
+def _remedy(missing: Set[str], unused: Set[str]) -> str:
+    """Returns the end of a message about tensors that do not fit, where their names say why."""
+    if "score.weight" in unused:
+        return (
+            ". A score in the head's place makes it a reward model or classifier, which cannot "
+            "answer; name the language model that it was made from"
+        )
+    scales = [name for name in unused if _SCALE.search(name)]
+    if scales:
+        return (
+            f". {scales[0]} says that the weights are quantised; load the model where it was "
+            "quantised, dequantise it there and save it in bfloat16"
+        )
+    if missing == {HEAD} and not unused:
+        return (
+            ". If the head is the embedding, set tie_word_embeddings to true in config.json; "
+            "transformers would make up a random head"
+        )
+    return ""
 
 
 def _lazy(row: Row, tensors: Mapping[str, Readable], leaf: jax.ShapeDtypeStruct) -> Stored:

@@ -4,6 +4,7 @@ transformers 5 writes `rope_parameters`; earlier versions read `rope_theta` and 
 silently take θ = 10000 without them. Both spellings are read, and both are written.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,8 @@ from jaxdpo.model.rope import (
     YarnScaling,
 )
 
+_log = logging.getLogger(__name__)
+
 HfConfig = Mapping[str, Any]
 
 # The fields of each kind of scaling in config.json: needed, optional.
@@ -33,6 +36,10 @@ _KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "longrope": (("short_factor", "long_factor"), ("factor", "attention_factor")),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ()),
 }
+# Fields of older long-context files that no version of transformers reads: the code of YaRN's
+# authors, which came with those models, did. A field that is neither here nor above is refused: it
+# may change the arithmetic.
+_UNREAD = {"attn_factor", "finetuned", "extrapolation_factor"}
 
 
 def rope_from_hf(
@@ -74,7 +81,7 @@ def _rope(fields: HfConfig, hf_config: HfConfig, context: int | None, theta: flo
     missing = [name for name in needed if fields.get(name) is None]
     if missing:
         raise UserError(f"config.json: rope_type {kind!r} needs {', '.join(missing)}")
-    unknown = fields.keys() - {*needed, *optional, "original_max_position_embeddings"}
+    unknown = fields.keys() - {*needed, *optional, *_UNREAD, "original_max_position_embeddings"}
     if unknown:
         raise UserError(
             f"config.json: rope_type {kind!r} has {', '.join(sorted(unknown))}, which is not "
@@ -158,6 +165,8 @@ def _joined(hf_config: HfConfig) -> dict[str, Any]:
     """Returns the fields of both spellings; they must agree."""
     # A folder that went through several versions of transformers holds both spellings. If they
     # disagree, each version would rotate differently, so neither is guessed to be the right one.
+    # But θ: transformers 5, which writes rope_parameters, leaves an older θ beside it that nothing
+    # of its own reads.
     new = dict(hf_config.get("rope_parameters") or {})
     old = dict(hf_config.get("rope_scaling") or {})
     for field in ("rope_theta", "partial_rotary_factor"):
@@ -169,6 +178,14 @@ def _joined(hf_config: HfConfig) -> dict[str, Any]:
             del spelling["type"]
     for field in new.keys() & old.keys():
         if new[field] != old[field]:
+            if field == "rope_theta":
+                _log.warning(
+                    "config.json: rope_theta %s in rope_parameters is read, as in transformers 5, "
+                    "and not %s beside it",
+                    new[field],
+                    old[field],
+                )
+                continue
             raise UserError(
                 f"config.json: {field} is {new[field]} in rope_parameters but {old[field]} in the "
                 "older spelling (rope_theta, rope_scaling); remove the one that is wrong"

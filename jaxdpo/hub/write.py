@@ -1,7 +1,10 @@
 """Parameters → a Hugging Face model folder that transformers loads, without torch."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxdpo.devices.sharding import path_name
+from jaxdpo.hub.carried import Carried
 from jaxdpo.hub.export import TensorSpec, exporting, write_tensors
 from jaxdpo.hub.families import Row, config_to_hf, family_of
 from jaxdpo.hub.read import WEIGHTS
@@ -52,25 +56,75 @@ def save_pretrained(
     Raises:
       UserError: If the family cannot express `config`, or the folder cannot be written.
     """
-    family = family_of(hf_config)
-    rows = family.rows(config)
+    model = ModelFiles(config, params, tokenizer, hf_config, files)
+    write_model(folder, model, dtype, max_shard_bytes)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The contents of a model folder.
+
+    Attributes:
+      config: Architecture.
+      params: Parameters, sharded or not, or `Stored` ones.
+      tokenizer: Hugging Face tokenizer; None to leave it out.
+      hf_config: config.json that the model came with, or `{"model_type": ...}` for a new one.
+      files: Text of other files, by name.
+      carried: What belongs to images and stays as it was; None of a text model.
+    """
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Any
+    hf_config: Mapping[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
+    carried: Carried | None = None
+
+
+def write_model(
+    folder: str | Path,
+    model: ModelFiles,
+    dtype: Any = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes a model folder, as `save_pretrained` does.
+
+    Args:
+      folder: Where to.
+      model: What is written.
+      dtype: Of the weights; None to keep that of the parameters. What is carried keeps its own.
+      max_shard_bytes: Most bytes of weights in one file.
+
+    Raises:
+      UserError: If the family cannot express the architecture, or the folder cannot be written.
+    """
+    rows = family_of(model.hf_config).rows(model.config)
     # Shapes are known before any value, so the header of a file can be written first and no more
     # than one tensor has to be on the host.
-    specs, arrays = tensor_specs(rows, params, dtype), tensor_arrays(rows, params)
+    specs, arrays = tensor_specs(rows, model.params, dtype), tensor_arrays(rows, model.params)
+    # transformers 5 reads `dtype`, earlier versions `torch_dtype`.
+    name = np.dtype(next(iter(specs.values())).dtype).name
+    if model.carried is not None:
+        # Under the names of the files that the model came in, which readers of the whole expect.
+        specs = {model.carried.names.get(one, one): spec for one, spec in specs.items()}
+        specs |= model.carried.specs()
+        arrays = chain(arrays, model.carried.arrays())
     if jax.process_index() != 0:
         # Every process takes part in gathering the arrays that no process holds whole.
         for _ in arrays:
             pass
         return
-    # transformers 5 reads `dtype`, earlier versions `torch_dtype`.
-    name = np.dtype(next(iter(specs.values())).dtype).name
-    described = {**config_to_hf(config, hf_config), "dtype": name, "torch_dtype": name}
+    described = {
+        **config_to_hf(model.config, model.hf_config), "dtype": name, "torch_dtype": name,
+    }  # fmt: skip
     with exporting(Path(folder).expanduser()) as temporary:
         write_json(temporary / "config.json", described)
-        write_json(temporary / "generation_config.json", _generation_config(hf_config))
-        if tokenizer is not None:
-            write_tokenizer(temporary, tokenizer)
-        write_texts(temporary, files)
+        write_json(temporary / "generation_config.json", _generation_config(model.hf_config))
+        if model.tokenizer is not None:
+            write_tokenizer(temporary, model.tokenizer)
+        for path in () if model.carried is None else model.carried.files:
+            shutil.copyfile(path, temporary / path.name)
+        write_texts(temporary, model.files)
         _write_weights(temporary, specs, arrays, max_shard_bytes)
 
 
@@ -153,6 +207,7 @@ def _write_weights(
             filled = 0
         shards[-1][name] = spec
         filled += spec.size
+    # One file needs no index, and readers look for it first.
     if len(shards) == 1:
         write_tensors(folder / WEIGHTS, specs, arrays)
         return

@@ -37,13 +37,16 @@ def inspect_data(
     config: InspectConfig,
     reporter: Reporter | None = None,
     more_findings: Sequence[Finding] = (),
-) -> None:
+) -> list[Finding]:
     """Prints what is wrong with the data, and writes the report and the cleaned pairs.
 
     Args:
       config: What to inspect, and what to write.
       reporter: Where it is said and progress is shown; by default on the terminal.
       more_findings: Findings made by what this package does not import, such as a model's weights.
+
+    Returns:
+      All findings; none for clean data.
 
     Raises:
       UserError: If a file cannot be read or written.
@@ -71,7 +74,8 @@ def inspect_data(
             counter.add(pair)
     report = reading.report(bad_lines.counts)
     survey = surveyor.finish()
-    shortcuts = find_shortcuts(survey.sample)
+    with reporter.phase("trying trivial rules"):
+        shortcuts = find_shortcuts(survey.sample)
     findings = [*find(survey, shortcuts), *more_findings]
     tokenized = None if counter is None else counter.finish(config.batch)
     if tokenized is not None:
@@ -84,6 +88,7 @@ def inspect_data(
     reporter.say(f"report: {config.report}")
     if config.write is not None:
         _write_cleaned(config, survey, supervised, reporter)
+    return findings
 
 
 def _has_one_answer(config: InspectConfig) -> bool:
@@ -131,7 +136,8 @@ def _progress(config: InspectConfig, reporter: Reporter) -> Iterator[Callable[[i
     what = f"reading {config.data.name()}"
     if not plain:
         reporter.say(f"{what} …")
-        yield lambda count: None
+        with reporter.phase(what):
+            yield lambda count: None
         return
     total = sum(os.stat(os.path.expanduser(source.name)).st_size for source in sources)
     with reporter.transfer(what, total) as advance:

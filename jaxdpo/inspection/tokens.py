@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxdpo.cli.progress import spoken
 from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.data.packing.plan import BatchConfig, Packer, choose_row_length, make_train_plan
 from jaxdpo.data.pairs import PreferencePair, TokenizedPair, scored_tokens
@@ -16,7 +17,6 @@ from jaxdpo.data.tokenization.truncation import truncate
 from jaxdpo.data.warnings import warn_of_drops, warn_of_steps
 from jaxdpo.inspection.findings import Finding
 from jaxdpo.inspection.places import NO_PLACES, PlacesWriter
-from jaxdpo.pages.cells import duration
 
 # Operations a second that an H100 reaches in bf16 with half of its peak: a time that one can
 # compare says more than a number of operations.
@@ -229,7 +229,7 @@ def _forecast(lengths: np.ndarray, batch: BatchConfig) -> tuple[tuple[str, ...],
         f"{tokens / padded:.0%} of {padded:,} computed tokens are data; prompts shared by both "
         f"completions save {1 - tokens / unpacked:.0%}",
         f"an epoch costs about {6e9 * padded / 1e12:.3g} teraFLOP for each billion parameters of "
-        f"the model ({duration(6e9 * padded / _FLOPS)} at {_FLOPS / 1e12:.0f} teraFLOP a second), "
+        f"the model ({spoken(6e9 * padded / _FLOPS)} at {_FLOPS / 1e12:.0f} teraFLOP a second), "
         "and a third as much for the reference",
     )
     few = warn_of_steps(plan.num_steps, len(lengths), batch.size, "an epoch")

@@ -190,6 +190,26 @@ def decode(
     return outputs.hidden_BTD[:, 0], cache
 
 
+def resized(cache: KVCache, slots: int) -> KVCache:
+    """Returns a cache with the latest tokens of each row in a ring of another length.
+
+    Args:
+      cache: The cache so far.
+      slots: S of the new ring, static under jit; rows with fewer tokens than both rings have slots
+        are continued as before.
+    """
+    old = cache.k_BKSd[0].shape[2]
+    # The new ring is written next at slot 0, so its slot i holds the token of age S − i, and that
+    # lies in the old ring so many slots before its own next. Ages that the old ring does not have
+    # wrap around to some other token; no row is long enough to see them.
+    ages_S = slots - jnp.arange(slots, dtype=jnp.int32)
+    places_S = (cache.next - ages_S) % old
+    k_BKSd, v_BKSd = (
+        tuple(layer[:, :, places_S] for layer in layers) for layers in (cache.k_BKSd, cache.v_BKSd)
+    )
+    return KVCache(k_BKSd, v_BKSd, cache.lengths_B, jnp.int32(0))
+
+
 def _ages(cache: KVCache) -> jax.Array:
     """Returns how many tokens ago each slot was written, i32 `[S]`; 0 for the next slot."""
     slots = cache.k_BKSd[0].shape[2]

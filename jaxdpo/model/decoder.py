@@ -255,19 +255,24 @@ def unstacked(
       lora: Adapters with stacked layers, or None.
       dtype: Of the activations.
     """
+    return unstacked_tree(params, dtype), lora and unstacked_tree(lora, dtype)
 
-    def layers_of(tree: Any) -> tuple[Any, ...]:
-        count = jax.tree.leaves(tree)[0].shape[0]
-        return tuple(jax.tree.map(itemgetter(number), tree) for number in range(count))
 
-    def cast(tree: Any) -> Any:
-        def one(leaf: Any) -> Any:
-            return leaf if is_quantized(leaf) or leaf.ndim < 2 else leaf.astype(dtype)
+def unstacked_tree(tree: Params, dtype: Any) -> Params:
+    """Returns parameters, or adapters, as `unstacked` does both.
 
-        return jax.tree.map(one, tree, is_leaf=is_quantized)
+    Args:
+      tree: Arrays with stacked layers under `layers`.
+      dtype: Of the activations.
+    """
+    stacked = tree["layers"]
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    layers = tuple(jax.tree.map(itemgetter(number), stacked) for number in range(count))
 
-    by_layer = cast({**params, "layers": layers_of(params["layers"])})
-    return by_layer, lora and cast({"layers": layers_of(lora["layers"])})
+    def cast(leaf: Any) -> Any:
+        return leaf if is_quantized(leaf) or leaf.ndim < 2 else leaf.astype(dtype)
+
+    return jax.tree.map(cast, {**tree, "layers": layers}, is_leaf=is_quantized)
 
 
 def _rematerialised(run_layer: Callable, compute: Compute) -> Callable:

@@ -17,8 +17,8 @@ from jaxdpo.model.experts import ACTIVATIONS, RouterLoad, SparseMLP
 from jaxdpo.model.quantized import product
 from jaxdpo.model.rope import rotate
 
-# What a low-rank adapter adds to a linear layer's output: [..., in] → [..., out].
-Adapter = Callable[[jax.Array], jax.Array]
+# What an adapter adds to a linear layer's output: (x [..., in], x @ kernel, kernel) → [..., out].
+Adapter = Callable[[jax.Array, jax.Array, Any], jax.Array]
 Adapters = Mapping[str, Any]
 # (q_BTHd, k_BTKd, v_BTKd) → (outputs_BTHd, whatever the caller collects from each layer).
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -35,12 +35,13 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, adapter: Adapter | None = None) -> jax.Array:
         # x [..., inputs], y [..., outputs].
-        y = product(x, self.kernel[...])
+        kernel = self.kernel[...]
+        product_of_base = y = product(x, kernel)
         if self.bias is not None:
             # Broadcast by name: the tests forbid implicit promotion of rank, which hides mistakes.
             y += jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
         if adapter is not None:
-            y += adapter(x)
+            y += adapter(x, product_of_base, kernel)
         return y
 
 

@@ -3,8 +3,12 @@
 The adapters are a second nested dict, shaped like the part of the parameters that they adapt:
 `layers/attention/q/kernel [L, D, H·d]` has `layers/attention/q/{a [L, D, r], b [L, r, H·d]}`. They
 hold all that trains and nothing else, so `lora=None` is the base model exactly.
+
+Adapters of DoRA (https://arxiv.org/abs/2402.09353) have a third array, `m [L, H·d]`: the length of
+each output's column of weights, trained by itself.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +20,7 @@ from pydantic import BaseModel, Field
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.layers import Adapter, Block
-from jaxdpo.model.quantized import BaseKind
+from jaxdpo.model.quantized import BaseKind, is_quantized, product
 
 LoraParams = dict[str, Any]
 
@@ -38,6 +42,15 @@ class LoraConfig(BaseModel, frozen=True, extra="forbid"):
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Of the adapters' inputs, in training."
     )
+    use_rslora: bool = Field(
+        default=False,
+        description="Scale by alpha / √rank (rsLoRA), so that a higher rank learns no slower.",
+    )
+    use_dora: bool = Field(
+        default=False,
+        description="Train the length of each output's weights by itself, and with the adapters "
+        "their direction (DoRA).",
+    )
     base: BaseKind = Field(
         default="full",
         description="The layers' matrices beneath the adapters: as loaded, or in 8.5 (int8) or 4.5 "
@@ -46,11 +59,20 @@ class LoraConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def scale(self) -> float:
-        """Factor on `x @ a @ b`."""
-        return self.alpha / self.rank
+        """Factor on `x @ a @ b`.
+
+        With rsLoRA (https://arxiv.org/abs/2312.03732) the root of the rank: the gradients of `a`
+        and `b` then neither vanish nor grow with the rank.
+        """
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
-def init_lora(config: ModelConfig, lora_config: LoraConfig, key: jax.Array) -> LoraParams:
+def init_lora(
+    config: ModelConfig,
+    lora_config: LoraConfig,
+    key: jax.Array,
+    params: dict[str, Any] | None = None,
+) -> LoraParams:
     """Makes fresh adapters, fp32: `a` uniform within ±1/√inputs, as PEFT has it; `b` zero.
 
     Their term is 0 at first, so that training starts from the base model exactly.
@@ -59,6 +81,8 @@ def init_lora(config: ModelConfig, lora_config: LoraConfig, key: jax.Array) -> L
       config: Architecture of the base.
       lora_config: Rank and targets.
       key: A random key.
+      params: The base's parameters, which DoRA's lengths are those of at first; None where shapes
+        alone are of interest, and for other adapters.
 
     Raises:
       UserError: A target is not a linear map of this architecture.
@@ -71,7 +95,13 @@ def init_lora(config: ModelConfig, lora_config: LoraConfig, key: jax.Array) -> L
         a_shape = (config.num_layers, inputs, lora_config.rank)
         b_shape = (config.num_layers, lora_config.rank, outputs)
         a_LDr = jax.random.uniform(next(keys), a_shape, jnp.float32, -bound, bound)
-        layers.setdefault(part, {})[name] = {"a": a_LDr, "b": jnp.zeros(b_shape, jnp.float32)}
+        pair = {"a": a_LDr, "b": jnp.zeros(b_shape, jnp.float32)}
+        if lora_config.use_dora:
+            # Without the base's weights not a number, so that no run can start from it unnoticed.
+            pair["m"] = jnp.full((config.num_layers, outputs), jnp.nan, jnp.float32)
+            if params is not None:
+                pair["m"] = column_lengths(params["layers"][part][name]["kernel"])
+        layers.setdefault(part, {})[name] = pair
     return {"layers": layers}
 
 
@@ -126,29 +156,66 @@ def layer_adapters(
 
 
 def _adapter(pair: dict[str, jax.Array], config: LoraConfig, key: jax.Array | None) -> Adapter:
-    def term(x: jax.Array) -> jax.Array:
+    def term(x: jax.Array, y: jax.Array, kernel: Any) -> jax.Array:
         # x [..., inputs] @ a [inputs, r] @ b [r, outputs]: through the rank first, since a @ b is a
         # matrix as large as the kernel.
         if key is not None:
             # Of the adapter's input alone: the base model's path has no dropout.
             kept = jax.random.bernoulli(key, 1 - config.dropout, x.shape)
             x = jnp.where(kept, x / (1 - config.dropout), 0)
-        return (x @ pair["a"].astype(x.dtype)) * config.scale @ pair["b"].astype(x.dtype)
+        low_rank = (x @ pair["a"].astype(x.dtype)) * config.scale @ pair["b"].astype(x.dtype)
+        if "m" not in pair:
+            return low_rank
+        # DoRA replaces x W by x V · m / ‖V‖ with V = W + s A B, so what it adds to x W is
+        # (m / ‖V‖ − 1) x W + m / ‖V‖ · s x A B.
+        if key is not None:
+            y = product(x, kernel)
+        ratio = _stretch(kernel, pair, config.scale).astype(x.dtype)
+        ratio = jnp.broadcast_to(ratio, y.shape)
+        return (ratio - 1) * y + ratio * low_rank
 
     return term
+
+
+def column_lengths(kernel: Any, delta: Any = 0.0) -> jax.Array:
+    """Computes the Euclidean length of each output's weights, f32 `[..., outputs]`.
+
+    Args:
+      kernel: `[..., inputs, outputs]`, an array or quantized.
+      delta: What is added to it, of the same shape.
+    """
+    if is_quantized(kernel):
+        kernel = kernel.dequantized(jnp.float32)
+    return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(jnp.float32) + delta), axis=-2))
+
+
+def _stretch(kernel: Any, pair: dict[str, jax.Array], scale: float) -> jax.Array:
+    """Computes m / ‖W + s A B‖ of DoRA, f32 `[..., outputs]`."""
+    # The lengths are constants to the gradient (section 4.3 of the paper): to go through them too
+    # costs memory and gains nothing.
+    delta = jax.lax.stop_gradient(_product(pair, scale))
+    return pair["m"] / jax.lax.stop_gradient(column_lengths(kernel, delta))
+
+
+def _product(pair: dict[str, jax.Array], scale: float) -> jax.Array:
+    # Over the rank r, a layer at a time. "highest": a GPU would multiply fp32 in TF32 otherwise.
+    return scale * jnp.einsum("...ir,...ro->...io", pair["a"], pair["b"], precision="highest")
 
 
 def merged_kernel(kernel: jax.Array, pair: dict[str, jax.Array], scale: float) -> jax.Array:
     """Computes `kernel + scale · a @ b` in fp32, rounded once, to the kernel's dtype.
 
     Args:
-      kernel: `[..., inputs, outputs]`.
-      pair: The adapter: `a` `[..., inputs, r]` and `b` `[..., r, outputs]`.
+      kernel: `[..., inputs, outputs]`, with all inputs of each output.
+      pair: The adapter: `a` `[..., inputs, r]` and `b` `[..., r, outputs]`, and of DoRA `m`
+        `[..., outputs]`, the lengths that the sum's columns are brought to.
       scale: Factor on `a @ b`.
     """
-    # Over the rank r, a layer at a time. "highest": a GPU would multiply fp32 in TF32 otherwise.
-    delta = scale * jnp.einsum("...ir,...ro->...io", pair["a"], pair["b"], precision="highest")
-    return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+    merged = kernel.astype(jnp.float32) + _product(pair, scale)
+    if "m" in pair:
+        ratio = pair["m"] / column_lengths(merged)
+        merged *= ratio[..., None, :]
+    return merged.astype(kernel.dtype)
 
 
 def merge_lora(

@@ -19,12 +19,14 @@ class Table:
       header: Names of the columns.
       rows: Cells: text, or markup of this module.
       sortable: Whether a click on a column's name sorts the rows.
+      tall: Whether it has more rows than a page should be long, and scrolls within itself.
     """
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
     sortable: bool = False
+    tall: bool = False
 
 
 def number(value: float | None, shown: str | None = None) -> Markup:
@@ -68,21 +70,6 @@ def figure(value: float) -> str:
     return f"{value:.4g}"
 
 
-def duration(seconds: float) -> str:
-    """Writes a time as people say it.
-
-    >>> duration(0.41), duration(12.3), duration(252), duration(7500)
-    ('0.4 s', '12 s', '4 min 12 s', '2 h 05 min')
-    """
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes == 0:
-        return f"{rest} s"
-    hours, minutes_left = divmod(minutes, 60)
-    return f"{minutes} min {rest:02d} s" if hours == 0 else f"{hours} h {minutes_left:02d} min"
-
-
 def text_block(text: str, most: int | None = None) -> Markup:
     """Returns text as it stands, its line ends kept; a longer one says how much is left out.
 
@@ -94,3 +81,8 @@ def text_block(text: str, most: int | None = None) -> Markup:
     shown = visible(text if not rest else text[:most])
     more = Markup(' <span class="muted">… and {} characters more</span>').format(f"{rest:,}")
     return Markup('<div class="text">{}{}</div>').format(escape(shown), more if rest else "")
+
+
+def plural(word: str, count: int) -> str:
+    """Returns a word as it stands behind a count."""
+    return word if count == 1 else f"{word}s"

@@ -29,6 +29,24 @@ def histogram(values: np.ndarray, width: int, bins: int) -> np.ndarray:
     return np.bincount(values // width, minlength=bins)
 
 
+def bin_counts(columns: Sequence[np.ndarray]) -> tuple[int, list[np.ndarray]]:
+    """Counts all columns in the same bins.
+
+    The bins come from the longest of all columns: with bins of their own, a short and a long one
+    would look the same.
+
+    Args:
+      columns: i32 `[N]` each, 0 or more.
+
+    Returns:
+      The width of a bin, and the counts of each column, i64 `[bins]`.
+    """
+    longest = max((int(values.max(initial=0)) for values in columns), default=0)
+    width = ceil_div(longest + 1, _BINS)
+    bins = longest // width + 1
+    return width, [histogram(values, width, bins) for values in columns]
+
+
 def draw_histograms(columns: Sequence[tuple[str, np.ndarray]], unit: str, counted: str) -> Markup:
     """Draws a histogram of each column, one below the other, as SVG.
 
@@ -40,16 +58,25 @@ def draw_histograms(columns: Sequence[tuple[str, np.ndarray]], unit: str, counte
       unit: What the horizontal axis counts.
       counted: What the vertical axis counts.
     """
-    # The bins come from the longest of all columns: with bins of their own, a short and a long one
-    # would look the same.
-    longest = max((int(values.max(initial=0)) for _, values in columns), default=0)
-    width = ceil_div(longest + 1, _BINS)
-    bins = longest // width + 1
-    counts = [histogram(values, width, bins) for _, values in columns]
-    most = max((int(each.max(initial=0)) for each in counts), default=0)
+    width, counts = bin_counts([values for _, values in columns])
+    named = [(name, each) for (name, _), each in zip(columns, counts, strict=True)]
+    return draw_counts(named, width, unit, counted)
+
+
+def draw_counts(
+    columns: Sequence[tuple[str, np.ndarray]], width: int, unit: str, counted: str
+) -> Markup:
+    """Draws histograms that are counted already, on the same scales.
+
+    Args:
+      columns: The name and the counts, i64 `[bins]`, of each.
+      width: Of a bin.
+      unit: What the horizontal axis counts.
+      counted: What the vertical axis counts.
+    """
+    most = max((int(each.max(initial=0)) for _, each in columns), default=0)
     plots = [
-        _plot(name, each, width, max(most, 1), _STEP * i)
-        for i, ((name, _), each) in enumerate(zip(columns, counts, strict=True))
+        _plot(name, each, width, max(most, 1), _STEP * i) for i, (name, each) in enumerate(columns)
     ]
     height = _STEP * len(columns) + 20
     middle = _LEFT + _WIDTH / 2
@@ -59,9 +86,8 @@ def draw_histograms(columns: Sequence[tuple[str, np.ndarray]], unit: str, counte
         element("text", counted, transform=turned, fill="currentColor", font_size="12",
                 text_anchor="middle"),
     ]  # fmt: skip
-    return picture(
-        _LEFT + _WIDTH + 16, height, _in_words(columns, unit, counted), [*plots, *labels]
-    )
+    said = _in_words(columns, width, unit, counted)
+    return picture(_LEFT + _WIDTH + 16, height, said, [*plots, *labels])
 
 
 def _plot(name: str, counts: np.ndarray, width: int, most: int, top: int) -> Markup:
@@ -93,10 +119,16 @@ def _ticks(end: int) -> list[int]:
     return list(range(0, end + 1, step))
 
 
-def _in_words(columns: Sequence[tuple[str, np.ndarray]], unit: str, counted: str) -> str:
-    said = [
-        f"{name}: median {np.median(values):.0f}, longest {values.max()}"
-        for name, values in columns
-        if len(values)
-    ]
-    return f"Histograms of {unit}, counting {counted}. {'; '.join(said)}."
+def _in_words(
+    columns: Sequence[tuple[str, np.ndarray]], width: int, unit: str, counted: str
+) -> str:
+    said = []
+    for name, each in columns:
+        if not each.any():
+            continue
+        highest, longest = int(each.argmax()), len(np.trim_zeros(each, "b"))
+        said.append(
+            f"{name}: most {counted} have {highest * width} to {(highest + 1) * width - 1}, none "
+            f"more than {longest * width - 1}"
+        )
+    return f"Histograms of {unit}. {'; '.join(said)}."

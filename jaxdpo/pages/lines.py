@@ -24,6 +24,8 @@ _WIDTH, _HEIGHT = 360, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 348, 30, 176
 # Points of a line that are drawn: two to a unit of the picture's width, which is all one can see.
 _MOST_POINTS = 600
+# Letters of a name in the legend: as many as a row has room for. Runs' names differ at their ends.
+_LONGEST = 42
 # A window of this share of the steps smooths a noisy curve, and leaves its shape.
 _SMOOTHED = 0.05
 
@@ -38,6 +40,8 @@ class Curve:
       ends: (step, low, high) of 95% intervals.
       colour: Number of its colour.
       kind: "line"; "faint" for a raw curve behind a smoothed one; or "dots", joined by dashes.
+      said: Its name in the picture's text alternative, if that is another; one that has neither
+        is left out there.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Curve:
     ends: Sequence[tuple[float, float, float]] = ()
     colour: int = 0
     kind: str = "line"
+    said: str = ""
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -81,9 +86,9 @@ def draw_lines(
         label(_LEFT, 16, title, "start", font_weight="bold"),
         *_axes(across, up, unit, x_label),
         *(part for curve in curves for part in _curve(curve, across, up)),
-        *_legend([curve for curve in curves if curve.name]),
     ]
-    return picture(_WIDTH, _HEIGHT, _in_words(title, unit, curves), parts)
+    legend, height = _legend([curve for curve in curves if curve.name])
+    return picture(_WIDTH, height, _in_words(title, unit, curves), [*parts, *legend])
 
 
 def _values(curves: Sequence[Curve]) -> list[float]:
@@ -161,28 +166,33 @@ def thinned(
     return kept
 
 
-def _legend(curves: Sequence[Curve]) -> list[Markup]:
-    parts, x = [], float(_LEFT)
+def _legend(curves: Sequence[Curve]) -> tuple[list[Markup], float]:
+    """Returns the names of the curves, in as many rows as they need, and the picture's height."""
+    parts, x, y = [], float(_LEFT), _HEIGHT - 10.0
     for curve in curves:
         colour = COLOURS[curve.colour % len(COLOURS)]
         dashes = "4 3" if curve.kind == "dots" else ""
-        faint = "0.35" if curve.kind == "faint" else ""
-        parts.append(line(x, _HEIGHT - 10, x + 20, _HEIGHT - 10, stroke=colour, stroke_width="2.5",
-                          stroke_dasharray=dashes, opacity=faint))  # fmt: skip
-        parts.append(label(x + 25, _HEIGHT - 6, curve.name, "start"))
+        name = curve.name if len(curve.name) <= _LONGEST else f"…{curve.name[1 - _LONGEST :]}"
         # Letters of this size are about 6.4 units wide.
-        x += 38 + 6.4 * len(curve.name)
-    return parts
+        width = 38 + 6.4 * len(name)
+        if x > _LEFT and x + width > _WIDTH:
+            x, y = float(_LEFT), y + 16
+        parts.append(line(x, y, x + 20, y, stroke=colour, stroke_width="2.5",
+                          stroke_dasharray=dashes))  # fmt: skip
+        parts.append(label(x + 25, y + 4, name, "start"))
+        x += width
+    return parts, y + 10
 
 
 def _in_words(title: str, unit: str, curves: Sequence[Curve]) -> str:
     said = []
     for curve in curves:
         points = [point for point in curve.points if math.isfinite(point[1])]
-        if not points or not curve.name:
+        name = curve.said or curve.name
+        if not points or not name:
             continue
         (first, begin), (last, end) = points[0], points[-1]
-        text = f"{curve.name} from {figure(begin)} at step {first:g}"
+        text = f"{name} from {figure(begin)} at step {first:g}"
         if len(points) > 1:
             text += f" to {figure(end)} at step {last:g}"
         if curve.ends and curve.ends[-1][0] == last:

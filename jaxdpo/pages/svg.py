@@ -77,8 +77,9 @@ def tick_text(value: float, step: float) -> str:
       value: The tick.
       step: The distance between ticks.
     """
-    if abs(value) >= 1e5 or 0 < abs(value) < 1e-4:
-        return f"{value:.3g}"
+    if abs(value) >= 1e5 or step < 1e-3:
+        # Python pads exponents: 1e-05.
+        return "0" if abs(value) < step / 2 else f"{value:.2g}".replace("e-0", "e-")
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{value + 0.0:,.{digits}f}"
 

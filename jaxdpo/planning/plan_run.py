@@ -16,11 +16,12 @@ from jaxdpo.devices.machine import local_machine
 from jaxdpo.devices.sharding import make_mesh
 from jaxdpo.errors import UserError
 from jaxdpo.hub.families import config_from_hf
-from jaxdpo.hub.folder import find_folder, read_config
+from jaxdpo.hub.find import find_folder
+from jaxdpo.hub.folder import read_config
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.planning.chips import keep_to_cpu, target
 from jaxdpo.planning.lengths import assumed_lengths
-from jaxdpo.planning.plan import Lengths, make_plan
+from jaxdpo.planning.plan import Lengths, Plan, make_plan
 from jaxdpo.planning.show import show_plan, show_suggestion
 from jaxdpo.planning.suggest import suggest
 
@@ -77,8 +78,11 @@ def load_plan(file: str | None, overrides: Sequence[str]) -> PlanConfig:
     return config
 
 
-def plan_run(config: PlanConfig) -> None:
+def plan_run(config: PlanConfig) -> Plan:
     """Plans a run and shows the plan.
+
+    Returns:
+      The plan: memory by part, work, and times.
 
     Raises:
       UserError: If the machine or the model is unknown, or the run is impossible there.
@@ -89,14 +93,18 @@ def plan_run(config: PlanConfig) -> None:
         keep_to_cpu()
         wanted = target(config.topology)
     model = _model(config)
-    lengths = _lengths(config, reporter)
+    with reporter.phase("reading and tokenizing the pairs"):
+        lengths = _lengths(config, reporter)
     machine = local_machine() if wanted is None else wanted.machine
     mesh = make_mesh(config.mesh, None if wanted is None else wanted.devices)
-    plan = make_plan(config, model, lengths, mesh, machine, wanted)
+    with reporter.phase("compiling the step"):
+        plan = make_plan(config, model, lengths, mesh, machine, wanted)
     show_plan(reporter, plan, wanted)
     if wanted is not None:
-        choices = suggest(config, model, lengths.train, lengths.test, wanted)
+        with reporter.phase("trying other settings"):
+            choices = suggest(config, model, lengths.train, lengths.test, wanted)
         show_suggestion(reporter, plan, choices, model)
+    return plan
 
 
 def _model(config: RunConfig) -> ModelConfig:

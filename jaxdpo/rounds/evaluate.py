@@ -13,9 +13,11 @@ from jaxdpo.evaluation.human_agreement import (
     read_human_judgements,
     write_human_agreement,
 )
+from jaxdpo.evaluation.judgement import Criterion
 from jaxdpo.evaluation.report.tables import tables
 from jaxdpo.evaluation.results import unjudged
 from jaxdpo.rounds.compare import EvaluateConfig, compare
+from jaxdpo.storage.files import refuse_existing
 
 _SHOWN = 10
 
@@ -28,6 +30,7 @@ class AgreementConfig(BaseModel):
     alignment: str = Field(description="JSONL file: messages, and a judgement, PASS or FAIL")
     criteria: Criteria = Field(description="names, functions, or a YAML file of them")
     out: str | None = Field(default=None, description="folder of figures and disagreements")
+    overwrite: bool = Field(default=False, description="replace figures that are there already")
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -75,11 +78,16 @@ def show_agreement(config: AgreementConfig) -> None:
     """Shows how far criteria agree with people, and where they do not.
 
     Raises:
-      UserError: If the judgements or a criterion cannot be read.
+      UserError: If the judgements or a criterion cannot be read, or figures are there already.
     """
     reporter, labelled = Reporter(), read_human_judgements(config.alignment)
-    for spec in config.criteria:
-        criterion = criterion_named(spec)
+    criteria = [criterion_named(spec) for spec in config.criteria]
+    files = [None if config.out is None else _figures_of(config.out, each) for each in criteria]
+    for file in files:
+        # Before judging, which a model may be paid for.
+        if file is not None and not config.overwrite:
+            refuse_existing(file)
+    for criterion, file in zip(criteria, files, strict=True):
         found = compare_with_people(criterion, labelled)
         reporter.table(f"{criterion.name} and people", ("", ""), list(found.rows()))
         for each in found.disagreements[:_SHOWN]:
@@ -92,7 +100,10 @@ def show_agreement(config: AgreementConfig) -> None:
             reporter.say(f"and {more} more disagreements" + ("" if config.out else "; set out=…"))
         for said in found.unjudged[:_SHOWN]:
             reporter.say(f"could not be judged: {said}")
-        if config.out is not None:
-            folder = Path(config.out)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_human_agreement(found, folder / f"alignment_{criterion.name}.json")
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_human_agreement(found, file)
+
+
+def _figures_of(out: str, criterion: Criterion) -> Path:
+    return Path(out) / f"alignment_{criterion.name}.json"

@@ -1,6 +1,7 @@
 """Rounds of alignment: sample, judge, pair, train; and again with the trained model.
 
 <folder>/round_1/generations.jsonl, judgements.jsonl, pairs.jsonl   answers of the round's model
+<folder>/round_1/feedback.jsonl                                     people's pairs, as they were
 <folder>/round_1/run/                                               the training run; model/ in it
 <folder>/final/generations.jsonl, judgements.jsonl                  answers of the last model
 <folder>/rounds.json, rounds.png                                    the pass rate by round
@@ -9,6 +10,7 @@ Each stage continues where it was cut off, and one that is finished is not done 
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,9 +19,14 @@ from pydantic import AfterValidator, Field, field_validator
 from jaxdpo.cli.console import Reporter
 from jaxdpo.cli.settings import checked, read_yaml
 from jaxdpo.config import RunConfig
+from jaxdpo.data.config import DataConfig
+from jaxdpo.data.pairs import PreferencePair
+from jaxdpo.data.reading.reader import read_pairs
+from jaxdpo.data.writing import write_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.evaluation.agreement import Estimate
 from jaxdpo.evaluation.judgement_file import JudgedLine, pass_rates
+from jaxdpo.feedback.collecting import collect
 from jaxdpo.generation.server import is_server
 from jaxdpo.rounds.make_pairs import AnswersConfig, judged_answers, keep_config, paired_answers
 from jaxdpo.runs.fit import fit
@@ -43,6 +50,11 @@ class RoundsConfig(AnswersConfig):
         description="a training run's configuration, or its YAML file; the rounds set model.path, "
         "data.path and training.folder",
     )
+    feedback: str | tuple[str, ...] = Field(
+        default=(),
+        description="studios' folders or logs of events, whose pairs each round trains on as well, "
+        "as they are when it gets there",
+    )
     reference: Literal["previous", "first"] = Field(
         default="previous",
         description="the reference model: what the round begins with, or the first round's model",
@@ -56,14 +68,14 @@ class RoundsConfig(AnswersConfig):
         return model
 
 
-def iterate(config: RoundsConfig, reporter: Reporter) -> list[Rates]:
+def iterate(config: RoundsConfig, reporter: Reporter | None = None) -> list[Rates]:
     """Runs the rounds, and says how many answers pass before the first and after each.
 
     The rounds end early where no prompt has answers of which one is better.
 
     Args:
       config: The rounds.
-      reporter: Shows the progress.
+      reporter: Shows the progress; by default on the terminal.
 
     Returns:
       Pass rates of the first model and of that of each round, on TEST prompts if there are any.
@@ -71,6 +83,7 @@ def iterate(config: RoundsConfig, reporter: Reporter) -> list[Rates]:
     Raises:
       UserError: For whatever the user can fix; what is done is kept.
     """
+    reporter = reporter or Reporter()
     folder = Path(config.folder).expanduser()
     for number in range(1, config.rounds + 1):
         round_config(config, number, config.model)  # a mistake is said before anything is sampled
@@ -87,6 +100,8 @@ def iterate(config: RoundsConfig, reporter: Reporter) -> list[Rates]:
         _show(rates, folder, reporter)
         pairs, collected = paired_answers(config, here)
         reporter.say(collected.summary())
+        if config.feedback:
+            pairs = with_feedback(collected.pairs, config.feedback, here, reporter)
         if pairs is None:
             reporter.say(f"round {number}: no prompt has answers of which one is better; this ends")
             return rates
@@ -97,6 +112,37 @@ def iterate(config: RoundsConfig, reporter: Reporter) -> list[Rates]:
     _show(rates, folder, reporter)
     reporter.say(f"the last model: {model}")
     return rates
+
+
+def with_feedback(
+    pairs: Sequence[PreferencePair], feedback: str | Sequence[str], folder: Path, reporter: Reporter
+) -> Path | None:
+    """Adds people's pairs to those of a round, in its `pairs.jsonl`; None if there are neither.
+
+    Args:
+      pairs: The round's own pairs.
+      feedback: Studios' folders or logs of events.
+      folder: The round's folder; the people's pairs are kept in its `feedback.jsonl`.
+      reporter: Shows what was gathered.
+
+    Raises:
+      UserError: If the feedback cannot be read.
+    """
+    kept = folder / "feedback.jsonl"
+    if not kept.exists():
+        collected = collect("events", feedback)
+        reporter.say(f"feedback: {collected.summary()}")
+        write_pairs(collected.pairs, kept)
+    # People go on judging while a round is trained. What it trains on was settled when it began, so
+    # that the same command continues it.
+    people: Sequence[PreferencePair] = ()
+    if kept.stat().st_size:
+        people = read_pairs(str(kept), DataConfig(path=str(kept))).pairs
+    if not pairs and not people:
+        return None
+    target = folder / "pairs.jsonl"
+    write_pairs([*pairs, *people], target)
+    return target
 
 
 def round_config(config: RoundsConfig, number: int, model: str) -> RunConfig:

@@ -3,27 +3,22 @@
 import importlib.metadata
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import try_to_load_from_cache
 
 from jaxdpo.config import RunConfig
 from jaxdpo.errors import UserError
-from jaxdpo.hub.adapter_config import ADAPTER_CONFIG
-from jaxdpo.hub.folder import member, read_json
-from jaxdpo.runs.base import find_base
+from jaxdpo.runs.base import find_base, kept_origin
 from jaxdpo.runs.folder import DATA_FILE
+from jaxdpo.runs.origin import Origin, folder_of, hub_datasets, is_on_hub, read_origin, split_card
 from jaxdpo.training.writers import read_metrics
 
 # Sections of the configuration that decide what the model becomes.
 _SECTIONS = ("model", "data", "loss", "reference", "lora", "optimizer", "batch", "training")
 # Fields that say where things lie on one machine and nothing else.
 _PLACES = ("cache_dir", "folder")
-_ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)*")
-_FILES = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow", ".gz", ".zst", ".jinja")
 # In place of tables, where a checkpoint was copied without the folder of its run.
 _APART = "Recorded in the folder of the run."
 # The base model is loaded by a line of its own, which readers change when that model has moved;
@@ -54,33 +49,14 @@ _ADAPTER_BASE = (
     "set `base` to its new place."
 )
 _PACKAGES = ("jaxdpo", "jax", "flax", "optax", "transformers")
-# Names on the Hub; a part never begins with a dot or a dash, unlike in relative paths.
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LICENCE = re.compile(r"[\w.+-]{1,96}")
-# In characters. The front matter of a card is at its beginning, and is short.
-_READ = 2**20
-# A card could name itself, or two cards one another.
-_MOST_PARENTS = 8
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The model that a training run started from.
-
-    Attributes:
-      name: Name on the Hub, or the folder's name without its place.
-      hub_id: The nearest model on the Hub: itself, or what it was trained from; None if unknown.
-      parents: Names of the models that it was trained from by its card, oldest first.
-      licence: The fields of the Hub that state its licence; empty if unknown.
-    """
-
-    name: str
-    hub_id: str | None
-    parents: tuple[str, ...]
-    licence: dict[str, Any]
-
-
-def run_card(config: RunConfig, folder: Path | None, step: int | None = None) -> str:
+def run_card(
+    config: RunConfig,
+    folder: Path | None,
+    step: int | None = None,
+    tested: dict[str, Any] | None = None,
+) -> str:
     """Writes the card of what a run trained; it names no folder of this machine.
 
     Args:
@@ -88,6 +64,8 @@ def run_card(config: RunConfig, folder: Path | None, step: int | None = None) ->
       folder: The run folder, for its metrics and the digests of its data; None where a checkpoint
         lies by itself.
       step: The optimizer step that the model is of; None for the last.
+      tested: The TEST metrics before training and of the exported weights, by "before" and "after";
+        None for those of metrics.jsonl.
 
     Returns:
       Markdown with the YAML header of the Hugging Face Hub.
@@ -95,28 +73,21 @@ def run_card(config: RunConfig, folder: Path | None, step: int | None = None) ->
     records = [] if folder is None else read_metrics(folder)
     if step is not None:
         records = [record for record in records if record["step"] <= step]
-    tested = [record for record in records if record["split"] == "TEST"]
     steps = step or max((record["step"] for record in records), default=0)
-    data: Any = _portable(config.data.path)
-    sources = [data] if isinstance(data, str) else list(data)
-    origin = origin_of(config.model.path, folder)
-    versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
-    kind = "a LoRA" if config.lora else "all parameters"
-    if config.lora and config.lora.base != "full":
-        kind = f"a LoRA on layers in {config.lora.base}"
-    header = yaml.safe_dump(_header(config, origin, sources), sort_keys=False, allow_unicode=True)
+    origin, (datasets, sources) = origin_of(config.model.path, folder), _data(config, folder)
+    header = yaml.safe_dump(_header(config, origin, datasets), sort_keys=False, allow_unicode=True)
     return f"""---
 {header.strip()}
 ---
 
 # {_plain(origin.name)}, aligned
 
-Trained with jaxdpo from `{_plain(origin.name)}`: {kind}, {steps} optimizer steps of the objective \
-`{" + ".join(config.loss.type)}`.
+Trained with jaxdpo from `{_plain(origin.name)}`: {_trained(config)}, {steps} optimizer \
+steps of the objective `{" + ".join(config.loss.type)}`.
 
 {_lineage_section(origin)}## Use
 
-{_snippet(config)}
+{_snippet(_is_adapter(config))}
 
 ## Data
 
@@ -126,15 +97,15 @@ From {", ".join(f"`{_plain(name)}`" for name in sources)}.
 
 ## TEST pairs
 
-{_metrics_table(tested) if folder is not None else _APART}
+{_metrics_table(records, tested) if folder is not None else _APART}
 
 ## Settings
 
 ```yaml
-{yaml.safe_dump(_settings(config), sort_keys=False).strip()}
+{yaml.safe_dump(_settings(config, origin, sources), sort_keys=False).strip()}
 ```
 
-Versions: {versions}.
+Versions: {", ".join(f"{name} {_version(name)}" for name in _PACKAGES)}.
 
 ## Licence
 
@@ -142,7 +113,22 @@ Versions: {versions}.
 """
 
 
-def _header(config: RunConfig, origin: Origin, sources: list[str]) -> dict[str, Any]:
+def _data(config: RunConfig, folder: Path | None) -> tuple[list[str], list[str]]:
+    """Returns the data sets on the Hub, and the names of all sources without their folders."""
+    kept = None if folder is None else kept_origin(folder)
+    given = list(config.data.weights())
+    datasets = hub_datasets(given) if kept is None else kept[1]
+    on_hub = {name for name in given if name.split(":")[0] in datasets}
+    return datasets, [name if name in on_hub else Path(name).name for name in given]
+
+
+def _trained(config: RunConfig) -> str:
+    if config.lora is None:
+        return "all parameters"
+    return "a LoRA" + ("" if config.lora.base == "full" else f" on layers in {config.lora.base}")
+
+
+def _header(config: RunConfig, origin: Origin, datasets: list[str]) -> dict[str, Any]:
     """Fills in the fields by which the Hub finds models."""
     fields: dict[str, Any] = {
         "library_name": "peft" if _is_adapter(config) else "transformers",
@@ -153,9 +139,8 @@ def _header(config: RunConfig, origin: Origin, sources: list[str]) -> dict[str, 
         # The Hub guesses the relation from the files where it is not given.
         fields["base_model_relation"] = "adapter" if _is_adapter(config) else "finetune"
     fields |= origin.licence
-    # A name of a data set may be followed by a configuration and a split.
-    if datasets := [name.split(":")[0] for name in sources if _ON_HUB.fullmatch(name)]:
-        fields["datasets"] = list(dict.fromkeys(datasets))
+    if datasets:
+        fields["datasets"] = datasets
     tags = ["jaxdpo", "sft" if config.loss.supervised else "dpo", *config.loss.type]
     fields["tags"] = list(dict.fromkeys([*tags, *(["lora"] if config.lora else [])]))
     return fields
@@ -165,13 +150,19 @@ def _is_adapter(config: RunConfig) -> bool:
     return config.lora is not None and config.export.lora == "adapter"
 
 
-def _settings(config: RunConfig) -> dict[str, Any]:
+def _settings(config: RunConfig, origin: Origin, sources: list[str]) -> dict[str, Any]:
     """Returns the sections of the configuration that decide what the model becomes."""
-    return {
+    settings: dict[str, Any] = {
         section: _portable({name: value for name, value in fields.items() if name not in _PLACES})
         for section, fields in config.model_dump(mode="json").items()
         if section in _SECTIONS and fields is not None
     }
+    # A relative path that is there no more looks like a name on the Hub; these were told apart when
+    # the run began.
+    settings["model"]["path"] = origin.name
+    weights = dict(zip(sources, config.data.weights().values(), strict=True))
+    settings["data"]["path"] = sources[0] if isinstance(config.data.path, str) else weights
+    return settings
 
 
 def _lineage_section(origin: Origin) -> str:
@@ -193,8 +184,29 @@ def _licence_section(origin: Origin) -> str:
     return f"Inherited from the base model's card: {shown}."
 
 
-def _snippet(config: RunConfig) -> str:
-    if not _is_adapter(config):
+def card_of_form(card: str, adapter: bool) -> str:
+    """Returns the card of a model with adapters as that of the folder that they are written to.
+
+    An adapter is found, and loaded, in another way than the model that it was merged into.
+
+    Args:
+      card: The card.
+      adapter: Whether the folder holds the adapters alone; otherwise they are merged.
+    """
+    fields, text = split_card(card)
+    if not fields:
+        return card
+    fields["library_name"] = "peft" if adapter else "transformers"
+    if "base_model" in fields:
+        fields["base_model_relation"] = "adapter" if adapter else "finetune"
+    header = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+    # The section is replaced only as this program wrote it; another author's words stay.
+    text = text.replace(_snippet(not adapter), _snippet(adapter))
+    return f"---\n{header.strip()}\n---{text}"
+
+
+def _snippet(adapter: bool) -> str:
+    if not adapter:
         return _SNIPPET.format(packages="transformers", imports="", load=_LOAD)
     imports = "from peft import PeftConfig, PeftModel\n"
     snippet = _SNIPPET.format(packages="transformers peft", imports=imports, load=_LOAD_ADAPTER)
@@ -214,7 +226,10 @@ def _data_table(folder: Path | None) -> str:
     return "\n".join(["| split | pairs | SHA-256 of the tokenised pairs |", "|---|---|---|", *rows])
 
 
-def _metrics_table(tests: list[dict[str, Any]]) -> str:
+def _metrics_table(records: list[dict[str, Any]], tested: dict[str, Any] | None) -> str:
+    tests = [record for record in records if record["split"] == "TEST"]
+    if tested is not None:
+        tests = [tested["before"], tested["after"]]
     if not tests:
         return "None were held out."
     before, after = tests[0], tests[-1]
@@ -232,18 +247,13 @@ def _plain(name: str) -> str:
     return re.sub(r"[`\x00-\x1f\x7f]", " ", name)
 
 
-def _is_on_hub(path: str) -> bool:
-    is_name = _ON_HUB.fullmatch(path) and is_hub_id(path.split(":")[0])
-    return bool(is_name) and not path.endswith(_FILES) and not Path(path).exists()
-
-
 def _portable(value: Any) -> Any:
     """Leaves the folders of paths off; names on the Hub stay."""
     if isinstance(value, dict):
         return {_portable(name): _portable(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_portable(each) for each in value]
-    if isinstance(value, str) and "/" in value and not _is_on_hub(value):
+    if isinstance(value, str) and "/" in value and not is_on_hub(value):
         return Path(value).name
     return value
 
@@ -255,94 +265,17 @@ def _version(package: str) -> str:
         return "(not installed)"
 
 
-def is_hub_id(name: Any) -> bool:
-    """Tells whether a value has the form `org/name`."""
-    return isinstance(name, str) and bool(_HUB_ID.fullmatch(name))
-
-
 def origin_of(path: str, run: Path | None) -> Origin:
-    """Reads the origin of a base model from its card, where one is at hand without the network.
+    """Returns the origin of a run's base model, as it was when the run began if that is kept.
 
     Args:
       path: `model.path` of the run.
-      run: The run folder, which knows where relative paths begin; None if there is none.
+      run: The run folder; None if there is none.
     """
-    folder = _folder(path, run)
-    on_hub = folder is None and is_hub_id(path)
-    card = _front_matter(path, folder)
-    parents = _parents(path, folder)
-    # Older versions of transformers keep here from where the weights were loaded.
-    loaded = None if folder is None else _json(folder, "config.json").get("_name_or_path")
-    known = [path] if on_hub else [*reversed(parents), loaded]
-    return Origin(
-        name=path if on_hub else (folder or Path(path)).name,
-        hub_id=next((name for name in known if is_hub_id(name)), None),
-        parents=tuple(name if is_hub_id(name) else Path(name).name for name in parents),
-        licence=_licence(card),
-    )
-
-
-def _folder(path: str, run: Path | None) -> Path | None:
+    kept = None if run is None else kept_origin(run)
+    if kept is not None:
+        return kept[0]
     try:
-        found = Path(path if run is None else find_base(run, path)).expanduser()
+        return read_origin(path, folder_of(path if run is None else find_base(run, path)))
     except UserError:
-        return None
-    return found if found.is_dir() else None
-
-
-def _parents(path: str, folder: Path | None) -> list[str]:
-    """Follows the cards from a model to the models before it; returns the oldest first."""
-    chain: list[str] = []
-    while len(chain) < _MOST_PARENTS:
-        parent = _front_matter(path, folder).get("base_model")
-        if isinstance(parent, list) and len(parent) == 1:
-            parent = parent[0]
-        if parent is None and folder is not None:
-            parent = _json(folder, ADAPTER_CONFIG).get("base_model_name_or_path")
-        # A merge of several models has no single line of descent.
-        if not isinstance(parent, str) or not parent or parent in (path, *chain):
-            break
-        chain.append(parent)
-        path, folder = parent, _folder(parent, None)
-    return chain[::-1]
-
-
-def _front_matter(path: str, folder: Path | None) -> dict[str, Any]:
-    """Reads the fields at the head of a model's card; none where there is no readable card."""
-    try:
-        if folder is not None:
-            file: Any = member(folder, "README.md")
-        else:
-            file = try_to_load_from_cache(path, "README.md") if is_hub_id(path) else None
-        if not isinstance(file, str | Path):
-            return {}
-        with open(file, encoding="utf-8", errors="replace") as opened:
-            found = re.match(r"---\s*\n(.*?\n)---", opened.read(_READ), re.DOTALL)
-        fields = yaml.safe_load(found[1]) if found else {}
-    except (OSError, ValueError, RecursionError, UserError, yaml.YAMLError):
-        # The card belongs to someone else, and a model is not refused for what stands in it.
-        return {}
-    return fields if isinstance(fields, dict) else {}
-
-
-def _licence(card: dict[str, Any]) -> dict[str, Any]:
-    """Returns the licence's fields of a card: `other` has a name and a link beside it."""
-    stated = card.get("license")
-    names = stated if isinstance(stated, list) else [stated]
-    if not names or not all(isinstance(each, str) and _LICENCE.fullmatch(each) for each in names):
-        return {}
-    fields = {"license": stated}
-    if isinstance(card.get("license_name"), str):
-        fields["license_name"] = card["license_name"]
-    # A relative link leads to a file of the base model's repository, which is not copied.
-    link = card.get("license_link")
-    if isinstance(link, str) and link.startswith(("https://", "http://")):
-        fields["license_link"] = link
-    return fields
-
-
-def _json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        return read_json(folder, name)
-    except UserError:
-        return {}
+        return read_origin(path, None)

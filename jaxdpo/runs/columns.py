@@ -70,6 +70,7 @@ def blank_columns(config: RunConfig, count: int) -> PairColumns:
     return PairColumns(**columns)
 
 
+# A digest of the columns and not of the file: what else stands in metadata is not read.
 def metadata_digest(splits: Sequence[PairColumns]) -> str:
     """Computes the SHA-256 of what was read from the metadata of all splits, in hexadecimal."""
     digest = hashlib.sha256()

@@ -11,19 +11,22 @@ from jaxdpo.hub.policy import Policy
 from jaxdpo.training.checkpoint import Description
 
 
-def describe_run(config: RunConfig, policy: Policy) -> Description:
+def describe_run(config: RunConfig, policy: Policy, start: str | None = None) -> Description:
     """Returns what a run's checkpoints say of it and of its model.
 
     Args:
       config: The run.
       policy: The model that it started from.
+      start: Digest of that model's weights.
     """
     run = config.model_dump(mode="json")
     # A relative path means nothing from another directory. The base model of adapters is looked for
     # where it was.
     if Path(config.model.path).expanduser().is_dir():
         run["model"]["path"] = str(Path(config.model.path).expanduser().resolve())
-    return Description(run, dict(policy.hf_config), _model_files(policy))
+    # An export from the checkpoint alone has the dtype that the run's has.
+    run["export"]["dtype"] = config.export.dtype or policy.file_dtype
+    return Description(run, dict(policy.hf_config), _model_files(policy), start)
 
 
 def _model_files(policy: Policy) -> dict[str, bytes]:

@@ -97,11 +97,13 @@ def most_displacing(
     lengths_N3 = pairs.packer.lengths
     whole_N = np.flatnonzero(lengths_N3[:, 2] > 0)
     if len(whole_N) > _MOST_SCORED:
+        # Evenly over the data, which may be sorted by source; the same pairs at every warning.
         whole_N = whole_N[np.linspace(0, len(whole_N) - 1, _MOST_SCORED).astype(np.int64)]
     if not len(whole_N):
         return Displacing((), 0.0, 0)
     part = _Part(pairs.source, whole_N)
     packer = replace(pairs.packer, lengths=lengths_N3[whole_N])
+    # These pairs alone: the shape of training may be too small for rows of other company.
     shape = scoring_shape([packer], LAYOUTS[compute.attention])
     planned = PlannedPairs(part, packer, shape, PairColumns())
     step = make_ches_step(config, compute, mesh)

@@ -40,7 +40,7 @@ def choose_step(
 
     Args:
       setup: The run.
-      state: The state after its last step.
+      state: The state after its last step; all of it is freed but what is exported.
       recorder: Knows the best step, and why the run ended.
       checkpoints: Where the best step is kept.
       reporter: Says which step it is, and why.
@@ -49,6 +49,9 @@ def choose_step(
       UserError: If the best step can't be read back.
     """
     last, stopped = int(state.step), recorder.stopped
+    # The export is tried in memory, which the optimizer's state, twice as large as what trains,
+    # would not leave room for.
+    jax.tree.map(lambda leaf: leaf.delete(), (state.optimizer, state.reference))
     if stopped:
         reporter.say(f"the run ends after step {last}: {stopped}")
     best = recorder.best
@@ -63,4 +66,5 @@ def choose_step(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
         state.trainable,
     )
+    jax.tree.map(lambda leaf: leaf.delete(), state.trainable)
     return ExportedStep(best.step, checkpoints.restore_best(best.step, abstract), said, stopped)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxdpo.cli.console import Reporter
+from jaxdpo.cli.console import OnMetrics, Reporter
 from jaxdpo.config import RunConfig
 from jaxdpo.data.tokenization.load_pairs import LoadedPairs
 from jaxdpo.devices.compilation_cache import keep_compiled
@@ -17,21 +17,21 @@ from jaxdpo.hub.policy import Policy, load_policy
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.card import run_card
 from jaxdpo.runs.description import describe_run
+from jaxdpo.runs.export import check_read_back, export_of, trained_policy, write_export
 from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.folder import RunFolder, open_run_folder
-from jaxdpo.runs.recorder import Recorder, exit_stopped
-from jaxdpo.runs.rounding import rounding_loss
+from jaxdpo.runs.longer import continue_longer
+from jaxdpo.runs.push import push_run
+from jaxdpo.runs.recorder import Recorder, end_training
+from jaxdpo.runs.report.live import finish_report
 from jaxdpo.runs.setup import Setup, set_up
-from jaxdpo.runs.summary import answer_test_prompts, show_summary, summarise
+from jaxdpo.runs.summary import answer_test_prompts, show_summary, summarise, test_records
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
-from jaxdpo.training.signals import stop_on_sigterm
-from jaxdpo.training.state import TrainState, as_float32, begin
+from jaxdpo.training.signals import stop_on_signal
+from jaxdpo.training.state import TrainState, begin
 from jaxdpo.training.step import make_train_step
 from jaxdpo.training.writers import plot_curves, read_metrics
-
-# Share of what adapters learned whose loss in merging is worth a word: fp32 loses a millionth.
-_NOTED_LOSS = 0.01
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,28 @@ class RunResult:
     summary: dict[str, Any]
     history: list[dict[str, Any]]
 
+    def __repr__(self) -> str:
+        # A summary holds every metric and answer: pages of them, which no notebook should print.
+        steps = self.summary["steps"]
+        return f"RunResult(folder={str(self.folder)!r}, {steps} steps, {self._outcome()})"
+
+    def _outcome(self) -> str:
+        test = self.summary.get("test")
+        if not test:
+            return "no TEST pairs"
+        shown = [name for name in ("rewards/accuracies", "loss") if name in test["after"]]
+        return "TEST " + ", ".join(f"{name} {test['after'][name]:.3f}" for name in shown)
+
 
 def fit(
-    config: RunConfig, policy: Policy | None = None, pairs: LoadedPairs | None = None
+    config: RunConfig,
+    policy: Policy | None = None,
+    pairs: LoadedPairs | None = None,
+    on_metrics: OnMetrics | None = None,
 ) -> RunResult:
     """Aligns a model with preference pairs by DPO.
 
-    The same call on the same run folder continues a run that was cut off, with the same pairs.
+    The same call continues a run that was cut off, and with more epochs one that is finished.
 
         config = load_config("configs/quickstart.yaml", ["training.folder=runs/first"])
         result = fit(config)
@@ -66,15 +81,16 @@ def fit(
       config: The run.
       policy: A model in memory, instead of the one at `model.path`; it is left as it is.
       pairs: Tokenised pairs in memory, instead of those at `data.path`.
+      on_metrics: Called as `on_metrics(step, split, metrics)` with each record of metrics.jsonl.
 
     Raises:
       UserError: For whatever the user can fix.
-      SystemExit: With status 143, after a SIGTERM; the state is saved.
+      SystemExit: With 128 and the number of a signal that stopped it; the state is saved.
     """
     keep_compiled(config.data.cache_folder() / "compiled")
-    mesh, reporter = make_mesh(config.mesh), Reporter(quiet=jax.process_index() != 0)
+    mesh, reporter = make_mesh(config.mesh), Reporter(jax.process_index() != 0, on_metrics)
     with open_run_folder(config) as folder, jax.set_mesh(mesh):
-        if (summary := folder.read_json("summary.json")) is not None:
+        if (summary := folder.finished()) is not None:
             return finished(config, folder, summary, mesh, reporter)
 
         # Set-up: everything that can be refused is refused here, before a step is compiled.
@@ -90,7 +106,7 @@ def fit(
 
         # Loop: the device computes one step while the host packs the next and reads the last.
         with (
-            stop_on_sigterm() as stop,
+            stop_on_signal() as stop,
             reporter.progress(last_step, first_step) as bar,
             Recorder(setup, frozen, folder, checkpoints, reporter, bar, first_step) as recorder,
         ):
@@ -98,19 +114,15 @@ def fit(
             steps = run_steps(train_step, state, frozen, setup.train, setup.plan, mesh, first_step)
             # A run that ended early, and was cut off before its export, takes no step.
             for step, state, metrics in () if recorder.stopped else steps:
-                recorder.step(step, metrics)
-                if recorder.saves_after(step) or recorder.evaluates_after(step):
-                    recorder.keep(step, state, stop)
-                if recorder.stopped:
+                if not recorder.goes_on(step, state, metrics, stop):
                     break
-                if stop.agreed(step):
-                    recorder.save_now(step, state)
-                    exit_stopped(reporter, step)
-        checkpoints.wait()
+            end_training([checkpoints], stop, reporter)
 
         # Finish: the exported model, its answers, the summary.
         exported = choose_step(setup, state, recorder, checkpoints, reporter)
-        return finish(setup, exported, folder, before, reporter)
+        result = finish(setup, exported, folder, before, reporter)
+        recorder.publish()
+        return result
 
 
 def begin_or_continue(
@@ -126,6 +138,7 @@ def begin_or_continue(
     Returns:
       The state, the parameters that do not train, and where the state is saved.
     """
+    continue_longer(setup, folder, reporter)
     state, frozen = begin(
         setup.objective,
         setup.optimizer,
@@ -139,9 +152,9 @@ def begin_or_continue(
     if setup.objective.compute.lora is None and not (in_fp32 or setup.keeps_policy or frozen):
         # The state holds them in fp32 and rounds them for each forward pass; these are in its way.
         jax.tree.map(lambda leaf: leaf.delete(), params)
-    described = describe_run(setup.config, setup.policy)
+    described = describe_run(setup.config, setup.policy, folder.start_digest())
     keep = setup.config.checkpoint.keep
-    checkpoints = Checkpoints(folder.path / "checkpoints", keep, described)
+    checkpoints = Checkpoints(folder.path / "checkpoints", keep, described, folder.send)
     state = checkpoints.restore(jax.tree.map(_abstract, state)) or state
     if int(state.step):
         reporter.say(f"continuing after step {int(state.step)}")
@@ -155,7 +168,7 @@ def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
 def finish(
     setup: Setup, exported: ExportedStep, folder: RunFolder, before: list[str], reporter: Reporter
 ) -> RunResult:
-    """Exports what was trained, and sums the run up.
+    """Exports what was trained, tries the exported folder, and sums the run up.
 
     Args:
       setup: The run.
@@ -164,69 +177,30 @@ def finish(
       before: Answers to the TEST prompts before training.
       reporter: Shows the summary.
     """
-    config = setup.config
-    aligned = trained_policy(setup, exported.trained)
-    after = answer_test_prompts(setup, aligned, folder, "after")
-    reporter.say(f"exporting to {folder.path / 'model'}")
-    aligned = replace(aligned, card=run_card(config, folder.path, exported.step))
-    lost = export(aligned, config, folder, reporter)
+    model = folder.path / "model"
+    export = export_of(setup, exported, folder, reporter)
     history = read_metrics(folder.path)
-    summary = summarise(setup, exported, folder, history, before, after)
-    if lost is not None:
-        summary["rounding_loss"] = lost
+    tested = test_records(setup, exported, export, history, reporter)
+    after = answer_test_prompts(setup, export.policy, folder, "after")
+    reporter.say(f"exporting to {folder.name}/model")
+    card = run_card(setup.config, folder.path, exported.step, tested)
+    write_export(setup, export, model, card)
+    # The weights as written are freed here, before the folder's take up as much.
+    export = replace(export, policy=replace(trained_policy(setup, exported.trained), card=card))
+    read_back = check_read_back(setup, export, model)
+    summary = summarise(setup, exported, folder, history, tested, before, after)
+    summary["exported"] |= export.describe() | {"read_back": read_back}
+    if export.rounding_loss is not None:
+        summary["rounding_loss"] = export.rounding_loss
     if folder.writes:
         plot_curves(history, folder.path / "curves.png")
     # Written last: a folder that holds it is a finished run's.
     folder.write_json("summary.json", summary)
+    finish_report(folder, reporter)
+    folder.send()
+    push_run(setup.config, folder, reporter)
     show_summary(reporter, summary)
-    return RunResult(folder.path, aligned, summary, history)
-
-
-def export(
-    aligned: Policy, config: RunConfig, folder: RunFolder, reporter: Reporter
-) -> float | None:
-    """Writes the aligned model, and says how much of it is lost to rounding.
-
-    Args:
-      aligned: The model.
-      config: The run.
-      folder: The run folder.
-      reporter: Says what is lost.
-
-    Returns:
-      Of adapters that were merged the share of what they learned that was rounded away, else None.
-    """
-    path, options = folder.path / "model", config.export
-    if aligned.lora is None or options.lora == "adapter":
-        aligned.save(path, lora=options.lora, dtype=options.dtype)
-        return None
-    written = jnp.dtype(options.dtype or config.model.param_dtype)
-    lost = rounding_loss(aligned, written)
-    wide = aligned
-    if written == jnp.float32 and aligned.base == "full":
-        # Merged in fp32 from the start: rounded to the base's dtype first, nothing would be kept.
-        wide = replace(aligned, params=as_float32(aligned.params))
-    wide.save(path, lora="merged", dtype=written.name)
-    if lost > _NOTED_LOSS:
-        reporter.say(
-            f"warning: rounding the merged weights to {written.name} loses {lost:.0%} of what the "
-            "adapters learned (‖rounding‖ / ‖change‖); export.lora=adapter keeps all of it, and "
-            "export.dtype=float32 too, in twice the space"
-        )
-    return lost
-
-
-def trained_policy(setup: Setup, trained: Params) -> Policy:
-    """Returns the model with what was trained.
-
-    Args:
-      setup: The run.
-      trained: The parameters, or with LoRA the adapters.
-    """
-    params, lora = setup.objective.split(trained, setup.policy.params)
-    if lora is None:
-        return replace(setup.policy, params=params)
-    return replace(setup.policy, lora=lora, lora_config=setup.objective.compute.lora)
+    return RunResult(folder.path, export.policy, summary, history)
 
 
 def finished(
@@ -241,7 +215,7 @@ def finished(
       mesh: The mesh that the aligned model is loaded onto.
       reporter: Says so.
     """
-    reporter.say(f"{folder.path}: this run is finished; set training.folder for a new one")
+    reporter.say(f"{folder.name}: this run is finished; set training.folder for a new one")
     aligned = load_policy(
         str(folder.path / "model"), config.model.param_dtype, mesh, context=config.data.max_length
     )

@@ -18,13 +18,13 @@ from jaxdpo.model.decoder import Params
 from jaxdpo.runs.exported_step import ExportedStep, choose_step
 from jaxdpo.runs.fit import RunResult, begin_or_continue, finish, finished, fit
 from jaxdpo.runs.folder import RunFolder, open_run_folder
-from jaxdpo.runs.recorder import Recorder, exit_stopped
+from jaxdpo.runs.recorder import Recorder, end_training, exit_stopped
 from jaxdpo.runs.setup import Setup, set_up
 from jaxdpo.runs.summary import answer_test_prompts
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
 from jaxdpo.training.multi_run import Unstack, stack_states
-from jaxdpo.training.signals import stop_on_sigterm
+from jaxdpo.training.signals import stop_on_signal
 from jaxdpo.training.state import TrainState
 from jaxdpo.training.step import make_train_step
 
@@ -75,9 +75,10 @@ def fit_together(
     by_step: defaultdict[int, dict[int, _Begun]] = defaultdict(dict)
     with ExitStack() as held:
         folders = [held.enter_context(open_run_folder(config)) for config in configs]
+        # All folders are held before any is trained in: none is lost to another process later.
         held.enter_context(jax.set_mesh(mesh))
         for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
-            if (summary := folder.read_json("summary.json")) is not None:
+            if (summary := folder.finished()) is not None:
                 results[number] = finished(config, folder, summary, mesh, reporter)
                 continue
             # Model and data are the same for all runs; the first one describes them.
@@ -85,13 +86,16 @@ def fit_together(
             setup = set_up(config, policy, pairs, mesh, folder, shown)
             before = answer_test_prompts(setup, setup.policy, folder, "before")
             state, frozen, checkpoints = begin_or_continue(setup, folder, reporter)
+            # Runs that stand at different steps need different pairs next.
             begun = _Begun(setup, folder, before, state, frozen, checkpoints)
             by_step[int(state.step)][number] = begun
         together = [(step, runs) for step, runs in by_step.items() if len(runs) > 1]
         for first_step, runs in together:
-            exports = _train(list(runs.values()), first_step, mesh, reporter)
-            for (number, run), exported in zip(runs.items(), exports, strict=True):
+            recorders, exports = _train(list(runs.values()), first_step, mesh, reporter)
+            trained = zip(runs.items(), recorders, exports, strict=True)
+            for (number, run), recorder, exported in trained:
                 results[number] = finish(run.setup, exported, run.folder, run.before, reporter)
+                recorder.publish()
     # A run that was cut off at a step of its own has none beside it. Its folder is free again here.
     by_step.clear()
     for number, config in enumerate(configs):
@@ -102,16 +106,18 @@ def fit_together(
 
 def _train(
     runs: Sequence[_Begun], first_step: int, mesh: Mesh, reporter: Reporter
-) -> list[ExportedStep]:
+) -> tuple[list[Recorder], list[ExportedStep]]:
     """Takes the optimizer steps of all runs, as `fit`'s loop does for one."""
     first, last_step = runs[0], runs[0].setup.plan.num_steps
+    # One program computes all runs: the base is multiplied once for the rows of all of them, and
+    # each adapter sees its own rows. That is what makes them cheaper together.
     states = stack_states([run.state for run in runs], mesh)
     unstack = Unstack(states, mesh)
     train_step = make_train_step(
         [run.setup.objective for run in runs], [run.setup.optimizer for run in runs], mesh, states
     )
     with ExitStack() as held:
-        stop = held.enter_context(stop_on_sigterm())
+        stop = held.enter_context(stop_on_signal())
         bar = held.enter_context(reporter.progress(last_step, first_step))
         recorders = [
             held.enter_context(
@@ -135,16 +141,17 @@ def _train(
         for step, states, metrics in steps:
             for k, recorder in enumerate(recorders):
                 recorder.step(step, unstack.metrics(metrics, k))
+            # Steps, checkpoints and evaluations fall together: the runs differ in numbers alone.
             if recorders[0].saves_after(step) or recorders[0].evaluates_after(step):
                 for k, recorder in enumerate(recorders):
                     recorder.keep(step, unstack.state(states, k), stop)
-            if stop.agreed(step):
+            if stop.after_step():
                 for k, recorder in enumerate(recorders):
                     recorder.save_now(step, unstack.state(states, k))
-                exit_stopped(reporter, step)
-    for run in runs:
-        run.checkpoints.wait()
-    return [
+                exit_stopped(reporter, stop, f"saved after step {step}")
+        end_training([run.checkpoints for run in runs], stop, reporter)
+    exports = [
         choose_step(run.setup, unstack.state(states, k), recorder, run.checkpoints, reporter)
         for k, (run, recorder) in enumerate(zip(runs, recorders, strict=True))
     ]
+    return recorders, exports

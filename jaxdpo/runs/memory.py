@@ -180,6 +180,7 @@ def step_memory(
       mesh: The mesh; of compile-only devices too.
     """
     state, frozen = abstract_run(config, model, mesh)
+    # Elements on one device: gradients are sharded as what trains.
     trained = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape))
         for leaf in jax.tree.leaves(state.trainable)
@@ -209,10 +210,15 @@ def step_memory(
 
 
 def _numbers_bytes(params: Any, compute: Compute) -> int:
-    """Counts the largest kernel of a layer of a quantised base, dequantised to be multiplied."""
+    """Counts the largest kernel of a layer, where one is formed to be multiplied or measured."""
     leaves = jax.tree.leaves(params["layers"], is_leaf=is_quantized)
     kernels = [leaf.size // leaf.shape[0] for leaf in leaves if is_quantized(leaf)]
-    return max(kernels, default=0) * compute.dtype.itemsize
+    formed = max(kernels, default=0) * compute.dtype.itemsize
+    if compute.lora is not None and compute.lora.use_dora:
+        # DoRA takes the lengths of the columns of W + s A B, whose second term is formed in fp32.
+        matrices = [leaf.size // leaf.shape[0] for leaf in leaves if len(leaf.shape) == 3]
+        formed += 4 * max(matrices)
+    return formed
 
 
 def _head_bytes(model: ModelConfig, compute: Compute, scores: int, tensor: int) -> int:

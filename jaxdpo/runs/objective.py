@@ -18,12 +18,14 @@ def objective_of(config: RunConfig, model: ModelConfig, compute: Compute) -> Obj
       compute: How it is computed.
     """
     moving = config.reference_kind == "moving"
+    # Everything static comes from here, so that what is planned, trained and tried is one program.
     return Objective(
         model,
         compute,
         config.loss,
         config.batch.size,
         config.training.seed,
+        # Without a reference its log-probs count as 0, which leaves the policy's own as the reward.
         has_reference=config.reference_kind != "none",
         moving=MovingReference(*config.reference.moves) if moving else None,
         keeps_reference=config.reference_kind == "frozen",
@@ -39,4 +41,5 @@ def optimizer_of(config: RunConfig, num_steps: int) -> Optimizer:
       config: The run.
       num_steps: Optimizer steps of the run.
     """
+    # The number of steps is a part of the rule: schedules fall over all of them.
     return Optimizer(config.optimizer, num_steps, lora=config.lora is not None)

@@ -2,6 +2,8 @@
 
 import math
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NoReturn, Self
 
 import jax
@@ -13,25 +15,23 @@ from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.evaluation.answer_health import collapsed
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.displacement import most_displacing, named
-from jaxdpo.runs.folder import RunFolder
+from jaxdpo.runs.folder import RunFolder, report_path
+from jaxdpo.runs.held_out import held_out_metrics, held_out_scores
+from jaxdpo.runs.report.live import LiveReport
 from jaxdpo.runs.setup import Setup
+from jaxdpo.runs.tracking import open_writer
 from jaxdpo.runs.watch import WatchedPrompts
-from jaxdpo.scoring.dataset_pass import score_pairs
-from jaxdpo.scoring.scores import CompletionScores
 from jaxdpo.training.best_step import BestStep, metric_of
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.health import Watch, check_finite, check_step_zero
-from jaxdpo.training.held_out import metric_intervals, preference_metrics
 from jaxdpo.training.metrics import DeviceMetrics, LaggedMetrics, Metrics
 from jaxdpo.training.remedies import Remedies
 from jaxdpo.training.signals import StopRequest
 from jaxdpo.training.state import TrainState
-from jaxdpo.training.writers import MetricWriter, read_metrics
+from jaxdpo.training.writers import read_metrics
 
 # Pairs that the warning of displacement names.
 _NAMED_DISPLACING = 5
-# The status that a shell reports of a process that SIGTERM ended.
-_STOPPED = 128 + 15
 
 
 class Recorder:
@@ -60,12 +60,15 @@ class Recorder:
         self._setup, self._frozen, self._folder = setup, frozen, folder
         self._checkpoints, self._reporter, self._bar = checkpoints, reporter, bar
         config, num_steps = setup.config, setup.plan.num_steps
+        self._first_step = first_step
         self._every = config.training.evaluate_every or ceil_div(num_steps, 10)
-        self._writer = MetricWriter(folder.path, first_step) if folder.writes else None
+        self._writer = open_writer(config, folder, first_step, reporter)
         self._lagged = LaggedMetrics()
         lora = config.lora is not None
         self._watch = Watch(Remedies(config.loss, config.optimizer, lora, num_steps))
         self._watched = WatchedPrompts.of(setup)
+        self._report = LiveReport(setup, folder, reporter, first_step)
+        self._compiling = ExitStack()
         self._first_test: Metrics | None = None
         self.best: BestStep | None = None
         if config.checkpoint.best is not None:
@@ -86,9 +89,20 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._compiling.close()
         if self._writer:
             self._writer.close()
+            # A run that goes on to its export has more to tell: its page, and its curves.
+            if kind is not None:
+                self._writer.trackers.close()
+
+    def publish(self) -> None:
+        """Gives the trackers the page and the curves of the finished run, and closes them."""
+        if self._writer:
+            path = self._folder.path
+            with self._reporter.phase("passing the page and the curves on"):
+                self._writer.trackers.publish([report_path(path), path / "curves.png"])
 
     def begin(self, step: int, state: TrainState, stop: StopRequest) -> None:
         """Scores the TEST pairs before the first step of this process, if that is due.
@@ -99,19 +113,46 @@ class Recorder:
           stop: Whether the process was asked to stop.
 
         Raises:
-          SystemExit: With status 143, if it was.
+          SystemExit: With the status of the signal, if it was.
         """
         if self.evaluates_after(step):
             self.evaluate(step, state, stop)
-        if stop.alone:
-            exit_stopped(self._reporter, step)
+        if stop.cuts_short():
+            done = f"saved after step {step}" if step else "stopped before the first step"
+            exit_stopped(self._reporter, stop, done)
+        self._compiling.enter_context(self._reporter.phase("compiling and taking the first step"))
 
     def step(self, step: int, metrics: DeviceMetrics) -> None:
         """Takes the metrics of a step under way; records those of the step before it."""
         self._record(self._lagged.push(step, metrics))
-        # The first step's metrics are checked before there is a second.
-        if step == 1:
+        # The first step compiles, and its metrics are checked before there is a second.
+        if step == self._first_step + 1:
             self.flush()
+            self._compiling.close()
+
+    def goes_on(
+        self, step: int, state: TrainState, metrics: DeviceMetrics, stop: StopRequest
+    ) -> bool:
+        """Records a step, and saves and evaluates what is due; tells whether there is another.
+
+        Args:
+          step: Steps done.
+          state: The state after them.
+          metrics: Those of the last one, perhaps still being computed.
+          stop: Whether the process was asked to stop.
+
+        Raises:
+          SystemExit: If it was; the state is saved.
+        """
+        self.step(step, metrics)
+        if self.saves_after(step) or self.evaluates_after(step):
+            self.keep(step, state, stop)
+        if self.stopped:
+            return False
+        if stop.after_step():
+            self.save_now(step, state)
+            exit_stopped(self._reporter, stop, f"saved after step {step}")
+        return True
 
     def flush(self) -> None:
         """Waits for the last step's metrics and records them."""
@@ -119,6 +160,7 @@ class Recorder:
 
     def saves_after(self, step: int) -> bool:
         """Tells whether a checkpoint is due after a step."""
+        # Always after the last step, which a finished run is continued from for more epochs.
         every = self._setup.config.checkpoint.every
         return step == self._setup.plan.num_steps or step % every == 0
 
@@ -155,21 +197,14 @@ class Recorder:
         if setup.test is None or agreed(self._writer is None or self._writer.has_test(step)):
             return
         params, lora = setup.objective.split(state.trainable, self._frozen)
-        scored: list[tuple[np.ndarray, CompletionScores]] = []
-        for scores in score_pairs(setup.score_step, params, lora, setup.test, setup.mesh):
-            scored.append(scores)
-            # Several processes score together or not at all.
-            if stop.alone:
-                return
-        # Pairs were packed in an order of their own; the columns are in the data's.
-        order = np.argsort(np.concatenate([indices for indices, _ in scored]))
-        policy: CompletionScores = jax.tree.map(
-            lambda *leaves: np.concatenate(leaves)[order], *(found for _, found in scored)
-        )
-        metrics = preference_metrics(setup.config.loss, policy, setup.test.columns)
-        metrics |= metric_intervals(setup.config.loss, policy, setup.test.columns)
+        with self._reporter.phase("scoring the TEST pairs"):
+            policy = held_out_scores(setup, params, lora, stop.cuts_short)
+        if policy is None:
+            return
+        metrics = held_out_metrics(setup, policy)
         if self._watched is not None:
-            metrics |= self._watched.answer(step, params, lora, self._folder)
+            with self._reporter.phase("answering TEST prompts"):
+                metrics |= self._watched.answer(step, params, lora, self._folder)
         # Saved before the record is written: a record tells a run that continues that it need not
         # evaluate this step again.
         if self._follow(step, metrics):
@@ -181,10 +216,13 @@ class Recorder:
         self._warn(self._watch.test(step, metrics))
         if "displaced" in self._watch.warned - before:
             self._name_displacing(params, lora)
+        self._report.evaluated(step, policy)
+        # The time of an evaluation is no part of the next step's.
         self._lagged.restart_clock()
 
     def _follow(self, step: int, metrics: Metrics) -> bool:
         """Takes an evaluation's metrics; tells whether it is the best, and notes a collapse."""
+        # Answers are compared with those before training: a base may leave some unfinished itself.
         if self._first_test is None:
             self._first_test = metrics
         if self.best is None:
@@ -210,11 +248,13 @@ class Recorder:
             model, params, lora, compute, setup.train, setup.mesh, _NAMED_DISPLACING
         )
         if found.pairs:
-            self._reporter.say(
+            text = (
                 f"  the likeliest causes, of {found.scored} TRAIN pairs, by CHES score (median "
                 f"{found.median:.2f}): {named(found.pairs)}. Read them, and drop those whose two "
                 "answers differ in nothing that matters"
             )
+            self._reporter.say(text)
+            self._report.note(text.strip())
 
     def save_now(self, step: int, state: TrainState) -> None:
         """Saves the state whether or not a checkpoint is due, and waits until it is on disk."""
@@ -240,6 +280,7 @@ class Recorder:
 
     def _ends_broken(self, step: int, metrics: Metrics) -> bool:
         """Tells whether the run ends here, its loss being infinite and a better step being kept."""
+        # Without a better step to go back to, the error of `check_finite` says more.
         finite = np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
         kept = self.best is not None and self.best.step is not None
         if finite or not kept or self._setup.config.training.stop is None:
@@ -258,12 +299,37 @@ class Recorder:
             self._reporter.say(warning)
 
 
-def exit_stopped(reporter: Reporter, step: int) -> NoReturn:
-    """Ends the process as one that SIGTERM ended, its state being saved.
+def end_training(checkpoints: Sequence[Checkpoints], stop: StopRequest, reporter: Reporter) -> None:
+    """Waits until the last checkpoints are on disk, and ends the process if it was asked to stop.
+
+    Args:
+      checkpoints: Those of each run.
+      stop: The request.
+      reporter: Says so.
 
     Raises:
-      SystemExit: With status 143.
+      SystemExit: With the status of the signal.
     """
-    done = f"saved after step {step}" if step else "stopped before the first step"
-    reporter.say(f"SIGTERM: {done}; run it again to continue")
-    sys.exit(_STOPPED)
+    for each in checkpoints:
+        each.wait()
+    if stop.after_last_step():
+        exit_stopped(reporter, stop, "trained to the end, and not yet exported")
+
+
+def exit_stopped(reporter: Reporter, stop: StopRequest, done: str) -> NoReturn:
+    """Ends the process as one that a signal ended.
+
+    Args:
+      reporter: Says so; the other processes of a run say it too, each into its own log.
+      stop: The request.
+      done: What became of the run.
+
+    Raises:
+      SystemExit: With 128 and the number of the signal.
+    """
+    said = f"{stop.cause}: {done}; run it again to continue"
+    if jax.process_index() == 0:
+        reporter.say(said)
+    else:
+        print(said, flush=True)
+    sys.exit(stop.status)

@@ -69,6 +69,7 @@ class Reference:
 
     def _computed(self, cache: ReferenceCache, pairs: PlannedPairs, compute: Compute) -> np.ndarray:
         loss, packer = self.config.loss, pairs.packer
+        # Parts of a scoring that was cut off are of one packing, and only such are continued.
         packing = hashlib.sha256(f"{packer.config} {pairs.shape}".encode()).hexdigest()
         # The same arguments as for evaluation, so that they share a compile.
         step = make_score_step(
@@ -103,6 +104,7 @@ def open_reference(
         return Reference(config, policy, digest, mesh, reporter)
     context = config.data.max_length
     # An adapter folder, or a merged one; the step that scores it is compiled without adapters.
+    # Its own tokenizer is not used: it scores the ids that the policy's has made.
     other = load_policy(path, config.model.param_dtype, mesh, context=context).merged()
     if other.chat.tokenizer.get_vocab() != policy.chat.tokenizer.get_vocab():
         raise UserError(

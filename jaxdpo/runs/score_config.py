@@ -6,9 +6,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.pairs import Split
+from jaxdpo.storage.buckets import usable
 from jaxdpo.storage.files import shipped
 
-ModelPath = Annotated[str, AfterValidator(shipped)]
+ModelPath = Annotated[
+    str,
+    AfterValidator(usable),
+    AfterValidator(shipped),
+    Field(json_schema_extra={"bucket": True}),
+]
 
 
 class Selection(BaseModel):
@@ -35,6 +41,7 @@ class Selection(BaseModel):
         return self
 
 
+# Answers that were sampled, benchmark lines and preference data are told apart by their keys.
 class ScoredData(DataConfig):
     """The answers to score: preference data in any form, or a file of generations."""
 

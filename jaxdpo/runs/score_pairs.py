@@ -124,6 +124,7 @@ def read_answers(data: ScoredData) -> tuple[list[PreferencePair], list[Generatio
     generations: list[Generation] = []
     if isinstance(data.path, str) and _holds_generations(Path(data.path).expanduser()):
         generations = [g for g in read_generations(data.path) if data.split in (None, g.split)]
+        # Lines are numbered from 1, as editors and error messages count them.
         pairs = [_answered(each, f"{data.path}:{i}") for i, each in enumerate(generations, 1)]
     else:
         found = list(Reading(data.weights(), data, data.single))
@@ -187,6 +188,7 @@ def tokenize(
                 refused += 1
                 reporter.say(f"{some[offset].source}: {encoded}")
                 continue
+            # As training truncates, so that a score is of the tokens that a run would learn from.
             truncated = truncate(some[offset], encoded.tokens, chat, max_length)
             if truncated.tokens is None:
                 dropped += 1
@@ -223,14 +225,18 @@ def completion_logps(
     Raises:
       UserError: If a log-prob is not finite.
     """
+    # Tiles run on every back end; on TPUs the kernel is faster. cuDNN's is not tried: it refuses
+    # some models.
     platform = jax.default_backend()
     kind: AttentionKind = "splash" if platform == "tpu" else "tiles"
     used = dtype or ("float32" if platform == "cpu" else "bfloat16")
     mesh, batch = make_mesh(MeshConfig()), BatchConfig()
     lengths = answers.lengths()
+    # A missing rejected answer keeps its zeros: it has no log-prob, and no tokens to divide by.
     logps = np.zeros((len(answers), 2), np.float32)
     tokens = np.zeros((len(answers), 2), np.int32)
     with jax.set_mesh(mesh):
+        # Merged, so that a model and a reference of one shape share the compiled program.
         model = on_mesh(policy, mesh).merged()
         rows = batch.rows_per_device * batch_shards()
         row_length = choose_row_length(lengths, batch, rows)
@@ -242,6 +248,7 @@ def completion_logps(
         with reporter.counting(what, len(answers)) as counted:
             for indices, scores in counted(found):
                 logps[indices], tokens[indices] = scores.plain_logps, scores.tokens
+    # A NaN would sort to an end of every ranking and be taken for a verdict.
     bad = np.flatnonzero(~np.isfinite(logps).all(axis=1))
     if len(bad):
         raise UserError(

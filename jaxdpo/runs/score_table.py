@@ -57,6 +57,7 @@ def margins(scored: Scored) -> np.ndarray:
     NaN stands where there is no rejected answer.
     """
     values = scored.logps if scored.rewards is None else scored.rewards
+    # A rejected answer of no tokens is one that is not there: an empty one has its end token.
     paired = scored.tokens[:, 1] > 0
     return np.where(paired, values[:, 0] - values[:, 1], np.nan)
 
@@ -73,9 +74,13 @@ def ranks(scored: Scored) -> np.ndarray:
     for i, pair in enumerate(scored.pairs):
         single = bool(np.isnan(gaps[i]))
         groups[prompt_digest(pair.prompt, pair.tools) if single else "pairs"].append(i)
+    # Pairs stand in one ranking, because their margins compare across prompts. Rewards of single
+    # answers do not: each holds a term of its prompt that cancels within a prompt alone.
     places = np.zeros(len(gaps), np.int32)
     for name, members in groups.items():
         ranked = gaps[members] if name == "pairs" else values[members, 0]
+        # A place is 1 and the number of better values: equal ones share it. All comparisons at once
+        # take the square of a group's size, which is small or scored in minutes anyway.
         places[members] = 1 + (ranked[:, None] < ranked[None, :]).sum(axis=1)
     return places
 
@@ -137,6 +142,7 @@ def tables(scored: Scored, group_by: str | None) -> list[Table]:
         if group_by is not None:
             names = np.array([str(scored.pairs[i].metadata.get(group_by, "")) for i in members])
             groups = {name or "(none)": members[names == name] for name in sorted({*names})}
+        # Last, so that the row of all lines stands at the table's foot.
         groups["all"] = members
         header, rows = _rows(scored, gaps, groups, title == "Pairs")
         found.append(Table(title, (group_by or "", *header), rows))
@@ -147,6 +153,7 @@ def _rows(
     scored: Scored, gaps: np.ndarray, groups: dict[str, np.ndarray], paired: bool
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Returns the header and the rows of a table: means over each group's members."""
+    # At least one token, because a missing side has none; its column is not shown.
     per_token = scored.logps / np.maximum(scored.tokens, 1)
     sides = ("chosen", "rejected") if paired else ("answer",)
     header = ["lines", *(("prefers chosen (95%)", "margin") if paired else ())]
@@ -157,6 +164,7 @@ def _rows(
     for group, at in groups.items():
         row = [group, str(len(at))]
         if paired:
+            # A tie is no preference for the chosen answer.
             right = float((gaps[at] > 0).sum())
             row += [str(share(right, len(at))), f"{gaps[at].mean():.4f}"]
         for side in range(len(sides)):

@@ -1,5 +1,6 @@
 """The set-up of a run: model, planned pairs and reference log-probs, before its first step."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,19 +14,23 @@ from jaxdpo.data.pairs import Split
 from jaxdpo.data.tokenization.kto_pairs import Examples, LabelledPairs, examples_of
 from jaxdpo.data.tokenization.load_pairs import LoadedPairs, load_pairs
 from jaxdpo.data.warnings import warn_of_steps, warn_of_weights
+from jaxdpo.devices.joining import check_same
 from jaxdpo.devices.machine import local_machine
 from jaxdpo.errors import UserError
 from jaxdpo.hub.exportable import check_exportable
 from jaxdpo.hub.policy import Policy, on_mesh, open_policy
 from jaxdpo.model.digest import weights_digest
+from jaxdpo.model.lora import LoraConfig
 from jaxdpo.runs.base import keep_base
 from jaxdpo.runs.columns import metadata_digest, read_columns
 from jaxdpo.runs.execution import Resolved, resolve
-from jaxdpo.runs.folder import DATA_FILE, RunFolder
+from jaxdpo.runs.folder import DATA_FILE, START_WEIGHTS, RunFolder, shown_digest
 from jaxdpo.runs.objective import objective_of, optimizer_of
+from jaxdpo.runs.push import check_destinations
 from jaxdpo.runs.reference import Reference, open_reference
 from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs
 from jaxdpo.scoring.score import make_score_step
+from jaxdpo.storage.files import json_digest
 from jaxdpo.training.objective import Objective
 from jaxdpo.training.optimizer import Optimizer
 
@@ -44,6 +49,7 @@ class Setup:
       plan: Which TRAIN pairs form which step.
       train: The TRAIN pairs.
       test: The TEST pairs, or None if there are none.
+      probe: Pairs that an export is tried on: the TEST pairs, or the TRAIN pairs in place of none.
       score_step: Scores a microbatch, `(params, lora, batch) → CompletionScores [R, P, 2]`.
     """
 
@@ -56,6 +62,7 @@ class Setup:
     plan: TrainPlan
     train: PlannedPairs
     test: PlannedPairs | None
+    probe: PlannedPairs
     score_step: Callable[..., Any]
 
 
@@ -77,26 +84,27 @@ def set_up(
       folder: The run folder.
       reporter: Where progress is shown.
     """
-    policy, loss = load_start(config, given_policy, mesh), config.loss
+    check_destinations(config)
+    loss, start = config.loss, lambda: load_start(config, given_policy, mesh)
+    policy = reporter.timed("loading the model", start)
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
-    rejects = folder.path / "rejects.jsonl"
-    pairs = given_pairs or load_pairs(config.data, policy.chat, rejects, loss.supervised)
+    pairs = given_pairs or _load_pairs(config, policy, folder, reporter)
     _report_data(pairs, config, reporter)
     splits = _examples(pairs, config, reporter)
     train, test = splits["TRAIN"], splits["TEST"]
+    _check_same_pairs(train, test)
     columns = _read_columns(config, splits)
     digest = _digest(policy)
     reference = open_reference(config, policy, digest, mesh, reporter)
     # By content and not by path: what lies at a path may have changed since the run was begun.
-    folder.check_inputs(
-        {
-            "weights (model.path)": digest,
-            "weights (reference.path)": reference.digest,
-            "TRAIN pairs (data.path)": train.fingerprint,
-            "TEST pairs (data.path)": test.fingerprint,
-            "weights and margins (metadata)": metadata_digest([columns["TRAIN"], columns["TEST"]]),
-        }
-    )
+    inputs = {
+        START_WEIGHTS: digest,
+        "weights (reference.path)": reference.digest,
+        "TRAIN pairs (data.path)": train.fingerprint,
+        "TEST pairs (data.path)": test.fingerprint,
+        "weights and margins (metadata)": metadata_digest([columns["TRAIN"], columns["TEST"]]),
+    }
+    folder.check_inputs(inputs)
     folder.write_json(DATA_FILE, _counted(pairs))
     if folder.writes:
         keep_base(folder.path, config, policy)
@@ -116,8 +124,24 @@ def set_up(
         plan,
         planned_train,
         planned_test,
+        planned_test or replace(planned_train, shape=resolved.scoring),
         make_score_step(policy.config, compute, mesh, loss.ld_alpha, loss.use_weighting),
     )
+
+
+def _check_same_pairs(train: Examples, test: Examples) -> None:
+    # Before anything is computed together: plans of other lengths would never meet in a collective.
+    splits = {"TRAIN pairs (data.path)": train, "TEST pairs (data.path)": test}
+    digests = {name: shown_digest(pairs.fingerprint) for name, pairs in splits.items()}
+    check_same("pairs", digests)
+
+
+def _load_pairs(
+    config: RunConfig, policy: Policy, folder: RunFolder, reporter: Reporter
+) -> LoadedPairs:
+    rejects = folder.path / "rejects.jsonl"
+    with reporter.phase("reading and tokenizing the pairs"):
+        return load_pairs(config.data, policy.chat, rejects, config.loss.supervised)
 
 
 def _digest(policy: Policy) -> str:
@@ -182,6 +206,7 @@ def load_start(config: RunConfig, given_policy: Policy | None, mesh: Mesh) -> Po
         config.data.max_length,
         config.model.base,
     )
+    check_same("model", {"config.json (model.path)": shown_digest(json_digest(opened.hf_config))})
     if config.model.adapter == "continue":
         policy = on_mesh(_continued(config, opened), mesh)
         check_exportable(policy, config.lora, config.export.lora, config.export.dtype)
@@ -201,15 +226,15 @@ def _continued(config: RunConfig, opened: Policy) -> Policy:
         )
     found, asked = opened.lora_config, config.lora
     # Said and not taken over silently, because the run folder's config.yaml must say what trains.
-    if (found.rank, found.alpha, set(found.targets)) != (
-        asked.rank,
-        asked.alpha,
-        set(asked.targets),
-    ):
+    # By the scale and not by its rule: alpha / √r of a stabilised rank is another alpha / r.
+    same = found.rank == asked.rank and math.isclose(found.scale, asked.scale)
+    if not same or found.use_dora != asked.use_dora or set(found.targets) != set(asked.targets):
+        flags = [name for name in ("use_rslora", "use_dora") if _differs(name, found, asked)]
+        values = [f"lora.{name}={str(getattr(found, name)).lower()}" for name in flags]
         raise UserError(
             f"model.adapter=continue: the adapters of {config.model.path} have another form than "
             f"lora says; set lora.rank={found.rank} lora.alpha={found.alpha:g} "
-            f"'lora.targets=[{', '.join(found.targets)}]'"
+            + " ".join([*values, f"'lora.targets=[{', '.join(found.targets)}]'"])
         )
     if config.reference_kind == "frozen":
         raise UserError(
@@ -218,6 +243,10 @@ def _continued(config: RunConfig, opened: Policy) -> Policy:
         )
     lora_config = found.model_copy(update={"dropout": asked.dropout, "base": asked.base})
     return replace(opened.quantized(asked.base), lora_config=lora_config)
+
+
+def _differs(name: str, one: LoraConfig, other: LoraConfig) -> bool:
+    return getattr(one, name) != getattr(other, name)
 
 
 def _merged(config: RunConfig, opened: Policy, own: bool, mesh: Mesh) -> Policy:

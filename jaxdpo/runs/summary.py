@@ -6,9 +6,12 @@ import numpy as np
 
 from jaxdpo.cli.console import Reporter
 from jaxdpo.hub.policy import Policy
+from jaxdpo.runs.export import Export
 from jaxdpo.runs.exported_step import ExportedStep
 from jaxdpo.runs.folder import RunFolder
+from jaxdpo.runs.held_out import held_out_metrics, held_out_scores
 from jaxdpo.runs.setup import Setup
+from jaxdpo.runs.watch import WatchedPrompts
 from jaxdpo.sampling import complete, numbered
 from jaxdpo.training.writers import METRICS_FILE
 
@@ -41,11 +44,55 @@ def answer_test_prompts(setup: Setup, policy: Policy, folder: RunFolder, when: s
     return texts
 
 
+def test_records(
+    setup: Setup,
+    exported: ExportedStep,
+    export: Export,
+    history: list[dict[str, Any]],
+    reporter: Reporter,
+) -> dict[str, Any] | None:
+    """Returns the TEST metrics before training, and those of the exported weights.
+
+    Weights that are merged or rounded to be written are not those that the run evaluated, so they
+    are evaluated anew.
+
+    Args:
+      setup: The run.
+      exported: The step that is exported.
+      export: Its weights.
+      history: The records of metrics.jsonl.
+      reporter: Says how far the two differ.
+
+    Returns:
+      A record before and one after, as in metrics.jsonl; None if there are no TEST pairs.
+    """
+    tested = [record for record in history if record["split"] == "TEST"]
+    # The last step is always evaluated, and so is every step that may be the best.
+    of_step = [record for record in tested if record["step"] == exported.step]
+    if setup.test is None or not of_step:
+        return None
+    after = of_step[-1]
+    if export.as_written and export.rounded:
+        scores = held_out_scores(setup, export.policy.params, export.policy.lora)
+        assert scores is not None
+        measured = held_out_metrics(setup, scores)
+        watched = WatchedPrompts.of(setup)
+        if watched is not None:
+            measured |= watched.measure(export.policy)
+        reporter.say(
+            f"TEST loss {after['loss']:.4f} as trained, {measured['loss']:.4f} as exported in "
+            f"{export.dtype}"
+        )
+        after = {**after, **measured}
+    return {"before": tested[0], "after": after}
+
+
 def summarise(
     setup: Setup,
     exported: ExportedStep,
     folder: RunFolder,
     history: list[dict[str, Any]],
+    tested: dict[str, Any] | None,
     before: list[str],
     after: list[str],
 ) -> dict[str, Any]:
@@ -56,12 +103,10 @@ def summarise(
       exported: The step that is exported.
       folder: The run folder.
       history: The records of metrics.jsonl.
+      tested: From `test_records`.
       before: Answers to the TEST prompts before training.
       after: Answers after training.
     """
-    tested = [record for record in history if record["split"] == "TEST"]
-    # The last step is always evaluated, and so is every step that may be the best.
-    after_export = [record for record in tested if record["step"] == exported.step]
     speeds = [record["pairs_per_second"] for record in history if "pairs_per_second" in record]
     path, completions = folder.path, []
     for index, texts in enumerate(zip(before, after, strict=True)):
@@ -77,7 +122,7 @@ def summarise(
         },
         # The median, which a pause of the machine does not move.
         "pairs_per_second": float(np.median(speeds)) if speeds else None,
-        "test": {"before": tested[0], "after": after_export[-1]} if after_export else None,
+        "test": tested,
         "completions": completions,
         "files": {
             "aligned model": str(path / "model"),
@@ -93,6 +138,7 @@ def summarise(
 def show_summary(reporter: Reporter, summary: dict[str, Any]) -> None:
     """Shows what a run achieved, and where everything lies."""
     if summary["completions"]:
+        # Side by side: a reader sees in three answers what no metric says.
         rows = [(c["prompt"], c["before"], c["after"]) for c in summary["completions"]]
         reporter.table("TEST prompts, answered", ("prompt", "before", "after"), rows)
     if summary["test"]:
@@ -100,5 +146,7 @@ def show_summary(reporter: Reporter, summary: dict[str, Any]) -> None:
         rows = [
             (name, f"{before[name]:.3f}", f"{after[name]:.3f}") for name in _SHOWN if name in after
         ]
-        reporter.table("TEST pairs", ("metric", "before", "after"), rows)
+        exported = summary["exported"]
+        of = f"TEST pairs, after: {exported['test_is_of']}, {exported['dtype']}"
+        reporter.table(of, ("metric", "before", "after"), rows)
     reporter.table("Files", ("what", "where"), list(summary["files"].items()))

@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 
-from jaxdpo.cli.arguments import Arguments, read_arguments
+from jaxdpo.cli.arguments import Arguments
 from jaxdpo.cli.console import Reporter
+from jaxdpo.cli.settings import with_overrides
+from jaxdpo.cli.yaml_values import InvalidYaml, load_yaml
 from jaxdpo.config import RunConfig, flat, load_config
 from jaxdpo.data.tokenization.load_pairs import load_pairs
-from jaxdpo.devices.sharding import join_processes, make_mesh
+from jaxdpo.devices.sharding import make_mesh
 from jaxdpo.errors import UserError
 from jaxdpo.runs.fit import RunResult, fit
 from jaxdpo.runs.fit_together import fit_together
+from jaxdpo.runs.folder import report_path
+from jaxdpo.runs.processes import joined
+from jaxdpo.runs.report.comparison import write_comparison
+from jaxdpo.runs.report.sweep import recommended
 from jaxdpo.runs.setup import load_start
 from jaxdpo.storage.files import replacing
 from jaxdpo.training.multi_run import NUMBERS
@@ -42,9 +47,9 @@ def sweep_command(given: Arguments) -> None:
     """
     at_once, rest = parse_at_once(given.tail or [])
     axes = parse_axes(rest)
-    join_processes()
-    base = [*([given.file] if given.file is not None else []), *given.overrides]
-    sweep(base, axes, at_once)
+    beside = {"--sweep": given.tail or []}
+    with joined(lambda: load_config(given.file, given.overrides), beside) as config:
+        sweep(config, axes, at_once)
 
 
 def parse_axes(arguments: Sequence[str]) -> dict[str, list[Any]]:
@@ -69,8 +74,9 @@ def parse_axes(arguments: Sequence[str]) -> dict[str, list[Any]]:
                 "for each value instead"
             )
         try:
-            axes[field] = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError:
+            # As a list in YAML, so that numbers, null and names are read as everywhere else.
+            axes[field] = load_yaml(f"[{text}]")
+        except InvalidYaml:
             raise UserError(f"{argument!r}: the values are not valid YAML; quote them") from None
     if not axes:
         raise UserError("--sweep needs at least one section.field=value,value,…")
@@ -131,6 +137,7 @@ def groups_of(configs: Sequence[RunConfig], at_once: int | None = None) -> list[
                 (flat(config)[name] is None) == (flat(configs[group[0]])[name] is None)
                 for name in NUMBERS
             )
+            # Full fine-tuning would need the parameters once for each setting; adapters are small.
             if config.lora is not None and one == common and fits and given:
                 group.append(number)
                 break
@@ -141,13 +148,15 @@ def groups_of(configs: Sequence[RunConfig], at_once: int | None = None) -> list[
 
 
 def sweep(
-    base: Sequence[str], axes: dict[str, list[Any]], at_once: int | None = None
+    base: RunConfig, axes: dict[str, list[Any]], at_once: int | None = None
 ) -> list[dict[str, Any]]:
     """Runs every setting.
 
+    >>> sweep(load_config("dpo.yaml"), {"loss.beta": [0.05, 0.1, 0.3]})  # doctest: +SKIP
+
     Args:
-      base: The command line without the sweep: a configuration file, if any, and overrides.
-      axes: Field ↦ values.
+      base: The run without the sweep; each setting has a folder of its own below this one's.
+      axes: Values by field, as `{"loss.beta": [0.1, 0.3]}`.
       at_once: Most adapters trained at once; None for all that can be.
 
     Returns:
@@ -156,6 +165,7 @@ def sweep(
     Raises:
       UserError: As `load_config` and `fit` do; every setting is checked before the first is run.
     """
+    # All are made before the first is run: a mistake in the last one costs no training.
     settings = settings_of(axes)
     configs = [_config_of(base, setting) for setting in settings]
     if len({config.loss.supervised for config in configs}) > 1:
@@ -163,13 +173,13 @@ def sweep(
             "--sweep loss.type: sft alone reads no rejected completions, so it shares no data with "
             "other losses; run it by itself"
         )
-    given = read_arguments(base)
-    folder = Path(load_config(given.file, given.overrides).training.folder)
+    folder = Path(base.training.folder)
     reporter = Reporter(quiet=jax.process_index() != 0)
     first = configs[0]
     bases = {"full" if config.lora is None else config.lora.base for config in configs}
     # Runs on different bases make theirs of one in full.
     shared = first if len(bases) == 1 else first.model_copy(update={"lora": None})
+    # Model, pairs and reference log-probs are the same for all settings, and are loaded once.
     policy = load_start(shared, None, make_mesh(first.mesh))
     folder.mkdir(parents=True, exist_ok=True)
     pairs = load_pairs(
@@ -189,20 +199,27 @@ def sweep(
         tested = results[number].summary["test"] or {"before": None, "after": None}
         rows.append({"setting": setting, "folder": config.training.folder, **tested})
     if jax.process_index() == 0:
-        with replacing(folder / "sweep.json") as file:
-            json.dump(rows, file, indent=1)
-        if rows[0]["after"] is not None:
-            _show(reporter, rows)
-            _plot(rows, folder / "sweep.png")
-            reporter.say(f"{folder / 'sweep.json'} and sweep.png hold the same")
+        _write(rows, folder, reporter)
     return rows
 
 
-def _config_of(base: Sequence[str], setting: Setting) -> RunConfig:
-    path, overrides, _ = read_arguments(base)
-    overrides += [f"{field}={json.dumps(value)}" for field, value in setting.items()]
-    folder = Path(load_config(path, overrides).training.folder) / name_of(setting)
-    return load_config(path, [*overrides, f"training.folder={json.dumps(str(folder))}"])
+def _write(rows: list[dict[str, Any]], folder: Path, reporter: Reporter) -> None:
+    """Writes and shows the settings side by side, and the one that TEST recommends."""
+    with replacing(folder / "sweep.json") as file:
+        json.dump(rows, file, indent=1)
+    page = report_path(folder)
+    write_comparison([Path(row["folder"]) for row in rows], page)
+    if rows[0]["after"] is not None:
+        _show(reporter, rows)
+        _plot(rows, folder / "sweep.png")
+        reporter.say(recommended(rows))
+    reporter.say(f"{folder / 'sweep.json'} and sweep.png hold the same; {page} compares all")
+
+
+def _config_of(base: RunConfig, setting: Setting) -> RunConfig:
+    folder = str(Path(base.training.folder) / name_of(setting))
+    changes = {**setting, "training.folder": folder}
+    return with_overrides(base, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
 
 
 def _shown(rows: list[dict[str, Any]]) -> list[str]:
@@ -222,15 +239,27 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     names = _shown(rows)
-    size = (3.2 * len(names) + 1.5, 0.35 * len(rows) + 1.4)
+    # Wide enough for four digits on each axis, and a line of text for each setting.
+    size = (3.8 * len(names) + 3.0, 0.5 * len(rows) + 1.6)
     figure = Figure(figsize=size, layout="constrained")
     labels = [name_of(row["setting"]) for row in rows]
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False).flat
     for axes, name in zip(panels, names, strict=True):
-        axes.barh(labels, [row["after"][name] for row in rows])
+        values = [row["after"][name] for row in rows]
+        axes.barh(labels, values, xerr=_half_intervals(rows, name), capsize=3, color="#2f7fd1")
         axes.axvline(rows[0]["before"][name], color="black", linewidth=1, linestyle=":")
-        axes.set_title(name, fontsize=10)
+        axes.set_title(f"{name}, dotted: before", fontsize=12)
+        axes.tick_params(labelsize=11)
         axes.grid(axis="x", alpha=0.3)
+    # Bars are drawn upwards, and the settings are to stand in the order of the table.
     figure.axes[0].invert_yaxis()
     with replacing(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=110)
+        figure.savefig(file, format="png", dpi=150)
+
+
+def _half_intervals(rows: list[dict[str, Any]], name: str) -> list[float] | None:
+    """Returns half of each 95% interval of a metric; None where it has none."""
+    found = [(row["after"].get(f"{name}_low"), row["after"].get(f"{name}_high")) for row in rows]
+    if any(low is None or high is None for low, high in found):
+        return None
+    return [(high - low) / 2 for low, high in found]

@@ -19,15 +19,15 @@ from jaxdpo.evaluation.answer_health import (
 )
 from jaxdpo.evaluation.criteria.spec import criterion_named
 from jaxdpo.evaluation.judgement import Criterion, Example
+from jaxdpo.hub.policy import Policy
 from jaxdpo.model.decoder import Params
-from jaxdpo.runs.folder import RunFolder
+from jaxdpo.runs.folder import ANSWERS_FILE, RunFolder
 from jaxdpo.runs.setup import Setup
 from jaxdpo.sampling import SamplingConfig, complete, numbered
 from jaxdpo.sampling.answers import Answer
 from jaxdpo.storage.files import replacing
 from jaxdpo.training.metrics import Metrics
 
-ANSWERS_FILE = "answers.jsonl"
 # Where the data's answers are a word or two, a sentence is not yet an answer without an end.
 _FEWEST_NEW_TOKENS = 32
 _SHARES = ("unfinished", "empty", "repetitive", "broken", "tokens")
@@ -94,22 +94,35 @@ class WatchedPrompts:
         Returns:
           The metrics of `answer_metrics`, the same on every process.
         """
-        setup = self.setup
-        policy = replace(setup.policy, params=params)
+        policy = replace(self.setup.policy, params=params)
         if lora is not None:
-            policy = replace(policy, lora=lora, lora_config=setup.objective.compute.lora)
-        dtype = setup.objective.compute.dtype
-        found = sorted(complete(policy, numbered(self.ids), self.sampling, dtype))
-        # Criteria may ask a server, which only one process is to do.
-        metrics: Metrics = {}
+            lora_config = self.setup.objective.compute.lora
+            policy = replace(policy, lora=lora, lora_config=lora_config)
+        answers = self._answers(policy)
         if folder.writes:
-            answers = [
-                WatchedAnswer(example._replace(completion=each.text), _ids(each), each.finished)
-                for example, each in zip(self.examples, found, strict=True)
-            ]
             _keep(folder, step, answers)
-            metrics = answer_metrics(answers, self.criteria)
-        return self._on_every_process(metrics)
+        return self._measured(answers)
+
+    def measure(self, policy: Policy) -> Metrics:
+        """Answers the prompts and measures the answers, as `answer` does, and keeps none.
+
+        Args:
+          policy: The policy that answers.
+        """
+        return self._measured(self._answers(policy))
+
+    def _answers(self, policy: Policy) -> list[WatchedAnswer]:
+        dtype = self.setup.objective.compute.dtype
+        found = sorted(complete(policy, numbered(self.ids), self.sampling, dtype))
+        return [
+            WatchedAnswer(example._replace(completion=each.text), _ids(each), each.finished)
+            for example, each in zip(self.examples, found, strict=True)
+        ]
+
+    def _measured(self, answers: list[WatchedAnswer]) -> Metrics:
+        # Criteria may ask a server, which only one process is to do.
+        first = jax.process_index() == 0
+        return self._on_every_process(answer_metrics(answers, self.criteria) if first else {})
 
     def _on_every_process(self, metrics: Metrics) -> Metrics:
         if jax.process_count() == 1:

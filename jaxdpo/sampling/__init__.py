@@ -4,12 +4,12 @@ from jaxdpo.sampling.answers import Answer, answer, complete
 from jaxdpo.sampling.config import SamplingConfig
 from jaxdpo.sampling.engine import (
     Completion,
-    Model,
     Request,
     generate,
     generate_each,
     numbered,
 )
+from jaxdpo.sampling.pool import Model
 
 __all__ = [
     "Answer",

@@ -11,7 +11,8 @@ from jaxdpo.data.pairs import Message
 from jaxdpo.hub.policy import Policy
 from jaxdpo.model.decoder import Compute
 from jaxdpo.sampling.config import SamplingConfig
-from jaxdpo.sampling.engine import Model, Request, generate_each, numbered
+from jaxdpo.sampling.engine import Request, generate_each, numbered
+from jaxdpo.sampling.pool import Model
 
 
 class Answer(NamedTuple):

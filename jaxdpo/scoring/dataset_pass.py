@@ -1,5 +1,6 @@
 """The pass over a whole data set that scores every pair once."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import grain
@@ -23,6 +24,7 @@ def score_pairs(
     pairs: PlannedPairs,
     mesh: Mesh,
     first: int = 0,
+    count: int | None = None,
 ) -> Iterator[tuple[np.ndarray, CompletionScores]]:
     """Scores every pair of a data set once.
 
@@ -33,14 +35,16 @@ def score_pairs(
       pairs: The pairs, planned.
       mesh: The mesh.
       first: Microbatches to leave out, from the beginning.
+      count: Microbatches to score; None for all that are left.
 
     Yields:
       For each microbatch, the indices of its pairs, i32 `[n]`, and their scores, f32 `[n, 2]`.
     """
-    count, share_prefix = pairs.shape.rows, pairs.packer.config.share_prefix
+    num_rows, share_prefix = pairs.shape.rows, pairs.packer.config.share_prefix
     # Every process packs the rows of its own devices and no others.
-    rows = local_rows(mesh, count)
-    microbatches = list(scoring_microbatches(pairs.packer))[first:]
+    rows = local_rows(mesh, num_rows)
+    last = None if count is None else first + count
+    microbatches = list(itertools.islice(scoring_microbatches(pairs.packer), first, last))
 
     def build(microbatch: Microbatch) -> PackedBatch:
         return pack_batch(
@@ -53,7 +57,7 @@ def score_pairs(
     # One microbatch is always under way on the device while the last one's result is read.
     pending: tuple[Microbatch, CompletionScores] | None = None
     for microbatch, batch in zip(microbatches, batches, strict=True):
-        result = score_step(params, lora, put_rows(batch, rows, count, mesh, row_axis=0))
+        result = score_step(params, lora, put_rows(batch, rows, num_rows, mesh, row_axis=0))
         if pending is not None:
             yield _by_pair(*pending)
         pending = (microbatch, result)

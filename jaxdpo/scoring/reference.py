@@ -222,6 +222,8 @@ def _store(cache: ReferenceCache, logps: np.ndarray) -> None:
 def _write_part(
     parts: Path, first: int, end: int, scores: list[tuple[np.ndarray, np.ndarray]]
 ) -> None:
+    # Another run that scores the same and has finished has removed the folder.
+    parts.mkdir(parents=True, exist_ok=True)
     with replacing(parts / f"{first:08d}.npz", "wb") as file:
         indices, values = (np.concatenate(arrays) for arrays in zip(*scores, strict=True))
         np.savez(file, indices=indices, logps=values, end=end)

@@ -4,11 +4,13 @@ Both the servers that answer prompts (`generation.server`) and those that judge
 (`evaluation.judges.server`) are asked through it. It needs no jax.
 """
 
+import ipaddress
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
 from jaxdpo.errors import UserError
 
@@ -39,19 +41,23 @@ class ChatClient:
         key_env: str | None = None,
         timeout: float = 60.0,
         retries: int = 5,
+        trusted: bool = False,
     ) -> None:
         """Opens the client; nothing is sent yet.
 
         Args:
           name: The beginning of error messages, such as "judge gpt-5".
           base_url: Address of the server; default: $OPENAI_BASE_URL, or OpenAI's own.
-          key_env: Environment variable of the key; default: OPENAI_API_KEY, which is needed only
-            where the server is OpenAI's own.
-          timeout: Seconds until a request is given up.
+          key_env: Environment variable of the key; default: OPENAI_API_KEY for OpenAI's own server,
+            for $OPENAI_BASE_URL and for trusted ones, and no key for any other.
+          timeout: Seconds until a request is given up, however its reply trickles in.
           retries: Times a request is sent again at time-outs, 429 and 5xx, with growing pauses.
+          trusted: Whether the user has named this server where the default key was meant for it,
+            and not in a file that may come from somebody else.
 
         Raises:
-          UserError: If the openai package is not installed, or the key is not set.
+          UserError: If the openai package is not installed, the key is not set, or it would travel
+            unencrypted.
         """
         # Imported here: it is an extra, and most commands never ask a server.
         try:
@@ -60,16 +66,16 @@ class ChatClient:
             raise UserError(
                 f"{name}: needs the openai client; pip install 'jaxdpo[judge]'"
             ) from None
-        key = os.environ.get(key_env or _KEY)
-        if not key and (key_env or not base_url):
-            raise UserError(f"{name}: the environment has no {key_env or _KEY}; set it to the key")
+        from jaxdpo.servers.bounded import bounded_client
+
         self.name, self.retries = name, retries
         self._client = openai.OpenAI(
             # Servers of one's own take any key, but the client does not send a request without one.
-            api_key=key or "none",
+            api_key=_key_for(name, base_url, key_env, trusted) or "none",
             base_url=base_url,
             timeout=timeout,
             max_retries=retries,
+            http_client=bounded_client(timeout),
         )
 
     @property
@@ -115,10 +121,14 @@ class ChatClient:
     def _explained(self) -> Iterator[None]:
         import openai
 
+        from jaxdpo.servers.bounded import ReplyTooLarge
+
         try:
             yield
         except openai.APIResponseValidationError:
             raise
+        except ReplyTooLarge as error:
+            raise UserError(f"{self.name} at {self.base_url} sent no answer: {error}") from error
         except (openai.APIStatusError, openai.APIConnectionError) as error:
             status = error.status_code if isinstance(error, openai.APIStatusError) else None
             # Malformed for this server, too long for the model, or not processable: 429 and 5xx
@@ -131,7 +141,15 @@ class ChatClient:
         import openai
 
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            return f"refuses the key ({error.message}); set it in the environment, see key_env"
+            return (
+                f"refuses the key ({error.message}); name the environment variable of the key that "
+                "is meant for this server in key_env"
+            )
+        if isinstance(error, openai.APIStatusError) and 300 <= error.status_code < 400:
+            return (
+                f"redirects to {error.response.headers.get('location')}, which is not followed; "
+                "set base_url to that address if you trust it"
+            )
         if isinstance(error, openai.NotFoundError):
             return f"is not there ({error.message}); set model or base_url"
         status = f"status {error.status_code}: " if isinstance(error, openai.APIStatusError) else ""
@@ -139,3 +157,34 @@ class ChatClient:
             f"did not answer, asked {self.retries + 1} times ({status}{error.message}); what it "
             "said before is kept, and the same command continues"
         )
+
+
+def _key_for(name: str, base_url: str | None, key_env: str | None, trusted: bool) -> str | None:
+    """Returns the key that is sent to a server, or None if none is meant for it."""
+    key = os.environ.get(key_env or _KEY)
+    if not key and (key_env or not base_url):
+        raise UserError(f"{name}: the environment has no {key_env or _KEY}; set it to the key")
+    if not base_url:
+        return key
+    meant = trusted or base_url.rstrip("/") == os.environ.get("OPENAI_BASE_URL", "").rstrip("/")
+    if not key_env and not meant:
+        return None
+    if _travels_safely(base_url):
+        return key
+    if key_env:
+        raise UserError(
+            f"{name}: the key in {key_env} is not sent to {base_url}, which is not encrypted; use "
+            "https, or leave key_env out if the server needs no key"
+        )
+    return None
+
+
+def _travels_safely(base_url: str) -> bool:
+    """Tells whether a request to this address is encrypted, or never leaves the machine."""
+    address = urlsplit(base_url)
+    if address.scheme == "https" or address.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address.hostname or "").is_loopback
+    except ValueError:
+        return False

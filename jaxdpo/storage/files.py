@@ -1,15 +1,22 @@
 """Files that are whole or not there, and those that come with the package."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.storage.urls import refuse_url
+
+# Errors by which file systems say that they have no such operation. gcsfuse gives EMFILE for the
+# rename of a folder with more files than its limit.
+_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EMFILE)
 
 _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 
@@ -17,10 +24,13 @@ _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",
 def shipped(path: str) -> str:
     """Returns the installed package's file for `@quickstart/pairs.jsonl`, other paths as given.
 
+    A name without a slash, such as `@smollm2`, is a model of another package, which
+    `jaxdpo.hub.find` finds.
+
     Raises:
       UserError: If no such file comes with the package, naming the nearest one that does.
     """
-    if not path.startswith("@"):
+    if not path.startswith("@") or "/" not in path:
         return path
     package = Path(__file__).parents[1]
     file = package / path[1:]
@@ -34,11 +44,19 @@ def cache_folder(path: str | None) -> Path:
     """Returns the folder of what may be used again: $JAXDPO_CACHE or ~/.cache/jaxdpo by default.
 
     Raises:
-      UserError: If it is a URL; caches are files that this machine maps into memory.
+      UserError: If it is a URL, because caches are files that this machine maps into memory; or
+        if it lies in the home folder of a user who has none.
     """
     named = path or os.environ.get("JAXDPO_CACHE") or "~/.cache/jaxdpo"
     refuse_url(named, "data.cache_dir" if path else "JAXDPO_CACHE")
-    return Path(named).expanduser()
+    try:
+        return Path(named).expanduser()
+    except RuntimeError:
+        # A container's user may have no entry in /etc/passwd and no HOME.
+        raise UserError(
+            f"{named}: this user has no home folder; set JAXDPO_CACHE, or data.cache_dir, to a "
+            "folder for what may be used again"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -53,7 +71,8 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """
     refuse_url(path)
     # In the same folder: a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A random name: two containers or hosts on one file system may have equal process numbers.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -80,12 +99,46 @@ def refuse_existing(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
+    """Makes the names in a folder durable, where the file system has a way to."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # gcsfuse and some SMB mounts know no fsync of a folder; their names are on the server.
+        if not is_unsupported(error):
+            raise
     finally:
         os.close(descriptor)
+
+
+def is_unsupported(error: OSError) -> bool:
+    """Tells whether a file system refused a call because it has no such operation."""
+    return error.errno in _UNSUPPORTED
+
+
+def move_folder(folder: Path, target: Path, last: Sequence[str] = ()) -> None:
+    """Moves a folder to where none is: at once, or file by file where no folder can be renamed.
+
+    Args:
+      folder: The folder.
+      target: Its new path, on the same file system.
+      last: Names of the files without which the folder does not count, moved last.
+
+    Raises:
+      OSError: If the file system refuses that, too.
+    """
+    try:
+        folder.rename(target)
+        return
+    except OSError as error:
+        if not is_unsupported(error):
+            raise
+    # A bucket that is mounted as a file system has no folders, and so none to rename.
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    for name in sorted(names, key=lambda name: last.index(str(name)) if str(name) in last else -1):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder / name, target / name)
+    shutil.rmtree(folder)
 
 
 def sync_tree(folder: Path) -> None:

@@ -28,6 +28,15 @@ def scheme_of(path: str | PurePath) -> str | None:
     return found[1].lower() if found else None
 
 
+def written_url(url: str | PurePath) -> str:
+    """Returns a URL with the two slashes of which pathlib drops one.
+
+    >>> written_url(PurePath("gs://bucket/run"))
+    'gs://bucket/run'
+    """
+    return re.sub(r"^([^:]+):/(?!/)", r"\1://", str(url))
+
+
 def refuse_url(path: str | PurePath, field: str = "") -> None:
     """Refuses a URL where only a local path is used.
 
@@ -41,8 +50,7 @@ def refuse_url(path: str | PurePath, field: str = "") -> None:
     scheme = scheme_of(path)
     if scheme is None:
         return
-    # pathlib may have dropped a slash; the message shows the URL as it was written.
-    shown = re.sub(r"^([^:]+):/(?!/)", r"\1://", str(path))
+    shown = written_url(path)
     where = f"{field}: " if field else ""
     if scheme == "file":
         raise UserError(f"{where}{shown}: name the path itself, without file://")
@@ -55,7 +63,7 @@ def refuse_url(path: str | PurePath, field: str = "") -> None:
 
 
 def refuse_urls_in(config: BaseModel, prefix: str = "") -> None:
-    """Refuses every bucket address in a configuration, whose fields take local paths.
+    """Refuses every bucket address in fields of a configuration that take local paths only.
 
     Web addresses pass, because fields of servers hold them.
 
@@ -66,8 +74,10 @@ def refuse_urls_in(config: BaseModel, prefix: str = "") -> None:
     Raises:
       UserError: Naming the field and its value.
     """
-    for name in type(config).model_fields:
+    for name, field in type(config).model_fields.items():
         value = getattr(config, name)
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("bucket"):
+            continue
         if isinstance(value, BaseModel):
             refuse_urls_in(value, f"{prefix}{name}.")
             continue

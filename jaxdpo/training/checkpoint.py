@@ -7,16 +7,17 @@ last, when everything is on disk, and holds every file's size and SHA-256.
       state/          written by Orbax: what trains, the optimizer's state, a moving reference
       model/          the tokenizer and generation_config.json of the model
       manifest.json   {"step": 200, "run": {the run's configuration}, "model": {config.json},
+                       "start": "a digest of the weights that the run started from",
                        "files": {"state/...": {"size": ..., "sha256": ...}, ...}}
 
 Copied elsewhere, such a folder is all that is needed to open what was trained; adapters need their
 base model too.
 """
 
-import json
+import contextlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +29,10 @@ from orbax.checkpoint import v1 as ocp
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxdpo.errors import UserError
-from jaxdpo.storage.files import file_digest, replacing, sync_tree
-from jaxdpo.storage.orbax import saved_by_matrix, stored_arrays
+from jaxdpo.storage.manifest import MANIFEST, whole_manifest, write_manifest
+from jaxdpo.storage.orbax import disk_failure, saved_by_matrix, stored_arrays
 from jaxdpo.training.state import TrainState
 
-_MANIFEST = "manifest.json"
 # The folder of a checkpoint that holds the model's tokenizer.
 MODEL_FOLDER = "model"
 _log = logging.getLogger(__name__)
@@ -60,11 +60,13 @@ class Description:
       run: The run's configuration.
       model: The model's config.json.
       files: Files of its tokenizer, and generation_config.json: name ↦ content.
+      start: Digest of the weights that the run started from, or None.
     """
 
     run: dict[str, Any]
     model: dict[str, Any]
     files: Mapping[str, bytes] = field(default_factory=dict)
+    start: str | None = None
 
 
 class Checkpoints:
@@ -78,18 +80,26 @@ class Checkpoints:
       folder: Where they lie; made if missing. What an interrupted save left is removed.
       keep: How many of the newest are kept.
       description: What they belong to; None leaves it out.
+      saved: Called in the first process after each save, when it is on disk.
     """
 
-    def __init__(self, folder: Path, keep: int, description: Description | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        description: Description | None = None,
+        saved: Callable[[], None] = lambda: None,
+    ):
         self._folder, self._keep, self._description = folder.absolute(), keep, description
         # One thread: a second save waits for the first, and at most one is lost at any moment.
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
         self._newest: int | None = None
+        self._saved = saved
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             for leftover in self._folder.iterdir():
-                if leftover.name.startswith("step_") and not (leftover / _MANIFEST).exists():
+                if leftover.name.startswith("step_") and not (leftover / MANIFEST).exists():
                     shutil.rmtree(leftover)
         _barrier("checkpoints")
 
@@ -103,12 +113,13 @@ class Checkpoints:
         self.wait()
         self._newest = step
         target = self._step_folder(step)
-        if jax.process_index() == 0:
-            target.mkdir()
-        # The other processes write their shards into the same folder, which must be there.
-        _barrier(f"save {step}")
-        with saved_by_matrix():
-            response = ocp.save_async(str(target / "state"), _present(state))
+        with self._explained():
+            if jax.process_index() == 0:
+                target.mkdir()
+            # The other processes write their shards into the same folder, which must be there.
+            _barrier(f"save {step}")
+            with saved_by_matrix():
+                response = ocp.save_async(str(target / "state"), _present(state))
         self._pending = self._writer.submit(self._commit, response, step)
 
     def save_best(self, step: int, trainable: Any) -> None:
@@ -120,21 +131,26 @@ class Checkpoints:
         Args:
           step: Steps done.
           trainable: The parameters, or with LoRA the adapters.
+
+        Raises:
+          UserError: If the disk refuses it.
         """
         self.wait()
         target = self._best_folder(step)
-        if jax.process_index() == 0:
-            # A save of this step that was cut off.
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir()
-        _barrier(f"save best {step}")
-        with saved_by_matrix():
-            ocp.save(str(target / "state"), {"trainable": trainable})
-        if jax.process_index() == 0:
-            _write_manifest(target, step, self._description)
-            for other in self._folder.glob("best_*"):
-                if other != target:
-                    shutil.rmtree(other)
+        with self._explained():
+            if jax.process_index() == 0:
+                # A save of this step that was cut off.
+                shutil.rmtree(target, ignore_errors=True)
+                target.mkdir()
+            _barrier(f"save best {step}")
+            with saved_by_matrix():
+                ocp.save(str(target / "state"), {"trainable": trainable})
+            if jax.process_index() == 0:
+                _describe(target, step, self._description)
+                for other in self._folder.glob("best_*"):
+                    if other != target:
+                        shutil.rmtree(other)
+                self._saved()
         _barrier(f"saved best {step}")
 
     def restore_best(self, step: int, abstract: Any) -> Any:
@@ -148,19 +164,16 @@ class Checkpoints:
           UserError: If it is missing or damaged.
         """
         folder = self._best_folder(step)
-        if jax.process_index() == 0:
-            manifest = folder / _MANIFEST
-            whole = manifest.exists() and json.loads(manifest.read_text())["files"]
-            if whole != _inventory(folder):
-                raise UserError(
-                    f"{folder}: the best step is missing or damaged, so it cannot be exported; set "
-                    "export.step=last"
-                )
+        if jax.process_index() == 0 and whole_manifest(folder) is None:
+            raise UserError(
+                f"{folder}: the best step is missing or damaged, so it cannot be exported; set "
+                "export.step=last"
+            )
         return ocp.load(str(folder / "state"), {"trainable": abstract})["trainable"]
 
     def has_best(self, step: int) -> bool:
         """Tells whether a step was saved as the best."""
-        return (self._best_folder(step) / _MANIFEST).exists()
+        return (self._best_folder(step) / MANIFEST).exists()
 
     def wait(self) -> None:
         """Waits for the save under way.
@@ -170,17 +183,8 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            try:
+            with self._explained():
                 pending.result()
-            except (OSError, ValueError) as error:
-                # TensorStore reports what the disk refuses as a ValueError with the system's code.
-                if not isinstance(error, OSError) and "os_error_code" not in str(error):
-                    raise
-                raise UserError(
-                    f"{self._folder}: the checkpoint could not be saved: {error}; make room or "
-                    "fix the folder and run the same command again, it continues from the last "
-                    "whole checkpoint"
-                ) from error
 
     def restore(self, abstract: TrainState) -> TrainState | None:
         """Restores the newest whole checkpoint, or returns None.
@@ -200,6 +204,21 @@ class Checkpoints:
         restored = ocp.load(str(self._step_folder(step) / "state"), _present(abstract))
         return TrainState(**restored)
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what the disk refuses into a message; the checkpoint before stands."""
+        try:
+            yield
+        except Exception as error:
+            reason = disk_failure(error)
+            if reason is None:
+                raise
+            raise UserError(
+                f"{self._folder}: the checkpoint could not be saved: {reason}; make room or fix "
+                "the folder and run the same command again, it continues from the last whole "
+                "checkpoint"
+            ) from error
+
     def _best_folder(self, step: int) -> Path:
         return self._folder / f"best_{step:08d}"
 
@@ -207,22 +226,23 @@ class Checkpoints:
         return self._folder / f"step_{step:08d}"
 
     def _committed(self) -> list[Path]:
-        return sorted(path.parent for path in self._folder.glob(f"step_*/{_MANIFEST}"))
+        return sorted(path.parent for path in self._folder.glob(f"step_*/{MANIFEST}"))
 
     def _commit(self, response: Any, step: int) -> None:
         response.result()
         if jax.process_index() != 0:
             return
-        _write_manifest(self._step_folder(step), step, self._description)
+        _describe(self._step_folder(step), step, self._description)
         for old in self._committed()[: -self._keep]:
             # The manifest goes first: what is half removed must not count.
-            (old / _MANIFEST).unlink()
+            (old / MANIFEST).unlink()
             shutil.rmtree(old)
+        self._saved()
 
     def _newest_whole(self) -> int:
         for folder in reversed(self._committed()):
-            manifest = json.loads((folder / _MANIFEST).read_text())
-            if manifest["files"] == _inventory(folder):
+            manifest = whole_manifest(folder)
+            if manifest is not None and self._step_folder(manifest["step"]) == folder:
                 return manifest["step"]
             aside = folder.with_name(f"damaged_{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
@@ -236,19 +256,15 @@ class Checkpoints:
         return -1
 
 
-def _write_manifest(folder: Path, step: int, about: Description | None) -> None:
-    """Makes a checkpoint count: its manifest is written last, when everything is on disk."""
+def _describe(folder: Path, step: int, about: Description | None) -> None:
+    """Makes a checkpoint count, and lays what it belongs to beside its arrays."""
+    manifest: dict[str, Any] = {"step": step}
     if about is not None:
         (folder / MODEL_FOLDER).mkdir()
         for name, content in about.files.items():
             (folder / MODEL_FOLDER / name).write_bytes(content)
-    # A power cut leaves no manifest of files that are not there.
-    sync_tree(folder)
-    manifest: dict[str, Any] = {"step": step, "files": _inventory(folder)}
-    if about is not None:
-        manifest |= {"run": about.run, "model": about.model}
-    with replacing(folder / _MANIFEST) as file:
-        json.dump(manifest, file, indent=1)
+        manifest |= {"run": about.run, "model": about.model, "start": about.start}
+    write_manifest(folder, manifest)
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -257,7 +273,7 @@ def newest_checkpoint(folder: Path) -> Path:
     Raises:
       UserError: If there is none.
     """
-    whole = sorted(path.parent for path in folder.glob(f"step_*/{_MANIFEST}"))
+    whole = sorted(path.parent for path in folder.glob(f"step_*/{MANIFEST}"))
     if not whole:
         raise UserError(f"{folder}: holds no whole checkpoint")
     return whole[-1]
@@ -272,17 +288,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: If it is no whole checkpoint, or damaged.
     """
-    if not (folder / _MANIFEST).exists():
+    if not (folder / MANIFEST).exists():
         raise UserError(f"{folder}: is no whole checkpoint")
-    manifest = json.loads((folder / _MANIFEST).read_text())
-    if manifest["files"] != _inventory(folder):
+    manifest = whole_manifest(folder)
+    if manifest is None:
         raise UserError(f"{folder}: damaged, it does not match its manifest; name another one")
     return manifest
 
 
 def is_checkpoint(folder: Path) -> bool:
     """Tells whether a folder is a checkpoint, whole or damaged."""
-    return (folder / _MANIFEST).exists() and (folder / "state").is_dir()
+    return (folder / MANIFEST).exists() and (folder / "state").is_dir()
 
 
 def stored_trainable(folder: Path, expected: Any) -> Any:
@@ -304,15 +320,6 @@ def stored_trainable(folder: Path, expected: Any) -> Any:
 
 def _present(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if value is not None}
-
-
-def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
-    """Lists size and digest of every file below a checkpoint's folder, the manifest excepted."""
-    return {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": file_digest(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != _MANIFEST and not path.name.endswith(".tmp")
-    }
 
 
 def _barrier(name: str) -> None:

@@ -43,7 +43,12 @@ class OptimizerConfig(BaseModel):
     max_grad_norm: float | None = Field(
         default=1.0, gt=0, description="gradients are scaled down to this global norm; null: never"
     )
-
+    loraplus_lr_ratio: float | None = Field(
+        default=None,
+        gt=0,
+        description="LoRA+: B, which begins at zero, learns this many times faster than A; null: "
+        "as fast",
+    )
     mean_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="dtype that the mean of gradients is kept in; that of their squares is float32",
@@ -121,7 +126,20 @@ def make_optimizer(
         mask=decayed,
         mu_dtype=jnp.dtype(config.mean_dtype),
     )
-    return optax.chain(clip, adamw)
+    if config.loraplus_lr_ratio is None:
+        return optax.chain(clip, adamw)
+    # Last, so that it is a factor on the rate: AdamW's own division by the gradients' size would
+    # take a factor on them out again.
+    faster = optax.masked(optax.scale(config.loraplus_lr_ratio), _learns_faster)
+    return optax.chain(clip, adamw, faster)
+
+
+def _learns_faster(params: Any) -> Any:
+    """Marks the arrays that LoRA+ gives a higher rate (https://arxiv.org/abs/2402.12354).
+
+    B and, as in PEFT's `create_loraplus_optimizer`, what has one axis in a layer: DoRA's lengths.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("b", "m"), params)
 
 
 def decayed(params: Any) -> Any:

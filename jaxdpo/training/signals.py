@@ -1,4 +1,8 @@
-"""SIGTERM as a request to save and stop."""
+"""SIGTERM, SIGHUP and, for several processes, SIGINT as requests to save and stop.
+
+A run of one process that is sent SIGINT is interrupted at once, as Python programs are: it is
+Ctrl-C, and whoever presses it does not want to wait.
+"""
 
 import contextlib
 import signal
@@ -6,53 +10,100 @@ import threading
 from collections.abc import Iterator
 
 import jax
-from jax.experimental import multihost_utils
+
+from jaxdpo.devices import peers
+from jaxdpo.devices.distributed_config import DistributedConfig
+from jaxdpo.devices.joining import start_peers
+from jaxdpo.devices.peers import Peers
 
 
 class StopRequest:
     """A request to stop, once a signal has made it.
 
-    Attributes:
-      asked: Whether this process was asked to stop.
+    Args:
+      others: The other processes of the run, or None.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, others: Peers | None = None) -> None:
+        self._others = others
+        self.signum: int | None = None
+
+    def after_step(self) -> bool:
+        """Tells whether the run stops after this step; every process must call it every step."""
+        if self._others is not None:
+            return self._others.passes_point(unsaved=True)
+        return self.signum is not None
+
+    def cuts_short(self) -> bool:
+        """Tells whether an evaluation ends here; every process must call it after each batch."""
+        if self._others is not None:
+            return self._others.passes_point()
+        return self.signum is not None
+
+    def after_last_step(self) -> bool:
+        """Tells whether the run stops before its export, once every process has saved its state."""
+        if self._others is not None:
+            # Process 0 writes the manifest, without which nothing counts as saved.
+            self._others.wait_for_all("saved")
+            return self._others.passes_point(unsaved=False)
+        return self.signum is not None
 
     @property
-    def alone(self) -> bool:
-        """True if this process was asked and may act by itself, there being no others."""
-        return self.asked and jax.process_count() == 1
+    def cause(self) -> str:
+        """The signal, and with several processes the one that it was sent to."""
+        if self._others is not None and self._others.verdict is not None:
+            return self._others.verdict.cause()
+        return signal.Signals(self.signum or signal.SIGTERM).name
 
-    def agreed(self, step: int) -> bool:
-        """Tells whether the run is to stop after this step; every process must call it every step.
-
-        Args:
-          step: Steps done.
-        """
-        # A process that stopped by itself would leave the others waiting in their next collective;
-        # JAX's service, which catches the signal too, agrees with all of them on one step.
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.asked
+    @property
+    def status(self) -> int:
+        """The status that a shell reports of a process that the signal ended."""
+        if self._others is not None and self._others.verdict is not None:
+            return 128 + self._others.verdict.signum
+        return 128 + (self.signum or signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def stop_on_sigterm() -> Iterator[StopRequest]:
-    """Notes a SIGTERM within the block instead of letting it end the process.
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Notes a signal within the block instead of letting it end the process.
 
-    Outside the main thread, where Python allows no signal handlers, nothing is caught.
+    Outside the main thread, where Python allows no signal handlers, nothing is caught here; with
+    several processes, a signal to another one stops this one too.
     """
+    if jax.process_count() > 1 and jax.distributed.is_initialized():
+        with _with_peers() as others:
+            yield StopRequest(others)
+        return
     request = StopRequest()
 
     def note(signum: int, frame: object) -> None:
-        request.asked = True
+        request.signum = request.signum or signum
 
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = signal.signal(signal.SIGTERM, note)
+    before = {
+        # Under `nohup` SIGHUP is ignored already, and stays so.
+        number: signal.signal(number, note)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield request
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _with_peers() -> Iterator[Peers]:
+    """Yields the peers that the command keeps in touch with; in a program, for this block."""
+    if (kept := peers.current()) is not None:
+        yield kept
+        return
+    own = start_peers(DistributedConfig())
+    try:
+        yield own
+    finally:
+        own.close()
+        peers.keep(None)

@@ -55,7 +55,7 @@ def begin(
     """
     if objective.compute.lora is not None:
         if adapters is None:
-            return init_state(_fresh_adapters(objective, mesh), optimizer, mesh), params
+            return init_state(_fresh_adapters(objective, params, mesh), optimizer, mesh), params
         # A copy, because training donates its state and the policy keeps its adapters.
         return init_state(jax.tree.map(jnp.copy, adapters), optimizer, mesh), params
     frozen, moving = None, None
@@ -74,16 +74,18 @@ def begin(
     return init_state(trainable, optimizer, mesh, moving), frozen
 
 
-def _fresh_adapters(objective: Objective, mesh: Mesh) -> Params:
+def _fresh_adapters(objective: Objective, params: Params, mesh: Mesh) -> Params:
     lora, key = objective.compute.lora, jax.random.key(objective.seed)
     assert lora is not None
+    # DoRA starts at the lengths of the base's weights; of other adapters no array is passed in.
+    base = params if lora.use_dora else None
 
-    def initial(key: jax.Array) -> Params:
-        return init_lora(objective.model, lora, key)
+    def initial(key: jax.Array, base: Params | None) -> Params:
+        return init_lora(objective.model, lora, key, base)
 
     # Born sharded: no device ever holds them whole.
-    shardings = shardings_for(jax.eval_shape(initial, key), mesh)
-    return jax.jit(initial, out_shardings=shardings)(key)
+    shardings = shardings_for(jax.eval_shape(initial, key, base), mesh)
+    return jax.jit(initial, out_shardings=shardings)(key, base)
 
 
 def init_state(

@@ -1,4 +1,4 @@
-"""The files that a run leaves to be read: metrics.jsonl, TensorBoard events, curves as PNG."""
+"""Writes what a run leaves to be read: metrics.jsonl, and curves as PNG."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.storage.files import replacing
+from jaxdpo.training.trackers.opening import Trackers
 
 METRICS_FILE = "metrics.jsonl"
 _CURVES = (
@@ -17,29 +18,22 @@ _CURVES = (
 
 
 class MetricWriter:
-    """Appends records to a run's metrics.jsonl and TensorBoard events.
+    """Appends records to a run's metrics.jsonl, and passes them on to its trackers.
 
     Args:
       folder: The run folder.
       first_step: Records of later steps, left by a run that was cut off, are removed: those steps
         are done again.
+      trackers: The trackers.
     """
 
-    def __init__(self, folder: Path, first_step: int):
-        # Imported where it is used: it imports torch wherever torch is installed.
-        from tensorboardX import SummaryWriter
-
+    def __init__(self, folder: Path, first_step: int, trackers: Trackers):
         path = folder / METRICS_FILE
         kept = [record for record in read_metrics(folder) if record["step"] <= first_step]
         with replacing(path) as file:
             file.writelines(json.dumps(record) + "\n" for record in kept)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self._events = {
-            split: SummaryWriter(
-                str(folder / "tensorboard" / split.lower()), purge_step=first_step + 1
-            )
-            for split in ("TRAIN", "TEST")
-        }
+        self.trackers = trackers
         self._tested = {record["step"] for record in kept if record["split"] == "TEST"}
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
@@ -52,18 +46,15 @@ class MetricWriter:
         """
         self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
-            self._events[split].add_scalar(name, value, step)
+        self.trackers.write(step, split, metrics)
 
     def has_test(self, step: int) -> bool:
         """Tells whether the TEST metrics of a step were there when the run was continued."""
         return step in self._tested
 
     def close(self) -> None:
-        """Flushes and closes the files."""
+        """Closes the file; the trackers wait for the files of the finished run."""
         self._file.close()
-        for events in self._events.values():
-            events.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

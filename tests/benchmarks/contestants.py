@@ -17,7 +17,7 @@ STARTED = time.perf_counter()
 
 @dataclass(frozen=True)
 class Task:
-    """What a contestant trains.
+    """The training that a contestant runs.
 
     Attributes:
       side: "jaxdpo" or "trl".

@@ -79,7 +79,7 @@ def make_model(folder: Path, gib: float) -> None:
 
 
 def largest_resident() -> int:
-    """Of this process so far, in KiB. (getrusage's figure would begin with that of its parent.)"""
+    """Returns the peak memory of this process so far, in KiB, without its parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0])
 

@@ -1,4 +1,4 @@
-"""What reading and tokenising preference data costs.
+"""Measures the cost of reading and tokenizing preference data.
 
     python -m tests.benchmarks.data pairs=1000000 folder=/tmp/jaxdpo-data
 
@@ -51,7 +51,7 @@ _STEPS = 200
 
 
 class Bare(NamedTuple):
-    """What the bare library took for some pairs, in seconds and processor seconds."""
+    """Time that the bare library took for some pairs, in seconds and processor seconds."""
 
     seconds: float
     cpu: float
@@ -124,7 +124,7 @@ def _line(prompt: str, chosen: str, rejected: str) -> dict[str, object]:
 
 
 def time_bare(lines: Iterable[str], tokenizer: Tokenizer) -> Bare:
-    """What the bare library takes for some lines.
+    """Measures the bare library on some lines.
 
     Each prompt once and each answer once, many at a time on all cores, to lists of ids.
     """
@@ -225,14 +225,14 @@ def measuring(*arguments: str) -> list[str]:
 
 
 def in_process(*arguments: str) -> dict[str, float]:
-    """What `measure` finds in a process of its own, plans included."""
+    """Returns the findings of `measure` in a process of its own, plans included."""
     command = measuring(*arguments, "plans")
     found = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     return json.loads(found.splitlines()[-1])
 
 
 def stored(count: int, folder: Path) -> dict[str, float]:
-    """What opening, planning and batches take of `count` pairs of made-up ids."""
+    """Measures opening, planning and batches for `count` pairs of made-up ids."""
     from jaxdpo.data.pairs import TokenizedPair
     from jaxdpo.data.reading.reports import TokenizeReport
     from jaxdpo.data.tokenization.pair_store import PairWriter, open_pairs

@@ -17,7 +17,8 @@ from jaxdpo.devices.machine import local_machine
 from jaxdpo.devices.sharding import make_mesh
 from jaxdpo.errors import UserError
 from jaxdpo.hub.families import config_from_hf
-from jaxdpo.hub.folder import find_folder, read_config
+from jaxdpo.hub.find import find_folder
+from jaxdpo.hub.folder import read_config
 from jaxdpo.planning.lengths import assumed_lengths
 from jaxdpo.planning.plan import Lengths, make_plan
 

@@ -108,7 +108,7 @@ def check_agreement(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 def seconds(result: dict[str, Any]) -> float:
-    """Of the steps after the first."""
+    """Returns the figure of the steps after the first."""
     return sum(result["steps"][1:])
 
 

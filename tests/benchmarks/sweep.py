@@ -1,4 +1,4 @@
-"""What a sweep saves: `python -m tests.benchmarks.sweep [steps]`, wall time side by side.
+"""Measures the time that a sweep saves: `python -m tests.benchmarks.sweep [steps]`.
 
 Three β × two learning rates on a small random Llama and random pairs. Six commands, one after
 another, against one `--sweep` of the same settings, with all parameters trained; and adapters

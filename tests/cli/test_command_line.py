@@ -62,6 +62,12 @@ LINES = {
         ("magin", "margin"),
         "test_fraction",
     ),
+    "studio": Line(
+        {"data": "no.jsonl", "folder": "feedback", "port": "0"},
+        "no.jsonl: no such file",
+        ("overlp", "overlap"),
+        "answers",
+    ),
     "prefer": Line(
         {"model": "no_model", "data": "no.jsonl", "criteria": "json", "folder": "pairs"},
         "no.jsonl: no such file",
@@ -97,6 +103,21 @@ LINES = {
         "no_model: no such folder",
         ("shard_bg", "shard_gb"),
         "shard_gb",
+    ),
+    "push": Line(
+        {"folder": "no_model", "repo": "org/name"},
+        "no_model: holds no model",
+        ("privat", "private"),
+        "private",
+    ),
+    "report": Line(
+        {"folders": "[no_run]"}, "no_run: is no run folder", ("folder", "folders"), "folders"
+    ),
+    "serve": Line(
+        {"model": "no_model", "port": "0"},
+        "no_model: no such folder",
+        ("limits.wating", "waiting"),
+        "batch_size",
     ),
     "use_cases": Line(
         {"name": "wrod_limit"}, "wrod_limit: there is no such use case", ("seed", "seeds"), "tests"
@@ -243,7 +264,7 @@ def test_a_command_that_there_is_not():
 
 
 def test_the_console_script_runs_commands(tmp_path, monkeypatch, capsys):
-    """What `pyproject.toml` installs as `jaxdpo`."""
+    """Runs what `pyproject.toml` installs as `jaxdpo`."""
     import tomllib
 
     target = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["jaxdpo"]

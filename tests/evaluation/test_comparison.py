@@ -1,4 +1,4 @@
-"""What an evaluation says of answers whose judgements are given, worked out by hand."""
+"""The figures of an evaluation of answers whose judgements are given, worked out by hand."""
 
 import json
 import math

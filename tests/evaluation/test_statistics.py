@@ -86,7 +86,7 @@ def test_fewer_failures_is_scipys_bootstrap():
 
 
 def test_its_interval_holds_the_truth():
-    """Of 300 evaluations of 200 prompts: 95%, give or take three deviations of as many trials."""
+    """Intervals hold the truth in 95% of 300 evaluations, within three standard deviations."""
     rng = np.random.default_rng(0)
     cells = np.array([0.5, 0.08, 0.22, 0.2])
     truth = 1 - (cells[1] + cells[3]) / (cells[2] + cells[3])

@@ -11,7 +11,10 @@ from jaxdpo.cli.command import run_command
 from jaxdpo.collect import main
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.reading.reader import read_pairs
+from jaxdpo.errors import UserError
+from jaxdpo.evaluation.human_agreement import read_human_judgements
 from jaxdpo.feedback.collecting import collect
+from jaxdpo.feedback.human_judgements import alignment_lines
 from jaxdpo.feedback.preferences import FeedbackConfig
 
 
@@ -181,3 +184,72 @@ def test_mistakes_are_one_message(tmp_path, monkeypatch, capsys, arguments, mess
     assert run_command(main) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_several_files_and_sources_are_one_collection(tmp_path, capsys):
+    one = write(tmp_path / "one.jsonl", [edit("a", "b", "ann")])
+    two = write(tmp_path / "two.jsonl", [edit("a", "b", "bob", "Other?")])
+    folder = tmp_path / "choices"
+    folder.mkdir()
+    # The opposite of what Ann made of it.
+    write(folder / "three.jsonl", [{"prompt": "When?", "outputs": ["a", "b"], "selected": 0,
+                                    "annotator": "cat"}])  # fmt: skip
+    out = tmp_path / "pairs.jsonl"
+    main(["expert_edits", one, two, f"sources={{user_choice: {folder}}}", "-o", str(out)])
+    shown = capsys.readouterr().out
+    assert "1 pairs" in shown and "preferred both ways: 1; pairs left out for it: 2" in shown
+    [line] = map(json.loads, out.read_text().splitlines())
+    assert line["messages"][0]["content"] == "Other?"
+
+
+def test_unknown_keys_are_kept_as_metadata_and_misspelt_ones_refused(tmp_path):
+    record = {**edit("a", "b"), "session": 7, "prompt_id": "p1", "metadata": {"mine": 1}}
+    [pair] = collect("expert_edits", write(tmp_path / "in.jsonl", [record])).pairs
+    del pair.metadata["feedback"]
+    assert pair.metadata == {"mine": 1, "session": 7, "prompt_id": "p1"}
+    for key, code in (("edted", "unknown-key"), ("mine", "metadata-twice")):
+        path = write(tmp_path / "bad.jsonl", [{**record, key: "x"}])
+        [bad] = collect("expert_edits", path, FeedbackConfig(on_error="skip")).bad_lines
+        assert bad.code == code
+
+
+def test_thumbs_become_labelled_data_that_a_run_reads(tmp_path, capsys):
+    records = [
+        {"prompt": f"q{i}", "output": "At 9.", "label": i % 2 == 0, "time": 1777885200}
+        for i in range(4)
+    ]
+    out = tmp_path / "labelled.jsonl"
+    main(["thumbs", write(tmp_path / "in.jsonl", records), "-o", str(out)])
+    assert "labelled answers: 4 (2 good, 2 bad)" in capsys.readouterr().out
+    read = read_pairs(str(out), DataConfig(path=str(out), test_fraction=0))
+    assert [(pair.prompt[0]["content"], pair.label) for pair in read.pairs] == [
+        ("q0", True), ("q1", False), ("q2", True), ("q3", False)
+    ]  # fmt: skip
+    assert read.pairs[0].metadata["feedback"]["time"] == "2026-05-04T09:00:00+00:00"
+
+
+def test_labels_that_contradict_each_other_are_outvoted(tmp_path):
+    def thumb(label, who):
+        return {"prompt": "q", "output": "At 9.", "label": label, "annotator": who}
+
+    records = [thumb(True, "ann"), thumb(True, "bob"), thumb(False, "cat")]
+    collected = collect("thumbs", write(tmp_path / "in.jsonl", records))
+    assert [pair.label for pair in collected.labelled] == [True, True]
+    assert (collected.conflicts, collected.outvoted) == (1, 1)
+
+
+def test_peoples_judgements_become_an_alignment_set(tmp_path):
+    records = [
+        judged("a", True, annotator="ann", explanation="Short."),
+        judged("a", True, annotator="bob"), judged("a", False, annotator="cat"),
+        judged("b", False, annotator="ann"), judged("c", True), judged("c", False, annotator="x"),
+    ]  # fmt: skip
+    out = tmp_path / "alignment.jsonl"
+    main(["criteria", write(tmp_path / "in.jsonl", records), f"alignment={out}"])
+    people = read_human_judgements(str(out))
+    assert [(each.example.completion, each.passed) for each in people] == [
+        ("a", True), ("b", False), ("c", None)
+    ]  # fmt: skip
+    assert people[0].explanation == "Short."
+    with pytest.raises(UserError, match="by polite; there are judgements by short"):
+        alignment_lines(collect("criteria", str(tmp_path / "in.jsonl")).judged, "polite")

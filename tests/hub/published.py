@@ -4,7 +4,14 @@ Sizes that belong together (heads, head_dim, lists of rotary factors) are scaled
 spellings and fields without use here are the published ones.
 """
 
+import json
+from pathlib import Path
 from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.folders import write_model
 
 _TINY: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -165,3 +172,17 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "vocab_size": 64,
     },
 }  # fmt: skip
+
+
+def write_published(name: str, folder: Path) -> Path:
+    """Writes a folder with a published config.json and random weights under the Hub's names."""
+    given = PUBLISHED[name]
+    known = {name: value for name, value in given.items() if name not in ("auto_map",)}
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**known))
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.add_(torch.randn_like(tensor) * 0.1)
+    write_model(folder, model=model)
+    (folder / "config.json").write_text(json.dumps(given))
+    return folder

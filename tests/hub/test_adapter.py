@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +7,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from jaxdpo.devices.sharding import MeshConfig, make_mesh
@@ -15,9 +17,11 @@ from jaxdpo.hub.adapter_config import base_of
 from jaxdpo.hub.adapter_write import AdapterBase, save_adapter
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import read_config
+from jaxdpo.hub.policy import load_policy
 from jaxdpo.hub.read import load_params
 from jaxdpo.model.decoder import Compute, logits
 from jaxdpo.model.lora import LoraConfig, init_lora
+from tests.folders import write_model
 from tests.hub.conftest import make_torch_model, whole_sequences
 from tests.tiny import hidden_states
 
@@ -131,7 +135,7 @@ def test_what_peft_saves_is_loaded_with_equal_logits(name, modules, maps, tmp_pa
                                   init_lora_weights=False, task_type="CAUSAL_LM")  # fmt: skip
     model = peft.get_peft_model(base, peft_config).eval()
     model.save_pretrained(tmp_path / "adapter")
-    assert base_of(tmp_path / "adapter") == str(made.folder)
+    assert base_of(tmp_path / "adapter").name == str(made.folder)
     hf_config = read_config(made.folder)
     config = config_from_hf(hf_config)
     lora, lora_config = load_adapter(tmp_path / "adapter", config, hf_config)
@@ -178,3 +182,71 @@ def test_an_adapter_of_a_deeper_model_is_refused(config, hf_config, folder):
     shallow = config.model_copy(update={"num_layers": 2})
     with pytest.raises(UserError, match=r"that have no use here: base_model.model.model.layers.2"):
         load_adapter(folder, shallow, hf_config)
+
+
+@pytest.mark.parametrize(("name", "targets"), FUSED)
+@pytest.mark.parametrize("stabilised", [False, True], ids=["", "rank-stabilised"])
+def test_the_rank_that_is_stated_is_the_one_that_tensors_have(name, targets, stabilised, tmp_path):
+    """What vLLM's loader relies on: it knows `r` and `lora_alpha` alone, and no patterns.
+
+    It allocates by the largest rank that it allows, refuses a larger `r`, and scales every module
+    by lora_alpha / r, or lora_alpha / √r if use_rslora is set (vllm/lora/peft_helper.py).
+    """
+    model = make_torch_model(name, tmp_path / "base")
+    hf_config = read_config(model.folder)
+    config = config_from_hf(hf_config)
+    lora_config = LoraConfig(rank=3, alpha=4.5, targets=targets, use_rslora=stabilised)
+    base = AdapterBase(str(model.folder), config, hf_config)
+    save_adapter(tmp_path / "adapter", random_lora(config, lora_config), lora_config, base)
+    written = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    ranks = {
+        key: tensor.shape[0] if "lora_A" in key else tensor.shape[1]
+        for key, tensor in tensors.items()
+    }
+    assert max(ranks.values()) == written["r"]
+    for key, rank in ranks.items():
+        named = [one for one in written["rank_pattern"] if f".{one}." in key]
+        assert rank == (written["rank_pattern"][named[0]] if named else written["r"])
+        if named:
+            # The exceptions have the scale of all others.
+            assert written["alpha_pattern"][named[0]] / rank == written["lora_alpha"] / written["r"]
+    root = 0.5 if written["use_rslora"] else 1
+    assert written["lora_alpha"] / written["r"] ** root == pytest.approx(lora_config.scale)
+    assert all(any(f".{one}." in key for one in written["target_modules"]) for key in ranks)
+    assert (written["bias"], written["modules_to_save"], written["use_dora"]) == (
+        "none", None, False,
+    )  # fmt: skip
+
+
+def test_a_bf16_base_is_merged_in_fp32_and_rounded_once(tmp_path):
+    """Nearer to the exact sum than peft's own merge, which rounds the difference first."""
+    base = write_model(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base).bfloat16()
+    model.save_pretrained(base)
+    torch.manual_seed(0)
+    options: Any = dict(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**options, task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for key, value in adapted.named_parameters():
+            if "lora_" in key:
+                value.add_(0.02 * torch.randn_like(value))
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    load_policy(str(tmp_path / "adapter"), "bfloat16").save(tmp_path / "merged")
+    ours = load_file(tmp_path / "merged/model.safetensors")
+    parts = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    plain = load_file(base / "model.safetensors")
+    theirs: Any = adapted.merge_and_unload()
+    theirs = theirs.state_dict()
+    errors = {"ours": 0.0, "theirs": 0.0}
+    for key in [key for key in plain if "q_proj.weight" in key or "down_proj.weight" in key]:
+        stem = f"base_model.model.{key.removesuffix('.weight')}"
+        a, b = (parts[f"{stem}.lora_{which}.weight"].double() for which in "AB")
+        exact = plain[key].double() + 2.0 * b @ a
+        assert ours[key].dtype == torch.bfloat16
+        # Rounded once: no weight is further off than half a step of bf16, which has eight bits.
+        off = (ours[key].double() - exact).abs()
+        assert (off <= exact.abs() * 2**-8 * (1 + 1e-3) + 1e-9).all()
+        errors["ours"] += float(off.square().sum())
+        errors["theirs"] += float((theirs[key].double() - exact).square().sum())
+    assert errors["ours"] < 0.9 * errors["theirs"]

@@ -3,7 +3,9 @@ from typing import Any
 
 import jax
 import pytest
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from jaxdpo.devices.sharding import path_name
 from jaxdpo.errors import UserError
@@ -135,8 +137,12 @@ def test_both_spellings_of_rope_are_read_and_written(fields, rope):
         ({"model_type": "lama"}, "'lama' is not supported; did you mean 'llama'.*mistral"),
         ({"model_type": None}, "model_type None is not supported"),
         (
-            {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
-            "'gemma3' holds a text model, gemma3_text, among others; .* saved by itself",
+            {"model_type": "llava", "text_config": {"model_type": "llama"}},
+            "'llava' holds a text model, llama, among others; .* saved by itself",
+        ),
+        (
+            {"model_type": "mistral3", "text_config": {"model_type": "ministral3"}},
+            "'mistral3' holds a text model, ministral3, among others; .* saved by itself",
         ),
         ({"hidden_act": "relu"}, "hidden_act 'relu' is not implemented; there are silu"),
         ({"quantization_config": {"bits": 4}}, "quantization_config .*bits.* is not implemented"),
@@ -150,7 +156,11 @@ def test_both_spellings_of_rope_are_read_and_written(fields, rope):
             "rope_type 'linear' has mrope_section, which is not implemented",
         ),
         ({"rope_scaling": {"type": "linear"}}, "rope_type 'linear' needs factor"),
-        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e6}}, "rope_theta is 1000000.0 in"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2},
+             "rope_parameters": {"rope_type": "linear", "factor": 4}},
+            "factor is 4 in rope_parameters but 2 in the older spelling",
+        ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor other than 1 is not implemented"),
         ({"model_type": "mistral", "layer_types": ["full_attention"]}, "layer_types"),
         (
@@ -163,6 +173,42 @@ def test_both_spellings_of_rope_are_read_and_written(fields, rope):
 def test_what_is_not_implemented_is_named(change, message):
     with pytest.raises(UserError, match=message):
         config_from_hf({**LLAMA, **change})
+
+
+YARN = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "without"),
+    [
+        # DeepSeek-R1-0528-Qwen3-8B.
+        ({"rope_scaling": {**YARN, "attn_factor": 0.878}}, {"rope_scaling": YARN}),
+        (
+            {"rope_scaling": {**YARN, "finetuned": True, "extrapolation_factor": 1.0}},
+            {"rope_scaling": YARN},
+        ),
+        (
+            {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+            {"rope_theta": 1e6},
+        ),
+    ],
+    ids=["attn_factor", "finetuned", "stale theta"],
+)
+def test_what_transformers_passes_over_is_passed_over(change, without):
+    sizes = {**LLAMA, "max_position_embeddings": 131072}
+    ours = config_from_hf({**sizes, **change})
+    assert ours == config_from_hf({**sizes, **without})
+    # transformers says so too: both make the same frequencies of both.
+    rotations = [
+        LlamaRotaryEmbedding(LlamaConfig(**{**sizes, **fields})) for fields in (change, without)
+    ]
+    assert torch.equal(rotations[0].inv_freq, rotations[1].inv_freq)
+    assert rotations[0].attention_scaling == rotations[1].attention_scaling
+    written = config_to_hf(ours, {**sizes, **change})
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"]
+    assert config_from_hf(written) == ours
 
 
 # Fields that change no logits: of training, of generation, or of nothing.

@@ -53,7 +53,7 @@ IN_BF16 = [*REPRESENTATIVES[:-1], "qwen3-moe-windows"]
 
 @pytest.mark.parametrize("name", IN_BF16 if EVERYTHING else ["llama"])
 def test_logits_in_bf16(name, tokens, tmp_path):
-    """As near to torch's bf16 as torch's bf16 is to torch's fp32."""
+    """The logits are as near to torch's bf16 as torch's bf16 is to torch's fp32."""
     model = make_torch_model(name, tmp_path)
     config, params = load(model, jnp.bfloat16)
     compute = Compute(jnp.bfloat16, attention="dense", remat="none")
@@ -110,7 +110,7 @@ def batch(pairs) -> PackedBatch:
 
 
 def torch_logps(model, prompt: np.ndarray, completion: np.ndarray) -> torch.Tensor:
-    """Of each token of a completion, in a sequence by itself."""
+    """Returns the log-prob of each token of a completion, in a sequence by itself."""
     ids = torch.tensor(np.concatenate([prompt, completion])[None]).long()
     logps = model(ids).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
     return logps.gather(-1, torch.tensor(completion).long()[:, None])[:, 0]

@@ -106,7 +106,7 @@ def test_a_template_from_a_file_is_used_and_exported(folder, tmp_path):
 
 
 def test_a_token_beyond_the_embedding_is_refused_only_where_a_text_yields_it(folder, tmp_path):
-    """As with Gemma 3 1B and CodeLlama, whose tokenizers have a token more than their embedding."""
+    """Gemma 3 1B and CodeLlama have tokenizers with a token more than their embedding."""
     copy = shutil.copytree(folder, tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(copy)
     rows = load_policy(str(folder)).config.vocab_size

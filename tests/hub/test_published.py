@@ -6,16 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from jaxdpo.errors import UserError
 from jaxdpo.hub.exportable import check_exportable
 from jaxdpo.hub.policy import load_policy
 from jaxdpo.model.decoder import Compute, logits
 from jaxdpo.model.lora import LoraConfig
-from tests.folders import write_model
 from tests.hub.conftest import whole_sequences
-from tests.hub.published import PUBLISHED
+from tests.hub.published import PUBLISHED, write_published
 from tests.tiny import hidden_states
 
 IDS = np.arange(24, dtype=np.int32)[None] % 50
@@ -32,16 +31,7 @@ def torch_logits(folder) -> np.ndarray:
 @pytest.fixture(params=PUBLISHED)
 def published(request, tmp_path):
     """A folder with the published config.json and random weights under the Hub's names."""
-    given = PUBLISHED[request.param]
-    known = {name: value for name, value in given.items() if name not in ("auto_map",)}
-    torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**known))
-    with torch.no_grad():
-        for tensor in model.parameters():
-            tensor.add_(torch.randn_like(tensor) * 0.1)
-    folder = write_model(tmp_path / "model", model=model)
-    (folder / "config.json").write_text(json.dumps(given))
-    return folder
+    return write_published(request.param, tmp_path / "model")
 
 
 def test_the_hubs_spelling_is_read_tried_and_exported(published, tmp_path):

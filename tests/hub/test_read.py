@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from jaxdpo.devices.sharding import MeshConfig, make_mesh, shardings_for
 from jaxdpo.errors import UserError
 from jaxdpo.hub.families import config_from_hf
-from jaxdpo.hub.folder import find_folder, member, read_config
+from jaxdpo.hub.find import find_folder
+from jaxdpo.hub.folder import member, read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.model.decoder import abstract_params
 from tests.hub.conftest import make_torch_model
@@ -309,3 +311,64 @@ def test_folders_are_found(llama, tmp_path):
         find_folder("no-such-organisation/no-such-model")
     with pytest.raises(UserError, match="is not a plain file name"):
         member(tmp_path, "..")
+
+
+def as_float8(dtype):
+    def change(tensors):
+        tensors.update({k: v.to(dtype) if v.ndim == 2 else v for k, v in tensors.items()})
+
+    return change
+
+
+def value_head(tensors):
+    tensors["v_head.summary.weight"] = torch.randn(1, 32)
+    tensors["v_head.summary.bias"] = torch.zeros(1)
+
+
+def mixed(tensors):
+    tensors.update({k: v.bfloat16() if v.ndim == 2 else v.double() for k, v in tensors.items()})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [value_head, as_float8(torch.float8_e4m3fn), as_float8(torch.float8_e5m2), mixed],
+    ids=["TRL's value head", "float8_e4m3", "float8_e5m2", "mixed dtypes"],
+)
+def test_what_transformers_reads_is_read(change, folder):
+    edit_weights(folder, change)
+    expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    params = load(folder)
+    np.testing.assert_array_equal(params["embed"]["weight"], expected["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(params["norm"]["scale"], expected["model.norm.weight"])
+    for name, kernel in params["layers"]["attention"].items():
+        for layer in range(3):
+            value = expected[f"model.layers.{layer}.self_attn.{name}_proj.weight"]
+            np.testing.assert_array_equal(kernel["kernel"][layer], value.T)
+
+
+def test_a_wrapped_model_with_a_value_head_is_read(llama, folder):
+    def wrap(tensors):
+        for name in list(tensors):
+            tensors[f"pretrained_model.{name}"] = tensors.pop(name)
+        value_head(tensors)
+
+    edit_weights(folder, wrap)
+    assert_equal_trees(load(folder), load(llama.folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        (lambda t: t.update({"score.weight": t.pop("lm_head.weight")[:1]}), "a reward model"),
+        (lambda t: t.pop("lm_head.weight"), "set tie_word_embeddings to true"),
+        (
+            lambda t: t.update({f"{Q}_scale_inv": torch.ones(1, 1)}),
+            "weight_scale_inv says that the weights are quantised",
+        ),
+    ],
+    ids=["reward model", "no head", "scales"],
+)
+def test_tensors_that_do_not_fit_say_what_to_do(change, remedy, folder):
+    edit_weights(folder, change)
+    with pytest.raises(UserError, match=remedy):
+        load(folder)

@@ -259,7 +259,7 @@ def test_no_field_of_the_config_is_dead(config, params, packed):
 
 @pytest.mark.parametrize("kind", ["rms-fp32", "rms-plus-one"])
 def test_kinds_of_norm(config, params, packed, kind):
-    """In fp32 the order of rounding is nothing, and a scale stored less one is the same scale."""
+    """The order of rounding is nothing in fp32; a scale stored less one is the same."""
     other = changed(config, ["norm", "kind"], kind)
     stored = params
     if kind == "rms-plus-one":

@@ -48,7 +48,7 @@ def test_norms_are_their_formulas(kind):
 
 
 def test_norms_round_before_or_after_they_scale():
-    """In bf16 the two orders differ, and each family's is the one it was trained in."""
+    """The two orders differ in bf16, and each family's is the one it was trained in."""
     x, scale = jnp.asarray(X, jnp.bfloat16), jnp.full(8, 1.01)
     exact = {}
     for kind in ("rms", "rms-fp32"):

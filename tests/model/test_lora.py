@@ -101,7 +101,8 @@ def test_dropout_keeps_the_expected_term():
     dropping = LoraConfig(rank=2, alpha=2.0, dropout=0.25)
     x = jnp.arange(8.0)[None]
     keys = jax.random.split(jax.random.key(0), 4000)
-    terms = jax.vmap(lambda key: layer_adapters(pair, dropping, key)["q"](x))(keys)
+    base = jnp.zeros((8, 4))
+    terms = jax.vmap(lambda key: layer_adapters(pair, dropping, key)["q"](x, x @ base, base))(keys)
     np.testing.assert_allclose(terms.mean(0), np.full((1, 4), 28 * 0.5 * 0.5), rtol=0.02)
     all_kept = np.isclose(terms[:, 0, 0], 28 * 0.5 * 0.5 / 0.75)
     assert all_kept.mean() == pytest.approx(0.75**7, abs=0.03)  # The eighth input is zero.

@@ -85,7 +85,7 @@ EXPERTS = MLPConfig(intermediate_size=48, experts=ExpertsConfig(num_experts=4, p
 
 
 def adapters(model, lora):
-    """As if trained."""
+    """Returns adapters as if trained."""
     fresh = init_lora(model, lora, jax.random.key(1))
     return jax.tree.map(lambda leaf: leaf + 0.05, fresh)
 

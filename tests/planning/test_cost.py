@@ -1,4 +1,4 @@
-"""What a step sends and computes: the formulas against the compiled program."""
+"""Formulas of what a step sends and computes, against the compiled program."""
 
 import functools
 import math

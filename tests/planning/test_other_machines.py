@@ -124,7 +124,7 @@ def test_a_machine_without_a_known_memory_of_its_host_is_said_to_have_none():
     arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=h100:1"]
     arguments += ["reference.kind=frozen", "reference.offload=true"]
     script = f"""
-from jaxdpo import plan
+import jaxdpo.plan as plan
 from jaxdpo.errors import UserError
 try:
     plan.main({arguments})
@@ -140,13 +140,13 @@ def test_an_8b_with_adapters_fits_a_small_device_on_a_base_in_four_bits():
     arguments += ["model.param_dtype=bfloat16", "lora.rank=16"]
     for base, verdict in (("full", "does not fit: a step needs"), ("nf4", "fits: a step holds")):
         given = [*arguments, f"lora.base={base}"]
-        assert verdict in run_planner(f"from jaxdpo import plan\nplan.main({given})")
+        assert verdict in run_planner(f"import jaxdpo.plan as plan\nplan.main({given})")
 
 
 @needs_libtpu
 def test_what_does_not_fit_a_tpu_is_said_so():
     arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=v5e:2x2", "mesh.fsdp=4"]
-    script = f"from jaxdpo import plan\nplan.main({[*arguments, 'mesh.data=1']})"
+    script = f"import jaxdpo.plan as plan\nplan.main({[*arguments, 'mesh.data=1']})"
     shown = run_planner(script)
     assert "peak it would need" in shown
     assert "does not fit: a step needs" in shown and "and there are 15.75" in shown
@@ -157,7 +157,7 @@ def test_what_does_not_fit_a_tpu_is_said_so():
 def test_what_a_gpu_cannot_hold_is_said_so():
     # Its compiler accepts programs of any size: parameters and moments alone are 90 GiB here.
     arguments = [f"model.path={LLAMA_8B}", "pairs=64", "topology=h100:1"]
-    shown = run_planner(f"from jaxdpo import plan\nplan.main({arguments})")
+    shown = run_planner(f"import jaxdpo.plan as plan\nplan.main({arguments})")
     assert "does not fit: a step needs" in shown and "and there are 59.32" in shown
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxdpo import plan
+import jaxdpo.plan as plan
 from jaxdpo.devices.machine import Machine
 from jaxdpo.errors import UserError
 from jaxdpo.planning import chips, plan_run

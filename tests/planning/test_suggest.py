@@ -1,4 +1,4 @@
-"""What is suggested for a machine, by formula; its devices are the eight of these tests."""
+"""Suggestions for a machine, by formula; its devices are the eight of these tests."""
 
 import jax
 import numpy as np

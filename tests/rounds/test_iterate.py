@@ -11,6 +11,7 @@ from jaxdpo.data.generations import read_generations
 from jaxdpo.data.reading.reader import read_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.evaluation.judgement import Judgement
+from jaxdpo.feedback.store import FeedbackStore
 from jaxdpo.iterate import main as iterate_command
 from jaxdpo.prefer import main as prefer_command
 from jaxdpo.rounds.iterate import RoundsConfig, round_config
@@ -184,3 +185,37 @@ def test_where_all_answers_are_equal_there_are_no_pairs(inputs, tmp_path):
     assert made.pairs is None and made.rates["all"].value == 1
     assert len(made.collected.no_pair["all-equal"]) == 3
     assert not (tmp_path / "f" / "pairs.jsonl").exists()
+
+
+def test_a_round_trains_on_what_people_said_in_a_studio(inputs, tmp_path, capsys):
+    store = FeedbackStore(tmp_path / "feedback")
+    for i in range(4):
+        turn = [
+            {"event": "prompt", "messages": [{"role": "user", "content": f"the red cat {i}"}],
+             "split": "TRAIN"},
+            {"event": "generated", "output": f"{i}a", "content": "sees"},
+            {"event": "generated", "output": f"{i}b", "content": "the cat"},
+            {"event": "selected", "output": f"{i}b"},
+        ]  # fmt: skip
+        store.append([{"id": f"{i}-{n}", "conversation": f"c{i}", **e} for n, e in enumerate(turn)])
+    folder = tmp_path / "rounds"
+    # The criterion passes every answer with one score, so that people alone say what is better.
+    command = [
+        f"model={inputs}/model", f"data={inputs}/prompts.jsonl", "data.limit=2", "samples=2",
+        f"folder={folder}", "criteria={name: word_limit, limit: 9999}", "rounds=1",
+        f"feedback={tmp_path / 'feedback'}", "sampling.max_new_tokens=4",
+        "train={data: {max_length: 128, cache_dir: " + str(tmp_path / "cache") + "}, "
+        "batch: {size: 2}, training: {completions: 0}}",
+    ]  # fmt: skip
+    iterate_command(command)
+    assert "feedback: 4 pairs, 4 TRAIN and 0 TEST (user_choice: 4)" in capsys.readouterr().out
+    used = read_pairs(str(folder / "round_1" / "pairs.jsonl"), DataConfig(path="x")).pairs
+    assert [(p.chosen[0]["content"], p.rejected[0]["content"]) for p in used] == [
+        ("the cat", "sees")
+    ] * 4
+    assert (folder / "round_1" / "run" / "model" / "config.json").exists()
+    # What came in afterwards belongs to the next round: the same command finds this one done.
+    before = (folder / "round_1" / "pairs.jsonl").read_bytes()
+    store.append([{"id": "late", "conversation": "c0", "event": "accepted", "output": "0a"}])
+    iterate_command(command)
+    assert (folder / "round_1" / "pairs.jsonl").read_bytes() == before

@@ -9,8 +9,10 @@ from scipy import stats
 
 from jaxdpo.config import load_config
 from jaxdpo.errors import UserError
+from jaxdpo.hub.policy import load_policy
 from jaxdpo.losses import LossConfig
 from jaxdpo.runs.fit import fit
+from jaxdpo.sampling import answer
 from jaxdpo.scoring.planned_pairs import PairColumns
 from jaxdpo.scoring.scores import CompletionScores
 from jaxdpo.training.best_step import BestStep, metric_of
@@ -52,6 +54,26 @@ def test_a_collapsing_run_ends_and_exports_a_step_as_good_as_the_base(
     assert {each["step"] for each in answers} == set(by_step)
     # The prompts are the data's messages, not the rendered text.
     assert all("<|" not in each["messages"][-1]["content"] for each in answers)
+
+
+def test_a_rate_beyond_all_measure_ends_the_run_and_leaves_the_model_that_it_began_with(tmp_path):
+    config = quickstart(
+        tmp_path,
+        "optimizer.learning_rate=1e6",
+        "training.max_steps=4",
+        "training.evaluate_every=1",
+        "training.watch.prompts=4",
+        "checkpoint.best=loss",
+        "training.stop={broken: 0.5, worse: 2}",
+    )
+    result = fit(config)
+    exported = result.summary["exported"]
+    assert exported["stopped"] and exported["step"] == 0
+    assert evaluations(result)[-1]["step"] < 4
+    answers = [json.loads(line) for line in (tmp_path / "run/answers.jsonl").open()]
+    base = {each["completion"] for each in answers if each["step"] == 0}
+    asked = [each["messages"] for each in answers if each["step"] == 0]
+    assert {*answer(load_policy(str(result.folder / "model")), asked)} == base
 
 
 def test_a_healthy_run_never_stops(tmp_path):

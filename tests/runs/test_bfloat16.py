@@ -1,18 +1,24 @@
 """Runs whose parameters are bfloat16 learn as those in float32 do, continue, export and open."""
 
 import json
+import os
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
+from transformers import AutoModelForCausalLM
 
+from jaxdpo.config import load_config
 from jaxdpo.runs.fit import fit
 from jaxdpo.runs.load import load_source
 from tests.run_configs import run_config, write_inputs
 
+# Three runs of two hundred steps: JAXDPO_TEST_BFLOAT16=all python -m pytest tests/runs
+EVERYTHING = os.environ.get("JAXDPO_TEST_BFLOAT16") == "all"
 SETTINGS = (
     "training.max_steps=24",
     "training.epochs=99",
@@ -25,7 +31,11 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
+    # As models are on the Hub.
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.bfloat16)
+    model.save_pretrained(folder / "model")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +58,8 @@ def test_what_is_exported_and_opened_is_in_the_dtype_that_was_computed_with(runs
     run = runs["bfloat16"]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(run.policy.params)} == {"bfloat16"}
     with safe_open(run.folder / "model" / "model.safetensors", framework="pt") as file:
-        assert {str(file.get_tensor(name).dtype) for name in file.keys()}  # noqa: SIM118 == {"torch.bfloat16"}
+        dtypes = {str(file.get_tensor(name).dtype) for name in file.keys()}  # noqa: SIM118
+    assert dtypes == {"torch.bfloat16"}
     opened = load_source(str(run.folder))
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -103,3 +114,23 @@ def test_merged_adapters_say_what_rounding_loses_of_them(inputs, capsys):
     with safe_open(wide.folder / "model" / "model.safetensors", framework="np") as file:
         merged = file.get_tensor("model.layers.0.mlp.down_proj.weight").T
     np.testing.assert_allclose(merged, exact, atol=1e-7)
+
+
+@pytest.mark.skipif(not EVERYTHING, reason="set JAXDPO_TEST_BFLOAT16=all: takes six minutes")
+def test_two_hundred_steps_of_the_quickstart_end_within_two_percent(tmp_path):
+    """All parameters in bfloat16, and computed in it too, learn what they learn in float32."""
+    losses = {}
+    for name, dtypes in (
+        ("float32", []),
+        ("parameters", ["model.param_dtype=bfloat16"]),
+        ("all", ["model.param_dtype=bfloat16", "model.compute_dtype=bfloat16"]),
+    ):
+        settings = ["training.epochs=99", "training.max_steps=200", "training.evaluate_every=200"]
+        quiet = ["training.completions=0", "training.watch.prompts=0"]
+        places = [f"training.folder={tmp_path / name}", f"data.cache_dir={tmp_path}"]
+        config = load_config("configs/quickstart.yaml", [*settings, *quiet, *places, *dtypes])
+        tested = [record for record in fit(config).history if record["split"] == "TEST"]
+        losses[name] = tested[-1]["loss"]
+    assert losses["float32"] < 0.1
+    np.testing.assert_allclose(losses["parameters"], losses["float32"], rtol=2e-2)
+    np.testing.assert_allclose(losses["all"], losses["float32"], rtol=2e-2)

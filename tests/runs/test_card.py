@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from huggingface_hub import ModelCard
 
 from jaxdpo.config import load_config
 from jaxdpo.runs.card import origin_of, run_card
+from jaxdpo.runs.convert import ConvertConfig, convert
 from jaxdpo.runs.fit import fit
 from tests.folders import write_model, write_pairs
 
@@ -113,6 +115,56 @@ def test_the_snippets_run(merged, adapter, tmp_path):
         done = run_snippet(run / "model", tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stdout.endswith("generated True\n")
+
+
+def front_of(folder: Path) -> dict[str, Any]:
+    return ModelCard.load(folder / "README.md").data.to_dict()
+
+
+def test_a_base_that_has_moved_keeps_its_licence_and_its_line(inputs, tmp_path, monkeypatch):
+    """A relative path that leads nowhere any more has the form of a Hub name, and is none."""
+    shutil.copytree(inputs, tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    fit(config_of(inputs, tmp_path / "run", "model.path=models/my-sft"))
+    shutil.rmtree(tmp_path / "models")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    convert(ConvertConfig(source="../run", target="again"))
+    card: Any = ModelCard.load("again/README.md")
+    data = card.data.to_dict()
+    assert (data["base_model"], data["license"]) == ("HuggingFaceTB/SmolLM2-135M", "apache-2.0")
+    assert "`HuggingFaceTB/SmolLM2-135M` → `my-sft` → this model" in card.text
+    assert "models/my-sft" not in card.content
+    assert "path: my-sft\n" in card.text
+
+
+def test_a_base_without_a_card_is_no_model_of_the_hub_when_it_has_moved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pairs(Path("pairs.jsonl"), 22, test=6)
+    write_model(Path("models/plain"))
+    fit(config_of(Path(), tmp_path / "run", "model.path=models/plain"))
+    shutil.rmtree(tmp_path / "models")
+    convert(ConvertConfig(source="run", target="again"))
+    assert "base_model" not in front_of(Path("again"))
+
+
+def test_a_converted_adapter_has_the_card_of_what_it_became(inputs, adapter, tmp_path):
+    # The run, and the folder that it exported, by themselves.
+    for number, source in enumerate((adapter, adapter / "model")):
+        merged = tmp_path / f"merged{number}"
+        convert(ConvertConfig(source=str(source), target=str(merged)))
+        data, text = front_of(merged), (merged / "README.md").read_text()
+        assert (data["library_name"], data["base_model_relation"]) == ("transformers", "finetune")
+        assert "PeftModel" not in text and "adapter_config.json" not in text
+    done = run_snippet(merged, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    fit(config_of(inputs, tmp_path / "run", "lora.rank=2"))
+    assert front_of(tmp_path / "run" / "model")["library_name"] == "transformers"
+    convert(ConvertConfig(source=str(tmp_path / "run"), target=str(tmp_path / "a"), lora="adapter"))
+    data, text = front_of(tmp_path / "a"), (tmp_path / "a" / "README.md").read_text()
+    assert (data["library_name"], data["base_model_relation"]) == ("peft", "adapter")
+    assert text == (adapter / "model" / "README.md").read_text()
 
 
 def test_a_base_without_a_card_has_no_licence_and_no_lineage(inputs, tmp_path):

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from jaxdpo.config import load_config
 from jaxdpo.errors import UserError
 from jaxdpo.runs.convert import ConvertConfig, convert
 from jaxdpo.runs.fit import fit
+from tests.devices.processes import Process, assert_no_stack, processes
 from tests.folders import write_model, write_pairs
 
 # More kills than the suite has time for: JAXDPO_TEST_KILLS=20 python -m pytest tests/test_inter…
@@ -165,7 +167,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(inputs, uninterru
 
 
 def reached(records: Path, step: int) -> bool:
-    """Whether a run has recorded a step."""
+    """Tells whether a run has recorded a step."""
     return records.exists() and f'{{"step": {step}, ' in records.read_text()
 
 
@@ -253,36 +255,64 @@ def test_two_runs_cannot_share_a_folder(inputs, tmp_path):
     assert "another process is writing this run" in second.stderr
 
 
-def test_two_processes_train_as_one(inputs, uninterrupted, tmp_path):
+def two_processes(inputs: Path, run: Path, logs: Path, *overrides: str):
+    """Starts a run of two processes of two devices each."""
+    words = command(inputs, run, "mesh.data=2", "mesh.fsdp=2", "batch.row_length=400", *overrides)
+    return processes(logs, [words, words], more=environment(inputs, devices=2))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_two(inputs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    with two_processes(inputs, folder / "run", folder) as started:
+        statuses = [each.status(300) for each in started]
+        assert statuses == [0, 0], "\n".join(each.output for each in started)
+    return folder / "run"
+
+
+def test_two_processes_train_as_one(uninterrupted, uninterrupted_two):
     """Two processes of two devices each: the same losses as one process of one device."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    run = tmp_path / "run"
-    processes = [
-        subprocess.Popen(
-            command(inputs, run, "mesh.data=2", "mesh.fsdp=2", "batch.row_length=400"),
-            env=environment(
-                inputs,
-                devices=2,
-                JAX_COORDINATOR_ADDRESS=address,
-                JAX_NUM_PROCESSES="2",
-                JAX_PROCESS_ID=str(rank),
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    ours, expected = metrics(run), metrics(uninterrupted)
+    ours, expected = metrics(uninterrupted_two), metrics(uninterrupted)
     assert len(ours) == len(expected)
     for one, other in zip(ours, expected, strict=True):
         assert one["step"] == other["step"]
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert one["rewards/margins"] == pytest.approx(other["rewards/margins"], abs=1e-3)
     whole = load_file(uninterrupted / "model" / "model.safetensors")
-    for name, tensor in load_file(run / "model" / "model.safetensors").items():
+    for name, tensor in load_file(uninterrupted_two / "model" / "model.safetensors").items():
         assert tensor == pytest.approx(whole[name], abs=2e-3), name
+
+
+def test_two_processes_stopped_and_killed_end_bit_for_bit_the_same(
+    inputs, uninterrupted_two, tmp_path
+):
+    """SIGTERM to one of them, then the death of the one that coordinates, then to the end."""
+    run = tmp_path / "run"
+    records = run / "metrics.jsonl"
+    with two_processes(inputs, run, tmp_path) as started:
+        wait_until(lambda: reached(records, 2), started)
+        started[1].signal(signal.SIGTERM)
+        assert [each.status(15) for each in started] == [143, 143], started[0].output
+        for each in started:
+            assert "SIGTERM to process 1: saved after step" in each.output
+            assert_no_stack(each)
+    saved = max((run / "checkpoints").glob("step_*/manifest.json"))
+    assert not (run / "model").exists()
+    with two_processes(inputs, run, tmp_path) as started:
+        wait_until(lambda: reached(records, int(saved.parent.name[-8:]) + 6), started)
+        started[0].signal(signal.SIGKILL, worker=True)
+        assert [each.status(15) for each in started] == [137, 75]
+        assert "process 0 at 127.0.0.1" in started[1].output
+        assert_no_stack(started[1])
+    with two_processes(inputs, run, tmp_path) as started:
+        assert [each.status(300) for each in started] == [0, 0], started[0].output
+        assert "continuing after step" in started[0].output
+    assert_same_end(run, uninterrupted_two)
+
+
+def wait_until(condition: Callable[[], bool], started: list[Process]) -> None:
+    until = time.monotonic() + 200
+    while not condition():
+        assert all(each.runs for each in started), started[0].output
+        assert time.monotonic() < until, started[0].output
+        time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""What a step holds, by shapes and traces, against what the compiler allocates."""
+"""The memory of a step, by shapes and traces, against what the compiler allocates."""
 
 from dataclasses import replace
 

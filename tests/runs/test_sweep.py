@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from jaxdpo.cli.settings import with_overrides
 from jaxdpo.config import load_config
 from jaxdpo.errors import UserError
 from jaxdpo.runs.fit import fit
@@ -40,7 +41,7 @@ def test_mistakes_are_named(arguments, message):
 def test_a_sweep_is_the_runs_it_stands_for(tmp_path):
     write_model(tmp_path / "model")
     write_pairs(tmp_path / "pairs.jsonl", 20, test=4)
-    base = [
+    settings = [
         f"model.path={tmp_path / 'model'}",
         f"data.path={tmp_path / 'pairs.jsonl'}",
         f"data.cache_dir={tmp_path / 'cache'}",
@@ -53,6 +54,7 @@ def test_a_sweep_is_the_runs_it_stands_for(tmp_path):
         "mesh.data=1",
         "mesh.fsdp=8",
     ]
+    base = load_config(None, settings)
     with pytest.raises(UserError, match=r"loss.beta: Input should be greater than 0"):
         sweep(base, {"loss.beta": [0.1, -1.0]})
     assert not (tmp_path / "sweep").exists(), "every setting is checked before the first runs"
@@ -62,7 +64,7 @@ def test_a_sweep_is_the_runs_it_stands_for(tmp_path):
     assert (tmp_path / "sweep" / "sweep.png").stat().st_size > 1000
     # Two splits, scored once for both runs.
     assert len(list((tmp_path / "cache" / "reference").glob("*.npy"))) == 2
-    alone = load_config(None, [*base, "loss.beta=0.3", f"training.folder={tmp_path / 'alone'}"])
+    alone = load_config(None, [*settings, "loss.beta=0.3", f"training.folder={tmp_path / 'alone'}"])
     assert fit(alone).summary["test"]["after"] == rows[1]["after"]
     # Run again, nothing is trained: the finished settings are read.
     assert sweep(base, {"loss.beta": [0.1, 0.3]}) == rows
@@ -109,7 +111,7 @@ def test_adapters_trained_at_once_are_the_runs_they_stand_for(tmp_path):
     write_pairs(tmp_path / "pairs.jsonl", 28, test=4)
 
     def base(name):
-        return [
+        settings = [
             f"model.path={tmp_path / 'model'}",
             f"data.path={tmp_path / 'pairs.jsonl'}",
             f"data.cache_dir={tmp_path / 'cache'}",
@@ -125,20 +127,23 @@ def test_adapters_trained_at_once_are_the_runs_they_stand_for(tmp_path):
             "mesh.fsdp=2",
             "mesh.tensor=4",
         ]
+        return load_config(None, settings)
 
     axes = {"loss.beta": [0.1, 0.3], "optimizer.learning_rate": [1e-3, 1e-2]}
     rows = sweep(base("at once"), axes)
-    apart = sweep(base("apart"), axes, at_once=1)
-    assert len(list((tmp_path / "cache" / "reference").glob("*.npy"))) == 2
-    for row, one in zip(rows, apart, strict=True):
-        assert row["setting"] == one["setting"]
+    # Two that differ in both numbers, each started alone.
+    for row in (rows[0], rows[3]):
         name = name_of(row["setting"])
+        fit(with_overrides(base(f"apart/{name}"), [f"{k}={v}" for k, v in row["setting"].items()]))
         for split, count in (("TRAIN", 3), ("TEST", 3)):
             ours, theirs = (records(tmp_path / run / name, split) for run in ("at once", "apart"))
             assert len(ours) == count
             # The same sums in another order: rounding, which Adam's division makes larger.
             np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-4)
-        assert (tmp_path / "at once" / name / "model" / "model.safetensors").stat().st_size
+    assert len(list((tmp_path / "cache" / "reference").glob("*.npy"))) == 2
+    for row in rows:
+        folder = tmp_path / "at once" / name_of(row["setting"])
+        assert (folder / "model" / "model.safetensors").stat().st_size
     margins = [row["after"]["rewards/margins"] for row in rows]
     assert len(set(margins)) == 4 and margins[3] > margins[0]
     # Cut off after step 2, they continue together and end as they ended.

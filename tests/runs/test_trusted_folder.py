@@ -7,10 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from jaxdpo import collect
+import jaxdpo.collect as collect
 from jaxdpo.config import load_config
 from jaxdpo.errors import UserError
+from jaxdpo.evaluate import main as evaluate_command
 from jaxdpo.rounds.compare import EvaluateConfig, compare
 from jaxdpo.runs.convert import ConvertConfig, convert
 from jaxdpo.runs.fit import fit
@@ -85,6 +87,45 @@ def test_adapters_need_their_base_and_say_so(here, monkeypatch):
     (here / "work/run/summary.json").unlink()
     with pytest.raises(UserError, match=r"holds adapters alone.*their base model is needed, wh"):
         load_source("../work/run")
+
+
+def test_another_model_in_the_place_of_an_adapters_base_is_refused(here, tmp_path):
+    trained = train("run", "lora.rank=2").policy
+    checkpoint = tmp_path / "copied"
+    shutil.copytree("run/checkpoints/step_00000002", checkpoint)
+    quantized = train("codes", "lora.rank=2", "lora.base=int8").policy
+    for source, policy in (("run", trained), (checkpoint, trained), ("codes", quantized)):
+        assert_same(load_source(str(source)).lora, policy.lora)
+    # A model of the same shape and name, of which one weight is another.
+    weights = load_file("sft/model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] += 1e-3
+    save_file(weights, "sft/model.safetensors", metadata={"format": "pt"})
+    for source in ("run", checkpoint, "codes"):
+        with pytest.raises(UserError, match=r"its adapters were trained on other weights than .*d"):
+            load_source(str(source))
+
+
+def test_figures_of_human_agreement_replace_no_others(here):
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": text},
+            ],
+            "judgement": judgement,
+        }
+        for text, judgement in (("{}", "PASS"), ("no", "FAIL"), ("also no", "FAIL"))
+    ]
+    Path("judged.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ["alignment=judged.jsonl", "criteria=json", "out=figures"]
+    evaluate_command(arguments)
+    (figures,) = Path("figures").iterdir()
+    figures.write_text("mine")
+    with pytest.raises(UserError, match=rf"{figures.name}: is there already; set overwrite=true"):
+        evaluate_command(arguments)
+    assert figures.read_text() == "mine"
+    evaluate_command([*arguments, "overwrite=true"])
+    assert json.loads(figures.read_text())["disagreements"] == []
 
 
 def test_a_foreign_folder_is_not_trained_into(here):

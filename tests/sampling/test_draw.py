@@ -9,17 +9,18 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from jaxdpo.sampling.draw import DrawConfig, next_tokens
+from jaxdpo.sampling.draw import next_tokens, row_draws
 from tests.sampling.frequencies import assert_frequencies
 
 DRAWS = 20_000
-draw = jax.jit(next_tokens, static_argnums=2)
+draw = jax.jit(next_tokens)
 
 
 def counts_of(logits_V, temperature, top_k, top_p):
     keys = jax.random.split(jax.random.key(5), DRAWS)
     logits_BV = jnp.broadcast_to(jnp.asarray(logits_V, jnp.float32), (DRAWS, len(logits_V)))
-    tokens = draw(logits_BV, keys, DrawConfig(temperature, top_k, top_p))
+    draws = row_draws([temperature] * DRAWS, [top_k] * DRAWS, [top_p] * DRAWS)
+    tokens = draw(logits_BV, keys, draws)
     return np.bincount(np.asarray(tokens), minlength=len(logits_V))
 
 
@@ -62,7 +63,10 @@ def test_frequencies_are_those_of_transformers(temperature, top_k, top_p):
 def test_temperature_0_takes_the_likeliest_token():
     logits_BV = jnp.array([[0.0, 3.0, 2.9], [1.0, 0.0, -1.0]])
     keys = jax.random.split(jax.random.key(0), 2)
-    assert next_tokens(logits_BV, keys, DrawConfig(0.0)).tolist() == [1, 0]
+    assert next_tokens(logits_BV, keys, row_draws([0.0] * 2, [None] * 2, [1.0] * 2)).tolist() == [
+        1,
+        0,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,25 @@ def test_a_scoring_that_is_cut_off_is_continued_and_not_used_before(tmp_path):
     np.testing.assert_array_equal(load_cached(cache), LOGPS)
 
 
+def test_two_runs_that_score_the_same_at_once_both_end(tmp_path):
+    """Each run but the last to end has its parts removed by the one that ends before it."""
+    cache = cache_in(tmp_path)
+
+    def interrupted(first):
+        for number, scored in enumerate(scores(first)):
+            if number == 2:
+                # By now parts are saved; the other run continues from them and removes them.
+                np.testing.assert_array_equal(
+                    compute_and_store(cache, "packing", scores, save_seconds=0), LOGPS
+                )
+            yield scored
+
+    found = compute_and_store(cache, "packing", interrupted, save_seconds=0)
+    np.testing.assert_array_equal(found, LOGPS)
+    np.testing.assert_array_equal(load_cached(cache), LOGPS)
+    assert not list(tmp_path.rglob("*.parts")) and not list(tmp_path.rglob("*.tmp"))
+
+
 def test_what_was_saved_of_another_packing_or_damaged_is_scored_again(tmp_path):
     cache, starts = cache_in(tmp_path), []
     with pytest.raises(KeyboardInterrupt):

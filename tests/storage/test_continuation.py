@@ -1,4 +1,4 @@
-"""What is continued with other settings is refused, and every difference is named."""
+"""A continuation with other settings is refused, and every difference is named."""
 
 import json
 from pathlib import Path

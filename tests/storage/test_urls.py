@@ -9,7 +9,8 @@ from jaxdpo.config import RunConfig
 from jaxdpo.data.reading.sources import find_sources
 from jaxdpo.errors import UserError
 from jaxdpo.hub.export import exporting
-from jaxdpo.hub.folder import find_folder
+from jaxdpo.hub.find import find_folder
+from jaxdpo.inspection.config import InspectConfig
 from jaxdpo.runs.convert import ConvertConfig
 from jaxdpo.runs.folder import open_run_folder
 from jaxdpo.storage.files import cache_folder, replacing
@@ -45,10 +46,19 @@ def test_message_shows_the_url_as_written():
 @pytest.mark.parametrize(
     ("model", "overrides", "message"),
     [
-        (RunConfig, ["data=d", "training.folder=gs://b/r"], "training.folder: gs://b/r: a gs://"),
-        (RunConfig, ["training.folder=r", "data={s3://b/d: 2.0}"], "data.path: s3://b/d: a s3://"),
+        (
+            RunConfig,
+            ["data=d", "training.folder=gx://b/r"],
+            "training.folder: gx://b/r: nothing here reads gx:// addresses; there are gs,",
+        ),
+        (
+            RunConfig,
+            ["training.folder=r", "data={nosuch://b/d: 2.0}"],
+            "data.path: nosuch://b/d: nothing here reads nosuch://",
+        ),
         (RunConfig, ["data=d", "training.folder=r", "data.cache_dir=s3://b/c"], "data.cache_dir: "),
-        (ConvertConfig, ["source=r", "target=hf://o/m"], "target: hf://o/m: a hf:// address"),
+        (ConvertConfig, ["source=r", "target=nosuch://o/m"], "target: nosuch://o/m: nothing"),
+        (InspectConfig, ["data=d", "report=gs://b/r"], "report: gs://b/r: a gs:// address cannot"),
     ],
 )
 def test_settings_refuse_buckets(model, overrides, message):
@@ -60,10 +70,12 @@ def test_settings_refuse_buckets(model, overrides, message):
 
 def test_nothing_makes_a_folder_of_a_url(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    url = "gs://bucket/run"
+    url = "nosuch://bucket/run"
     run = RunConfig.model_validate(
-        {"model": {"path": "m"}, "data": {"path": "d"}, "training": {"folder": url}}
+        {"model": {"path": "m"}, "data": {"path": "d"}, "training": {"folder": "r"}}
     )
+    # Past the check of the field, as a program may.
+    run = run.model_copy(update={"training": run.training.model_copy(update={"folder": url})})
     for use in (
         lambda: open_run_folder(run).__enter__(),
         lambda: exporting(Path(url)).__enter__(),
@@ -72,6 +84,6 @@ def test_nothing_makes_a_folder_of_a_url(tmp_path, monkeypatch):
         lambda: find_sources(url),
         lambda: cache_folder(url),
     ):
-        with pytest.raises(UserError, match="gs://bucket/run"):
+        with pytest.raises(UserError, match="nosuch://bucket/run"):
             use()
     assert list(tmp_path.iterdir()) == []

@@ -49,7 +49,7 @@ test_metrics.__test__ = False
 
 
 def run(train=None, test=None, watch=None):
-    """What is said over a run whose metrics are changed as functions of the step."""
+    """Returns the warnings of a run whose metrics are changed as functions of the step."""
     watch = watch or watching()
     said = []
     for step in range(STEPS + 1):

@@ -45,7 +45,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-3, weight_decay=0.01, epsilon=1e-2)
 
 @dataclass(frozen=True)
 class Setting:
-    """How the same three steps are computed."""
+    """A way to compute the same three steps."""
 
     batch: BatchConfig = field(default_factory=lambda: BatchConfig(size=8))
     mesh: tuple[int, ...] = (1, 1, 1)
@@ -332,7 +332,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
 
 
 def train_in(param_dtype: str, steps: int) -> tuple[Any, float]:
-    """What trained in a few steps at a small rate, and the loss of the last."""
+    """Returns what trained in a few steps at a small rate, and the loss of the last."""
     mesh, batch = mesh_of(1, 1, 1), BatchConfig(size=8)
     config = OptimizerConfig(learning_rate=1e-5, schedule="constant")
     with jax.set_mesh(mesh):

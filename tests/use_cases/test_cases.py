@@ -70,7 +70,7 @@ def test_judgement_and_quality(name, prompt, completion, passed, quality):
 
 
 def test_the_best_answer_scores_most():
-    """Of each prompt's answers above the first is right in all; no failing one scores."""
+    """Each prompt's answers above the first are right in all; none that fails has a score."""
     scores = {}
     for name, prompt, completion, passed, _ in JUDGED:
         judgement = judge(name, prompt, completion)

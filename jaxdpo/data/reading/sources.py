@@ -25,6 +25,7 @@ from jaxdpo.data.reading.jsonl import Record, read_records
 from jaxdpo.data.reading.splits import split_of_file
 from jaxdpo.data.reading.tables import arrow_rows, parquet_rows, records_of_rows
 from jaxdpo.errors import UserError, nearest
+from jaxdpo.storage.buckets import fetch, is_bucket
 from jaxdpo.storage.files import file_digest, replacing, stamp_of
 from jaxdpo.storage.urls import refuse_url
 
@@ -64,6 +65,8 @@ def find_sources(path: str) -> list[Source]:
     Raises:
       UserError: If there are none.
     """
+    if is_bucket(path):
+        path = str(fetch(path))
     refuse_url(path)
     # What is on this machine goes before the Hub: a folder may be called like a data set there.
     file = Path(path).expanduser()

@@ -227,6 +227,16 @@ class Chat:
         except BadPair:
             # A special token of one character stands in the probe; messages with it are refused.
             return
+        except Exception as error:
+            # The tokenizers library raises plain exceptions, such as for an unknown token that the
+            # vocabulary lacks; anything more particular is a fault of this program.
+            if type(error) is not Exception:
+                raise
+            raise UserError(
+                f"{self.tokenizer.name_or_path}: the tokenizer cannot encode a plain sentence "
+                f"({error}); tokenizer_class in tokenizer_config.json, which it was loaded as a "
+                f"{type(self.tokenizer).__name__} by, may not fit tokenizer.json"
+            ) from error
         # The rendering is the same; only how it is encoded can differ.
         text = self._template.plain(probe)
         if ids != self.tokenizer(text, add_special_tokens=False)["input_ids"]:
@@ -257,14 +267,7 @@ def load_chat(
     Raises:
       UserError: If either cannot be loaded, or there is no template.
     """
-    template = None
-    if template_path is not None:
-        try:
-            template = Path(template_path).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"data.chat_template {template_path}: cannot be read: {error}"
-            ) from error
+    template = None if template_path is None else read_template(template_path)
     tokenizer = load_tokenizer(path)
     if template is not None:
         # On the tokenizer itself, so that it is saved with it.
@@ -273,6 +276,18 @@ def load_chat(
         embedding_rows = None
     ends = configured_ends(Path(model_path or path).expanduser())
     return Chat(tokenizer, end_ids=ends, embedding_rows=embedding_rows)
+
+
+def read_template(path: str) -> str:
+    """Reads the Jinja file of `data.chat_template`.
+
+    Raises:
+      UserError: If it cannot be read.
+    """
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.chat_template {path}: cannot be read: {error}") from error
 
 
 def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":

@@ -6,8 +6,8 @@ import json
 import math
 import mmap
 import os
+import secrets
 import shutil
-import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ import pyarrow as pa
 from jaxdpo.data.pairs import Message, TokenizedPair
 from jaxdpo.data.reading.reports import TokenizeReport
 from jaxdpo.errors import UserError
-from jaxdpo.storage.files import file_digest, stamp_of, sync_folder, sync_tree
+from jaxdpo.storage.files import file_digest, move_folder, stamp_of, sync_folder, sync_tree
 
 # Part of every key: raise it when the files change their form.
 FORMAT_VERSION = 7
@@ -197,7 +197,9 @@ class PairWriter:
     def __init__(self, folder: Path, key: str):
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._folder, self._key = folder, key
-        self._temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        # Not by mkdtemp, which makes it private: a team may share the cache.
+        self._temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
+        self._temporary.mkdir()
         self._file = pa.OSFile(str(self._temporary / _PAIRS), "wb")
         self._writer = pa.ipc.new_file(self._file, _SCHEMA)
         self._hash = hashlib.sha256()
@@ -255,7 +257,7 @@ class PairWriter:
         # Another process may have put the same pairs there in the meantime: they are as good.
         if open_pairs(self._folder, self._key) is None:
             shutil.rmtree(self._folder, ignore_errors=True)
-            self._temporary.rename(self._folder)
+            move_folder(self._temporary, self._folder, last=[_ABOUT])
             sync_folder(self._folder.parent)
 
     def _write_chunk(self) -> None:

@@ -12,9 +12,6 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 
-import jsonschema
-from jsonschema.exceptions import best_match
-from jsonschema.validators import validator_for
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from rapidfuzz.distance import Indel
 
@@ -22,6 +19,7 @@ from jaxdpo.data.pairs import Message
 from jaxdpo.data.reading.prompts import Prompt
 from jaxdpo.data.tokenization.chat import load_chat
 from jaxdpo.errors import UserError
+from jaxdpo.evaluation.criteria import bounded
 from jaxdpo.evaluation.criteria.length_limits import Unit, count, limit_in
 from jaxdpo.evaluation.judgement import Example, Judgement
 
@@ -100,15 +98,15 @@ class Regex(Builtin):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        bounded.compile_pattern(pattern)
         return pattern
 
     def judge(self, example: Example) -> Judgement:
         """Passes an answer in which the expression is found."""
-        found = re.search(self.pattern, example.completion)
+        try:
+            found = bounded.search(self.pattern, example.completion)
+        except bounded.TooSlow as slow:
+            return Judgement(explanation=str(slow))
         said = f"found {found[0]!r}" if found else "not found"
         return Judgement(passed=bool(found), explanation=f"{self.pattern}: {said}")
 
@@ -150,10 +148,7 @@ class Json(Builtin):
                 raise ValueError(f"{given}: cannot be read as JSON: {error}") from None
         if given is None:
             return None
-        try:
-            validator_for(schema).check_schema(schema)
-        except jsonschema.SchemaError as error:
-            raise ValueError(f"is no JSON Schema: {error.message}") from None
+        bounded.check_schema(schema)
         return schema
 
     def judge(self, example: Example) -> Judgement:
@@ -164,8 +159,10 @@ class Json(Builtin):
         except (ValueError, RecursionError) as error:
             return Judgement(passed=False, explanation=f"not JSON: {error}")
         if isinstance(self.json_schema, dict):
-            validator = validator_for(self.json_schema)(self.json_schema)
-            problem = best_match(validator.iter_errors(value))
+            try:
+                problem = bounded.find_problem(self.json_schema, value)
+            except (bounded.TooSlow, ValueError) as undecided:
+                return Judgement(explanation=str(undecided))
             if problem is not None:
                 said = f"{problem.json_path}: {problem.message}"
                 return Judgement(passed=False, explanation=said)
@@ -346,11 +343,13 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _leaves(item)
+    # A list of what is left to do and no recursion: an answer may be nested to any depth.
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            waiting += reversed(item.values())
+        elif isinstance(item, list):
+            waiting += reversed(item)

@@ -30,8 +30,8 @@ class JudgeConfig(BaseModel):
     )
     key_env: str | None = Field(
         default=None,
-        description="environment variable of the server's key; default: OPENAI_API_KEY, or no key "
-        "where base_url is given",
+        description="environment variable of the key that is sent to the server; default: "
+        "OPENAI_API_KEY to OpenAI's own and to $OPENAI_BASE_URL, and no key to another base_url",
     )
     confidence: bool = Field(
         default=False,

@@ -15,9 +15,21 @@ from jaxdpo.hub.families.llama import LLAMA_FAMILIES
 from jaxdpo.hub.families.moe import MOE_FAMILIES
 from jaxdpo.hub.families.olmo import OLMO_FAMILIES
 from jaxdpo.hub.families.row import Row, Span
+from jaxdpo.hub.families.wrapper import WRAPPERS, text_config, wrapper_of
 from jaxdpo.model.config import ModelConfig
 
-__all__ = ["FAMILIES", "Family", "Row", "Span", "config_from_hf", "config_to_hf", "family_of"]
+__all__ = [
+    "FAMILIES",
+    "WRAPPERS",
+    "Family",
+    "Row",
+    "Span",
+    "config_from_hf",
+    "config_to_hf",
+    "family_of",
+    "text_config",
+    "wrapper_of",
+]
 
 FAMILIES = {
     family.model_type: family
@@ -31,17 +43,21 @@ _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads
 
 
 def family_of(hf_config: HfConfig) -> Family:
-    """Returns the family that a config.json names.
+    """Returns the family that a config.json names; of text and images, that of the text model.
 
     Raises:
-      UserError: If it is none of `FAMILIES`.
+      UserError: If it is none of `FAMILIES`, nor one of `WRAPPERS`.
     """
+    wrapper = wrapper_of(hf_config)
+    if wrapper is not None:
+        return FAMILIES[wrapper.text_type]
     model_type = hf_config.get("model_type")
     inner = hf_config.get("text_config")
     if model_type not in FAMILIES and isinstance(inner, dict):
         raise UserError(
             f"config.json: {model_type!r} holds a text model, {inner.get('model_type')}, among "
-            "others; only a text model saved by itself can be loaded"
+            f"others; only a text model saved by itself can be loaded, or one within "
+            f"{', '.join(WRAPPERS)}"
         )
     if model_type not in FAMILIES:
         raise UserError(
@@ -65,7 +81,7 @@ def config_from_hf(hf_config: HfConfig, context: int | None = None) -> ModelConf
       UserError: For an unknown family, a missing field, or a value that is not implemented.
     """
     family = family_of(hf_config)
-    hf = {**family.defaults, **hf_config}
+    hf = {**family.defaults, **text_config(hf_config)}
     # A family's own names (GPT-2's n_embd) are read under Llama's names too.
     hf |= {llama: hf[own] for llama, own in family.names.items() if own in hf}
     for field, allowed in family.only.items():
@@ -85,6 +101,7 @@ def config_from_hf(hf_config: HfConfig, context: int | None = None) -> ModelConf
             )
     try:
         return ModelConfig.model_validate(family.read(hf, context))
+    # A family's reader takes what it needs without asking; what it trips over is the file's fault.
     except KeyError as error:
         raise UserError(f"config.json: {error.args[0]} is missing") from error
     except ValueError as error:
@@ -104,12 +121,11 @@ def config_to_hf(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
       UserError: If the family cannot express `config`.
     """
     family = family_of(original)
-    hf_config = {
-        # Code of its own, which is not run here, does not go along.
-        **{name: value for name, value in original.items() if name != "auto_map"},
-        "architectures": [family.architecture],
-        **family.write(config, original),
-    }
+    # Code of its own, which is not run here, does not go along.
+    hf_config = {name: value for name, value in original.items() if name != "auto_map"}
+    # A text model within another keeps its architecture, and so the file says it as it came.
+    if wrapper_of(original) is None:
+        hf_config |= {"architectures": [family.architecture], **family.write(config, original)}
     # What was written must be read as the same model. The comparison catches a family that has no
     # field for something that `config` says, such as a bias of Mistral.
     context = max((getattr(r.scaling, "length", 0) for r in config.attention.ropes), default=0)

@@ -55,6 +55,7 @@ def _read(hf: HfConfig, context: int | None) -> Fields:
             "head_dim": width // heads,
             "qkv_bias": True,
             "output_bias": True,
+            # None is the usual 1 / √head_dim; without it the scores are not scaled at all.
             "scale": None if hf["scale_attn_weights"] else 1.0,
             "rope": None,
         },

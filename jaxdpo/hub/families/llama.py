@@ -63,6 +63,7 @@ def _qwen_windows(hf: HfConfig) -> Fields:
 
 
 def _qwen_windows_to_hf(config: ModelConfig) -> dict[str, Any]:
+    # Without this switch Qwen's readers pass over layer_types and sliding_window.
     used = config.attention.windows is not None
     return {**windows_to_hf(config), "use_sliding_window": used}
 
@@ -84,6 +85,7 @@ def _read_qwen3(hf: HfConfig, context: int | None) -> Fields:
 
 
 def _write_qwen3(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    # One field for all four maps, which the reader made of it.
     bias = config.attention.qkv_bias
     return {**_write_qwen2(config, original), "attention_bias": bias}
 

@@ -45,6 +45,7 @@ def _rows(config: ModelConfig, block: str, names: dict[str, str]) -> tuple[Row, 
 
 
 def _mixtral_rows(config: ModelConfig) -> tuple[Row, ...]:
+    # Llama's original names: w1 and w3 side by side, w2 back to the residual stream's width.
     return _rows(config, "block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"})
 
 
@@ -109,6 +110,7 @@ def _read_qwen3_moe(hf: HfConfig, context: int | None) -> Fields:
 def _write_qwen3_moe(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
     written, experts = write_mistral(config, original), _experts(config)
     if written["sliding_window"] is None:
+        # use_sliding_window says it; the Hub's configs keep a number here that nothing reads.
         del written["sliding_window"]
     # That of layers without experts, of which there are none.
     middle = original.get("intermediate_size", config.mlp.intermediate_size)

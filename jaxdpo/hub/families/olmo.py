@@ -62,6 +62,7 @@ def _read_olmo3(hf: HfConfig, context: int | None) -> Fields:
         "rope": None,
         "layer_ropes": tuple(full if window is None else sliding for window in each),
     }
+    # Read already, by type of layer; OLMo 2's reader would take one rotation for all.
     plain = {**hf, "rope_parameters": None, "rope_scaling": None, "rope_theta": None}
     return merged(_read_olmo2(plain, context), {"attention": changes})
 

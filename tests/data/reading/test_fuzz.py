@@ -249,7 +249,7 @@ FAULTS: list[tuple[str, Callable[[Maker, Line], None]]] = [
 
 
 def expected_of(line: Line) -> tuple[Any, ...]:
-    """What a good line says, by hand."""
+    """Returns the meaning of a good line, by hand."""
     *prompt, chosen = line["messages"]
     tools = tuple(line.get("tools", ()))
     return (
@@ -263,7 +263,7 @@ def expected_of(line: Line) -> tuple[Any, ...]:
 
 
 def refused(value: Any) -> bool:
-    """Whether a JSON value holds a NUL, or a number out of range."""
+    """Tells whether a JSON value holds a NUL, or a number out of range."""
     if isinstance(value, dict):
         value = [*value, *value.values()]
     if isinstance(value, list):

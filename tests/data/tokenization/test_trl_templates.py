@@ -190,7 +190,7 @@ def expected(name, conversation):
 
 
 def outcome(name, conversation):
-    """How a conversation's ids compare with those of `transformers`."""
+    """Compares a conversation's ids with those of `transformers`."""
     prompt, answer, tools = CONVERSATIONS[conversation]
     chat = chat_for(name)
     more = {"tools": list(tools) or None, "return_dict": False}

@@ -1,0 +1,1 @@
+"""The studio: a page on which people judge a model's answers, and what it keeps of that."""

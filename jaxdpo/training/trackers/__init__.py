@@ -1,0 +1,1 @@
+"""Passes a run's metrics on to experiment trackers, each an extra of its own."""

@@ -1,0 +1,1 @@
+"""DPO beside supervised training on a language model that somebody else trained."""
