@@ -10,9 +10,7 @@ COMMAND = Command(
     synopsis=("NAME [field=value …]",),
     about="""
 Makes a task's data, teaches a model on it, aligns the model by DPO, and measures both on TEST.
-NAME is all, word_limit, highlight, hallucination or relevance; or systematic, for the same four
-tasks with writers who are wrong in most places, systematic_limits, systematic_highlights,
-systematic_forms or systematic_labels.
+NAME is all, word_limit, highlight, hallucination or relevance.
 The same command again continues.
 At the end, --sweep section.field=value,value … runs DPO with every combination of the values, and
 measures them on validation prompts and not on TEST.
@@ -34,7 +32,7 @@ def main(arguments: list[str]) -> None:
         from jaxdpo.cli.settings import load_settings
         from jaxdpo.errors import UserError, nearest
         from jaxdpo.runs.sweep import parse_axes
-        from jaxdpo.use_cases.cases import CASES, GROUPS
+        from jaxdpo.use_cases.cases import CASES
         from jaxdpo.use_cases.config import UseCasesCommand, UseCasesConfig
         from jaxdpo.use_cases.pipeline import run_seed
         from jaxdpo.use_cases.report import write_report
@@ -42,13 +40,12 @@ def main(arguments: list[str]) -> None:
     given = COMMAND.read(arguments, UseCasesCommand)
     asked = load_settings(UseCasesCommand, given.file, given.overrides)
     name, config = asked.name, UseCasesConfig(**asked.model_dump(exclude={"name"}))
-    known = [*CASES, *GROUPS]
-    if name not in known:
+    if name != "all" and name not in CASES:
         raise UserError(
-            f"{name}: there is no such use case{nearest(name, known)}; there are "
-            f"{', '.join(CASES)}, and {' and '.join(GROUPS)} for four of them each"
+            f"{name}: there is no such use case{nearest(name, [*CASES, 'all'])}; there are "
+            f"{', '.join(CASES)}, and all"
         )
-    names = GROUPS.get(name, (name,))
+    names = list(CASES) if name == "all" else [name]
     if given.tail is not None:
         axes = parse_axes(given.tail)
         for each in names:

@@ -18,7 +18,7 @@ from jaxdpo.data.pairs import Message
 from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.quickstart.task import Split, listing
 from jaxdpo.use_cases.names import draw_name
-from jaxdpo.use_cases.task import Domain, UseCase, Written, named_in, ways_of
+from jaxdpo.use_cases.task import Domain, UseCase, Written, named_in
 
 # Fields that texts give. Any value is plausible for any field, so a made-up one is no easier to
 # tell than a true one.
@@ -136,5 +136,4 @@ USE_CASE = UseCase(
     write=write,
     criterion=f"{__name__}:score",
     quality=quality,
-    ways=ways_of("hallucination"),
 )

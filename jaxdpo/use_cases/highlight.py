@@ -19,7 +19,7 @@ from jaxdpo.data.pairs import Message
 from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.quickstart.task import Split
 from jaxdpo.use_cases.names import draw_name
-from jaxdpo.use_cases.task import Domain, UseCase, Written, ways_of
+from jaxdpo.use_cases.task import Domain, UseCase, Written
 from jaxdpo.use_cases.word_limit import draw_facts
 
 OPENINGS: dict[Domain, tuple[str, ...]] = {
@@ -107,5 +107,4 @@ USE_CASE = UseCase(
     write=write,
     criterion=f"{__name__}:score",
     quality=quality,
-    ways=ways_of("highlight"),
 )

@@ -19,23 +19,22 @@ VOCAB_SIZE = 576
 _NAME = re.compile(rf"\b({'|'.join(STARTS)})({'|'.join(ENDS)})\b", re.IGNORECASE)
 
 
-def write_new_model(folder: Path, texts: Sequence[str], seed: int, width: int) -> None:
+def write_new_model(folder: Path, texts: Sequence[str], seed: int) -> None:
     """Trains a tokenizer on texts and writes a model with random weights beside it.
 
     Args:
       folder: Where to.
       texts: A task's prompts and answers.
       seed: Of the weights.
-      width: Channels of a hidden state, a multiple of 8; the MLP has twice as many.
     """
     config = ModelConfig(
         vocab_size=VOCAB_SIZE,
-        hidden_size=width,
+        hidden_size=128,
         num_layers=len(WINDOWS),
         attention=AttentionConfig(
-            num_heads=4, num_kv_heads=2, head_dim=width // 4, qk_norm="head", windows=WINDOWS
+            num_heads=4, num_kv_heads=2, head_dim=32, qk_norm="head", windows=WINDOWS
         ),
-        mlp=MLPConfig(intermediate_size=2 * width),
+        mlp=MLPConfig(intermediate_size=256),
         tied_head=True,
     )
     # Without the names: a name that is one piece cannot be copied syllable by syllable, and one of

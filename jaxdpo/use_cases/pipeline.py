@@ -19,7 +19,7 @@ from jaxdpo.losses.config import LossConfig
 from jaxdpo.rounds.sample import SampleConfig, sample
 from jaxdpo.use_cases.config import UseCasesConfig
 from jaxdpo.use_cases.model import write_new_model
-from jaxdpo.use_cases.task import Domain, UseCase, Way, mean_quality
+from jaxdpo.use_cases.task import Domain, UseCase, mean_quality
 from jaxdpo.use_cases.workshop import (
     Workshop,
     assistant,
@@ -37,6 +37,11 @@ _TOKENIZER_EXAMPLES = 1000
 _MAX_NEW_TOKENS = 48
 # Completions decoded at a time: the model is so small that a step costs the same for many rows.
 _DECODED_TOGETHER = 256
+# Answers of the supervised model that the criterion chooses from, in the bar "best of 4".
+_BEST_OF = 4
+# The criterion's scores are 0 for a failure, at most 0.4 for an answer that passes and is poor, and
+# 1 for one that is right in all: this pairs the last kind with both others.
+_MARGIN = 0.5
 # TEST pairs only show the losses of the run; the figures are of other prompts.
 _TEST_PAIRS = 0.05
 
@@ -74,12 +79,12 @@ def run_seed(case: UseCase, config: UseCasesConfig, seed: int) -> dict[str, Any]
             sft = supervised_model(workshop)
         with workshop.timed("pairs"):
             pairs = preference_pairs(workshop)
-        models = {"SFT": sft}
-        for way in case.ways:
-            with workshop.timed(way.label.lower()):
-                models[way.label] = train_on_pairs(workshop, way)
+        with workshop.timed("dpo"):
+            dpo = preference_model(workshop)
+        with workshop.timed("sft on best"):
+            best = best_model(workshop)
         with workshop.timed("evaluation"):
-            measured = evaluate(workshop, models)
+            measured = evaluate(workshop, {"SFT": sft, "SFT on best": best, "DPO": dpo})
         result = {
             "seed": seed,
             "pairs": len(read_lines(pairs)),
@@ -97,11 +102,11 @@ def supervised_model(workshop: Workshop) -> Path:
     if not (folder / "new").exists():
         examples = case.written(None, "TRAIN", f"{seed} texts")
         texts = [text for one in itertools.islice(examples, _TOKENIZER_EXAMPLES) for text in one]
-        write_new_model(folder / "new", texts, seed, case.width)
+        write_new_model(folder / "new", texts, seed)
     data = folder / "written.jsonl"
     run = workshop.run(
         "sft",
-        case.supervised,
+        "sft",
         workshop.config.sft,
         {
             "model.path": str(folder / "new"),
@@ -132,7 +137,7 @@ def preference_pairs(workshop: Workshop) -> Path:
             "criteria": workshop.case.criterion,
             "samples": config.samples,
             "sampling": _sampling(1.0, workshop.seed),
-            "margin": workshop.case.margin,
+            "margin": _MARGIN,
             "folder": str(folder),
         }
         made = make_pairs(PairingConfig.model_validate(settings))
@@ -145,24 +150,22 @@ def preference_pairs(workshop: Workshop) -> Path:
     return folder / "pairs.jsonl"
 
 
-def train_on_pairs(workshop: Workshop, way: Way) -> Path:
-    """Trains the supervised model on the pairs in one of the use case's ways.
-
-    Args:
-      workshop: The seed of the use case.
-      way: The way.
-
-    Returns:
-      The trained model's folder.
-    """
-    run = workshop.run(way.folder, way.settings, workshop.config.dpo, on_pairs(workshop))
-    if way.chosen_alone:
-        # Pairs, steps and learning rate stay, so that what compares the answers is all that the two
-        # runs differ in.
-        weight = dict(run.loss.weighted_types()).get("sft", 1.0)
-        supervised = LossConfig.model_validate({"type": "sft", "weights": [weight]})
-        run = run.model_copy(update={"loss": supervised})
+def preference_model(workshop: Workshop) -> Path:
+    """Trains the supervised model by DPO on the pairs, and returns its folder."""
+    run = workshop.run("dpo", workshop.case.name, workshop.config.dpo, on_pairs(workshop))
     return fit(run).folder / "model"
+
+
+def best_model(workshop: Workshop) -> Path:
+    """Trains the supervised model on the chosen answers alone, and returns its folder.
+
+    The run has the pairs, steps and learning rate of the DPO run, so that the DPO loss itself is
+    all that they differ in.
+    """
+    run = workshop.run("best", workshop.case.name, workshop.config.dpo, on_pairs(workshop))
+    weight = dict(run.loss.weighted_types()).get("sft", 1.0)
+    supervised = LossConfig.model_validate({"type": "sft", "weights": [weight]})
+    return fit(run.model_copy(update={"loss": supervised})).folder / "model"
 
 
 def on_pairs(workshop: Workshop) -> dict[str, str]:
@@ -191,8 +194,7 @@ def evaluate(workshop: Workshop, models: Mapping[str, Path]) -> list[dict[str, A
         folder = workshop.folder / "evaluation" / f"{domain}-{temperature:g}"
         found = compare_models(workshop, models, prompts, temperature, folder)
         if (domain, temperature) == ("in-domain", 1.0):
-            best_of = f"best of {workshop.case.best_of}"
-            found[best_of] = best_of_answers(workshop, models["SFT"], prompts, folder)
+            found[f"best of {_BEST_OF}"] = best_of_answers(workshop, models["SFT"], prompts, folder)
         measured += [
             {"domain": domain, "temperature": temperature, "model": name, **vars(each)}
             for name, each in found.items()
@@ -263,7 +265,7 @@ def best_of_answers(workshop: Workshop, model: Path, prompts: Path, folder: Path
             "model": str(model),
             "data": {"path": str(prompts)},
             "criteria": workshop.case.criterion,
-            "best_of": workshop.case.best_of,
+            "best_of": _BEST_OF,
             "sampling": _sampling(1.0, workshop.seed),
             "out": str(folder / "best_of.jsonl"),
         }

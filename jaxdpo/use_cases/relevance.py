@@ -18,7 +18,7 @@ from jaxdpo.data.pairs import Message
 from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.quickstart.task import Split, listing
 from jaxdpo.use_cases.names import draw_name
-from jaxdpo.use_cases.task import Domain, UseCase, Written, named_in, ways_of
+from jaxdpo.use_cases.task import Domain, UseCase, Written, named_in
 
 KINDS: dict[Domain, tuple[str, ...]] = {
     "in-domain": ("inn", "hall", "camp"),
@@ -144,5 +144,4 @@ USE_CASE = UseCase(
     write=write,
     criterion=f"{__name__}:score",
     quality=quality,
-    ways=ways_of("relevance"),
 )

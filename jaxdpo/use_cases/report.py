@@ -17,6 +17,7 @@ Results = Mapping[str, Sequence[dict[str, Any]]]
 # A use case with the result of one seed.
 Seed = tuple[UseCase, dict[str, Any]]
 
+BARS = ("SFT", "SFT on best", "best of 4", "DPO")
 # Domain and temperature of the further columns.
 IN_DOMAIN_GREEDY: tuple[Domain, float] = ("in-domain", 0.0)
 SHIFTED: tuple[Domain, float] = ("shifted", 1.0)
@@ -35,7 +36,7 @@ def write_report(folder: Path, cases: Mapping[str, UseCase], results: Results) -
     """
     # By use case, then by seed: the order of the tables.
     flat = [(cases[name], result) for name, of_seeds in results.items() for result in of_seeds]
-    tables = f"{failure_tables(flat)}\n{markdown(other_rows(flat))}"
+    tables = f"{markdown(failure_rows(flat))}\n{markdown(other_rows(flat))}"
     today = datetime.date.today().isoformat()
     with replacing(folder / "results.md") as file:
         file.write(f"{tables}\nMade on {today}, {os.cpu_count()} cores, {processor()}.\n")
@@ -62,33 +63,12 @@ def write_chart(folder: Path, cases: Mapping[str, UseCase], results: Results) ->
                 figure.savefig(file, format=form, dpi=110, metadata=metadata)
 
 
-def bars_of(result: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the names of what was compared at temperature 1, those with DPO in them last."""
-    wanted = {"domain": "in-domain", "temperature": 1.0}
-    names = [one["model"] for one in result["measured"] if wanted.items() <= one.items()]
-    return tuple(sorted(names, key=lambda name: "DPO" in name))
-
-
-def failure_tables(flat: Sequence[Seed]) -> str:
-    """Returns the tables of failures: one for each set of models that were compared."""
-    # Use cases that train in other ways have other columns.
-    by_bars: dict[tuple[str, ...], list[Seed]] = {}
-    for case, result in flat:
-        by_bars.setdefault(bars_of(result), []).append((case, result))
-    return "\n".join(markdown(failure_rows(bars, seeds)) for bars, seeds in by_bars.items())
-
-
-def failure_rows(bars: Sequence[str], flat: Sequence[Seed]) -> list[tuple[str, ...]]:
-    """Returns each seed's failures at temperature 1, beside those that were published.
-
-    Args:
-      bars: Names of the models.
-      flat: The seeds, all with these models.
-    """
-    rows: list[tuple[str, ...]] = [("use case", "seed", *bars, "fewer (95%)", "published")]
+def failure_rows(flat: Sequence[Seed]) -> list[tuple[str, ...]]:
+    """Returns each seed's failures at temperature 1, beside those that were published."""
+    rows: list[tuple[str, ...]] = [("use case", "seed", *BARS, "fewer (95%)", "published")]
     for case, result in flat:
         before, after = case.published
-        rates = (f"{rate(result, model):.1f}%" for model in bars)
+        rates = (f"{rate(result, model):.1f}%" for model in BARS)
         published = f"{before:g} → {after:g}%: {1 - after / before:.0%}"
         rows.append((case.title, str(result["seed"]), *rates, percent(decrease(result)), published))
     return rows
@@ -159,19 +139,14 @@ def rate(
     return 100 * sum(failed) / len(failed)
 
 
-def decrease(result: dict[str, Any], domain: Domain = "in-domain", model: str = "DPO") -> Estimate:
-    """Computes the share by which a model's failures are fewer than SFT's, at temperature 1.
-
-    Args:
-      result: Result of a seed.
-      domain: Domain of the prompts.
-      model: Name of the model.
-    """
+def decrease(result: dict[str, Any], domain: Domain = "in-domain") -> Estimate:
+    """Computes the share by which DPO's failures are fewer than SFT's, at temperature 1."""
     # Prompt by prompt: both models answered the same ones, and resampling prompts keeps the pairs.
-    sft, other = (
-        [not failed for failed in found(result, name, domain)["failed"]] for name in ("SFT", model)
+    sft, dpo = (
+        [not failed for failed in found(result, model, domain)["failed"]]
+        for model in ("SFT", "DPO")
     )
-    return fewer_failures(pair_up(sft, other))
+    return fewer_failures(pair_up(sft, dpo))
 
 
 def percent(estimate: Estimate) -> str:
@@ -186,13 +161,6 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
 
-def colour(model: str) -> str:
-    """Returns the colour of a model's bar."""
-    if "DPO" in model:
-        return "#2a6fbb"
-    return "#8a8a8a" if model == "SFT" else "#b9c4d0"
-
-
 def chart(cases: Mapping[str, UseCase], results: Results) -> Any:
     """Draws a panel for each use case: the failures of each model, a dot for each seed."""
     from matplotlib.figure import Figure
@@ -200,10 +168,9 @@ def chart(cases: Mapping[str, UseCase], results: Results) -> Any:
     figure = Figure(figsize=(2.9 * len(results) + 0.6, 3.2), layout="constrained")
     panels = figure.subplots(1, len(results), squeeze=False).flat
     for axes, (name, of_seeds) in zip(panels, results.items(), strict=True):
-        names = bars_of(of_seeds[0])
-        rates = [[rate(result, model) for result in of_seeds] for model in names]
+        rates = [[rate(result, model) for result in of_seeds] for model in BARS]
         means = [sum(of_model) / len(of_model) for of_model in rates]
-        bars = axes.bar(names, means, color=[colour(name) for name in names])
+        bars = axes.bar(BARS, means, color=("#8a8a8a", "#b9c4d0", "#b9c4d0", "#2a6fbb"))
         axes.bar_label(bars, [f"{mean:.1f}%" for mean in means], padding=3)
         for place, of_model in enumerate(rates):
             axes.plot([place] * len(of_model), of_model, "k.", markersize=4)

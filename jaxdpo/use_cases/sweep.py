@@ -1,6 +1,5 @@
 """Settings of DPO for a use case, tried on validation prompts and never on those of TEST."""
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from jaxdpo.use_cases.workshop import Workshop, open_workshop
 
 
 def sweep_use_case(case: UseCase, config: UseCasesConfig, axes: dict[str, list[Any]]) -> str:
-    """Trains with every combination of the axes' values, and measures each at temperature 1.
+    """Runs DPO with every combination of the axes' values, and measures each at temperature 1.
 
     Validation prompts are about names of the TRAIN split, drawn apart from those of the pairs.
 
@@ -39,13 +38,11 @@ def sweep_use_case(case: UseCase, config: UseCasesConfig, axes: dict[str, list[A
         workshop = open_workshop(case, config, seed)
         models = {"SFT": supervised_model(workshop)}
         preference_pairs(workshop)
-        # Supervised settings on the chosen answers are DPO's own where a use case says no others.
-        ways = [way for way in case.ways if not way.chosen_alone]
-        for way, setting in itertools.product(ways, settings_of(axes)):
+        for setting in settings_of(axes):
             chosen = [f"{field}={json.dumps(value)}" for field, value in setting.items()]
-            name = name_of(setting) if len(ways) == 1 else f"{way.label}: {name_of(setting)}"
+            name = name_of(setting)
             folder, overrides = f"sweep/{name}", [*config.dpo, *chosen]
-            run = workshop.run(folder, way.settings, overrides, on_pairs(workshop))
+            run = workshop.run(folder, case.name, overrides, on_pairs(workshop))
             models[name] = fit(run).folder / "model"
         measured = {domain: validated(workshop, models, domain) for domain in DOMAINS}
         rows += [

@@ -24,24 +24,6 @@ class Written(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of training the supervised model on the pairs of its own answers.
-
-    Attributes:
-      label: Name of what comes of it, in tables and charts.
-      folder: Run folder, in the seed's folder.
-      settings: Name of the file with its settings.
-      chosen_alone: Whether the file's loss is replaced by its supervised part, with the weight that
-        it has there: the same run without what compares the answers.
-    """
-
-    label: str
-    folder: str
-    settings: str
-    chosen_alone: bool = False
-
-
-@dataclass(frozen=True)
 class UseCase:
     """A task.
 
@@ -56,12 +38,6 @@ class UseCase:
         that pass.
       quality: Measures of an answer, 0 to 1, beside the criterion; each is averaged over the
         answers that have it.
-      ways: The ways in which the supervised model is trained further.
-      supervised: Name of the file with the settings of the supervised run.
-      margin: By how much the scores of two answers must differ to make a pair; None pairs the best
-        of a prompt's answers with the worst.
-      best_of: Answers of the supervised model that the criterion chooses from, in "best of n".
-      width: Channels of the model's hidden states.
     """
 
     name: str
@@ -72,13 +48,6 @@ class UseCase:
     write: Callable[[Domain, Split, random.Random], Written]
     criterion: str
     quality: Callable[[str, str], dict[str, float]]
-    ways: tuple[Way, ...]
-    supervised: str = "sft"
-    # The scores of the first four tasks are 0 for a failure, at most 0.4 for an answer that passes
-    # and is poor, and 1 for one that is right in all: this pairs the last kind with both others.
-    margin: float | None = 0.5
-    best_of: int = 4
-    width: int = 128
 
     def judge(self, example: Example) -> Judgement:
         """Judges one answer by the criterion."""
@@ -98,11 +67,6 @@ class UseCase:
             if example.prompt not in seen:
                 seen.add(example.prompt)
                 yield example
-
-
-def ways_of(settings: str) -> tuple[Way, ...]:
-    """Returns DPO by a file of settings, and beside it the same run on the chosen answers alone."""
-    return (Way("SFT on best", "best", settings, chosen_alone=True), Way("DPO", "dpo", settings))
 
 
 def named_in(text: str, table: Mapping[Domain, Sequence[str]]) -> list[str]:

@@ -19,7 +19,7 @@ from jaxdpo.data.pairs import Message
 from jaxdpo.evaluation.judgement import Judgement
 from jaxdpo.quickstart.task import Split
 from jaxdpo.use_cases.names import draw_name
-from jaxdpo.use_cases.task import Domain, UseCase, Written, ways_of
+from jaxdpo.use_cases.task import Domain, UseCase, Written
 
 # Kinds of facts: the words before the value, and the values. The second word is a fact's alone, a
 # cue that stands before the value in the note and in the summary.
@@ -198,5 +198,4 @@ USE_CASE = UseCase(
     write=write,
     criterion=f"{__name__}:score",
     quality=quality,
-    ways=ways_of("word_limit"),
 )

@@ -7,7 +7,7 @@ import pytest
 
 from jaxdpo.evaluation.judgement import Example
 from jaxdpo.quickstart.task import split_of
-from jaxdpo.use_cases.cases import CASES, GROUPS
+from jaxdpo.use_cases.cases import CASES
 from jaxdpo.use_cases.task import mean_quality
 
 NOTE = (
@@ -80,7 +80,7 @@ def test_the_best_answer_scores_most():
         assert of_case[0] > max(of_case[1:])
 
 
-@pytest.mark.parametrize("name", GROUPS["all"])
+@pytest.mark.parametrize("name", CASES)
 def test_writers_fail_about_as_often_as_published(name):
     case = CASES[name]
     for domain in ("in-domain", "shifted"):
