@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.table import Table
 from jaxdpo.cli.control_characters import plain
 from jaxdpo.cli.progress import BAR_AFTER, Counting, spoken
 
+_Result = TypeVar("_Result")
 _SHOWN = ("loss", "rewards/margins", "rewards/accuracies")
 # A run that says more than this before its first step says it about its data, line by line.
 _MOST_KEPT = 200
@@ -86,6 +87,16 @@ class Reporter:
             self.phases[what] = self.phases.get(what, 0.0) + took
         if took >= BAR_AFTER:
             self.console.print(plain(f"{what}, {spoken(took)}"))
+
+    def timed(self, what: str, work: Callable[[], _Result]) -> _Result:
+        """Returns what a function returns, as a phase.
+
+        Args:
+          what: Name of the phase: "loading the model".
+          work: The function.
+        """
+        with self.phase(what):
+            return work()
 
     @contextmanager
     def progress(self, total: int, done: int) -> Iterator["StepProgress"]:

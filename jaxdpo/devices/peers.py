@@ -4,13 +4,14 @@ JAX leaves a process whose peer has died waiting in a collective until a timeout
 then aborts it with a C++ stack. So two threads of each process keep in touch beside the
 computation, over the key-value store of JAX's coordination service, which process 0 runs:
 
-    jaxdpo/beat/<i>           a number that process i raises twice a second
-    jaxdpo/told/stop/<i>      the signal that process i was sent
-    jaxdpo/told/at/<i>        how many common points process i has passed, or "free"
-    jaxdpo/told/verdict       where all stop, decided by process 0
-    jaxdpo/told/failed/<i>    the error that ended process i
-    jaxdpo/told/lost/<i>      for how many seconds process 0 has heard nothing of process i
-    jaxdpo/told/left/<i>      process i has nothing more to do
+    beat/<i>           a number that process i raises twice a second
+    told/stop/<i>      the signal that process i was sent
+    told/at/<i>        how many common points process i has passed, or "free"
+    told/verdict       where all stop, decided by process 0
+    told/failed/<i>    the error that ended process i
+    told/suspects/<i>  process i had an error that a lost peer may explain
+    told/lost/<i>      for how many seconds process 0 has heard nothing of process i
+    told/left/<i>      process i has nothing more to do
 
 Only process 0 reads the signs of life, so the traffic grows with the number of processes and not
 with its square. The others judge process 0 by whether its store answers at all.
@@ -39,7 +40,7 @@ _BEAT = 0.5
 # broke, so it need not be given the whole limit.
 _SUSPECT = 3.0
 _SHOW_CURSOR = b"\x1b[?25h\n"
-_AGAIN = "Run the same command again on all of them: it continues from the last whole checkpoint"
+_AGAIN = "the same command again on all of them: it continues from the last whole checkpoint"
 
 
 class Verdict(NamedTuple):
@@ -294,8 +295,8 @@ class Peers:
         if failed:
             source, text = next(iter(sorted(failed.items())))
             status = 2 if text.startswith("error: ") else 1
-            self._leave(f"{self.name(source)} failed: {text.removeprefix('error: ')}. "
-                        f"{self._ends()}", status)  # fmt: skip
+            said = text.removeprefix("error: ").rstrip(".")
+            self._leave(f"{self.name(source)} failed: {said}. {self._ends(fix=True)}", status)
         elif lost:
             source, seconds = next(iter(sorted(lost.items())))
             self._leave(
@@ -337,8 +338,10 @@ class Peers:
     def _stop_asked(self) -> bool:
         return any(key.startswith("stop/") for key in self._told)
 
-    def _ends(self) -> str:
-        return f"Process {self._index} ends with it. {_AGAIN}"
+    def _ends(self, fix: bool = False) -> str:
+        return (
+            f"Process {self._index} ends with it. {'Fix that, and run' if fix else 'Run'} {_AGAIN}"
+        )
 
     def _leave(self, text: str, status: int, error: bool = True, answers: bool = True) -> None:
         """Ends the process from a thread: its main thread may hang in a collective for ever.

@@ -38,6 +38,8 @@ class CaughtSignals:
         """
         if threading.current_thread() is not threading.main_thread():
             return
+        # A forked child shares the descriptor, and a signal to it is none to this process.
+        os.register_at_fork(after_in_child=self._forget)
         self._wakeup_before = signal.set_wakeup_fd(self._end.fileno(), warn_on_full_buffer=False)
         for number in numbers:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -51,6 +53,11 @@ class CaughtSignals:
             signal.signal(number, handler)
         self._before.clear()
         signal.set_wakeup_fd(self._wakeup_before)
+
+    @staticmethod
+    def _forget() -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)
 
     def drain(self) -> None:
         """Reads which signals have arrived; to be called when `pipe` is readable."""

@@ -1,13 +1,14 @@
 """The key-value store of JAX's coordination service, which every process of a run can reach."""
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
 
 # Seconds that a process gives its last word to be read by the others, or to be taken by the store.
 LAST_WORD = 3.0
-_PREFIX = "jaxdpo/"
+_numbers = itertools.count()
 
 
 class Store:
@@ -19,6 +20,8 @@ class Store:
 
     def __init__(self, client: Any):
         self._client = client
+        # A program may train several times; what was told in one run means nothing in the next.
+        self._prefix = f"jaxdpo/{next(_numbers)}/"
 
     def tell(self, key: str, value: str) -> None:
         """Sets a value.
@@ -30,7 +33,7 @@ class Store:
         Raises:
           RuntimeError: If the store does not answer.
         """
-        self._client.key_value_set(_PREFIX + key, value, allow_overwrite=True)
+        self._client.key_value_set(self._prefix + key, value, allow_overwrite=True)
 
     def read(self, folder: str) -> dict[str, str]:
         """Returns the values below a folder, by what follows its name.
@@ -38,8 +41,8 @@ class Store:
         Raises:
           RuntimeError: If the store does not answer.
         """
-        found = self._client.key_value_dir_get(_PREFIX + folder)
-        return {key.removeprefix(_PREFIX + folder).lstrip("/"): value for key, value in found}
+        found = self._client.key_value_dir_get(self._prefix + folder)
+        return {key.removeprefix(self._prefix + folder).lstrip("/"): value for key, value in found}
 
 
 def patiently(call: Callable[[], Any]) -> Any:

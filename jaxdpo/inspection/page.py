@@ -43,7 +43,7 @@ def page(
         summary=summary,
         findings=_findings(findings),
         shortcuts=_shortcuts(shortcuts),
-        counts=Table("", ("", ""), list(counts.items())),
+        counts=Table("Pairs and lines by what was counted", ("", ""), list(counts.items())),
         tokens=None if tokenized is None else _tokens(tokenized),
         settings=settings_table(config),
         about=f"jaxdpo {__version__} inspect, {today()}",

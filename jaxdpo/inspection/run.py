@@ -74,7 +74,8 @@ def inspect_data(
             counter.add(pair)
     report = reading.report(bad_lines.counts)
     survey = surveyor.finish()
-    shortcuts = find_shortcuts(survey.sample)
+    with reporter.phase("trying trivial rules"):
+        shortcuts = find_shortcuts(survey.sample)
     findings = [*find(survey, shortcuts), *more_findings]
     tokenized = None if counter is None else counter.finish(config.batch)
     if tokenized is not None:
@@ -135,7 +136,8 @@ def _progress(config: InspectConfig, reporter: Reporter) -> Iterator[Callable[[i
     what = f"reading {config.data.name()}"
     if not plain:
         reporter.say(f"{what} …")
-        yield lambda count: None
+        with reporter.phase(what):
+            yield lambda count: None
         return
     total = sum(os.stat(os.path.expanduser(source.name)).st_size for source in sources)
     with reporter.transfer(what, total) as advance:

@@ -93,13 +93,16 @@ def plan_run(config: PlanConfig) -> Plan:
         keep_to_cpu()
         wanted = target(config.topology)
     model = _model(config)
-    lengths = _lengths(config, reporter)
+    with reporter.phase("reading and tokenizing the pairs"):
+        lengths = _lengths(config, reporter)
     machine = local_machine() if wanted is None else wanted.machine
     mesh = make_mesh(config.mesh, None if wanted is None else wanted.devices)
-    plan = make_plan(config, model, lengths, mesh, machine, wanted)
+    with reporter.phase("compiling the step"):
+        plan = make_plan(config, model, lengths, mesh, machine, wanted)
     show_plan(reporter, plan, wanted)
     if wanted is not None:
-        choices = suggest(config, model, lengths.train, lengths.test, wanted)
+        with reporter.phase("trying other settings"):
+            choices = suggest(config, model, lengths.train, lengths.test, wanted)
         show_suggestion(reporter, plan, choices, model)
     return plan
 

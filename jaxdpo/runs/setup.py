@@ -85,10 +85,10 @@ def set_up(
       reporter: Where progress is shown.
     """
     check_destinations(config)
-    policy, loss = load_start(config, given_policy, mesh), config.loss
+    loss, start = config.loss, lambda: load_start(config, given_policy, mesh)
+    policy = reporter.timed("loading the model", start)
     reporter.say(f"model   {policy.describe()}, {mesh_text(mesh)}")
-    rejects = folder.path / "rejects.jsonl"
-    pairs = given_pairs or load_pairs(config.data, policy.chat, rejects, loss.supervised)
+    pairs = given_pairs or _load_pairs(config, policy, folder, reporter)
     _report_data(pairs, config, reporter)
     splits = _examples(pairs, config, reporter)
     train, test = splits["TRAIN"], splits["TEST"]
@@ -131,6 +131,14 @@ def _check_same_pairs(train: Examples, test: Examples) -> None:
     splits = {"TRAIN pairs (data.path)": train, "TEST pairs (data.path)": test}
     digests = {name: shown_digest(pairs.fingerprint) for name, pairs in splits.items()}
     check_same("pairs", digests)
+
+
+def _load_pairs(
+    config: RunConfig, policy: Policy, folder: RunFolder, reporter: Reporter
+) -> LoadedPairs:
+    rejects = folder.path / "rejects.jsonl"
+    with reporter.phase("reading and tokenizing the pairs"):
+        return load_pairs(config.data, policy.chat, rejects, config.loss.supervised)
 
 
 def _digest(policy: Policy) -> str:

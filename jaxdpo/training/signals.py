@@ -70,7 +70,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
     Outside the main thread, where Python allows no signal handlers, nothing is caught here; with
     several processes, a signal to another one stops this one too.
     """
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 and jax.distributed.is_initialized():
         with _with_peers() as others:
             yield StopRequest(others)
         return

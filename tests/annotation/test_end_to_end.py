@@ -16,7 +16,7 @@ from jaxdpo.quickstart.task import score
 from jaxdpo.runs.fit import fit
 from jaxdpo.storage.files import shipped
 
-ROWS, MATCHES = 48, 30
+ROWS, MATCHES = 40, 24
 
 
 class Served:

@@ -10,16 +10,14 @@ import argparse
 import contextlib
 import random
 import re
-import shutil
 import signal
-import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.devices.network import Network, network
 from tests.devices.processes import Process, free_port, launched
 from tests.run_configs import write_inputs
 from tests.runs.test_interruptions import command, environment, metrics
@@ -27,7 +25,6 @@ from tests.runs.test_interruptions import command, environment, metrics
 # Seconds from the fate to the end of both processes.
 LIMIT = 15
 STEPS = 30
-HOSTS = ("jaxdpo-h0", "jaxdpo-h1")
 
 
 @dataclass
@@ -38,55 +35,6 @@ class Row:
     late: int = 0
     statuses: set[tuple[int, ...]] = field(default_factory=set)
     unnamed: int = 0
-
-
-class Network:
-    """Two hosts with an address each."""
-
-    def __init__(self) -> None:
-        self.address = "10.77.0.1"
-
-    def prefix(self, number: int) -> list[str]:
-        return ["ip", "netns", "exec", HOSTS[number]]
-
-    def cut(self) -> None:
-        _run("ip", "-n", HOSTS[0], "link", "set", "jv0", "down")
-
-    def mend(self) -> None:
-        _run("ip", "-n", HOSTS[0], "link", "set", "jv0", "up")
-
-
-@contextlib.contextmanager
-def network() -> Iterator[Network]:
-    """Makes the two hosts, and removes them."""
-    _remove()
-    try:
-        for number, host in enumerate(HOSTS):
-            _run("ip", "netns", "add", host)
-            # gloo listens on the address of the machine's name, which ip lays over /etc/hosts.
-            folder = Path("/etc/netns") / host
-            folder.mkdir(parents=True, exist_ok=True)
-            name = socket.gethostname()
-            (folder / "hosts").write_text(f"127.0.0.1 localhost\n10.77.0.{number + 1} {name}\n")
-        _run("ip", "link", "add", "jv0", "type", "veth", "peer", "name", "jv1")
-        for number, host in enumerate(HOSTS):
-            _run("ip", "link", "set", f"jv{number}", "netns", host)
-            _run("ip", "-n", host, "addr", "add", f"10.77.0.{number + 1}/24", "dev", f"jv{number}")
-            for device in (f"jv{number}", "lo"):
-                _run("ip", "-n", host, "link", "set", device, "up")
-        yield Network()
-    finally:
-        _remove()
-
-
-def _remove() -> None:
-    for host in HOSTS:
-        subprocess.run(["ip", "netns", "del", host], capture_output=True)
-        shutil.rmtree(Path("/etc/netns") / host, ignore_errors=True)
-
-
-def _run(*words: str) -> None:
-    subprocess.run(words, check=True, capture_output=True)
 
 
 @contextlib.contextmanager

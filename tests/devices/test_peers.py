@@ -7,7 +7,15 @@ import time
 
 import pytest
 
-from tests.devices.processes import assert_no_stack, processes, worker_command
+from tests.devices import network
+from tests.devices.processes import (
+    Process,
+    assert_no_stack,
+    free_port,
+    launched,
+    processes,
+    worker_command,
+)
 
 # Seconds within which all processes have to end, from the event on; part 1 and 2 of the promise.
 LIMIT = 15
@@ -125,9 +133,53 @@ def test_all_done(tmp_path):
         assert all(each.output.endswith("done\n") for each in started)
 
 
+def test_program_that_trains_three_times(tmp_path):
+    """It joins by itself and has no parent process; the third training is stopped."""
+    with workers(tmp_path, 2, phase="program") as started:
+        started[1].wait_for("trained\n(.*\n)*trained\n(.*\n)*step 3\n")
+        started[1].signal(signal.SIGTERM)
+        assert [each.status(LIMIT) for each in started] == [143, 143]
+        assert len({last_step(each) for each in started}) == 1
+        for each in started:
+            assert "SIGTERM to process 1: saved after step" in each.output
+            assert_no_stack(each)
+
+
 def test_process_that_never_comes(tmp_path):
     command = worker_command(json.dumps({"phase": "steps", "limits": {"join": 4}}))
     with processes(tmp_path, [command], count=2) as started:
         assert started[0].status(LIMIT) == 2
         assert "did not all join within 4 s" in started[0].output
         assert_no_stack(started[0])
+
+
+def test_cut_link(tmp_path):
+    """Two hosts: a cut of some seconds heals, a longer one ends both sides, each by itself."""
+    if (absent := network.missing()) is not None:
+        pytest.skip(absent)
+    with network.network() as hosts:
+        port, command = free_port(), worker_command(json.dumps({"phase": "steps"}))
+        started = []
+        for number in range(2):
+            variables = launched(number, 2, port)
+            variables["JAX_COORDINATOR_ADDRESS"] = f"{hosts.address}:{port}"
+            words = [*hosts.prefix(number), *command]
+            started.append(Process(words, variables, tmp_path / f"{number}.log"))
+        try:
+            started[0].wait_for("step 3\n")
+            hosts.cut()
+            time.sleep(4)
+            hosts.mend()
+            step = last_step(started[0])
+            started[0].wait_for(f"step {step + 20}\n")
+            hosts.cut()
+            start = time.monotonic()
+            assert [each.status(LIMIT) for each in started] == [75, 75]
+            assert time.monotonic() - start < LIMIT
+        finally:
+            for each in started:
+                each.end()
+    assert re.search(r"process 1 \(\S+\) has not been heard of for", started[0].output)
+    assert "process 0 has not answered for" in started[1].output
+    for each in started:
+        assert_no_stack(each)

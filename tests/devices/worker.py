@@ -17,6 +17,9 @@ from jaxdpo.errors import UserError
 
 def main(arguments: list[str]) -> None:
     options = json.loads(arguments[0])
+    if options["phase"] == "program":
+        program()
+        return
     cluster = find_cluster(os.environ)
     if cluster is not None and not is_supervised():
         sys.exit(supervise(cluster))
@@ -29,6 +32,22 @@ def main(arguments: list[str]) -> None:
         print("joined", os.getpid(), flush=True)
         work(options)
     print("done", flush=True)
+
+
+def program() -> None:
+    """Trains twice, as a program does that has joined its processes by itself."""
+    import jax
+
+    environment = os.environ
+    jax.distributed.initialize(
+        environment["JAX_COORDINATOR_ADDRESS"],
+        int(environment["JAX_NUM_PROCESSES"]),
+        int(environment["JAX_PROCESS_ID"]),
+    )
+    for _ in range(2):
+        work({"phase": "steps", "steps": 4})
+        print("trained", flush=True)
+    work({"phase": "steps"})
 
 
 def work(options: dict) -> None:

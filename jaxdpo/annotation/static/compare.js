@@ -29,6 +29,8 @@ function judged(state) {
   const decided = board.answers.some((answer) => answer.verdict);
   if (decided && !state.answering) {
     last = state.conversation;
+    // A second key must not change what was judged, before the next comparison is there.
+    board.clear();
     next();
   }
 }

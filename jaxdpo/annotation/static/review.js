@@ -24,8 +24,13 @@ async function show(queue) {
 
 async function move(what) {
   // The skip is an act of the conversation as well, so that the log tells it.
-  if (what === "skip" && task) await board.act({ event: "skipped" });
-  await send("/api/review", { task, do: what }).then(show, () => {});
+  const left = task;
+  if (what === "skip" && left) await board.act({ event: "skipped" });
+  // Nothing can be done with the row that was left: a key that is pressed before the next one is
+  // there must not be taken for that one, nor change the last.
+  task = null;
+  board.clear();
+  await send("/api/review", { task: left, do: what }).then(show, () => {});
 }
 
 if (byId("next")) {

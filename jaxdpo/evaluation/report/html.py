@@ -55,6 +55,7 @@ def page(comparison: Results, about: About = NOTHING_KNOWN) -> str:
 
 def notebook_html(comparison: Results) -> str:
     """Returns the pictures and the tables as HTML."""
+    # A notebook has no style sheet of ours, so the tables come as the notebook draws tables.
     parts: Any = environment().get_template("parts.html.jinja").module
     drawn = [parts.table(table) for table in shown_tables(comparison)]
     return str(Markup("").join([*pictures(comparison), *drawn]))
@@ -65,6 +66,7 @@ def pictures(comparison: Results) -> list[Markup]:
     if not comparison.criteria:
         return []
     drawn = []
+    # One picture for all pass rates, which share a scale; scores have scales of their own.
     for title, names, estimates in panels(comparison):
         groups = [
             (name, [_bar(model, of_model[place]) for model, of_model in estimates.items()])

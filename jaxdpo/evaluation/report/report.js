@@ -26,7 +26,7 @@ function choice(label, options) {
 const names = data.models.map((name) => [name, name]);
 const by = data.criteria.map((name) => ["c" + name, name]);
 if (data.duels.length) by.push(["duel", "head to head"]);
-const second = choice("", names);
+const second = choice("model", names);
 const first = choice("against", names);
 const judged = choice("by", by);
 const outcome = choice("show", [

@@ -31,6 +31,7 @@ def verdict(results: Results) -> str:
 def _most_telling(results: Results) -> Versus:
     """Returns the comparison of the best model with the next, by the criterion that counts."""
     criterion = ALL if ALL in results.criteria else results.criteria[0]
+    # The best against the next best: that is the choice a reader has to make.
     ranked = sorted(results.models, key=lambda model: _value(results, model, criterion))
     best = set(ranked[-2:])
     return next(
@@ -66,6 +67,7 @@ def _by_criterion(versus: Versus, results: Results, prompts: str) -> str:
 
 
 def _by_judge(duels: tuple[HeadToHead, ...]) -> str:
+    # Of several pairs of models the clearest one; the table has them all.
     duel = max(duels, key=lambda each: abs(each.win_rate.value - 0.5))
     rate = duel.win_rate
     if math.isnan(rate.value):

@@ -70,6 +70,7 @@ def comparison_page(runs: Sequence[RunFiles]) -> str:
 
 def _names(runs: Sequence[RunFiles]) -> list[str]:
     """Returns the shortest ends of the runs' paths that tell them apart."""
+    # Runs are often called the same in folders that differ: runs/a/dpo, runs/b/dpo.
     for depth in range(1, 20):
         names = ["/".join(run.path.parts[-depth:]) for run in runs]
         if len(set(names)) == len(names):
@@ -86,6 +87,7 @@ def _best(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
     if len(digests) > 1:
         # Figures on other pairs are no comparison.
         return "The runs have different TEST pairs, so none is called the best."
+    # Losses of different kinds have no common scale; shares of pairs do.
     records: list[dict[str, Any]] = [record for record in compared if record is not None]
     metric = _COMPARED[0] if all(_COMPARED[0] in record for record in records) else "loss"
     sign = -1 if metric == "loss" else 1
@@ -95,6 +97,7 @@ def _best(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
     end = records[best].get(f"{metric}_{'high' if sign < 0 else 'low'}")
     if end is None:
         return f"{said}."
+    # By the best one's interval alone: cautious, as the others have intervals too.
     near = [names[i] for i in order[1:] if sign * records[i][metric] >= sign * end]
     if near:
         return f"{said}. Within its 95% interval, and perhaps as good: {', '.join(near)}."
@@ -148,6 +151,7 @@ def _pictures(runs: Sequence[RunFiles], names: Sequence[str]) -> list[Markup]:
 def _differences(runs: Sequence[RunFiles], names: Sequence[str]) -> Table:
     """Returns the settings in which the runs differ, a row each."""
     settings = [flat(run.config) for run in runs]
+    # The union: a version that knew fewer settings wrote fewer.
     fields = [field for field in dict.fromkeys(f for each in settings for f in each)]
     differing = [f for f in fields if len({str(each.get(f)) for each in settings}) > 1]
     rows = [

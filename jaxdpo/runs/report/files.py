@@ -51,6 +51,7 @@ class RunFiles:
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run, as far as its files know them."""
+        # A run of an earlier version has no run.json, and before its end no summary.
         last = max((record["step"] for record in self.records), default=0)
         return self.facts.get("num_steps") or (self.summary or {}).get("steps") or last
 
@@ -85,6 +86,7 @@ def read_run(path: Path) -> RunFiles:
         config = RunConfig.model_validate(read_yaml(path / _CONFIG))
     except ValueError as error:
         raise UserError(f"{path / _CONFIG}: cannot be read by this version: {error}") from None
+    # A setting of a sweep lies in the sweep's folder, beside sweep.json.
     sweep = _json(path / "sweep.json") or _json(path.parent / "sweep.json")
     return RunFiles(
         path=path,

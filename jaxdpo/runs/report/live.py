@@ -36,6 +36,7 @@ class LiveReport:
         """
         if not self._folder.writes:
             return
+        # Before the page, which shows them.
         if policy is not None:
             keep_test_pairs(self._setup, self._folder, step, policy)
         self._facts.write(step)
@@ -52,6 +53,7 @@ def finish_report(folder: RunFolder, reporter: Reporter) -> None:
     if not folder.writes:
         return
     facts = folder.read_json(FACTS_FILE)
+    # The export took time too, and only now is it known how much.
     if facts is not None:
         facts["sessions"][-1] |= {"seconds": reporter.seconds(), "phases": reporter.phases}
         folder.write_json(FACTS_FILE, facts)

@@ -34,9 +34,10 @@ def metrics_table(run: RunFiles) -> Table | None:
         return None
     first, last = compared
     names = [name for name in _IN_WORDS if name in last]
+    # All of them: a page that picked its metrics could pick the good ones.
     names += [n for n in last if n not in (*names, "step", "split") and not n.endswith(_ENDS)]
     rows = [
-        (_IN_WORDS.get(name, name), name, _measured(first, name), _measured(last, name))
+        (_IN_WORDS.get(name, name), _measured(first, name), _measured(last, name), name)
         for name in names
     ]
     caption = (
@@ -44,7 +45,7 @@ def metrics_table(run: RunFiles) -> Table | None:
         "the same source would give a figure in this range."
     )
     steps = [f"after step {record['step']}" for record in (first, last)]
-    return Table(caption, ("figure", "name in metrics.jsonl", *steps), rows)
+    return Table(caption, ("figure", *steps, "name in metrics.jsonl"), rows)
 
 
 def _measured(record: dict[str, Any], name: str) -> Markup:
@@ -69,6 +70,7 @@ def answers(run: RunFiles) -> list[dict[str, Any]]:
     ]
 
 
+# Three answers tell the way; all of them stand below, folded, to see when it turned.
 def _before_during_after(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if len(found) < 3:
         return found
@@ -82,6 +84,7 @@ def _answer(each: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]
     return {"when": when + ended, "text": text_block(each["completion"], _MOST_TEXT)}
 
 
+# Roles are written out: a conversation has several turns, and an answer depends on who said what.
 def _spoken(messages: list[dict[str, Any]]) -> str:
     return "\n".join(f"{each['role']}: {each.get('content') or ''}" for each in messages)
 
@@ -111,20 +114,21 @@ def pairs_table(run: RunFiles) -> Table | None:
     rows = [
         (
             *(number(pair[name]) for name in names),
-            pair["source"],
             *(text_block(pair[part], _MOST_TEXT) for part in ("prompt", "chosen", "rejected")),
+            pair["source"],
         )
         for pair in pairs
     ]
     said = f"After step {kept['step']}. "
     if kept["wrong"] is not None:
         said += (
-            f"{kept['wrong']:,} of {kept['total']:,} pairs have a margin below 0: the model "
-            "prefers the rejected answer. "
+            f"For {kept['wrong']:,} of {kept['total']:,} pairs the model prefers the rejected "
+            "answer: their margin is below 0. "
         )
+    # Said, since nobody could tell a page of all pairs from one of some.
     if len(pairs) < kept["total"]:
         said += f"{len(pairs)} of {kept['total']:,} pairs are shown: the lowest and the highest. "
-    header = (*(name.replace("_", " ") for name in names), "where", "prompt", "chosen", "rejected")
+    header = (*(name.replace("_", " ") for name in names), "prompt", "chosen", "rejected", "where")
     return Table(said + "Press a column's name to sort.", header, rows, sortable=True, tall=True)
 
 
@@ -163,7 +167,7 @@ def lineage(run: RunFiles) -> Table:
     rows.append(("trained on", config.data.name()))
     if run.summary is not None:
         rows.append(("this model", str(run.path / "model")))
-    return Table("", ("", ""), rows)
+    return Table("The models that this one comes from", ("", ""), rows)
 
 
 def sessions(run: RunFiles) -> list[tuple[Table, str]]:
@@ -171,9 +175,9 @@ def sessions(run: RunFiles) -> list[tuple[Table, str]]:
     found = []
     for each in run.facts.get("sessions", ()):
         machine, seconds = each["machine"], each.get("seconds", 0.0)
+        # What a bill is made of, whatever an hour of such a device costs where it ran.
         device_hours = machine["count"] * seconds / 3600
         rows = [
-            ("begun", each["begun"]),
             ("steps", f"{each['first_step']} to {each.get('last_step', each['first_step'])}"),
             ("devices", machine["devices"]),
             ("processes", number(machine["processes"])),
@@ -186,7 +190,8 @@ def sessions(run: RunFiles) -> list[tuple[Table, str]]:
             ),
             ("versions", ", ".join(f"{name} {v}" for name, v in each["versions"].items())),
         ]
-        found.append((Table("", ("", ""), rows), "\n".join(each.get("said", ()))))
+        caption = f"The process that began {each['begun']}"
+        found.append((Table(caption, ("", ""), rows), "\n".join(each.get("said", ()))))
     return found
 
 

@@ -28,6 +28,7 @@ def keep_test_pairs(setup: Setup, folder: RunFolder, step: int, policy: Completi
     if setup.test is None or not folder.writes:
         return
     rewards_N2, measure_N, name = _measured(setup, policy)
+    # Stable, so that equal margins keep the order of the data and the file is the same again.
     order = np.argsort(measure_N, kind="stable")
     shown = order
     if len(order) > _LOWEST + _HIGHEST:
@@ -59,6 +60,7 @@ def _measured(setup: Setup, policy: CompletionScores) -> tuple[np.ndarray | None
     assert setup.test is not None
     columns = setup.test.columns
     if loss.supervised:
+        # A mean, since sums would name the longest answers.
         tokens = np.maximum(np.asarray(policy.tokens)[:, 0], 1)
         return None, np.asarray(policy.plain_logps)[:, 0] / tokens, "logps_per_token"
     scores: CompletionScores = jax.tree.map(jnp.asarray, policy)

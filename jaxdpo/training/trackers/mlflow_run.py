@@ -69,4 +69,5 @@ class MLflow:
 
     def close(self) -> None:
         """Marks the run as ended."""
+        # Without it the server shows a run that never ends.
         self._client.set_terminated(self.id)

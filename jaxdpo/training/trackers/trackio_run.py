@@ -28,6 +28,7 @@ class Trackio:
             config={name: _simple(value) for name, value in run.settings.items()},
             resume="allow",
             space_id=os.environ.get("TRACKIO_SPACE_ID"),
+            # Neither a dashboard in the notebook nor measurements of its own: a run has its page.
             embed=False,
             auto_log_cpu=False,
             auto_log_gpu=False,
