@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from jaxdpo.cli.fields import (
@@ -21,6 +20,7 @@ from jaxdpo.cli.fields import (
     section_of,
     suggestion,
 )
+from jaxdpo.cli.yaml_values import InvalidYaml, load_yaml
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.storage.files import shipped
 from jaxdpo.storage.urls import refuse_urls_in
@@ -136,22 +136,6 @@ def _checked(model: type[Config], values: _Values, where: str) -> Config:
     return config
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a repeated key is an error; PyYAML itself keeps the last value silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            # Deep, so that keys that are lists are built before they are compared.
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads the sections of a YAML file; a repeated key is an error.
 
@@ -159,16 +143,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
       UserError: If the file is missing, is not YAML, or holds no sections.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+    except InvalidYaml as error:
+        line = "" if error.line is None else f":{error.line}"
         raise UserError(f"{path}{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -257,10 +239,10 @@ def _read_value(key: str, text: str, annotation: Any) -> tuple[Any, bool]:
     if not text:
         raise UserError(f"{key}=: no value is given; write {key}=VALUE, or {key}=null for none")
     try:
-        value = yaml.load(text, _UniqueKeyLoader)
-    except yaml.constructor.ConstructorError as error:
-        raise UserError(f"{key}: {error.problem}, in {text!r}") from None
-    except yaml.YAMLError:
+        value = load_yaml(text)
+    except InvalidYaml as error:
+        if error.readable:
+            raise UserError(f"{key}: {error.problem}, in {text!r}") from None
         # `@quickstart/model`, `%d` and the like start no YAML value, but are fine texts; where no
         # text may stand, the check of the configuration says so, and that it was no YAML.
         return text, False

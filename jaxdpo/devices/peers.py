@@ -40,7 +40,7 @@ _BEAT = 0.5
 # broke, so it need not be given the whole limit.
 _SUSPECT = 3.0
 _SHOW_CURSOR = b"\x1b[?25h\n"
-_AGAIN = "Run the same command again on all of them: it continues from the last whole checkpoint"
+_AGAIN = "the same command again on all of them: it continues from the last whole checkpoint"
 
 
 class Verdict(NamedTuple):
@@ -295,8 +295,8 @@ class Peers:
         if failed:
             source, text = next(iter(sorted(failed.items())))
             status = 2 if text.startswith("error: ") else 1
-            self._leave(f"{self.name(source)} failed: {text.removeprefix('error: ')}. "
-                        f"{self._ends()}", status)  # fmt: skip
+            said = text.removeprefix("error: ").rstrip(".")
+            self._leave(f"{self.name(source)} failed: {said}. {self._ends(fix=True)}", status)
         elif lost:
             source, seconds = next(iter(sorted(lost.items())))
             self._leave(
@@ -338,8 +338,10 @@ class Peers:
     def _stop_asked(self) -> bool:
         return any(key.startswith("stop/") for key in self._told)
 
-    def _ends(self) -> str:
-        return f"Process {self._index} ends with it. {_AGAIN}"
+    def _ends(self, fix: bool = False) -> str:
+        return (
+            f"Process {self._index} ends with it. {'Fix that, and run' if fix else 'Run'} {_AGAIN}"
+        )
 
     def _leave(self, text: str, status: int, error: bool = True, answers: bool = True) -> None:
         """Ends the process from a thread: its main thread may hang in a collective for ever.

@@ -1,4 +1,4 @@
-"""What a model of text and images has beside its text model: carried through an export as it is."""
+"""Parts of a model of text and images beside its text model, which an export carries along."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 
 from jaxdpo.cli.arguments import Arguments
 from jaxdpo.cli.console import Reporter
 from jaxdpo.cli.settings import with_overrides
+from jaxdpo.cli.yaml_values import InvalidYaml, load_yaml
 from jaxdpo.config import RunConfig, flat, load_config
 from jaxdpo.data.tokenization.load_pairs import load_pairs
 from jaxdpo.devices.sharding import make_mesh
@@ -75,8 +75,8 @@ def parse_axes(arguments: Sequence[str]) -> dict[str, list[Any]]:
             )
         try:
             # As a list in YAML, so that numbers, null and names are read as everywhere else.
-            axes[field] = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError:
+            axes[field] = load_yaml(f"[{text}]")
+        except InvalidYaml:
             raise UserError(f"{argument!r}: the values are not valid YAML; quote them") from None
     if not axes:
         raise UserError("--sweep needs at least one section.field=value,value,…")

@@ -23,9 +23,9 @@ from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, Params
 from jaxdpo.model.lora import LoraParams
 from jaxdpo.sampling.draw import row_draws
+from jaxdpo.sampling.logprobs import TokenLogprobs
 from jaxdpo.sampling.rows import (
     BegunRows,
-    TokenLogprobs,
     advance_rows,
     begin_rows,
     empty_rows,
@@ -188,7 +188,13 @@ class RowPool:
             self._model.config,
             self._weights,
             packed,
-            BegunRows(*map(jnp.asarray, (starts_B, lengths_B, limits_B, words_B4)), draws),
+            BegunRows(
+                jnp.asarray(starts_B),
+                jnp.asarray(lengths_B),
+                jnp.asarray(limits_B),
+                jnp.asarray(words_B4),
+                draws,
+            ),
             self._state,
             self._model.compute,
             TOP_LOGPROBS if wanted else 0,

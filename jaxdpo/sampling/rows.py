@@ -1,7 +1,7 @@
 """The engine's programs on the device: rows begin, and draw tokens until enough have stopped."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, Params, logits, unstacked
 from jaxdpo.model.lora import LoraParams
 from jaxdpo.sampling.draw import RowDraws, next_tokens, row_draws
+from jaxdpo.sampling.logprobs import TokenLogprobs, logprobs_of
 
 # Most tokens between two looks at what was drawn. The arrays that tokens come back in are as long,
 # and how many of them are drawn is an argument: one program serves every number.
@@ -67,23 +68,6 @@ class BegunRows(NamedTuple):
     limits_B: jax.Array
     words_B4: jax.Array
     draws: RowDraws
-
-
-class TokenLogprobs(NamedTuple):
-    """Log-probabilities of tokens and of the likeliest ones, before temperature and the like.
-
-    The leading axes are those of the tokens: `[B, C]` of drawn ones, `[T]` of prompts. The arrays
-    are JAX's on the device and NumPy's on the host.
-
-    Attributes:
-      of_token: f32, of the token itself.
-      top_ids: i32 `[..., N]`, the likeliest tokens, the likeliest first.
-      top: f32 `[..., N]`, theirs.
-    """
-
-    of_token: Any
-    top_ids: Any
-    top: Any
 
 
 unstacked_weights = jax.jit(unstacked, static_argnums=2)
@@ -233,8 +217,7 @@ def advance_rows(
       wanted: i32 scalar, the number of stopped rows that is waited for.
       steps: i32 scalar, most tokens of each row, at most `SEGMENT`.
       state: The rows so far; donated.
-      top: How many of the likeliest tokens' log-probabilities are returned; 0 for none, nor those
-        of the drawn tokens.
+      top: How many of the likeliest tokens' log-probabilities are returned; 0 for none at all.
       compute: Dtype of the activations, and the adapters' scale.
     """
     top = min(top, config.vocab_size)
@@ -280,22 +263,6 @@ def advance_rows(
 def _written(column: jax.Array, whole: jax.Array, new: jax.Array) -> jax.Array:
     """Returns an array `[B, C, ...]` with `new`, `[B, ...]`, in one of its columns."""
     return jax.lax.dynamic_update_slice_in_dim(whole, new[:, None], column, axis=1)
-
-
-def logprobs_of(logits_NV: jax.Array, tokens_N: jax.Array, top: int) -> TokenLogprobs:
-    """Computes log-probabilities of tokens and of the likeliest ones, for one axis of positions.
-
-    Args:
-      logits_NV: f32.
-      tokens_N: i32, the tokens that were drawn or given.
-      top: How many of the likeliest tokens are returned, if the vocabulary has as many.
-    """
-    logps_NV = jax.nn.log_softmax(logits_NV, axis=-1)
-    # From the same array as the likeliest ones: whoever compares the two for equality, as harnesses
-    # do to learn whether a token is the greedy one, must find no difference of rounding.
-    of_token_N = jnp.take_along_axis(logps_NV, tokens_N[:, None], axis=-1)[:, 0]
-    top_NT, ids_NT = jax.lax.top_k(logps_NV, min(top, logps_NV.shape[-1]))
-    return TokenLogprobs(of_token_N, ids_NT.astype(jnp.int32), top_NT)
 
 
 @partial(jax.jit, static_argnames="slots")

@@ -11,8 +11,8 @@ import numpy as np
 from jaxdpo.data.pairs import Message
 from jaxdpo.data.tokenization.chat import Chat
 from jaxdpo.data.tokenization.template import NO_KWARGS
+from jaxdpo.sampling.logprobs import TokenLogprobs
 from jaxdpo.sampling.pool import RowRequest
-from jaxdpo.sampling.rows import TokenLogprobs
 from jaxdpo.serving.errors import RequestError
 from jaxdpo.serving.metrics import Metrics
 from jaxdpo.serving.scheduler import (
@@ -168,6 +168,7 @@ class AnsweringModel:
         loop = asyncio.get_running_loop()
         requests = [each for prompt in prompts for each in self._requests(prompt, settings)]
         tickets = [
+            # Events of all answers come through one queue, in the order in which they were drawn.
             Ticket(request, lambda event, i=i: events.put_nowait((i, event)), loop)
             for i, request in enumerate(requests)
         ]
@@ -186,7 +187,9 @@ class AnsweringModel:
         loop, started = asyncio.get_running_loop(), time.perf_counter()
         # An event, and not `asyncio.timeout`: that would cancel whoever reads the pieces, too.
         late = Failed(_late(settings.timeout))
-        timer = settings.timeout and loop.call_later(settings.timeout, events.put_nowait, (0, late))
+        timer = None
+        if settings.timeout is not None:
+            timer = loop.call_later(settings.timeout, events.put_nowait, (0, late))
         try:
             left = len(tickets)
             while left:
@@ -228,6 +231,7 @@ class AnsweringModel:
                 f"outgrow the context of {self.context}; shorten it, or lower max_tokens",
                 code="context_length_exceeded",
             )
+        # One seed for all samples, as offline: their numbers tell their draws apart.
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
         return [
             RowRequest(

@@ -57,6 +57,7 @@ def wanted_criteria(wanted: Sequence[Any], known: CriteriaByName) -> list[Criter
     if len(wanted) > _MOST_CRITERIA:
         raise RequestError(400, f"has {len(wanted)} criteria; at most {_MOST_CRITERIA}", "criteria")
     found = [_criterion(each, known) for each in wanted]
+    # Results are told apart by names.
     names = [criterion.name for criterion in found]
     if len(set(names)) < len(names):
         raise RequestError(400, "two criteria have one name; give one a label", "criteria")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from jaxdpo.errors import nearest
 from jaxdpo.serving.errors import RequestError
 
+# Stop texts are looked for in all of an answer, again and again as it grows.
 _MOST_STOPS, _LONGEST_STOP = 16, 1000
 # Fields that would change an answer ↦ the values that change nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -69,9 +70,11 @@ class _Sampling(_Ignored, _Unsupported):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int = Field(default=1, ge=1)
+    # 1, as OpenAI has it, where `jaxdpo sample` has 0.
     temperature: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1)
+    # The engine's keys have 32 bits: two seeds that differ above would draw the same.
     seed: int | None = Field(default=None, ge=0, lt=2**32)
     stop: tuple[str, ...] = Field(default=(), max_length=_MOST_STOPS)
     max_tokens: int | None = Field(default=None, ge=0, le=2**31 - 1)
@@ -199,6 +202,7 @@ def parsed(body: type[Body], content: bytes) -> Body:
         return body.model_validate_json(content)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
+    # The first alone: of a union pydantic reports each of its types.
     where = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])

@@ -40,6 +40,7 @@ def chat_routes(
     async def complete(request: Request) -> Response:
         body = parsed(ChatBody, await body_of(request, settings.limits))
         model = model_named(models, body.model)
+        # All that can be refused is, before anything is computed: a stream's status is sent first.
         asked = answer_settings(body, body.best_of or body.n, 1, settings.limits)
         judged_by = wanted_criteria(body.criteria, criteria)
         messages, tools = _messages(body), parse_tools(body.tools, None)
@@ -144,6 +145,7 @@ class _Chat:
 
     async def chunks(self, pieces: AsyncIterator[Piece]) -> AsyncIterator[dict[str, Any]]:
         """Yields the reply's chunks as pieces come."""
+        # Clients take the role from an answer's first chunk and add the texts of the others.
         for index in range(self._body.n):
             yield self._chunk(index, {"role": "assistant", "content": ""})
         held = [""] * self._body.n

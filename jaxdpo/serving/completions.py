@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from jaxdpo.data.tokenization.chat import Chat
-from jaxdpo.sampling.rows import TokenLogprobs
+from jaxdpo.sampling.logprobs import TokenLogprobs
 from jaxdpo.serving.answering import AnsweringModel, Piece
 from jaxdpo.serving.bodies import CompletionBody, parsed
 from jaxdpo.serving.config import ServeConfig

@@ -144,6 +144,7 @@ class ServeConfig(BaseModel):
 
 
 def _is_loopback(host: str) -> bool:
+    # Not resolved: what a name stands for may change once the server listens.
     if host == "localhost":
         return True
     try:

@@ -98,6 +98,7 @@ def answering_model(
         params = _unstacked(on_devices(policy.params, None), dtype)
     else:
         params = shared.unstacked(policy.params, dtype)
+    # Adapters are never shared: they are what tells models of one base apart.
     lora = policy.lora
     if lora is not None:
         lora = _unstacked(on_devices(lora, None), dtype)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxdpo.data.tokenization.chat import Chat
-from jaxdpo.sampling.rows import TokenLogprobs
+from jaxdpo.sampling.logprobs import TokenLogprobs
 
 
 def token_text(chat: Chat, token: int) -> str:
@@ -73,7 +73,10 @@ def _by_token(
     ids: Sequence[int], logprobs: TokenLogprobs
 ) -> Iterator[tuple[int, float, Iterator[tuple[int, float]]]]:
     """Yields each token with its log-probability, and the likeliest ones with theirs."""
-    own, top_ids, top = (leaf.tolist() for leaf in logprobs)
+    # JSON has no −∞, which a token that cannot be would have; OpenAI writes this number for it.
+    least = -9999.0
+    own, top = (np.maximum(each, least).tolist() for each in (logprobs.of_token, logprobs.top))
+    top_ids = logprobs.top_ids.tolist()
     for token, logprob, others, values in zip(ids, own, top_ids, top, strict=True):
         yield token, logprob, zip(others, values, strict=True)
 
@@ -82,8 +85,7 @@ def _entry(chat: Chat, token: int, logprob: float) -> dict[str, Any]:
     text = token_text(chat, token)
     # A part of a character has bytes that this text does not say.
     written = None if "\ufffd" in text else list(text.encode())
-    # JSON has no −∞; OpenAI writes this for a token that cannot be.
-    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": written}
+    return {"token": text, "logprob": logprob, "bytes": written}
 
 
 def joined_logprobs(parts: Sequence[TokenLogprobs]) -> TokenLogprobs:

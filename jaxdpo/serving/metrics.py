@@ -26,6 +26,7 @@ class Metrics:
     """Counts and durations since the server began."""
 
     def __init__(self) -> None:
+        # Counted in the event loop, read in it too; tests and pages may do so from threads.
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, Labels], float] = defaultdict(float)
         self._times: dict[tuple[str, Labels], list[int]] = {}

@@ -37,6 +37,7 @@ class ReplyObject:
 
     def with_usage(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns a whole reply, or the last chunk of one, with what it cost."""
+        # The token that ended an answer is not counted, as it is no part of what was answered.
         usage = {
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": self._completion_tokens,

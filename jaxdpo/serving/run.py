@@ -18,6 +18,7 @@ def serve(config: ServeConfig) -> None:
       SystemExit: With status 130 after Ctrl-C, 143 after SIGTERM.
     """
     reporter = Reporter()
+    # Of this server's own lines alone; those of the libraries stay at warnings.
     log.setLevel(logging.INFO)
     # Read before anything is loaded: a key that is not there is said at once.
     config.key()

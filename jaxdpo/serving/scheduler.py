@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from jaxdpo.sampling.logprobs import TokenLogprobs
 from jaxdpo.sampling.pool import RowPool, RowRequest, RowTokens
-from jaxdpo.sampling.rows import SEGMENT, TokenLogprobs
+from jaxdpo.sampling.rows import SEGMENT
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ _PREFILL_TOKENS = 512
 # Seconds between two looks that are aimed at: the longest that a new request waits for its turn,
 # and the pause between the pieces of a stream. Shorter ones cost more of the speed.
 _LOOK_SECONDS = 0.05
+# Seconds that a thread gets to end; a device that hangs never does, and the process must.
+_STOP_SECONDS = 10.0
 
 
 class QueueFull(Exception):
@@ -138,13 +141,17 @@ class Scheduler:
             self._thread.daemon = True
             self._thread.start()
 
-    def stop(self) -> None:
-        """Ends the thread after the look under way; what is not done fails."""
+    def give_up(self) -> None:
+        """Has the thread end after the look under way; what is not done fails."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
+
+    def stop(self) -> None:
+        """Ends the thread, and waits until it has ended."""
+        self.give_up()
         if self._thread is not None:
-            self._thread.join(timeout=10)
+            self._thread.join(timeout=_STOP_SECONDS)
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -230,6 +237,8 @@ class Scheduler:
 
     def _steps(self) -> int:
         """Returns how many tokens are drawn until the next look."""
+        # No more than the longest row may still draw, and at least a few: a look costs as much as
+        # some steps of a small model.
         longest = max(
             ticket.request.max_new_tokens - ticket.drawn for ticket in self._running.values()
         )

@@ -1,5 +1,6 @@
 """The process that serves: listens, answers until it is told to end, and lets answers finish."""
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -46,25 +47,45 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 limit_concurrency=limits.connections,
-                timeout_graceful_shutdown=int(limits.drain),
+                # Only a backstop: `shutdown` gives answers up in order, long before.
+                timeout_graceful_shutdown=int(limits.drain + limits.receive_timeout) + 1,
                 server_header=False,
             )
         )
-        self.reporter = reporter
+        self.reporter, self._models = reporter, app.state.models
+        self._drain = limits.drain
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.ended_by: signal.Signals | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts the application, and says where it can be reached."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         for each in sockets or []:
             host, port = each.getsockname()[:2]
             host = f"[{host}]" if ":" in host else host
             self.reporter.say(f"serving at http://{host}:{port}/v1; Ctrl-C ends it")
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Lets the answers under way finish, or gives them up when the time is over."""
+        timer = asyncio.get_running_loop().call_later(self._drain, self._give_up)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+    def _give_up(self) -> None:
+        # Whoever waits is told so; cancelling the tasks would cut their replies off.
+        for model in self._models.values():
+            model.scheduler.give_up()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins to end; a second signal does not wait for the answers under way."""
         if self.ended_by is not None:
-            self.force_exit = True
+            # In the loop, and not in this handler: it may have interrupted the very code that holds
+            # the lock that giving up takes.
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._give_up)
             return
         self.ended_by = signal.Signals(sig)
         self.should_exit = True

@@ -47,6 +47,7 @@ def health_route(models: Mapping[str, AnsweringModel]) -> APIRouter:
 
     @routes.get("/health")
     async def health() -> Response:
+        # It asks nothing of the device: a probe must be answered while a long program compiles.
         dead = [model.name for model in models.values() if not model.scheduler.alive]
         if dead:
             said = {"status": "failed", "models": dead}

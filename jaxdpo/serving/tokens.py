@@ -43,6 +43,7 @@ def token_routes(models: Mapping[str, AnsweringModel], settings: ServeConfig) ->
     async def detokenize(request: Request) -> Response:
         body = parsed(DetokenizeBody, await body_of(request, settings.limits))
         model = model_named(models, body.model)
+        # The tokenizers' library reads ids as unsigned and fails on others with its own words.
         check_ids(model.chat, body.tokens, "tokens")
         text = await asyncio.to_thread(model.chat.tokenizer.decode, body.tokens)
         return JSONResponse({"prompt": text})

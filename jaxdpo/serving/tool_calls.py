@@ -35,6 +35,7 @@ def read_calls(text: str, tools: Sequence[dict[str, Any]]) -> ReadAnswer:
       text: The answer.
       tools: The tools that were offered.
     """
+    # Text that happens to be JSON is a call only if it names a tool that was offered.
     names = {tool.get("function", {}).get("name") for tool in tools}
     calls: list[dict[str, Any]] = []
 
@@ -61,6 +62,7 @@ def _calls_in(text: str, names: Collection[str | None]) -> list[dict[str, Any]]:
     for each in listed:
         if not isinstance(each, dict) or each.get("name") not in names:
             return []
+        # Llama calls them parameters. OpenAI's clients want JSON text, whatever the model wrote.
         arguments = each.get("arguments", each.get("parameters", {}))
         written = (
             arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

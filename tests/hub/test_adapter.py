@@ -220,7 +220,7 @@ def test_the_rank_that_is_stated_is_the_one_that_tensors_have(name, targets, sta
 
 
 def test_a_bf16_base_is_merged_in_fp32_and_rounded_once(tmp_path):
-    """Nearer to the exact sum than peft's own merge, which rounds the difference first."""
+    """As near to the exact sum as bf16 can be, and the same weights that peft merges."""
     base = write_model(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(base).bfloat16()
     model.save_pretrained(base)
@@ -238,7 +238,6 @@ def test_a_bf16_base_is_merged_in_fp32_and_rounded_once(tmp_path):
     plain = load_file(base / "model.safetensors")
     theirs: Any = adapted.merge_and_unload()
     theirs = theirs.state_dict()
-    errors = {"ours": 0.0, "theirs": 0.0}
     for key in [key for key in plain if "q_proj.weight" in key or "down_proj.weight" in key]:
         stem = f"base_model.model.{key.removesuffix('.weight')}"
         a, b = (parts[f"{stem}.lora_{which}.weight"].double() for which in "AB")
@@ -247,6 +246,5 @@ def test_a_bf16_base_is_merged_in_fp32_and_rounded_once(tmp_path):
         # Rounded once: no weight is further off than half a step of bf16, which has eight bits.
         off = (ours[key].double() - exact).abs()
         assert (off <= exact.abs() * 2**-8 * (1 + 1e-3) + 1e-9).all()
-        errors["ours"] += float(off.square().sum())
-        errors["theirs"] += float((theirs[key].double() - exact).square().sum())
-    assert errors["ours"] < 0.9 * errors["theirs"]
+        # The order of fp32 additions may decide a weight that lies halfway between two of bf16.
+        assert (ours[key] != theirs[key]).float().mean() < 1e-3

@@ -133,7 +133,11 @@ def test_first_steps_are_those_of_peft(kind, name, tmp_path):
         adamw.step()
         trained = torch_arrays(dict(theirs.named_parameters()), lora)
         for path, array in our_arrays(lora).items():
-            np.testing.assert_allclose(array, trained[path], rtol=0, atol=2e-5, err_msg=path)
+            # A five-hundredth of how far one step moves it.
+            moved = RATE * (1.0 if path.endswith("/a") else ratio or 1.0)
+            np.testing.assert_allclose(
+                array, trained[path], rtol=0, atol=2e-3 * moved, err_msg=path
+            )
     # Written after training, it is the same model for peft.
     save_adapter(
         tmp_path / "trained", lora, lora_config, AdapterBase(str(made.folder), config, hf_config)

@@ -46,10 +46,10 @@ def _read_gemma(hf: HfConfig, context: int | None) -> Fields:
 
 def _write_gemma(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
     written = sizes_to_hf(config, original)
-    if config.mlp.activation == "gelu-tanh" and original.get("hidden_act") != "gelu":
+    if config.mlp.activation == "gelu-tanh":
+        # By its own name, even where the original says "gelu": transformers 5 takes that for the
+        # tanh approximation too, but 4.57 takes it at its word.
         written["hidden_act"] = "gelu_pytorch_tanh"
-    elif config.mlp.activation == "gelu-tanh":
-        written["hidden_act"] = "gelu"
     if original.get("hidden_activation"):
         written["hidden_activation"] = written["hidden_act"]
     return {**written, "attention_bias": config.attention.qkv_bias}

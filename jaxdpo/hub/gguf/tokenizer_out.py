@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxdpo.errors import UserError
-from jaxdpo.hub.gguf.pieces import piece_scores
+from jaxdpo.hub.gguf.pieces import piece_scores, sentencepiece_merges
 from jaxdpo.hub.gguf.splitting import STEPS, rule_of
 from jaxdpo.hub.gguf.tokenizer_in import CONTROL, SPECIAL_KEYS, UNKNOWN, USER_DEFINED
 
@@ -117,9 +117,20 @@ def _sentencepiece(
         elif token == unknown:
             types[id] = UNKNOWN
     merges = [m.split(" ", 1) if isinstance(m, str) else m for m in described["model"]["merges"]]
+    scores = piece_scores(tokens, merges)
+    own = {token for token, kind in zip(tokens, types, strict=True) if kind == _NORMAL}
+    ids = {token: id for id, token in enumerate(tokens)}
+    # SentencePiece knows pieces and no merges: it joins any two whose joined piece there is.
+    listed = {tuple(merge) for merge in merges}
+    missing = [m for m in sentencepiece_merges(ids, scores, own) if tuple(m) not in listed]
+    if missing:
+        raise UserError(
+            f"format=gguf: the tokenizer does not join {missing[0][0]!r} and {missing[0][1]!r}, "
+            f"which llama.cpp would, as it does {len(missing)} pairs; its ids would be others"
+        )
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.scores": piece_scores(tokens, merges),
+        "tokenizer.ggml.scores": scores,
         "tokenizer.ggml.add_space_prefix": kinds[0] == "Prepend",
     }

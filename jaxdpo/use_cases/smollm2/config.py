@@ -24,6 +24,11 @@ class Smollm2Config(BaseModel):
     )
     prompts: int = Field(default=80, ge=10, description="prompts whose answers become pairs")
     samples: int = Field(default=6, ge=2, description="answers to each of them")
+    # Failed answers score 0.6 at most: two make a pair if they differ by two checks of six, or if
+    # one of them passes.
+    margin: float = Field(
+        default=0.15, gt=0, description="difference of scores by which two answers are a pair"
+    )
     tests: int = Field(default=40, ge=10, description="prompts about topics of TEST")
     rates: tuple[float, ...] = Field(
         default=(),

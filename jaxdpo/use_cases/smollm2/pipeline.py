@@ -31,9 +31,6 @@ _BEST_OF = 4
 BEST = f"best of {_BEST_OF}"
 # At 1 the answers of so small a model are hardly ever right; the pairs need some that are.
 _PAIRING = {"temperature": 0.8, "top_p": 0.95}
-# Failed answers score 0.6 at most: pairs are made of any that differ by two checks or more, or of
-# which one passes.
-_MARGIN = 0.15
 # Completions decoded at a time.
 _TOGETHER = 80
 
@@ -138,7 +135,7 @@ def preference_pairs(seed: Seed) -> Path:
         "criteria": seed.task.criterion,
         "samples": seed.config.samples,
         "sampling": seed.sampling(**_PAIRING),
-        "margin": _MARGIN,
+        "margin": seed.config.margin,
         "folder": str(folder),
     }
     made = make_pairs(PairingConfig.model_validate(settings))

@@ -67,13 +67,11 @@ def logits(folder: Path, **given: Any) -> np.ndarray:
 def test_written_and_read_again_it_is_the_same_model(name, tmp_path):
     folder = torch_model(name, tmp_path / "model")
     file = tmp_path / "model.gguf"
-    # A column has 64 or 96 numbers, so that Q8_0's blocks of 32 fill every row.
-    for dtype in ("float32", "float16", "bfloat16", "q8_0"):
-        settings = dict(format="gguf", dtype=dtype, check=True, overwrite=True)
+    # A row has 64 or 96 numbers, so that Q8_0's blocks of 32 fill it.
+    for dtype in ("float16", "bfloat16", "q8_0", "float32") if name == "llama" else ("float32",):
+        settings: Any = dict(format="gguf", dtype=dtype, check=True, overwrite=True)
         convert(ConvertConfig(source=str(folder), target=str(file), **settings))
-        if dtype != "float32":
-            continue
-        convert(ConvertConfig(source=str(file), target=str(tmp_path / "again"), check=True))
+    convert(ConvertConfig(source=str(file), target=str(tmp_path / "again"), check=True))
     np.testing.assert_array_equal(logits(folder), logits(tmp_path / "again"))
     before, after = load_policy(str(folder)), load_policy(str(tmp_path / "again"))
     assert before.config == after.config

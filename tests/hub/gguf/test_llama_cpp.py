@@ -20,8 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from jaxdpo.runs.convert import ConvertConfig, convert
 from tests.folders import CHATML
-from tests.hub.gguf.test_tokenizers import SPLITTERS, TEXTS, byte_level
-from tests.make_tokenizers import make_tokenizer
+from tests.hub.gguf.test_tokenizers import SPLITTERS, TEXTS, byte_level, sentencepiece
 
 FOLDER = os.environ.get("JAXDPO_NODE_LLAMA_CPP")
 NODE = shutil.which("node")
@@ -86,9 +85,7 @@ LLAMA3 = {
 )
 def test_ids_and_greedy_continuation(dtype, rule, changes, tmp_path):
     tokenizer: Any = (
-        make_tokenizer("llama2", "chatml")
-        if rule == "sentencepiece"
-        else byte_level(SPLITTERS[rule])
+        sentencepiece("chatml") if rule == "sentencepiece" else byte_level(SPLITTERS[rule])
     )
     tokenizer.chat_template = CHATML
     write_model(tmp_path / "model", tokenizer, **changes)

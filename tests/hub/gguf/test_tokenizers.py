@@ -53,6 +53,28 @@ def byte_level(splitter: Any) -> PreTrainedTokenizerFast:
     )
 
 
+def sentencepiece(template: str) -> PreTrainedTokenizerFast:
+    """A BPE of pieces with every merge that leads to a piece, as Llama 2's converted one has."""
+    trained = make_tokenizer("llama2", template)
+    state = json.loads(trained.backend_tokenizer.to_str())
+    # The trainer lists one merge for each piece, in the pieces' order.
+    pieces = dict.fromkeys("".join(merge) for merge in state["model"]["merges"])
+    known = {piece for piece in state["model"]["vocab"] if piece in pieces or len(piece) == 1}
+    state["model"]["merges"] = [
+        [piece[:at], piece[at:]]
+        for piece in pieces
+        for at in range(1, len(piece))
+        if piece[:at] in known and piece[at:] in known
+    ]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        bos_token=trained.bos_token,
+        eos_token=trained.eos_token,
+        unk_token="<unk>",
+        chat_template=trained.chat_template,
+    )
+
+
 def through_gguf(tokenizer: PreTrainedTokenizerFast, folder) -> Any:
     """The tokenizer that is read from a GGUF file in which this one was written."""
     config = LlamaConfig(
@@ -80,7 +102,7 @@ def test_bytes(rule, tmp_path):
 
 
 def test_sentencepiece(tmp_path):
-    before = make_tokenizer("llama2", "mistral")
+    before = sentencepiece("mistral")
     after = through_gguf(before, tmp_path)
     for text in TEXTS:
         ids = before(text).input_ids
@@ -98,3 +120,6 @@ def test_one_that_llama_cpp_does_not_have(tmp_path):
     with pytest.raises(UserError, match=re.escape("no name for how this tokenizer splits text")):
         # It normalizes: NFC is not GPT-2's.
         through_gguf(make_tokenizer("bytes"), tmp_path)
+    # A piece that SentencePiece makes of any two halves, and this BPE of two alone.
+    with pytest.raises(UserError, match=r"does not join '.+' and '.+', which llama.cpp would"):
+        through_gguf(make_tokenizer("llama2", "mistral"), tmp_path)
