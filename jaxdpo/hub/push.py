@@ -6,7 +6,8 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,
+    # The base class of its HTTP client, which is another one from release to release.
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
