@@ -63,6 +63,7 @@ def test_resolved_configuration_reads_back(tmp_path):
         (["loss.beta=-1"], r"loss.beta: Input should be greater than 0; it is -1"),
         (["batch.size=two"], r"batch.size: Input should be a valid integer.*'two'"),
         (["optimizer.schedule=step"], r"optimizer.schedule: Input should be 'cosine', 'linear'"),
+        (["optimizer.loraplus_lr_ratio=4"], r"is the ratio of two rates of an adapter.*lora.rank"),
         (["loss.beta"], r"an override has the form section.field=value"),
         (["loss.beta=[1"], r"the value is not valid YAML"),
         (["loss=3"], r"loss: .*3"),

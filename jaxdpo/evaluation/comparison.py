@@ -8,6 +8,7 @@ from typing import Any
 from jaxdpo.evaluation import statistics
 from jaxdpo.evaluation.agreement import UNDEFINED, share
 from jaxdpo.evaluation.report.html import notebook_html
+from jaxdpo.evaluation.report.verdict import verdict
 from jaxdpo.evaluation.results import ALL, HeadToHead, Rate, Results, Row, Versus, judgement_of
 
 
@@ -16,6 +17,10 @@ class Comparison(Results):
 
     def _repr_html_(self) -> str:
         return notebook_html(self)
+
+    def __repr__(self) -> str:
+        # All prompts, answers and judgements would be pages.
+        return f"Comparison({', '.join(self.models)}: {verdict(self)})"
 
 
 def compare_rows(

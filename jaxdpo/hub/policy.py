@@ -71,6 +71,10 @@ class Policy:
     file_dtype: str | None = None
     revision: str | None = None
 
+    def __repr__(self) -> str:
+        # The parameters alone would be pages.
+        return f"Policy({self.describe()})"
+
     def describe(self) -> str:
         """Returns a line such as `models/tiny: llama, 1.2M parameters, float32`."""
         leaves = jax.tree.leaves(self.params, is_leaf=is_quantized)

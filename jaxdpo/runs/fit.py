@@ -215,7 +215,10 @@ def finished(
       mesh: The mesh that the aligned model is loaded onto.
       reporter: Says so.
     """
-    reporter.say(f"{folder.name}: this run is finished; set training.folder for a new one")
+    reporter.say(
+        f"{folder.name}: this run is finished; raise training.epochs to go on, or set "
+        "training.folder for a new one"
+    )
     aligned = load_policy(
         str(folder.path / "model"), config.model.param_dtype, mesh, context=config.data.max_length
     )

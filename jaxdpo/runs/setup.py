@@ -23,6 +23,7 @@ from jaxdpo.model.digest import weights_digest
 from jaxdpo.model.lora import LoraConfig
 from jaxdpo.runs.base import keep_base
 from jaxdpo.runs.columns import metadata_digest, read_columns
+from jaxdpo.runs.description import model_digests
 from jaxdpo.runs.execution import Resolved, resolve
 from jaxdpo.runs.folder import DATA_FILE, START_WEIGHTS, RunFolder, shown_digest
 from jaxdpo.runs.objective import objective_of, optimizer_of
@@ -99,7 +100,9 @@ def set_up(
     # By content and not by path: what lies at a path may have changed since the run was begun.
     inputs = {
         START_WEIGHTS: digest,
+        **model_digests(policy),
         "weights (reference.path)": reference.digest,
+        "config.json (reference.path)": json_digest(dict(reference.model.hf_config)),
         "TRAIN pairs (data.path)": train.fingerprint,
         "TEST pairs (data.path)": test.fingerprint,
         "weights and margins (metadata)": metadata_digest([columns["TRAIN"], columns["TEST"]]),
@@ -113,7 +116,6 @@ def set_up(
     plan, compute = resolved.plan, resolved.compute
     reporter.say(f"plan    {resolved.describe()}")
     _warn(plan, columns["TRAIN"].weights, config, reporter)
-    planned_train, planned_test = _with_reference(config, splits, columns, resolved, reference)
     return Setup(
         config,
         mesh,
@@ -122,9 +124,7 @@ def set_up(
         objective_of(config, policy.config, compute),
         optimizer_of(config, plan.num_steps),
         plan,
-        planned_train,
-        planned_test,
-        planned_test or replace(planned_train, shape=resolved.scoring),
+        *_with_reference(config, splits, columns, resolved, reference),
         make_score_step(policy.config, compute, mesh, loss.ld_alpha, loss.use_weighting),
     )
 
@@ -169,8 +169,8 @@ def _with_reference(
     columns: Mapping[Split, PairColumns],
     resolved: Resolved,
     reference: Reference,
-) -> tuple[PlannedPairs, PlannedPairs | None]:
-    """Plans the pairs of TRAIN and, if there are any, of TEST, with their reference log-probs."""
+) -> tuple[PlannedPairs, PlannedPairs | None, PlannedPairs]:
+    """Plans the pairs of TRAIN, of TEST if there are any, and those that an export is tried on."""
     train, test, packer = splits["TRAIN"], splits["TEST"], resolved.plan.packer
     planned_train = PlannedPairs(train, packer, resolved.shape, columns["TRAIN"])
     planned_test = None
@@ -185,7 +185,12 @@ def _with_reference(
         scoring = replace(planned_train, shape=resolved.scoring)
         scored = reference.scored(scoring, train, resolved.compute)
         planned_train = replace(scored, shape=resolved.shape)
-    return planned_train, planned_test
+    # Without TEST pairs an export is tried on TRAIN pairs, in the shape in which pairs are scored.
+    return (
+        planned_train,
+        planned_test,
+        planned_test or replace(planned_train, shape=resolved.scoring),
+    )
 
 
 def load_start(config: RunConfig, given_policy: Policy | None, mesh: Mesh) -> Policy:

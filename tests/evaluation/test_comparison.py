@@ -163,6 +163,7 @@ def test_the_report_needs_nothing_else_and_runs_nothing_from_answers(comparison)
     data = json.loads(parsed.scripts[0])
     assert data["rows"][0]["answers"]["sft"] == f"sft {NASTY}"
     assert comparison._repr_html_().startswith("<svg")
+    assert repr(comparison).startswith("Comparison(sft, dpo: dpo wins by short: dpo passes on 73%")
 
 
 _PAGE = """

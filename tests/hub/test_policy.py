@@ -140,3 +140,14 @@ def test_every_token_that_ends_an_answer_is_exported(folder, tmp_path):
     written = json.loads((tmp_path / "out/generation_config.json").read_text())
     # 0 by the generation config, 2 (<|im_end|>) by the chat template and config.json.
     assert (set(written["eos_token_id"]), written["top_k"]) == ({0, 2}, 5)
+
+
+def test_a_tokenizer_that_cannot_encode_is_named(tmp_path):
+    """A class that builds the tokenizer anew, without the unknown token that it then needs."""
+    folder = write_model(tmp_path / "model")
+    path = folder / "tokenizer_config.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "tokenizer_class": "GemmaTokenizerFast"})
+    )
+    with pytest.raises(UserError, match=r"cannot encode a plain sentence .* tokenizer_class"):
+        load_policy(str(folder))

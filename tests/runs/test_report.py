@@ -54,9 +54,12 @@ def run(tmp_path_factory) -> Path:
     arguments += ["training.completions=2", "training.evaluate_every=1"]
     arguments += ["training.watch.max_new_tokens=4", "training.watch.prompts=2"]
     config = load_config(None, arguments)
+    # A notebook that ends in `fit(…)` shows a line, and not every metric and answer.
     given = []
     result = fit(config, on_metrics=lambda *record: given.append(record))
     assert [{"step": s, "split": name, **metrics} for s, name, metrics in given] == result.history
+    assert repr(result).count("\n") == 0 and len(repr(result)) < 300 and "3 steps" in repr(result)
+    assert len(repr(result.policy)) < 300
     return folder / "run"
 
 
@@ -67,8 +70,8 @@ def test_every_number_of_the_metrics_is_the_files(run):
     assert table is not None
     html = (run / "report.html").read_text()
     names = {name for name in summary["after"] if not name.endswith(("_low", "_high"))}
-    assert {str(name) for _, name, _, _ in table.rows} == names - {"step", "split"}
-    for _, name, before, after in table.rows:
+    assert {str(name) for *_, name in table.rows} == names - {"step", "split"}
+    for _, before, after, name in table.rows:
         for cell, record in ((before, summary["before"]), (after, summary["after"])):
             ends = [record[name + end] for end in ("_low", "_high") if name + end in record]
             values = [float(value) for value in re.findall(r'value="([^"]*)"', cell)]

@@ -87,6 +87,7 @@ def _best(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
     if len(digests) > 1:
         # Figures on other pairs are no comparison.
         return "The runs have different TEST pairs, so none is called the best."
+    # Losses of different kinds have no common scale; shares of pairs do.
     records: list[dict[str, Any]] = [record for record in compared if record is not None]
     metric = _COMPARED[0] if all(_COMPARED[0] in record for record in records) else "loss"
     sign = -1 if metric == "loss" else 1
@@ -96,6 +97,7 @@ def _best(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
     end = records[best].get(f"{metric}_{'high' if sign < 0 else 'low'}")
     if end is None:
         return f"{said}."
+    # By the best one's interval alone: cautious, as the others have intervals too.
     near = [names[i] for i in order[1:] if sign * records[i][metric] >= sign * end]
     if near:
         return f"{said}. Within its 95% interval, and perhaps as good: {', '.join(near)}."

@@ -28,6 +28,7 @@ class Panel:
     metrics: dict[str, str]
 
 
+# In the order in which they are read: whether it learns, then by which means, then at what price.
 _PANELS = (
     Panel("Loss", "nats a pair", {"loss": ""}),
     Panel("Reward margin", "nats × β", {"rewards/margins": ""}),
@@ -79,6 +80,7 @@ def draw_curves(run: RunFiles) -> list[Markup]:
 
 
 def _pass_rates(test: Records) -> list[Panel]:
+    # Criteria are named by whoever runs it, so their metrics are known from the records alone.
     names = {name for record in test for name in record if name.startswith(PASS_RATE)}
     rates = sorted(name for name in names if not name.endswith(("_low", "_high")))
     return [
@@ -99,6 +101,7 @@ def _curves(panel: Panel, train: Records, test: Records) -> list[Curve]:
             if calm != raw:
                 found.append(Curve("", raw, colour=number, kind="faint"))
             found.append(Curve(name or "TRAIN", calm, colour=number, said=f"{name} TRAIN".strip()))
+        # An evaluation is few points with known intervals: dots, which nothing smooths.
         if held_out := points(test, metric):
             # Where each metric has a colour, TEST differs by its dots, and the legend names one.
             colour = 1 if alone else number

@@ -54,6 +54,7 @@ class Facts:
             "sessions": [*earlier, self._session],
         }
         self._notes: list[str] = kept.get("notes", [])
+        # Warnings of the set-up are said before there are metrics that they could be told from.
         for line in reporter.said:
             if line.startswith("warning"):
                 self.note(line)
@@ -91,6 +92,7 @@ def _versions() -> dict[str, str]:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
+            # Some come with extras; what is not there made no difference.
             continue
     return found
 

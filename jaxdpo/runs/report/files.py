@@ -51,6 +51,7 @@ class RunFiles:
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run, as far as its files know them."""
+        # A run of an earlier version has no run.json, and before its end no summary.
         last = max((record["step"] for record in self.records), default=0)
         return self.facts.get("num_steps") or (self.summary or {}).get("steps") or last
 

@@ -20,6 +20,7 @@ def write_report(folder: Path) -> Path:
     Raises:
       UserError: If the folder holds no run, or a file that cannot be read.
     """
+    # Rendered before the file is opened: a page that fails leaves the one before it.
     path = report_path(folder)
     text = run_page(read_run(folder))
     with replacing(path) as file:
@@ -29,6 +30,7 @@ def write_report(folder: Path) -> Path:
 
 def run_page(run: RunFiles) -> str:
     """Returns the page of a run, finished or under way."""
+    # First those that the metrics show, then what was said beside them.
     said = [*run.warnings(), *run.facts.get("notes", ())]
     return render(
         "run.html.jinja",

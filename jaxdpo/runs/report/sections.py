@@ -37,7 +37,7 @@ def metrics_table(run: RunFiles) -> Table | None:
     # All of them: a page that picked its metrics could pick the good ones.
     names += [n for n in last if n not in (*names, "step", "split") and not n.endswith(_ENDS)]
     rows = [
-        (_IN_WORDS.get(name, name), name, _measured(first, name), _measured(last, name))
+        (_IN_WORDS.get(name, name), _measured(first, name), _measured(last, name), name)
         for name in names
     ]
     caption = (
@@ -45,7 +45,7 @@ def metrics_table(run: RunFiles) -> Table | None:
         "the same source would give a figure in this range."
     )
     steps = [f"after step {record['step']}" for record in (first, last)]
-    return Table(caption, ("figure", "name in metrics.jsonl", *steps), rows)
+    return Table(caption, ("figure", *steps, "name in metrics.jsonl"), rows)
 
 
 def _measured(record: dict[str, Any], name: str) -> Markup:
@@ -114,21 +114,21 @@ def pairs_table(run: RunFiles) -> Table | None:
     rows = [
         (
             *(number(pair[name]) for name in names),
-            pair["source"],
             *(text_block(pair[part], _MOST_TEXT) for part in ("prompt", "chosen", "rejected")),
+            pair["source"],
         )
         for pair in pairs
     ]
     said = f"After step {kept['step']}. "
     if kept["wrong"] is not None:
         said += (
-            f"{kept['wrong']:,} of {kept['total']:,} pairs have a margin below 0: the model "
-            "prefers the rejected answer. "
+            f"For {kept['wrong']:,} of {kept['total']:,} pairs the model prefers the rejected "
+            "answer: their margin is below 0. "
         )
     # Said, since nobody could tell a page of all pairs from one of some.
     if len(pairs) < kept["total"]:
         said += f"{len(pairs)} of {kept['total']:,} pairs are shown: the lowest and the highest. "
-    header = (*(name.replace("_", " ") for name in names), "where", "prompt", "chosen", "rejected")
+    header = (*(name.replace("_", " ") for name in names), "prompt", "chosen", "rejected", "where")
     return Table(said + "Press a column's name to sort.", header, rows, sortable=True, tall=True)
 
 

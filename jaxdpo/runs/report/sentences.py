@@ -28,6 +28,7 @@ def asked(run: RunFiles) -> str:
 
 def short(path: str) -> str:
     """Returns the end of a path of this machine; names on the Hub and short paths as they are."""
+    # Two parts tell models apart (dpo/model), and a whole path fills the sentence.
     parts = Path(path).parts
     return "/".join(parts[-2:]) if Path(path).is_absolute() else path
 
@@ -42,6 +43,7 @@ def _loss(config: RunConfig) -> str:
     loss = config.loss
     if loss.supervised:
         return "supervised fine-tuning"
+    # A mixture names all its losses; newcomers know the plain one as DPO.
     names = " + ".join(loss.type)
     return f"{'DPO (sigmoid)' if loss.type == ('sigmoid',) else names} with β = {loss.beta:g}"
 
@@ -73,6 +75,7 @@ def verdict(run: RunFiles) -> str:
         return f"{_so_far(run, _last_step(run))}: {_train_alone(run)}."
     first, last = compared
     begin = f"{_so_far(run, last['step'])}: "
+    # The first evaluation of a run, or a run whose best step is the model before training.
     if first["step"] == last["step"]:
         # One evaluation is no comparison.
         return begin + f"TEST loss is {figure(last['loss'])}; nothing is compared yet."

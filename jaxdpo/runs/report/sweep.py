@@ -14,6 +14,7 @@ def sweep_table(rows: list[dict[str, Any]]) -> Table:
     Args:
       rows: The content of sweep.json.
     """
+    # A setting without TEST figures, whose run failed or has no TEST pairs, can't be compared.
     tested = [row for row in rows if row.get("after")]
     shown = [name for name in _SHOWN if all(name in row["after"] for row in tested)]
     cells = [
@@ -53,6 +54,7 @@ def recommended(rows: list[dict[str, Any]]) -> str:
     said = f"Recommended: {_name(best)}, with {metric} {value} on TEST."
     if not ranked or low is None:
         return said
+    # A difference within the interval is one that other TEST pairs could turn round.
     others = [row for row in tested if row is not best and row["after"][metric] >= low]
     if not others:
         return f"{said} Its 95% interval holds no other setting."

@@ -60,6 +60,7 @@ def _measured(setup: Setup, policy: CompletionScores) -> tuple[np.ndarray | None
     assert setup.test is not None
     columns = setup.test.columns
     if loss.supervised:
+        # A mean, since sums would name the longest answers.
         tokens = np.maximum(np.asarray(policy.tokens)[:, 0], 1)
         return None, np.asarray(policy.plain_logps)[:, 0] / tokens, "logps_per_token"
     scores: CompletionScores = jax.tree.map(jnp.asarray, policy)
