@@ -261,17 +261,7 @@ def open_policy(
     """
     folder = find_folder(path)
     check_files(folder)
-    if not (folder / ADAPTER_CONFIG).exists():
-        if base is not None:
-            raise UserError(
-                f"model.base={base}: {path} is no adapter folder, so it has no base model; leave "
-                "model.base out"
-            )
-        # The folder of an installed model's name, so that an adapter can name a place as its base.
-        named = BaseName(str(folder) if path.startswith("@") else path, None)
-        model_folder = folder
-    else:
-        named, model_folder = base_folder(path, folder, base)
+    named, model_folder = _named_model(path, folder, base)
     opened = open_model(model_folder, context)
     file_dtype = usual_dtype(opened.tensors.values())
     _check_positions(named.name, opened.config, context)
@@ -302,6 +292,19 @@ def open_policy(
         revision=named.revision,
     )
     return policy if adapter is None else _with_adapter(policy, adapter)
+
+
+def _named_model(path: str, folder: Path, base: str | None) -> tuple[BaseName, Path]:
+    """Returns the name and the folder of the model: of an adapter folder, those of its base."""
+    if (folder / ADAPTER_CONFIG).exists():
+        return base_folder(path, folder, base)
+    if base is not None:
+        raise UserError(
+            f"model.base={base}: {path} is no adapter folder, so it has no base model; leave "
+            "model.base out"
+        )
+    # The folder of an installed model's name, so that an adapter can name a place as its base.
+    return BaseName(str(folder) if path.startswith("@") else path, None), folder
 
 
 def _check_positions(source: str, config: ModelConfig, context: int | None) -> None:

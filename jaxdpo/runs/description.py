@@ -1,5 +1,6 @@
 """The description that makes a checkpoint open by itself."""
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from typing import Any
 
 from jaxdpo.config import RunConfig
 from jaxdpo.hub.policy import Policy
+from jaxdpo.storage.files import json_digest
 from jaxdpo.training.checkpoint import Description
 
 
@@ -27,6 +29,26 @@ def describe_run(config: RunConfig, policy: Policy, start: str | None = None) ->
     # An export from the checkpoint alone has the dtype that the run's has.
     run["export"]["dtype"] = config.export.dtype or policy.file_dtype
     return Description(run, dict(policy.hf_config), _model_files(policy), start)
+
+
+def model_digests(policy: Policy) -> dict[str, str]:
+    """Returns digests of all in a model folder that changes arithmetic or tokens, but its weights.
+
+    Whatever a later version of the tokenizer's files holds is among them, since they are taken as
+    they would be written.
+
+    Args:
+      policy: The model that a run starts from.
+    """
+    found = {"config.json (model.path)": json_digest(dict(policy.hf_config))}
+    tokenizer = hashlib.sha256()
+    for name, content in sorted(_model_files(policy).items()):
+        if name == "generation_config.json":
+            found["generation_config.json (model.path)"] = hashlib.sha256(content).hexdigest()
+        elif name != "config.json":
+            tokenizer.update(name.encode() + b"\0" + content)
+    found["tokenizer and chat template (model.path)"] = tokenizer.hexdigest()
+    return found
 
 
 def _model_files(policy: Policy) -> dict[str, bytes]:

@@ -146,10 +146,12 @@ class RunFolder:
         if before is None:
             self.write_json(INPUTS_FILE, inputs)
             return
+        # A run that a version before began may not have recorded them all.
+        known = [name for name in inputs if name in before]
         check_unchanged(
             f"{self.path} holds a run that was started from other inputs",
-            {name: shown_digest(str(before.get(name))) for name in inputs},
-            {name: shown_digest(digest) for name, digest in inputs.items()},
+            {name: shown_digest(str(before[name])) for name in known},
+            {name: shown_digest(inputs[name]) for name in known},
             "set training.folder to a new folder",
         )
 

@@ -23,6 +23,7 @@ from jaxdpo.model.digest import weights_digest
 from jaxdpo.model.lora import LoraConfig
 from jaxdpo.runs.base import keep_base
 from jaxdpo.runs.columns import metadata_digest, read_columns
+from jaxdpo.runs.description import model_digests
 from jaxdpo.runs.execution import Resolved, resolve
 from jaxdpo.runs.folder import DATA_FILE, START_WEIGHTS, RunFolder, shown_digest
 from jaxdpo.runs.objective import objective_of, optimizer_of
@@ -99,7 +100,9 @@ def set_up(
     # By content and not by path: what lies at a path may have changed since the run was begun.
     inputs = {
         START_WEIGHTS: digest,
+        **model_digests(policy),
         "weights (reference.path)": reference.digest,
+        "config.json (reference.path)": json_digest(dict(reference.model.hf_config)),
         "TRAIN pairs (data.path)": train.fingerprint,
         "TEST pairs (data.path)": test.fingerprint,
         "weights and margins (metadata)": metadata_digest([columns["TRAIN"], columns["TEST"]]),

@@ -21,7 +21,7 @@ from jaxdpo.serving.scheduler import Scheduler
 from jaxdpo.storage.files import cache_folder
 
 # Length of a new pool's ring; it grows with what is asked for.
-_FIRST_SLOTS = 256
+_FIRST_SLOTS = 128
 _unstacked = jax.jit(unstacked_tree, static_argnums=1)
 
 

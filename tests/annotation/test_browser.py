@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from jaxdpo.feedback.collecting import collect
 from jaxdpo.feedback.human_judgements import write_alignment
 from jaxdpo.feedback.store import FeedbackStore
 
-KILLS = int(os.environ.get("JAXDPO_TEST_KILLS", "5"))
+KILLS = int(os.environ.get("JAXDPO_TEST_KILLS", "3"))
 
 
 def told(studio):
@@ -382,15 +383,13 @@ def test_a_blind_match_grows(studio, visit, rows):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pages_fit_and_are_accessible(studio, visit, rows, tmp_path, scheme):
+def test_pages_fit_and_are_accessible(studio, visit, rows, scheme):
     axe = pytest.importorskip("axe_playwright_python", reason="needs axe-playwright-python")
-    source = (
-        next(iter(axe.__path__)) and __import__("pathlib").Path(axe.__path__[0]) / "axe.min.js"
-    ).read_text()
+    source = (Path(axe.__path__[0]) / "axe.min.js").read_text(encoding="utf-8")
     here = studio(
         data=rows["data"], criteria=[{"name": "word_limit", "limit": 3, "label": "short"}]
     )
-    shots = os.environ.get("JAXDPO_TEST_SCREENSHOTS", str(tmp_path))
+    shots = os.environ.get("JAXDPO_TEST_SCREENSHOTS")
     page = visit(here, "/chat", "ann", color_scheme=scheme, viewport={"width": 1280, "height": 900})
     ask(page, "When does it open? " + "Supercalifragilistic" * 12)
     leave_fields(page)
@@ -411,7 +410,8 @@ def test_pages_fit_and_are_accessible(studio, visit, rows, tmp_path, scheme):
             wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
             assert wide <= 0, f"{path} is {wide} pixels too wide at {width}"
             name = path.split("?")[0].strip("/")
-            page.screenshot(path=f"{shots}/{name}-{width}-{scheme}.png", full_page=True)
+            if shots:
+                page.screenshot(path=f"{shots}/{name}-{width}-{scheme}.png", full_page=True)
         found = page.evaluate(source + "\naxe.run(document)")["violations"]
         serious = [(each["id"], each["nodes"][0]["html"][:120]) for each in found
                    if each["impact"] in ("serious", "critical")]  # fmt: skip

@@ -208,7 +208,7 @@ def test_a_round_trains_on_what_people_said_in_a_studio(inputs, tmp_path, capsys
         "batch: {size: 2}, training: {completions: 0}}",
     ]  # fmt: skip
     iterate_command(command)
-    assert "feedback: 4 pairs, 4 TRAIN and 0 TEST (user_choice: 4)" in capsys.readouterr().out
+    assert "feedback: 4 pairs, 4 TRAIN and 0 TEST (user_choice 4)" in capsys.readouterr().out
     used = read_pairs(str(folder / "round_1" / "pairs.jsonl"), DataConfig(path="x")).pairs
     assert [(p.chosen[0]["content"], p.rejected[0]["content"]) for p in used] == [
         ("the cat", "sees")

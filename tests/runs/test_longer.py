@@ -1,6 +1,7 @@
 """A finished run goes on for more epochs, as if it had been begun with them if rates allow."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -55,6 +56,30 @@ def finished(inputs):
         return inputs / name
 
     return copied
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "said"),
+    [
+        ("config.json", "rms_norm_eps", 0.1, "config.json (model.path)"),
+        ("generation_config.json", "eos_token_id", [0, 1], "generation_config.json (model.path)"),
+        ("tokenizer_config.json", "model_max_length", 77, "tokenizer and chat template"),
+    ],
+)
+def test_a_model_folder_that_was_edited_is_refused(inputs, finished, file, key, value, said):
+    """Weights and pairs are the same, but another arithmetic or other tokens would be trained."""
+    finished(f"edited {file}")
+    edited = inputs / "model" / file
+    before = edited.read_text() if edited.exists() else None
+    edited.write_text(json.dumps({**json.loads(before or "{}"), key: value}))
+    try:
+        with pytest.raises(UserError, match=re.escape(said)):
+            train(inputs, f"edited {file}", CONSTANT, ANSWERED, "training.epochs=2")
+    finally:
+        if before is None:
+            edited.unlink()
+        else:
+            edited.write_text(before)
 
 
 def test_more_epochs_end_as_if_they_had_been_asked_for_at_first(inputs, whole, finished, capsys):

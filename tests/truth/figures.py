@@ -81,8 +81,11 @@ def draw_hump(found: dict[str, Any], axes: Any) -> None:
     trained = np.array(found["table"])
     axes.plot(trained[:, 0], trained[:, 1], "o", color=BLUE, label="true score, DPO trained")
     for beta, (distance, true, _) in zip(found["betas"], found["table"], strict=True):
-        axes.annotate(f"{beta:g}", (distance, true), (4, 5), textcoords="offset points", fontsize=7)
-    axes.set_ylim(-25, curve[:, 2].max() + shift + 3)
+        offset = (4, 5)
+        axes.annotate(f"{beta:g}", (distance, true), offset, textcoords="offset points",
+                      fontsize=7, annotation_clip=True)  # fmt: skip
+    # The smallest β lie far below: what is shown is the hump.
+    axes.set_ylim(-6, curve[:, 2].max() + shift + 1)
     axes.set_xlabel("√KL(π ‖ ref), √nats; numbers are β")
     axes.set_ylabel("score")
 
