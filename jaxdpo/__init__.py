@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from jaxdpo.runs.convert import ConvertConfig, convert
     from jaxdpo.runs.fit import RunResult, fit
     from jaxdpo.runs.inspection import inspect
+    from jaxdpo.runs.push import PushConfig
+    from jaxdpo.runs.push import push_model as push
+    from jaxdpo.runs.report.command import ReportConfig, report
     from jaxdpo.runs.score_config import ScoreConfig
     from jaxdpo.runs.score_pairs import score
     from jaxdpo.runs.sweep import sweep
@@ -50,6 +53,8 @@ _HOMES = {
     "InspectConfig": "jaxdpo.inspection.config",
     "PairingConfig": "jaxdpo.rounds.make_pairs",
     "PlanConfig": "jaxdpo.planning.plan_run",
+    "PushConfig": "jaxdpo.runs.push",
+    "ReportConfig": "jaxdpo.runs.report.command",
     "Policy": "jaxdpo.hub.policy",
     "RoundsConfig": "jaxdpo.rounds.iterate",
     "RunConfig": "jaxdpo.config",
@@ -73,7 +78,9 @@ _HOMES = {
     "make_pairs": "jaxdpo.rounds.make_pairs",
     "plan": "jaxdpo.planning.plan_run:plan_run",
     "prefer": "jaxdpo.rounds.make_pairs:make_pairs",
+    "push": "jaxdpo.runs.push:push_model",
     "read_pairs": "jaxdpo.data.reading.reader",
+    "report": "jaxdpo.runs.report.command",
     "sample": "jaxdpo.rounds.sample",
     "score": "jaxdpo.runs.score_pairs",
     "studio": "jaxdpo.annotation.run",
@@ -88,6 +95,8 @@ __all__ = [
     "PairingConfig",
     "PlanConfig",
     "Policy",
+    "PushConfig",
+    "ReportConfig",
     "RoundsConfig",
     "RunConfig",
     "RunResult",
@@ -110,7 +119,9 @@ __all__ = [
     "make_pairs",
     "plan",
     "prefer",
+    "push",
     "read_pairs",
+    "report",
     "sample",
     "score",
     "studio",

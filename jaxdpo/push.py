@@ -2,6 +2,7 @@
 
 import sys
 
+from jaxdpo.cli.callable_module import make_callable
 from jaxdpo.cli.command import Command, run_command
 
 COMMAND = Command(
@@ -24,6 +25,8 @@ def main(arguments: list[str]) -> None:
     given = COMMAND.read(arguments, PushConfig)
     push_model(load_settings(PushConfig, given.file, given.overrides))
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+from jaxdpo.cli.callable_module import make_callable
 from jaxdpo.cli.command import Command, run_command
 
 COMMAND = Command(
@@ -43,6 +44,8 @@ def _folders(words: list[str]) -> list[str]:
         before = word
     return found
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_command(main))
