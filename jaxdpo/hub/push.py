@@ -6,7 +6,8 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,
+    # The base class of its HTTP client, which is another one from release to release.
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
@@ -87,6 +88,9 @@ def push(folder: Path, repo: str, private: bool = True, message: str | None = No
         if status in (401, 403):
             raise UserError(f"{repo}: the Hub refuses this login ({status}); {_LOG_IN}") from None
         raise UserError(f"{repo}: the Hub answers {error}; {again}") from None
+    except RuntimeError as error:
+        # The library's own word for a large file whose upload failed, whatever the reason.
+        raise UserError(f"{repo}: {error} ({error.__cause__}); {again}") from None
     except (HTTPError, ConnectionError) as error:
         raise UserError(f"{repo}: the Hub cannot be reached ({error}); {again}") from None
     return str(commit.commit_url)

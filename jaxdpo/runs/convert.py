@@ -25,7 +25,7 @@ from jaxdpo.model.decoder import Params
 from jaxdpo.model.quantized import is_quantized
 from jaxdpo.runs.card import card_of_form
 from jaxdpo.runs.load import CARD, ORBAX, open_source
-from jaxdpo.storage.buckets import usable
+from jaxdpo.storage.buckets import fetch, is_bucket, usable
 from jaxdpo.storage.files import refuse_existing, shipped
 from jaxdpo.storage.lazy_array import matrices
 from jaxdpo.storage.orbax import write_arrays
@@ -89,7 +89,7 @@ def convert(config: ConvertConfig) -> None:
     written = policy.lora if config.lora == "adapter" else policy.params
     # The bar counts bytes read, since adapters are merged and dtypes changed on the way.
     size = sum(stored.nbytes for stored in jax.tree.leaves(written))
-    with reporter.transfer(f"writing {target}", size) as seen:
+    with reporter.transfer(f"writing {config.target}", size) as seen:
         shown = _watched(policy, seen)
         if config.format == "orbax":
             _write_orbax(shown, target, config.dtype)
@@ -98,7 +98,7 @@ def convert(config: ConvertConfig) -> None:
         else:
             shown.save(target, config.lora, config.dtype, int(config.shard_gb * 1e9))
     if config.check:
-        with reporter.transfer(f"checking {target}", size) as seen:
+        with reporter.transfer(f"checking {config.target}", size) as seen:
             count = _check(_watched(policy, seen), config, target)
         reporter.say(f"checked: {count} arrays read back equal")
 
@@ -180,6 +180,9 @@ def _write_orbax(policy: Policy, target: Path, dtype: str | None) -> None:
 
 def _check(policy: Policy, config: ConvertConfig, target: Path) -> int:
     """Compares every array with what was written; returns how many."""
+    if is_bucket(target):
+        # A fresh copy, and not what was sent.
+        target = fetch(target)
     expected: Any = policy.params
     if config.format == "orbax":
         found: Any = open_source(str(target)).params

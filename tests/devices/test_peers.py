@@ -17,8 +17,9 @@ from tests.devices.processes import (
     worker_command,
 )
 
-# Seconds within which all processes have to end, from the event on; part 1 and 2 of the promise.
-LIMIT = 15
+# Seconds within which all processes have to end, from the event on. The promise is 15, which
+# tests/devices/fates.py measures; these run beside others that take up the processors.
+LIMIT = 30
 
 
 def workers(folder, count, *, settings=None, **options):

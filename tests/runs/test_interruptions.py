@@ -292,7 +292,7 @@ def test_two_processes_stopped_and_killed_end_bit_for_bit_the_same(
     with two_processes(inputs, run, tmp_path) as started:
         wait_until(lambda: reached(records, 2), started)
         started[1].signal(signal.SIGTERM)
-        assert [each.status(15) for each in started] == [143, 143], started[0].output
+        assert [each.status(60) for each in started] == [143, 143], started[0].output
         for each in started:
             assert "SIGTERM to process 1: saved after step" in each.output
             assert_no_stack(each)
@@ -301,7 +301,7 @@ def test_two_processes_stopped_and_killed_end_bit_for_bit_the_same(
     with two_processes(inputs, run, tmp_path) as started:
         wait_until(lambda: reached(records, int(saved.parent.name[-8:]) + 6), started)
         started[0].signal(signal.SIGKILL, worker=True)
-        assert [each.status(15) for each in started] == [137, 75]
+        assert [each.status(60) for each in started] == [137, 75]
         assert "process 0 at 127.0.0.1" in started[1].output
         assert_no_stack(started[1])
     with two_processes(inputs, run, tmp_path) as started:

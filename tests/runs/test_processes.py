@@ -11,8 +11,11 @@ import pytest
 
 from jaxdpo.runs.load import load_source
 
-# Two more runs of a minute each: JAXDPO_TEST_PROCESSES=all python -m pytest tests/runs
+# Runs of a minute each in two processes: JAXDPO_TEST_PROCESSES=all python -m pytest tests/runs
 EVERYTHING = os.environ.get("JAXDPO_TEST_PROCESSES") == "all"
+pytestmark = pytest.mark.skipif(
+    not EVERYTHING, reason="set JAXDPO_TEST_PROCESSES=all: takes four minutes"
+)
 CRITERIA = "training.watch.criteria=[{name: word_limit, limit: from_prompt}]"
 
 
@@ -77,7 +80,6 @@ def test_a_run_made_to_collapse_ends_in_both_and_exports_a_step_as_good_as_the_b
     assert exported["read_back"]["largest_difference"] < 1e-4
 
 
-@pytest.mark.skipif(not EVERYTHING, reason="set JAXDPO_TEST_PROCESSES=all: takes two minutes")
 @pytest.mark.parametrize("kind", ["full", "nf4"])
 def test_a_healthy_run_never_ends_early(tmp_path, kind):
     """And what two processes merge, round and read back is what was trained."""

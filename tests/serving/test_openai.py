@@ -114,29 +114,25 @@ def test_models_with_the_same_weights_hold_them_once(server, ask):
 
 
 def test_logprobs_of_a_chat_are_torchs(ask, policy, reference):
-    reply = ask(temperature=1.0, seed=3, logprobs=True, top_logprobs=5, max_tokens=12)
-    [choice] = reply.choices
-    entries = choice.logprobs.content
+    fields = {"temperature": 1.0, "seed": 3, "logprobs": True, "top_logprobs": 5, "max_tokens": 12}
+    [choice] = ask(**fields).choices
+    streamed = []
+    for chunk in ask(**fields, stream=True):
+        for each in chunk.choices:
+            streamed += each.logprobs.content if each.logprobs else []
     prompt = policy.chat.encode(QUESTION, add_generation_prompt=True)
     [same] = offline(policy, max_new_tokens=12, temperature=1.0, seed=3)
     ids = [each for each in same.sampled.ids if each not in policy.chat.end_ids]
-    assert "".join(entry.token for entry in entries) == choice.message.content
     logps = torch_logps(reference, prompt + ids)[len(prompt) - 1 :]
-    for entry, token, expected in zip(entries, ids, logps, strict=False):
-        assert entry.logprob == pytest.approx(float(expected[token]), abs=1e-4)
-        best = expected.topk(5)
-        assert [top.logprob for top in entry.top_logprobs] == pytest.approx(
-            best.values.tolist(), abs=1e-4
-        )
-        assert bytes(entry.bytes).decode() == entry.token
-    assert len(entries) == len(ids)
-    streamed = []
-    for chunk in ask(
-        temperature=1.0, seed=3, logprobs=True, top_logprobs=5, max_tokens=12, stream=True
-    ):
-        for each in chunk.choices:
-            streamed += each.logprobs.content if each.logprobs else []
-    assert streamed == entries
+    for entries in (choice.logprobs.content, streamed):
+        assert "".join(entry.token for entry in entries) == choice.message.content
+        assert len(entries) == len(ids)
+        for entry, token, expected in zip(entries, ids, logps, strict=False):
+            assert entry.logprob == pytest.approx(float(expected[token]), abs=1e-4)
+            assert [top.logprob for top in entry.top_logprobs] == pytest.approx(
+                expected.topk(5).values.tolist(), abs=1e-4
+            )
+            assert bytes(entry.bytes).decode() == entry.token
 
 
 def test_echoed_logprobs_are_torchs(server, policy, reference):

@@ -4,15 +4,18 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from jaxdpo.cli.console import OnMetrics
 from jaxdpo.errors import UserError
 from jaxdpo.training.trackers.mlflow_run import MLflow
 from jaxdpo.training.trackers.tensorboard import TensorBoard
 from jaxdpo.training.trackers.tracker import TrackedRun, Tracker
 from jaxdpo.training.trackers.trackio_run import Trackio
 from jaxdpo.training.trackers.wandb_run import WandB
+
+if TYPE_CHECKING:
+    # For its type alone: an environment that holds nothing but trackers can read their modules.
+    from jaxdpo.cli.console import OnMetrics
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 # Name ↦ the package that it needs, which is an extra of the same name, and how it is opened.
@@ -46,7 +49,7 @@ class Function:
       on_metrics: Called with each record.
     """
 
-    def __init__(self, on_metrics: OnMetrics):
+    def __init__(self, on_metrics: "OnMetrics"):
         self.id, self._on_metrics = "", on_metrics
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
@@ -81,7 +84,7 @@ class Trackers:
         names: Sequence[TrackerName],
         run: TrackedRun,
         say: Callable[[str], None],
-        on_metrics: OnMetrics | None = None,
+        on_metrics: "OnMetrics | None" = None,
     ):
         self._say = say
         self._open: dict[str, Tracker] = {}
