@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def test_a_command_is_a_function_whether_or_not_its_module_is_imported(name):
     function = jaxdpo.public(name)
     (config, *others) = inspect.signature(function).parameters.values()
     assert all(other.default is not inspect.Parameter.empty for other in others)
-    module = importlib.import_module(f"jaxdpo.{name}")
+    module: Any = importlib.import_module(f"jaxdpo.{name}")
     assert getattr(jaxdpo, name) in (module, function)
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         module()

@@ -7,7 +7,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     # The base class of its HTTP client, which is another one from release to release.
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+    HTTPError,  # pyright: ignore
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )

@@ -1,4 +1,4 @@
-"""What people do on the page makes the pairs that it must, and none of it is lost."""
+"""Acts of people on the page: each makes the pairs that it must, and none is lost."""
 
 import json
 import os

@@ -42,7 +42,7 @@ def offline(policy, asked, rows: int) -> tuple[int, float]:
     ids = [policy.chat.encode(messages, add_generation_prompt=True) for messages in asked]
     ends = set(policy.chat.end_ids)
     done = complete(policy, [Request(each) for each in ids], sampling)
-    tokens = sum(len(set_apart(answer.sampled.ids, ends)) for answer in done)
+    tokens = sum(len(set_apart(each.sampled.ids, ends)) for each in done if each.sampled)
     return tokens, time.perf_counter() - started
 
 

@@ -29,7 +29,7 @@ STEPS = 30
 
 @dataclass
 class Row:
-    """What became of the trials of one fate."""
+    """The outcome of the trials of one fate."""
 
     seconds: list[float] = field(default_factory=list)
     late: int = 0

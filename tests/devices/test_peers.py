@@ -60,7 +60,7 @@ def test_signal_to_one_stops_all_after_the_same_step(tmp_path, number, count, ta
 
 
 def test_signal_while_no_python_code_runs(tmp_path):
-    """As in a compile: nothing is unsaved, so nobody waits for a step."""
+    """Stands for a compile: nothing is unsaved, so nobody waits for a step."""
     with workers(tmp_path, 2, phase="compile") as started:
         for each in started:
             each.wait_for("joined")

@@ -17,7 +17,7 @@ TOKEN = "hf_of_the_tests"
 
 
 class FakeHub(ThreadingHTTPServer):
-    """What was uploaded.
+    """A Hub on loopback that keeps what was uploaded.
 
     Attributes:
       visibility: Repository ↦ "private" or "public".

@@ -187,7 +187,7 @@ def test_an_adapter_of_a_deeper_model_is_refused(config, hf_config, folder):
 @pytest.mark.parametrize(("name", "targets"), FUSED)
 @pytest.mark.parametrize("stabilised", [False, True], ids=["", "rank-stabilised"])
 def test_the_rank_that_is_stated_is_the_one_that_tensors_have(name, targets, stabilised, tmp_path):
-    """What vLLM's loader relies on: it knows `r` and `lora_alpha` alone, and no patterns.
+    """Checks what vLLM's loader relies on: it knows `r` and `lora_alpha` alone, and no patterns.
 
     It allocates by the largest rank that it allows, refuses a larger `r`, and scales every module
     by lora_alpha / r, or lora_alpha / √r if use_rslora is set (vllm/lora/peft_helper.py).
@@ -220,7 +220,7 @@ def test_the_rank_that_is_stated_is_the_one_that_tensors_have(name, targets, sta
 
 
 def test_a_bf16_base_is_merged_in_fp32_and_rounded_once(tmp_path):
-    """As near to the exact sum as bf16 can be, and the same weights that peft merges."""
+    """Comes as near to the exact sum as bf16 can, with the same weights that peft merges."""
     base = write_model(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(base).bfloat16()
     model.save_pretrained(base)

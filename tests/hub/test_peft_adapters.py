@@ -267,7 +267,7 @@ def test_a_base_that_moved_can_be_named(untied, tmp_path):
 
 
 def test_the_revision_of_a_base_on_the_hub_is_the_one_that_is_loaded(untied, tmp_path, monkeypatch):
-    """In the Hub's own cache: a branch of the model that differs from its newest state."""
+    """Reads, from the Hub's own cache, a branch of the model that differs from its newest state."""
     cache = tmp_path / "models--org--name"
     for commit, branch in (("a" * 40, "main"), ("b" * 40, "v1")):
         snapshot = shutil.copytree(untied, cache / "snapshots" / commit)

@@ -92,9 +92,10 @@ def wrapped(request, tmp_path_factory) -> Path:
 
 
 def loaded(folder: Path) -> Any:
-    model, report = AutoModelForImageTextToText.from_pretrained(
+    found: Any = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
+    model, report = found
     assert not report["missing_keys"] and not report["unexpected_keys"]
     return model.eval()
 

@@ -51,7 +51,7 @@ def launch(script: str, stubs: Path, **environment: str) -> subprocess.Popen:
 
 
 def test_tpu_vm_script(stubs):
-    """What the metadata server of a v5e slice of four VMs says."""
+    """Stands for the metadata server of a v5e slice of four VMs."""
     said = {
         "/agent-worker-number": "2",
         "/worker-network-endpoints": ",".join(f"unknown:unknown:10.0.0.{i}" for i in range(4)),

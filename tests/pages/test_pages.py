@@ -20,7 +20,7 @@ NASTY = '</script><img src=x onerror="alert(1)"> & <b>\x1b]0;owned\x07'
 
 
 def test_text_in_a_page_is_never_markup():
-    macro = environment().get_template("parts.html.jinja").module.table
+    macro = getattr(environment().get_template("parts.html.jinja").module, "table")  # noqa: B009
     html = macro(Table(NASTY, (NASTY,), [(NASTY,), (text_block(NASTY),)], sortable=True))
     assert "<img" not in html and "<b>" not in html and "\x1b" not in html and "\x07" not in html
     shown = NASTY.replace("\x1b", "\\x1b").replace("\x07", "\\x07")

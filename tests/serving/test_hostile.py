@@ -9,6 +9,7 @@ import random
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from tests.serving.running import MODEL, QUESTION, client, post, running, wait_for
 
@@ -80,7 +81,8 @@ def test_the_server_is_well_afterwards():
         expected = ask(root)
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(lambda n: attack((host, int(port)), n), range(COUNT)))
-        scheduler = server.config.app.state.models[MODEL].scheduler
+        app: Any = server.config.app
+        scheduler = app.state.models[MODEL].scheduler
         wait_for(lambda: scheduler.counts == (0, 0))
         wait_for(lambda: not server.server_state.connections, 30)
         assert ask(root) == expected

@@ -25,12 +25,14 @@ WRONG = [" a ticket", " seven paintings"]
 )
 def test_the_harness_scores_as_torch_does(tmp_path):
     tokenizer = load_source(shipped(MODEL)).chat.tokenizer
-    model = transformers.LlamaForCausalLM.from_pretrained(shipped(MODEL), dtype="float32").eval()
+    model: Any = transformers.LlamaForCausalLM.from_pretrained(
+        shipped(MODEL), dtype="float32"
+    ).eval()
 
     def continued(text: str, count: int) -> str:
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
         whole = model.generate(ids, do_sample=False, max_new_tokens=count, eos_token_id=None)
-        return tokenizer.decode(whole[0, ids.shape[1] :])
+        return str(tokenizer.decode(whole[0, ids.shape[1] :]))
 
     # The likeliest continuation is among the choices, so that some of them are greedy.
     facts = [
@@ -44,7 +46,7 @@ def test_the_harness_scores_as_torch_does(tmp_path):
         # Without a tokenizer's name it asks the server for tokens.
         arguments = f"base_url={root}/v1/completions,model={MODEL},num_concurrent=4,max_length=512"
         done = subprocess.run(
-            [HARNESS, "run", "--model", "local-completions", "--model_args", arguments,
+            [str(HARNESS), "run", "--model", "local-completions", "--model_args", arguments,
              "--include_path", ".", "--tasks", "local_facts,local_words", "--log_samples",
              "--output_path", "out"],
             cwd=tmp_path,

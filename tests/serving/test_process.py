@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from importlib import import_module
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ def start(*words, **environment):
         text=True,
         env={**os.environ, **environment},
     )
+    assert process.stdout is not None and process.stderr is not None
     for line in process.stdout:
         found = re.search(r"serving at (http://\S+)/v1", line)
         if found:
@@ -100,7 +102,8 @@ class TestOneProcess:
 )
 def test_ctrl_c_twice_does_not_wait():
     process, url = start("limits.drain=60")
-    stream = client(url).chat.completions.create(
+    create: Any = client(url).chat.completions.create
+    stream = create(
         model=MODEL, messages=QUESTION, max_tokens=490, temperature=5.0, stream=True, n=40
     )
     next(iter(stream))

@@ -69,7 +69,7 @@ def test_fsync_that_fails_is_an_error(tmp_path, monkeypatch):
 
 
 def test_two_writers_with_the_same_process_number(tmp_path, monkeypatch):
-    """As two containers on one file system have."""
+    """Two containers on one file system may have it."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
     with replacing(tmp_path / "f") as one:
         one.write("one")

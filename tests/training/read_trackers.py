@@ -41,7 +41,7 @@ def write(folder: Path) -> list[str]:
 
 
 def tensorboard(folder: Path) -> tuple[Values, str]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # pyright: ignore[reportMissingImports]
 
     found: Values = {}
     for split in ("train", "test"):
@@ -78,7 +78,7 @@ def log_records(data: bytes) -> Iterator[bytes]:
 
 
 def wandb(folder: Path) -> tuple[Values, str]:
-    from wandb.proto import wandb_internal_pb2
+    from wandb.proto import wandb_internal_pb2  # pyright: ignore[reportMissingImports]
 
     found: Values = defaultdict(dict)
     written = ""
@@ -96,7 +96,7 @@ def wandb(folder: Path) -> tuple[Values, str]:
 
 
 def mlflow(folder: Path) -> tuple[Values, str]:
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
     client = MlflowClient(f"sqlite:///{folder.resolve() / 'mlflow.db'}")
     run = client.get_run(json.loads((folder / "ids.json").read_text())["mlflow"])
@@ -110,7 +110,7 @@ def mlflow(folder: Path) -> tuple[Values, str]:
 
 
 def trackio(folder: Path) -> tuple[Values, str]:
-    from trackio.sqlite_storage import SQLiteStorage
+    from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
 
     name = json.loads((folder / "ids.json").read_text())["trackio"]
     found: Values = defaultdict(dict)

@@ -30,7 +30,7 @@ def test_ctrl_c_interrupts_at_once():
 
 
 def test_ignored_hangup_stays_ignored():
-    """As under nohup."""
+    """So does nohup start a program."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stop_on_signal() as stop:

@@ -61,7 +61,7 @@ def first_change(heads: np.ndarray, hidden: np.ndarray) -> float:
 
 
 def test_like_tokens_displace_each_other() -> None:
-    """Where preferred and dispreferred token are alike, both fall and a third one rises.
+    """If preferred and dispreferred token are alike, both fall and a third one rises.
 
     Token 1 is token 0 and more of the same direction; token 2 lies on the other side. Then w₊ − w₋
     points away from both, and the third token takes their probability (section 4.2). If the

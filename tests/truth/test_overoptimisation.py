@@ -34,7 +34,7 @@ def trained_rate(beta: float) -> float:
 
     def logps(theta: jax.Array) -> jax.Array:
         yes, no = jax.nn.log_sigmoid(theta[0]), jax.nn.log_sigmoid(-theta[0])
-        return counts * yes + (PLACES - counts) * no
+        return jnp.asarray(counts) * yes + jnp.asarray(PLACES - counts) * no
 
     def objective(theta: jax.Array) -> jax.Array:
         config = LossConfig(beta=beta)

@@ -41,7 +41,7 @@ def pairs_of_two() -> Comparisons:
 def count_logps(theta: jax.Array, counts: np.ndarray) -> jax.Array:
     """log π of an answer with so many places wrong, each with log-odds theta[0]."""
     wrong, right = jax.nn.log_sigmoid(theta[0]), jax.nn.log_sigmoid(-theta[0])
-    return counts * wrong + (PLACES - counts) * right
+    return jnp.asarray(counts) * wrong + jnp.asarray(PLACES - counts) * right
 
 
 def trained(config: LossConfig) -> float:

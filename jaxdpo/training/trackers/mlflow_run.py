@@ -23,8 +23,8 @@ class MLflow:
     """
 
     def __init__(self, run: TrackedRun):
-        from mlflow import MlflowClient
-        from mlflow.entities import Metric, Param
+        from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
+        from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
 
         self._metric: Any = Metric
         folder = run.folder.resolve()

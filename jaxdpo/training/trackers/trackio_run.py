@@ -16,7 +16,7 @@ class Trackio:
     """
 
     def __init__(self, run: TrackedRun):
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         self._trackio: Any = trackio
         self._project = os.environ.get("TRACKIO_PROJECT", PROJECT)

@@ -20,7 +20,7 @@ class WandB:
     """
 
     def __init__(self, run: TrackedRun):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self._wandb: Any = wandb
         self.id = run.ids.get("wandb") or os.urandom(4).hex()
