@@ -178,7 +178,7 @@ def _joined(hf_config: HfConfig) -> dict[str, Any]:
             del spelling["type"]
     for field in new.keys() & old.keys():
         if new[field] != old[field]:
-            if field == "rope_theta":
+            if field == "rope_theta" and isinstance(old[field], int | float):
                 _log.warning(
                     "config.json: rope_theta %s in rope_parameters is read, as in transformers 5, "
                     "and not %s beside it",

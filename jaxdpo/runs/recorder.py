@@ -227,12 +227,13 @@ class Recorder:
             self._first_test = metrics
         if self.best is None:
             return False
-        is_best = self.best.take(step, metrics)
         rule = self._setup.config.training.stop
+        if rule is not None and rule.broken is not None:
+            self.stopped = collapsed(self._first_test, metrics, rule.broken)
+        # A policy that has fallen apart may still tell chosen from rejected, and better than any.
+        is_best = self.stopped is None and self.best.take(step, metrics)
         if rule is None:
             return is_best
-        if rule.broken is not None:
-            self.stopped = collapsed(self._first_test, metrics, rule.broken)
         if self.stopped is None and rule.worse is not None and self.best.since >= rule.worse:
             self.stopped = (
                 f"{self.best.by} on TEST has not improved in {self.best.since} evaluations since "

@@ -109,7 +109,8 @@ def summarise(
     """
     speeds = [record["pairs_per_second"] for record in history if "pairs_per_second" in record]
     path, completions = folder.path, []
-    for index, texts in enumerate(zip(before, after, strict=True)):
+    # A run that goes on may be asked for fewer answers, or for more, than it was begun with.
+    for index, texts in enumerate(zip(before, after, strict=False)):
         assert setup.test is not None
         prompt = setup.policy.chat.decode(setup.test.source[index].prompt_ids.tolist())
         completions.append({"prompt": prompt.strip(), "before": texts[0], "after": texts[1]})

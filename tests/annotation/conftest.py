@@ -81,7 +81,9 @@ def studio(nursery, tmp_path):
         each.kill()
 
 
-@pytest.fixture(scope="session")
+# For each file anew: Playwright's loop runs as long as it is open, and no other test in the process
+# could open a browser of its own meanwhile.
+@pytest.fixture(scope="module")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
     if CHROMIUM is None:

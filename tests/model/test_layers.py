@@ -69,7 +69,7 @@ def test_a_linear_map_adds_its_bias_and_its_adapter():
     linear = filled(Linear(8, 5, bias=True, rngs=nnx.Rngs(0)))
     assert linear.bias is not None
     kernel, bias = (np.asarray(leaf[...], np.float64) for leaf in (linear.kernel, linear.bias))
-    adapted = linear(jnp.asarray(X), lambda x: 2 * x[..., :5])
+    adapted = linear(jnp.asarray(X), lambda x, *_: 2 * x[..., :5])
     expected = X @ kernel + bias + 2 * X[..., :5]
     np.testing.assert_allclose(adapted, expected, rtol=1e-5, atol=1e-5)
 
