@@ -11,6 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter_config import ADAPTER_CONFIG
+from jaxdpo.hub.find import find_folder
 from jaxdpo.hub.folder import member, read_json
 
 # Names on the Hub; a part never begins with a dot or a dash, unlike in relative paths.
@@ -91,6 +92,11 @@ def read_origin(path: str, folder: Path | None) -> Origin:
 
 def folder_of(path: str) -> Path | None:
     """Returns the folder at a path, or None if there is none."""
+    if path.startswith("@"):
+        try:
+            return find_folder(path)
+        except UserError:
+            return None
     folder = Path(path).expanduser()
     return folder if folder.is_dir() else None
 
