@@ -65,23 +65,6 @@ def _page(studio: Studio, name: str, request: Request, **values: Any) -> Respons
 def add_pages(app: FastAPI, studio: Studio) -> None:
     """Adds the pages and exports of a studio to its application."""
 
-    def page(name: str, request: Request, **values: Any) -> Response:
-        annotator = studio.access.annotator(request)
-        if annotator is None:
-            return RedirectResponse("/login", 303)
-        html = (
-            _templates()
-            .get_template(f"{name}.html.jinja")
-            .render(
-                page=name,
-                pages=PAGES,
-                annotator=annotator,
-                tokens=bool(studio.config.annotators),
-                **values,
-            )
-        )
-        return HTMLResponse(html)
-
     @app.get("/")
     async def root() -> Response:
         return RedirectResponse("/chat" if studio.models else "/review", 303)
