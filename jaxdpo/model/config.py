@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, PositiveInt, model_validator
 
-from jaxdpo.model.rope import RopeConfig
+from jaxdpo.model.rope import QueryScaling, RopeConfig
 
-NormKind = Literal["rms", "rms-fp32", "rms-plus-one", "layer"]
-Activation = Literal["silu", "gelu", "gelu-tanh"]
+NormKind = Literal["rms", "rms-fp32", "rms-plus-one", "layer", "layer-unbiased", "layer-plus-one"]
+Activation = Literal["silu", "gelu", "gelu-tanh", "relu2"]
 
 
 class NormConfig(BaseModel, frozen=True, extra="forbid"):
@@ -16,7 +16,8 @@ class NormConfig(BaseModel, frozen=True, extra="forbid"):
     kind: NormKind = Field(
         default="rms",
         description="rms: rounds to the activations' dtype, then scales; rms-fp32: scales, then "
-        "rounds; rms-plus-one: the same with 1 + scale; layer: LayerNorm, with a bias.",
+        "rounds; rms-plus-one: the same with 1 + scale; layer: LayerNorm, with a bias; "
+        "layer-unbiased: without; layer-plus-one: with a bias and 1 + scale.",
     )
     eps: float = Field(default=1e-6, gt=0, description="Added to the mean square.")
     before: bool = Field(
@@ -39,9 +40,10 @@ class AttentionConfig(BaseModel, frozen=True, extra="forbid"):
     output_bias: bool = Field(
         default=False, description="Whether the output projection has a bias."
     )
-    qk_norm: Literal["head", "flat"] | None = Field(
+    qk_norm: Literal["head", "flat", "head-rotated"] | None = Field(
         default=None,
-        description="Norm of queries and keys before rotation: each head by itself, or all as one.",
+        description="Norm of queries and keys before rotation: each head by itself, or all as one; "
+        "head-rotated: each head by itself, after rotation.",
     )
     scale: float | None = Field(
         default=None, gt=0, description="Factor on the scores; None for head_dim^-½."
@@ -60,6 +62,14 @@ class AttentionConfig(BaseModel, frozen=True, extra="forbid"):
     )
     layer_ropes: tuple[RopeConfig | None, ...] | None = Field(
         default=None, description="That of each layer, where they differ; None for no rotation."
+    )
+
+    interleaved: bool = Field(
+        default=False,
+        description="Whether neighbouring channels are rotated together, and not i with i + r/2.",
+    )
+    query_scaling: QueryScaling | None = Field(
+        default=None, description="Factor on the queries by their position, after rotation."
     )
 
     @model_validator(mode="after")
@@ -139,6 +149,11 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid"):
         default=None, gt=0, description="Rows of a learned embedding of positions; None for none."
     )
     embed_scale: float = Field(default=1.0, description="Factor on the embeddings.")
+    parallel: bool = Field(
+        default=False,
+        description="Whether the MLP reads what the attention reads, under the same norm, and both "
+        "are added to the residual stream at once.",
+    )
     residual_scale: float = Field(
         default=1.0, description="Factor on what attention and MLP add to the residual stream."
     )
@@ -156,4 +171,6 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid"):
             each = getattr(self.attention, name)
             if each is not None and len(each) != self.num_layers:
                 raise ValueError(f"{len(each)} {name} for {self.num_layers} layers")
+        if self.parallel and self.norm.after:
+            raise ValueError("norms after a parallel attention and MLP are not implemented")
         return self

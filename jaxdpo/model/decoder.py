@@ -27,7 +27,7 @@ from jaxdpo.model.experts import RouterLoad, router_loss
 from jaxdpo.model.layers import BlockOutputs, Decoder
 from jaxdpo.model.lora import LoraConfig, LoraParams, layer_adapters
 from jaxdpo.model.quantized import is_quantized
-from jaxdpo.model.rope import rotation
+from jaxdpo.model.rope import query_scales, rotation
 
 # A nested dict of arrays, such as {"embed": {"weight": ...}, "layers": {"attention": ...}, ...}.
 Params = dict[str, Any]
@@ -186,6 +186,7 @@ def run_layers(
     layers = params["layers"]
     decoder = _decoder(config, params, layers[0] if isinstance(layers, tuple) else layers)
     layer_rotation = layer_rotations(config, inputs.positions_BT)
+    attend = _scaling_queries(config, inputs.positions_BT, attend)
     weights_BT = inputs.weights_BT
     weights_BT = jnp.ones(inputs.tokens_BT.shape) if weights_BT is None else weights_BT
 
@@ -221,6 +222,18 @@ def run_layers(
         (decoder.layers, lora and lora["layers"], jnp.arange(config.num_layers)),
     )
     return LayerOutputs(decoder.norm(hidden_BTD), outputs.collected, outputs.load)
+
+
+def _scaling_queries(
+    config: ModelConfig, positions_BT: jax.Array, attend: LayerAttend
+) -> LayerAttend:
+    """Returns an attention whose queries are scaled by their position, where the model does so."""
+    scaling = config.attention.query_scaling
+    if scaling is None:
+        return attend
+    # Made once, outside of the scan; the same for all heads and channels.
+    scale_BT11 = query_scales(scaling, positions_BT)[:, :, None, None]
+    return lambda q, k, v, layer: attend(q * scale_BT11.astype(q.dtype), k, v, layer)
 
 
 def _embedded(config: ModelConfig, decoder: Decoder, inputs: LayerInputs, dtype: Any) -> jax.Array:

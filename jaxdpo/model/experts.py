@@ -15,6 +15,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu-tanh": partial(jax.nn.gelu, approximate=True),
+    # https://arxiv.org/abs/2109.08668
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }
 
 _normal = nnx.initializers.normal(0.02)

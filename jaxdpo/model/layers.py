@@ -62,14 +62,15 @@ class Norm(nnx.Module):
 
     def __init__(self, config: NormConfig, size: int):
         self.kind, self.eps = config.kind, config.eps
-        neutral = 0.0 if self.kind == "rms-plus-one" else 1.0
-        self.scale = nnx.Param(jnp.full(size, neutral))
-        self.bias = nnx.Param(jnp.zeros(size)) if self.kind == "layer" else None
+        self.plus_one = self.kind in ("rms-plus-one", "layer-plus-one")
+        self.scale = nnx.Param(jnp.full(size, 0.0 if self.plus_one else 1.0))
+        biased = self.kind in ("layer", "layer-plus-one")
+        self.bias = nnx.Param(jnp.zeros(size)) if biased else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         # In fp32: a sum of squares over thousands of channels loses half its bits in bf16.
         x32 = x.astype(jnp.float32)
-        if self.kind == "layer":
+        if self.kind.startswith("layer"):
             x32 -= jnp.mean(x32, axis=-1, keepdims=True)
         mean_square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
         normed = x32 * jax.lax.rsqrt(mean_square + self.eps)
@@ -78,7 +79,7 @@ class Norm(nnx.Module):
         if self.kind == "rms":
             normed = normed.astype(x.dtype)
         scale = self.scale[...].astype(normed.dtype)
-        if self.kind == "rms-plus-one":
+        if self.plus_one:
             scale += 1.0
         normed *= jnp.broadcast_to(scale, x.shape)
         if self.bias is not None:
@@ -97,6 +98,7 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         shape, width = config.attention, config.hidden_size
         self.head_dim, self.qk_norm = shape.head_dim, shape.qk_norm
+        self.interleaved = shape.interleaved
         q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
         self.q = Linear(width, q_size, shape.qkv_bias, rngs)
         self.k = Linear(width, kv_size, shape.qkv_bias, rngs)
@@ -106,7 +108,7 @@ class Attention(nnx.Module):
         def norm(size: int) -> Norm | None:
             if shape.qk_norm is None:
                 return None
-            return Norm(config.norm, shape.head_dim if shape.qk_norm == "head" else size)
+            return Norm(config.norm, size if shape.qk_norm == "flat" else shape.head_dim)
 
         self.q_norm, self.k_norm = norm(q_size), norm(kv_size)
 
@@ -120,7 +122,10 @@ class Attention(nnx.Module):
         q_BTHd = self._heads(self.q(x_BTD, adapters.get("q")), self.q_norm)
         k_BTKd = self._heads(self.k(x_BTD, adapters.get("k")), self.k_norm)
         v_BTKd = self._heads(self.v(x_BTD, adapters.get("v")), None)
-        outputs_BTHd, collected = attend(rotate(q_BTHd, cos_sin), rotate(k_BTKd, cos_sin), v_BTKd)
+        q_BTHd, k_BTKd = (rotate(x, cos_sin, self.interleaved) for x in (q_BTHd, k_BTKd))
+        if self.qk_norm == "head-rotated":
+            q_BTHd, k_BTKd = _normed(self.q_norm, q_BTHd), _normed(self.k_norm, k_BTKd)
+        outputs_BTHd, collected = attend(q_BTHd, k_BTKd, v_BTKd)
         # The heads side by side again, [B, T, H·d], as the output projection reads them.
         merged = outputs_BTHd.reshape(*x_BTD.shape[:-1], -1)
         return self.o(merged, adapters.get("o")), collected
@@ -170,15 +175,17 @@ class Block(nnx.Module):
     """One layer of the decoder: attention and MLP, each added to the residual stream."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.residual_scale = config.residual_scale
+        self.residual_scale, self.parallel = config.residual_scale, config.parallel
         self.attention = Attention(config, rngs)
         self.mlp = (MLP if config.mlp.experts is None else SparseMLP)(config, rngs)
 
         def norm(has_one: bool) -> Norm | None:
             return Norm(config.norm, config.hidden_size) if has_one else None
 
-        # Llama norms what the sublayers read, OLMo 2 what they add, Gemma 2 and 3 both.
-        self.attention_norm, self.mlp_norm = norm(config.norm.before), norm(config.norm.before)
+        # Llama norms what the sublayers read, OLMo 2 what they add, Gemma 2 and 3 both; parallel
+        # sublayers read what one norm makes.
+        self.attention_norm = norm(config.norm.before)
+        self.mlp_norm = norm(config.norm.before and not config.parallel)
         self.attention_post_norm = norm(config.norm.after)
         self.mlp_post_norm = norm(config.norm.after)
 
@@ -191,14 +198,13 @@ class Block(nnx.Module):
         token_weights_BT: jax.Array,
     ) -> tuple[jax.Array, BlockOutputs]:
         """Returns the residual stream after this layer, and what else the layer leaves."""
+        normed_BTD = _normed(self.attention_norm, hidden_BTD)
         attended_BTD, collected = self.attention(
-            _normed(self.attention_norm, hidden_BTD),
-            cos_sin,
-            attend,
-            adapters.get("attention", {}),
+            normed_BTD, cos_sin, attend, adapters.get("attention", {})
         )
         hidden_BTD += self._scaled(_normed(self.attention_post_norm, attended_BTD))
-        x_BTD, load = _normed(self.mlp_norm, hidden_BTD), None
+        x_BTD = normed_BTD if self.parallel else _normed(self.mlp_norm, hidden_BTD)
+        load = None
         if isinstance(self.mlp, SparseMLP):
             y_BTD, load = self.mlp(x_BTD, token_weights_BT)
         else:

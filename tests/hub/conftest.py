@@ -9,15 +9,24 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    ArceeConfig,
     AutoModelForCausalLM,
+    Cohere2Config,
+    Ernie4_5Config,
+    Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    Glm4Config,
     GPT2Config,
     GraniteConfig,
+    GraniteMoeHybridConfig,
+    HunYuanDenseV1Config,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
     MixtralConfig,
+    NemotronConfig,
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
@@ -25,6 +34,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SeedOssConfig,
     SmolLM3Config,
 )
 
@@ -201,6 +211,109 @@ FAMILY_CONFIGS: dict[str, dict[str, PretrainedConfig]] = {
         "gpt2-untied": GPT2Config(
             vocab_size=64, n_positions=40, n_embd=32, n_layer=2, n_head=2,
             activation_function="gelu", scale_attn_weights=False, tie_word_embeddings=False,
+        ),
+    },
+    "ministral3": {
+        "ministral3": Ministral3Config(
+            **SIZES, num_key_value_heads=2, head_dim=10, pad_token_id=None,
+            max_position_embeddings=64,
+            rope_parameters={
+                **YARN_ROPE, "original_max_position_embeddings": 7, "llama_4_scaling_beta": 0.3,
+                "mscale": 1.0, "mscale_all_dim": 1.0,
+            },
+        ),
+        "ministral3-windows": Ministral3Config(
+            **SIZES, num_key_value_heads=4, head_dim=8, pad_token_id=None, sliding_window=9,
+            tie_word_embeddings=True,
+            rope_parameters={
+                "rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.1,
+                "original_max_position_embeddings": 16,
+            },
+        ),
+    },
+    "seed_oss": {
+        "seed-oss": SeedOssConfig(
+            **SIZES, num_key_value_heads=2, head_dim=10, pad_token_id=None,
+            attention_out_bias=False,
+        ),
+        "seed-oss-biased": SeedOssConfig(
+            **SIZES, num_key_value_heads=4, head_dim=8, pad_token_id=None, attention_bias=False,
+            attention_out_bias=True, mlp_bias=True, tie_word_embeddings=True,
+        ),
+    },
+    "arcee": {
+        "arcee": ArceeConfig(
+            **SIZES, num_key_value_heads=2, max_position_embeddings=64, head_dim=6,
+            rope_parameters=YARN_ROPE,
+        ),
+        "arcee-biased": ArceeConfig(**SIZES, attention_bias=True, mlp_bias=True, hidden_act="silu"),
+    },
+    "hunyuan_v1_dense": {
+        "hunyuan-alpha": HunYuanDenseV1Config(
+            **SIZES, num_key_value_heads=2, head_dim=12, tie_word_embeddings=True,
+            rope_parameters={
+                "rope_type": "dynamic", "rope_theta": 1e4, "alpha": 100.0, "factor": 1.0,
+                "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0,
+            },
+        ),
+        "hunyuan": HunYuanDenseV1Config(**SIZES, head_dim=8, attention_bias=True),
+    },
+    "glm4": {
+        "glm4": Glm4Config(
+            **SIZES, num_key_value_heads=2, head_dim=12, pad_token_id=None, eos_token_id=9,
+        ),
+        "glm4-unbiased": Glm4Config(
+            **SIZES, num_key_value_heads=1, head_dim=8, pad_token_id=None, attention_bias=False,
+            tie_word_embeddings=True, eos_token_id=9,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e3,
+                             "partial_rotary_factor": 0.25},
+        ),
+    },
+    "ernie4_5": {
+        "ernie": Ernie4_5Config(
+            **SIZES, num_key_value_heads=2, head_dim=10, tie_word_embeddings=True,
+        ),
+        "ernie-biased": Ernie4_5Config(
+            **SIZES, num_key_value_heads=4, head_dim=8, use_bias=True, tie_word_embeddings=False,
+        ),
+    },
+    "cohere2": {
+        "cohere2": Cohere2Config(
+            **_sizes(num_hidden_layers=4), num_key_value_heads=2, sliding_window=6,
+            eos_token_id=9, bos_token_id=8, logit_scale=0.3,
+        ),
+        "cohere2-biased": Cohere2Config(
+            **SIZES, num_key_value_heads=1, sliding_window=5, attention_bias=True,
+            layer_types=["full_attention", "sliding_attention", "full_attention"],
+            tie_word_embeddings=False, eos_token_id=9, bos_token_id=8,
+        ),
+    },
+    "exaone4": {
+        "exaone4": Exaone4Config(
+            **_sizes(num_hidden_layers=4), num_key_value_heads=2, sliding_window=6,
+        ),
+        "exaone4-no-windows": Exaone4Config(
+            **SIZES, num_key_value_heads=4, sliding_window=None, tie_word_embeddings=True,
+            layer_types=["full_attention"] * 3,
+        ),
+    },
+    "nemotron": {
+        "nemotron": NemotronConfig(**SIZES, num_key_value_heads=2, head_dim=12),
+        "nemotron-biased": NemotronConfig(
+            **SIZES, num_key_value_heads=4, attention_bias=True, mlp_bias=True,
+            tie_word_embeddings=True, partial_rotary_factor=0.25,
+        ),
+    },
+    "granitemoehybrid": {
+        "granite-hybrid": GraniteMoeHybridConfig(
+            **SIZES, num_key_value_heads=2, num_local_experts=0, shared_intermediate_size=40,
+            position_embedding_type="rope", layer_types=["full_attention"] * 3,
+            attention_multiplier=0.2, embedding_multiplier=5.0, residual_multiplier=0.4,
+            logits_scaling=4.9, mamba_n_heads=4,
+        ),
+        "granite-hybrid-no-positions": GraniteMoeHybridConfig(
+            **SIZES, num_key_value_heads=4, num_local_experts=0, attention_bias=True,
+            layer_types=["full_attention"] * 3, tie_word_embeddings=True, mamba_n_heads=4,
         ),
     },
     "mixtral": {
