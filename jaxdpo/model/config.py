@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, Field, PositiveInt, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, model_validator
 
 from jaxdpo.model.rope import QueryScaling, RopeConfig
 
@@ -97,13 +97,52 @@ class AttentionConfig(BaseModel, frozen=True, extra="forbid"):
         return tuple(dict.fromkeys(rope for rope in each if rope is not None))
 
 
+class SharedExpert(BaseModel, frozen=True, extra="forbid"):
+    """An MLP that every token goes to, beside those that the router chooses."""
+
+    intermediate_size: int = Field(gt=0, description="Channels between its projections.")
+    gated: bool = Field(
+        default=False, description="Whether its output is multiplied by a sigmoid of the token's."
+    )
+
+
+class DenseLayers(BaseModel, frozen=True, extra="forbid"):
+    """Layers of a model with experts that have one MLP in their place."""
+
+    layers: tuple[NonNegativeInt, ...] = Field(
+        min_length=1, description="Numbers of the layers, rising from 0."
+    )
+    intermediate_size: int = Field(gt=0, description="Channels between the projections.")
+
+
 class ExpertsConfig(BaseModel, frozen=True, extra="forbid"):
     """A mixture of experts in place of each layer's MLP (https://arxiv.org/abs/2101.03961)."""
 
     num_experts: int = Field(gt=0, description="Experts of a layer.")
     per_token: int = Field(gt=0, description="Experts that each token goes to, the likeliest.")
     normalized: bool = Field(
-        default=True, description="Whether the chosen experts' probabilities are made to sum to 1."
+        default=True, description="Whether the chosen experts' scores are made to sum to 1."
+    )
+    score: Literal["softmax", "sigmoid"] = Field(
+        default="softmax",
+        description="What the router makes of its logits: probabilities of all experts together, "
+        "or a number between 0 and 1 for each by itself.",
+    )
+    correction: bool = Field(
+        default=False,
+        description="Whether a number of each expert is added to its score for the choice alone "
+        "(https://arxiv.org/abs/2408.15664).",
+    )
+    groups: int = Field(default=1, gt=0, description="Groups that the experts are divided into.")
+    groups_per_token: int = Field(
+        default=1, gt=0, description="Groups that each token's experts are chosen from, the best."
+    )
+    scale: float = Field(default=1.0, gt=0, description="Factor on the chosen experts' scores.")
+    shared: SharedExpert | None = Field(
+        default=None, description="An MLP beside the experts; None for none."
+    )
+    dense: DenseLayers | None = Field(
+        default=None, description="Layers without experts; None where all layers have them."
     )
     router_loss: float = Field(
         default=0.0, ge=0, description="Factor on the load-balancing loss, in training."
@@ -113,6 +152,15 @@ class ExpertsConfig(BaseModel, frozen=True, extra="forbid"):
     def _consistent(self) -> "ExpertsConfig":
         if self.per_token > self.num_experts:
             raise ValueError(f"{self.per_token} experts a token, of {self.num_experts}")
+        if self.num_experts % self.groups or self.groups_per_token > self.groups:
+            raise ValueError(
+                f"{self.groups_per_token} of {self.groups} groups of {self.num_experts} experts"
+            )
+        if self.per_token > self.num_experts // self.groups * self.groups_per_token:
+            raise ValueError(
+                f"{self.per_token} experts a token, in {self.groups_per_token} of {self.groups} "
+                f"groups of {self.num_experts} experts"
+            )
         return self
 
 
@@ -171,6 +219,15 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid"):
             each = getattr(self.attention, name)
             if each is not None and len(each) != self.num_layers:
                 raise ValueError(f"{len(each)} {name} for {self.num_layers} layers")
+        dense = self.mlp.experts and self.mlp.experts.dense
+        if dense and (
+            sorted(set(dense.layers)) != list(dense.layers)
+            or not dense.layers[-1] < self.num_layers
+            or len(dense.layers) == self.num_layers
+        ):
+            raise ValueError(
+                f"dense layers {dense.layers} of {self.num_layers}; they must rise, and leave some"
+            )
         if self.parallel and self.norm.after:
             raise ValueError("norms after a parallel attention and MLP are not implemented")
         return self

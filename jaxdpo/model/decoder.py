@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdpo.data.packing.batch import CHOSEN, PROMPT, REJECTED, PackedBatch
-from jaxdpo.devices.sharding import shard_rows
+from jaxdpo.devices.sharding import path_name, shard_rows
 from jaxdpo.model.attention.dense import AttentionKind
 from jaxdpo.model.attention.per_layer import LayerAttend, layer_attention
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.experts import RouterLoad, router_loss
-from jaxdpo.model.layers import BlockOutputs, Decoder
+from jaxdpo.model.groups import LayerGroup, layer_groups, of_group, of_layer
+from jaxdpo.model.layers import Block, BlockOutputs, Decoder
 from jaxdpo.model.lora import LoraConfig, LoraParams, layer_adapters
 from jaxdpo.model.quantized import is_quantized
 from jaxdpo.model.rope import query_scales, rotation
@@ -90,9 +91,10 @@ class LayerOutputs(NamedTuple):
 
     Attributes:
       hidden_BTD: Hidden states after the final norm.
-      collected: What `attend` returned beside its outputs, stacked `[L, ...]`, or in a list of
+      collected: What `attend` returned beside its outputs, in a list of unstacked layers; None of
+        stacked ones.
+      load_L: The load of the layers with experts, `[L, E]` each; None without experts or of
         unstacked layers.
-      load_L: The experts' load, `[L, E]` each; None without experts or of unstacked layers.
     """
 
     hidden_BTD: jax.Array
@@ -106,10 +108,27 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any) -> Params:
     Args:
       config: Architecture.
       key: A random key.
-      dtype: Of the parameters; they are drawn in fp32 and rounded.
+      dtype: Of the parameters (`cast_params`); they are drawn in fp32 and rounded.
     """
-    params = nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(params=key))))
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    return cast_params(nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(params=key)))), dtype)
+
+
+def stays_fp32(name: str) -> bool:
+    """Tells whether a parameter is kept in fp32 whatever the dtype of the others, by its path.
+
+    The corrections of routers are: rounded, they would choose other experts. transformers keeps
+    them so too.
+    """
+    return name.endswith("/correction")
+
+
+def cast_params(params: Params, dtype: Any) -> Params:
+    """Casts parameters, but for those that stay in fp32."""
+
+    def cast(path: Any, leaf: Any) -> Any:
+        return leaf.astype(jnp.float32 if stays_fp32(path_name(path)) else dtype)
+
+    return jax.tree.map_with_path(cast, params)
 
 
 def abstract_params(config: ModelConfig, dtype: Any) -> Params:
@@ -183,8 +202,7 @@ def run_layers(
       compute: Dtype and remat; static under jit.
       dropout_key: Key of the adapters' dropout; None for none.
     """
-    layers = params["layers"]
-    decoder = _decoder(config, params, layers[0] if isinstance(layers, tuple) else layers)
+    layers, decoder = params["layers"], _around_layers(config, params)
     layer_rotation = layer_rotations(config, inputs.positions_BT)
     attend = _scaling_queries(config, inputs.positions_BT, attend)
     weights_BT = inputs.weights_BT
@@ -207,21 +225,29 @@ def run_layers(
             weights_BT,
         )
 
-    hidden_BTD = _embedded(config, decoder, inputs, compute.dtype)
-    if isinstance(layers, tuple):
-        collected = []
-        for number, layer in enumerate(layers):
-            block = _decoder(config, params, layer).layers
-            layer_lora = lora and lora["layers"][number]
-            hidden_BTD, outputs = run_layer(hidden_BTD, (block, layer_lora, number))
-            collected.append(outputs.collected)
-        return LayerOutputs(decoder.norm(hidden_BTD), collected, None)
-    hidden_BTD, outputs = jax.lax.scan(
-        _rematerialised(run_layer, compute),
-        shard_rows(hidden_BTD),
-        (decoder.layers, lora and lora["layers"], jnp.arange(config.num_layers)),
-    )
-    return LayerOutputs(decoder.norm(hidden_BTD), outputs.collected, outputs.load)
+    hidden_BTD = shard_rows(_embedded(config, decoder, inputs, compute.dtype))
+    collected, loads = [], []
+    for group in layer_groups(config):
+        numbers = range(group.start, group.stop)
+        if _is_unstacked(layers):
+            for number in numbers:
+                block = _block(config, group, of_layer(config, layers, number))
+                layer_lora = lora and of_layer(config, lora["layers"], number)
+                hidden_BTD, outputs = run_layer(hidden_BTD, (block, layer_lora, number))
+                collected.append(outputs.collected)
+            continue
+        block = _block(config, group, of_group(config, layers, group))
+        group_lora = lora and of_group(config, lora["layers"], group)
+        hidden_BTD, outputs = jax.lax.scan(
+            _rematerialised(run_layer, compute),
+            hidden_BTD,
+            (block, group_lora, jnp.arange(group.start, group.stop)),
+        )
+        if outputs.load is not None:
+            loads.append(outputs.load)
+    # The loads of all groups one after the other, `[L, E]`.
+    load_L = jax.tree.map(lambda *each: jnp.concatenate(each), *loads) if loads else None
+    return LayerOutputs(decoder.norm(hidden_BTD), collected or None, load_L)
 
 
 def _scaling_queries(
@@ -247,18 +273,30 @@ def _embedded(config: ModelConfig, decoder: Decoder, inputs: LayerInputs, dtype:
     return embedded_BTD
 
 
-def _decoder(config: ModelConfig, params: Params, layers: Params) -> Decoder:
-    """Makes a module of the parameters, its `layers` those given."""
-    # The structure is that of stacked layers; a single layer's arrays lack the leading axis, which
-    # NNX does not look at.
-    structure = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))
-    return nnx.merge(structure, {**params, "layers": layers})
+def _around_layers(config: ModelConfig, params: Params) -> Decoder:
+    """Makes a module of the parameters before and after the layers."""
+    rngs = nnx.Rngs(params=0)
+    structure = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, rngs, layers=False)))
+    return nnx.merge(structure, {name: params[name] for name in params if name != "layers"})
+
+
+def _block(config: ModelConfig, group: LayerGroup, parts: Params) -> Block:
+    """Makes a module of the parameters of one layer of a group, or of all of them stacked."""
+    rngs = nnx.Rngs(params=0)
+    # NNX looks at the names of the arrays, and not at their axes.
+    structure = nnx.graphdef(nnx.eval_shape(lambda: Block(config, rngs, {group.kind})))
+    return nnx.merge(structure, parts)
+
+
+def _is_unstacked(layers: Params) -> bool:
+    """Tells whether each part of the layers is a tuple of them."""
+    return isinstance(next(iter(layers.values())), tuple)
 
 
 def unstacked(
     params: Params, lora: LoraParams | None, dtype: Any
 ) -> tuple[Params, LoraParams | None]:
-    """Returns the same model for decoding: a tuple of layers, matrices in the dtype of use.
+    """Returns the same model for decoding: matrices in the dtype of use, layers in tuples.
 
     One token costs hardly more than reading the weights, so slicing layers out of the stack, or
     casting them, at each token would double it. Quantised kernels stay as they are.
@@ -278,9 +316,11 @@ def unstacked_tree(tree: Params, dtype: Any) -> Params:
       tree: Arrays with stacked layers under `layers`.
       dtype: Of the activations.
     """
-    stacked = tree["layers"]
-    count = jax.tree.leaves(stacked)[0].shape[0]
-    layers = tuple(jax.tree.map(itemgetter(number), stacked) for number in range(count))
+    layers = {}
+    for part, stacked in tree["layers"].items():
+        # The layers that have this part; most parts are in all of them.
+        count = jax.tree.leaves(stacked)[0].shape[0]
+        layers[part] = tuple(jax.tree.map(itemgetter(at), stacked) for at in range(count))
 
     def cast(leaf: Any) -> Any:
         return leaf if is_quantized(leaf) or leaf.ndim < 2 else leaf.astype(dtype)

@@ -4,45 +4,25 @@ Parameters are used in the dtype of the activations, whatever dtype they are sto
 the softmax are computed in fp32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxdpo.devices.sharding import gather_weight
 from jaxdpo.model.config import ModelConfig, NormConfig
-from jaxdpo.model.experts import ACTIVATIONS, RouterLoad, SparseMLP
-from jaxdpo.model.quantized import product
+from jaxdpo.model.experts import RouterLoad, SparseMLP
+from jaxdpo.model.groups import MLPKind, layers_with, mlp_kinds
+from jaxdpo.model.mlp import MLP, Adapters, Linear
 from jaxdpo.model.rope import rotate
 
-# What an adapter adds to a linear layer's output: (x [..., in], x @ kernel, kernel) → [..., out].
-Adapter = Callable[[jax.Array, jax.Array, Any], jax.Array]
-Adapters = Mapping[str, Any]
 # (q_BTHd, k_BTKd, v_BTKd) → (outputs_BTHd, whatever the caller collects from each layer).
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 _normal = nnx.initializers.normal(0.02)
-
-
-class Linear(nnx.Module):
-    """`x @ kernel + bias`, plus the adapter's term."""
-
-    def __init__(self, inputs: int, outputs: int, bias: bool, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_normal(rngs.params(), (inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
-
-    def __call__(self, x: jax.Array, adapter: Adapter | None = None) -> jax.Array:
-        # x [..., inputs], y [..., outputs].
-        kernel = self.kernel[...]
-        product_of_base = y = product(x, kernel)
-        if self.bias is not None:
-            # Broadcast by name: the tests forbid implicit promotion of rank, which hides mistakes.
-            y += jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
-        if adapter is not None:
-            y += adapter(x, product_of_base, kernel)
-        return y
 
 
 class Embedding(nnx.Module):
@@ -139,26 +119,6 @@ class Attention(nnx.Module):
         return _normed(norm, y) if self.qk_norm == "head" else y
 
 
-class MLP(nnx.Module):
-    """`down(act(gate(x)) * up(x))` (https://arxiv.org/abs/2002.05202), or `down(act(up(x)))`."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        width, middle, bias = config.hidden_size, config.mlp.intermediate_size, config.mlp.bias
-        self.activation = config.mlp.activation
-        self.gate = Linear(width, middle, bias, rngs) if config.mlp.gated else None
-        self.up = Linear(width, middle, bias, rngs)
-        self.down = Linear(middle, width, bias, rngs)
-
-    def __call__(self, x_BTD: jax.Array, adapters: Adapters) -> jax.Array:
-        activation = ACTIVATIONS[self.activation]
-        up_BTF = self.up(x_BTD, adapters.get("up"))
-        if self.gate is None:
-            middle_BTF = activation(up_BTF)
-        else:
-            middle_BTF = activation(self.gate(x_BTD, adapters.get("gate"))) * up_BTF
-        return self.down(middle_BTF, adapters.get("down"))
-
-
 class BlockOutputs(NamedTuple):
     """A layer's outputs beside the residual stream.
 
@@ -172,12 +132,22 @@ class BlockOutputs(NamedTuple):
 
 
 class Block(nnx.Module):
-    """One layer of the decoder: attention and MLP, each added to the residual stream."""
+    """One layer of the decoder: attention and MLP, each added to the residual stream.
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    A layer has either `mlp`, which are the experts of a model with experts, or `dense_mlp`; a block
+    that stands for all layers of a model declares what any of them has.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, kinds: Collection[MLPKind] = ("mlp",)):
         self.residual_scale, self.parallel = config.residual_scale, config.parallel
         self.attention = Attention(config, rngs)
-        self.mlp = (MLP if config.mlp.experts is None else SparseMLP)(config, rngs)
+        experts = config.mlp.experts
+        self.mlp = self.dense_mlp = None
+        if "mlp" in kinds:
+            self.mlp = MLP(config, rngs) if experts is None else SparseMLP(config, rngs)
+        if "dense_mlp" in kinds:
+            assert experts is not None and experts.dense is not None
+            self.dense_mlp = MLP(config, rngs, experts.dense.intermediate_size)
 
         def norm(has_one: bool) -> Norm | None:
             return Norm(config.norm, config.hidden_size) if has_one else None
@@ -207,8 +177,10 @@ class Block(nnx.Module):
         load = None
         if isinstance(self.mlp, SparseMLP):
             y_BTD, load = self.mlp(x_BTD, token_weights_BT)
-        else:
+        elif self.mlp is not None:
             y_BTD = self.mlp(x_BTD, adapters.get("mlp", {}))
+        else:
+            y_BTD = self.dense_mlp(x_BTD, adapters.get("dense_mlp", {}))
         hidden_BTD += self._scaled(_normed(self.mlp_post_norm, y_BTD))
         return hidden_BTD, BlockOutputs(collected, load)
 
@@ -217,16 +189,32 @@ class Block(nnx.Module):
         return y_BTD if self.residual_scale == 1.0 else y_BTD * self.residual_scale
 
 
-class Decoder(nnx.Module):
-    """The whole model. `layers` is one block whose parameters have a leading axis of layers."""
+def _stacked_blocks(config: ModelConfig, keys_L: jax.Array) -> Block:
+    """Makes a block whose parts are stacked over the layers that have them."""
+    kinds = set(mlp_kinds(config))
+    block = jax.vmap(lambda key: Block(config, nnx.Rngs(params=key), kinds))(keys_L)
+    if len(kinds) > 1:
+        # Drawn for all layers, and kept for those that have the part.
+        for part in kinds:
+            rows = np.array(layers_with(config, part))
+            kept = jax.tree.map(lambda leaf, at=rows: leaf[at], getattr(block, part))
+            setattr(block, part, kept)
+    return block
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+
+class Decoder(nnx.Module):
+    """The whole model. `layers` is one block whose parameters have a leading axis of layers.
+
+    Without it, what stands before and after the layers.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: bool = True):
         self.embed = Embedding(config.vocab_size, config, rngs)
         learned = config.learned_positions
         self.positions = None if learned is None else Embedding(learned, config, rngs)
         # A key a layer, so that the layers differ; `vmap` stacks what the blocks make of them.
         keys_L = jax.random.split(rngs.params(), config.num_layers)
-        self.layers = jax.vmap(lambda key: Block(config, nnx.Rngs(params=key)))(keys_L)
+        self.layers = _stacked_blocks(config, keys_L) if layers else None
         self.norm = Norm(config.norm, config.hidden_size)
         width, tokens = config.hidden_size, config.vocab_size
         self.head = None if config.tied_head else Linear(width, tokens, bias=False, rngs=rngs)

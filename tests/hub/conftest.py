@@ -18,6 +18,7 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     Glm4Config,
+    Glm4MoeConfig,
     GPT2Config,
     GraniteConfig,
     GraniteMoeHybridConfig,
@@ -29,9 +30,11 @@ from transformers import (
     NemotronConfig,
     Olmo2Config,
     Olmo3Config,
+    OlmoeConfig,
     Phi3Config,
     PretrainedConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
     SeedOssConfig,
@@ -335,6 +338,44 @@ FAMILY_CONFIGS: dict[str, dict[str, PretrainedConfig]] = {
             moe_intermediate_size=24, norm_topk_prob=False, attention_bias=True,
             use_sliding_window=True, sliding_window=7,
         ),
+        "qwen3-moe-dense-layers": Qwen3MoeConfig(
+            **_sizes(num_hidden_layers=5), **MOE, num_key_value_heads=2, num_experts=4,
+            moe_intermediate_size=20, decoder_sparse_step=2, mlp_only_layers=[3],
+            head_dim=8, tie_word_embeddings=True,
+        ),
+    },
+    "qwen2_moe": {
+        "qwen2-moe": Qwen2MoeConfig(
+            **SIZES, **MOE, num_key_value_heads=2, num_experts=5, moe_intermediate_size=20,
+            shared_expert_intermediate_size=28, mlp_only_layers=[1],
+        ),
+        "qwen2-moe-windows": Qwen2MoeConfig(
+            **SIZES, **MOE, num_key_value_heads=4, num_experts=4, moe_intermediate_size=24,
+            shared_expert_intermediate_size=12, qkv_bias=False, norm_topk_prob=True,
+            use_sliding_window=True, sliding_window=7, max_window_layers=2,
+            tie_word_embeddings=True,
+        ),
+    },
+    "olmoe": {
+        "olmoe": OlmoeConfig(
+            **SIZES, **MOE, num_key_value_heads=2, num_experts=6, pad_token_id=None,
+        ),
+        "olmoe-biased": OlmoeConfig(
+            **SIZES, **MOE, num_experts=3, norm_topk_prob=True, attention_bias=True,
+            pad_token_id=None, tie_word_embeddings=True,
+        ),
+    },
+    "glm4_moe": {
+        "glm4-moe": Glm4MoeConfig(
+            **_sizes(num_hidden_layers=4), num_key_value_heads=2, head_dim=12,
+            moe_intermediate_size=20, n_routed_experts=6, num_experts_per_tok=2, n_group=3,
+            topk_group=2, routed_scaling_factor=1.5, first_k_dense_replace=1, use_qk_norm=True,
+        ),
+        "glm4-moe-unnormed": Glm4MoeConfig(
+            **SIZES, num_key_value_heads=4, moe_intermediate_size=12, n_routed_experts=4,
+            num_experts_per_tok=3, n_shared_experts=2, first_k_dense_replace=2,
+            norm_topk_prob=False, attention_bias=True,
+        ),
     },
 }  # fmt: skip
 CONFIGS = {name: config for family in FAMILY_CONFIGS.values() for name, config in family.items()}
@@ -369,7 +410,9 @@ def make_torch_model(name: str, folder: Path) -> TorchModel:
     torch.manual_seed(len(name))
     model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager").eval()
     with torch.no_grad():
-        for tensor in model.parameters():
+        # Routers' corrections are buffers, and are zero before any training.
+        corrections = [one for name, one in model.named_buffers() if "correction" in name]
+        for tensor in (*model.parameters(), *corrections):
             tensor.add_(torch.randn_like(tensor) * 0.2)
     model.save_pretrained(folder)
     return TorchModel(model, folder)

@@ -229,6 +229,7 @@ HARMLESS = {
     "reorder_and_upcast_attn",
     "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
     "summary_use_proj", "residual_dropout", "eod_token_id",
+    "num_mtp_layers",
     # Granite's, of layers and experts that these models do not have.
     "mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_head", "mamba_d_conv",
     "mamba_expand", "mamba_chunk_size", "mamba_conv_bias", "mamba_proj_bias", "time_step_limit",
@@ -238,6 +239,14 @@ HARMLESS = {
 # Fields that matter only where others do not decide: (field, config) → whether it is read.
 def slides(hf: dict[str, Any]) -> bool:
     return "sliding_attention" in hf.get("layer_types", ["sliding_attention"])
+
+
+def has_dense_layers(hf: dict[str, Any]) -> bool:
+    return bool(
+        hf.get("mlp_only_layers")
+        or hf.get("decoder_sparse_step", 1) > 1
+        or hf.get("first_k_dense_replace")
+    )
 
 
 UNREAD = {
@@ -250,7 +259,8 @@ UNREAD = {
     "sliding_window": lambda hf: not hf.get("use_sliding_window", True) or not slides(hf),
     "use_sliding_window": lambda hf: hf["sliding_window"] is None or not slides(hf),
     "intermediate_size": lambda hf: (
-        "moe_intermediate_size" in hf or "shared_intermediate_size" in hf
+        ("moe_intermediate_size" in hf and not has_dense_layers(hf))
+        or "shared_intermediate_size" in hf
     ),
     "num_experts_per_tok": lambda hf: hf.get("num_local_experts") == 0,
     "router_aux_loss_coef": lambda hf: hf.get("num_local_experts") == 0,
