@@ -9,7 +9,7 @@ where a dict becomes a module. Layers are stored stacked, `[L, ...]`, and run by
     logits_BTV = logits(config, params, hidden_BTD)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
@@ -202,7 +202,7 @@ def run_layers(
       compute: Dtype and remat; static under jit.
       dropout_key: Key of the adapters' dropout; None for none.
     """
-    layers, decoder = params["layers"], _around_layers(config, params)
+    decoder = _around_layers(config, params)
     layer_rotation = layer_rotations(config, inputs.positions_BT)
     attend = _scaling_queries(config, inputs.positions_BT, attend)
     weights_BT = inputs.weights_BT
@@ -228,20 +228,13 @@ def run_layers(
     hidden_BTD = shard_rows(_embedded(config, decoder, inputs, compute.dtype))
     collected, loads = [], []
     for group in layer_groups(config):
-        numbers = range(group.start, group.stop)
-        if _is_unstacked(layers):
-            for number in numbers:
-                block = _block(config, group, of_layer(config, layers, number))
-                layer_lora = lora and of_layer(config, lora["layers"], number)
-                hidden_BTD, outputs = run_layer(hidden_BTD, (block, layer_lora, number))
+        if _is_unstacked(params["layers"]):
+            for layer in _each_layer(config, params, lora, group):
+                hidden_BTD, outputs = run_layer(hidden_BTD, layer)
                 collected.append(outputs.collected)
             continue
-        block = _block(config, group, of_group(config, layers, group))
-        group_lora = lora and of_group(config, lora["layers"], group)
         hidden_BTD, outputs = jax.lax.scan(
-            _rematerialised(run_layer, compute),
-            hidden_BTD,
-            (block, group_lora, jnp.arange(group.start, group.stop)),
+            _rematerialised(run_layer, compute), hidden_BTD, _stacked(config, params, lora, group)
         )
         if outputs.load is not None:
             loads.append(outputs.load)
@@ -275,17 +268,41 @@ def _embedded(config: ModelConfig, decoder: Decoder, inputs: LayerInputs, dtype:
 
 def _around_layers(config: ModelConfig, params: Params) -> Decoder:
     """Makes a module of the parameters before and after the layers."""
-    rngs = nnx.Rngs(params=0)
-    structure = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, rngs, layers=False)))
+
+    def declared() -> Decoder:
+        return Decoder(config, nnx.Rngs(params=0), layers=False)
+
+    structure = nnx.graphdef(nnx.eval_shape(declared))
     return nnx.merge(structure, {name: params[name] for name in params if name != "layers"})
 
 
 def _block(config: ModelConfig, group: LayerGroup, parts: Params) -> Block:
     """Makes a module of the parameters of one layer of a group, or of all of them stacked."""
-    rngs = nnx.Rngs(params=0)
+
+    def declared() -> Block:
+        return Block(config, nnx.Rngs(params=0), {group.kind})
+
     # NNX looks at the names of the arrays, and not at their axes.
-    structure = nnx.graphdef(nnx.eval_shape(lambda: Block(config, rngs, {group.kind})))
+    structure = nnx.graphdef(nnx.eval_shape(declared))
     return nnx.merge(structure, parts)
+
+
+def _stacked(
+    config: ModelConfig, params: Params, lora: LoraParams | None, group: LayerGroup
+) -> tuple[Block, LoraParams | None, jax.Array]:
+    """Returns a group's layers, their adapters and their numbers, stacked for a scan."""
+    block = _block(config, group, of_group(config, params["layers"], group))
+    adapters = lora and of_group(config, lora["layers"], group)
+    return block, adapters, jnp.arange(group.start, group.stop)
+
+
+def _each_layer(
+    config: ModelConfig, params: Params, lora: LoraParams | None, group: LayerGroup
+) -> Iterator[tuple[Block, LoraParams | None, int]]:
+    """Yields the same of each layer of a group by itself, where they are unstacked."""
+    for number in range(group.start, group.stop):
+        block = _block(config, group, of_layer(config, params["layers"], number))
+        yield block, lora and of_layer(config, lora["layers"], number), number
 
 
 def _is_unstacked(layers: Params) -> bool:

@@ -140,12 +140,12 @@ class SparseMLP(nnx.Module):
         shared = self.shape.shared
         self.router = Router(config, rngs)
         self.experts = Experts(config, self.shape.num_experts, rngs)
-        self.shared = self.shared_gate = None
-        if shared is not None:
-            self.shared = MLP(config, rngs, shared.intermediate_size)
-            if shared.gated:
-                weight = nnx.Param(_normal(rngs.params(), (config.hidden_size, 1)))
-                self.shared_gate = nnx.Dict(weight=weight)
+        self.shared = None if shared is None else MLP(config, rngs, shared.intermediate_size)
+        self.shared_gate = (
+            nnx.Dict(weight=nnx.Param(_normal(rngs.params(), (config.hidden_size, 1))))
+            if shared is not None and shared.gated
+            else None
+        )
 
     def __call__(
         self, x_BTD: jax.Array, token_weights_BT: jax.Array

@@ -142,12 +142,11 @@ class Block(nnx.Module):
         self.residual_scale, self.parallel = config.residual_scale, config.parallel
         self.attention = Attention(config, rngs)
         experts = config.mlp.experts
-        self.mlp = self.dense_mlp = None
-        if "mlp" in kinds:
-            self.mlp = MLP(config, rngs) if experts is None else SparseMLP(config, rngs)
-        if "dense_mlp" in kinds:
-            assert experts is not None and experts.dense is not None
-            self.dense_mlp = MLP(config, rngs, experts.dense.intermediate_size)
+        kind = MLP if experts is None else SparseMLP
+        # Each is assigned once: NNX decides by the first value whether an attribute holds arrays.
+        self.mlp = kind(config, rngs) if "mlp" in kinds else None
+        size = experts.dense.intermediate_size if experts and experts.dense else None
+        self.dense_mlp = MLP(config, rngs, size) if "dense_mlp" in kinds else None
 
         def norm(has_one: bool) -> Norm | None:
             return Norm(config.norm, config.hidden_size) if has_one else None
@@ -177,10 +176,11 @@ class Block(nnx.Module):
         load = None
         if isinstance(self.mlp, SparseMLP):
             y_BTD, load = self.mlp(x_BTD, token_weights_BT)
-        elif self.mlp is not None:
-            y_BTD = self.mlp(x_BTD, adapters.get("mlp", {}))
         else:
-            y_BTD = self.dense_mlp(x_BTD, adapters.get("dense_mlp", {}))
+            part: MLPKind = "dense_mlp" if self.mlp is None else "mlp"
+            mlp = self.dense_mlp if self.mlp is None else self.mlp
+            assert mlp is not None
+            y_BTD = mlp(x_BTD, adapters.get(part, {}))
         hidden_BTD += self._scaled(_normed(self.mlp_post_norm, y_BTD))
         return hidden_BTD, BlockOutputs(collected, load)
 
