@@ -108,8 +108,9 @@ class Router(nnx.Module):
             choice_NE += jnp.broadcast_to(added_E, scores_NE.shape)
         if shape.groups > 1:
             choice_NE = self._in_best_groups(choice_NE)
-        expert_Nk = jax.lax.top_k(choice_NE, shape.per_token)[1]
-        weights_Nk = jnp.take_along_axis(scores_NE, expert_Nk, axis=-1)
+        weights_Nk, expert_Nk = jax.lax.top_k(choice_NE, shape.per_token)
+        if choice_NE is not scores_NE:
+            weights_Nk = jnp.take_along_axis(scores_NE, expert_Nk, axis=-1)
         if shape.normalized:
             # Sigmoids may all be 0 in fp32, unlike probabilities; the small number is the model's.
             least = 0.0 if shape.score == "softmax" else 1e-20
