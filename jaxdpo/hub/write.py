@@ -21,7 +21,8 @@ from jaxdpo.hub.families import Row, config_to_hf, family_of
 from jaxdpo.hub.read import WEIGHTS
 from jaxdpo.hub.tokenizer_files import write_tokenizer
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Params, stays_fp32
+from jaxdpo.model.decoder import Params
+from jaxdpo.model.dtypes import stays_fp32
 from jaxdpo.storage.lazy_array import Stored
 
 # The default of transformers: small enough for any file system, few enough files.

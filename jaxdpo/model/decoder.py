@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdpo.data.packing.batch import CHOSEN, PROMPT, REJECTED, PackedBatch
-from jaxdpo.devices.sharding import path_name, shard_rows
+from jaxdpo.devices.sharding import shard_rows
 from jaxdpo.model.attention.dense import AttentionKind
 from jaxdpo.model.attention.per_layer import LayerAttend, layer_attention
 from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.dtypes import cast_params
 from jaxdpo.model.experts import RouterLoad, router_loss
 from jaxdpo.model.groups import LayerGroup, layer_groups, of_group, of_layer
 from jaxdpo.model.layers import Block, BlockOutputs, Decoder
@@ -111,24 +112,6 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any) -> Params:
       dtype: Of the parameters (`cast_params`); they are drawn in fp32 and rounded.
     """
     return cast_params(nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(params=key)))), dtype)
-
-
-def stays_fp32(name: str) -> bool:
-    """Tells whether a parameter is kept in fp32 whatever the dtype of the others, by its path.
-
-    The corrections of routers are: rounded, they would choose other experts. transformers keeps
-    them so too.
-    """
-    return name.endswith("/correction")
-
-
-def cast_params(params: Params, dtype: Any) -> Params:
-    """Casts parameters, but for those that stay in fp32."""
-
-    def cast(path: Any, leaf: Any) -> Any:
-        return leaf.astype(jnp.float32 if stays_fp32(path_name(path)) else dtype)
-
-    return jax.tree.map_with_path(cast, params)
 
 
 def abstract_params(config: ModelConfig, dtype: Any) -> Params:

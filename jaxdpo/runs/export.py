@@ -14,7 +14,8 @@ from jaxdpo.devices.machine import free_memory
 from jaxdpo.devices.sharding import agreed, path_name, shardings_for
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import Policy, on_mesh, open_policy
-from jaxdpo.model.decoder import Params, abstract_params, stays_fp32
+from jaxdpo.model.decoder import Params, abstract_params
+from jaxdpo.model.dtypes import stays_fp32
 from jaxdpo.model.lora import merged_kernel
 from jaxdpo.model.quantized import is_quantized
 from jaxdpo.runs.base import find_base

@@ -5,7 +5,8 @@ from typing import Any
 
 from jaxdpo.losses import LossConfig
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute, Params, cast_params
+from jaxdpo.model.decoder import Compute, Params
+from jaxdpo.model.dtypes import cast_params
 
 
 @dataclass(frozen=True)
