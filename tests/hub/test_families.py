@@ -229,7 +229,7 @@ HARMLESS = {
     "reorder_and_upcast_attn",
     "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
     "summary_use_proj", "residual_dropout", "eod_token_id",
-    "num_mtp_layers",
+    "num_mtp_layers", "num_nextn_predict_layers",
     # Granite's, of layers and experts that these models do not have.
     "mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_head", "mamba_d_conv",
     "mamba_expand", "mamba_chunk_size", "mamba_conv_bias", "mamba_proj_bias", "time_step_limit",
@@ -252,6 +252,7 @@ def has_dense_layers(hf: dict[str, Any]) -> bool:
 UNREAD = {
     "max_position_embeddings": lambda hf: (
         (hf.get("rope_parameters") or {}).get("rope_type") not in ("dynamic", "longrope")
+        or "alpha" in hf["rope_parameters"]
     ),
     "original_max_position_embeddings": lambda hf: hf["rope_parameters"]["rope_type"] == "default",
     "max_window_layers": lambda hf: "layer_types" in hf,

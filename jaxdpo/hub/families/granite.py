@@ -88,6 +88,10 @@ def _write_hybrid(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
         "position_embedding_type": None if config.attention.rope is None else "rope",
         "layer_types": original.get("layer_types") or ["full_attention"] * config.num_layers,
     }
+    if "mamba_n_heads" not in original:
+        # transformers checks the sizes of recurrent layers even where there are none; one head
+        # fits every width.
+        written["mamba_n_heads"] = 1
     # That of the experts, of which there are none.
     middle = original.get("intermediate_size", config.mlp.intermediate_size)
     return {**written, "intermediate_size": middle}
