@@ -85,7 +85,7 @@ def _write_hybrid(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
         "attention_bias": config.attention.qkv_bias,
         "shared_intermediate_size": config.mlp.intermediate_size,
         "num_local_experts": 0,
-        "position_embedding_type": None if config.attention.rope is None else "rope",
+        "position_embedding_type": _positions_to_hf(config, original),
         "layer_types": original.get("layer_types") or ["full_attention"] * config.num_layers,
     }
     if "mamba_n_heads" not in original:
@@ -95,6 +95,13 @@ def _write_hybrid(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
     # That of the experts, of which there are none.
     middle = original.get("intermediate_size", config.mlp.intermediate_size)
     return {**written, "intermediate_size": middle}
+
+
+def _positions_to_hf(config: ModelConfig, original: HfConfig) -> str | None:
+    if config.attention.rope is not None:
+        return "rope"
+    # Published files without positions say "nope", transformers None.
+    return "nope" if original.get("position_embedding_type") == "nope" else None
 
 
 _DEFAULTS = {
@@ -121,6 +128,6 @@ GRANITE_FAMILIES = (
             "intermediate_size": 11008,
             "position_embedding_type": None,
         },
-        only=LLAMA_ONLY,
+        only={**LLAMA_ONLY, "position_embedding_type": ("rope", "nope")},
     ),
 )  # fmt: skip
