@@ -25,6 +25,7 @@ from jaxdpo.config import load_config
 from jaxdpo.errors import UserError
 from jaxdpo.runs.convert import ConvertConfig, convert
 from jaxdpo.runs.fit import fit
+from jaxdpo.training.writers import read_metrics
 from tests.devices.processes import Process, assert_no_stack, free_port, launched, processes
 from tests.folders import write_model, write_pairs
 from tests.runs.trainings import Starter, Training, starting
@@ -87,6 +88,7 @@ def start(starter: Starter, inputs: Path, run: Path, log: str = "log") -> Traini
 def metrics(run: Path) -> list[dict]:
     """The run's metrics without what depends on the clock or the machine."""
     timed = ("step_seconds", "pairs_per_second", "peak_memory_gib")
+    timed += ("checkpoint/seconds", "checkpoint/held_seconds", "checkpoint/gib")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
         {name: value for name, value in record.items() if name not in timed} for record in records
@@ -139,6 +141,24 @@ def test_the_exported_model_has_a_card(inputs, uninterrupted, tmp_path):
     earlier = uninterrupted / "checkpoints" / "step_00000028"
     convert(ConvertConfig(source=str(earlier), target=str(tmp_path / "earlier")))
     assert ", 28 optimizer steps" in (tmp_path / "earlier" / "README.md").read_text()
+
+
+def test_time_and_bytes_of_checkpoints_and_the_share_of_steps(uninterrupted):
+    records = read_metrics(uninterrupted)
+    saved = [each for each in records if "checkpoint/seconds" in each]
+    # Two of the seven may end while the same step is under way.
+    assert len(saved) >= 3
+    assert all(0 < each["checkpoint/held_seconds"] < each["checkpoint/seconds"] for each in saved)
+    manifest = json.loads(
+        (uninterrupted / "checkpoints" / "step_00000028" / "manifest.json").read_text()
+    )
+    size = sum(entry["size"] for entry in manifest["files"].values()) / 2**30
+    assert saved[-1]["checkpoint/gib"] == pytest.approx(size, rel=0.05)
+    found = json.loads((uninterrupted / "summary.json").read_text())["goodput"]
+    steps = [each["step_seconds"] for each in records if "step_seconds" in each]
+    assert found["step_seconds"] == pytest.approx(sum(steps))
+    assert sum(steps) < found["seconds"] < 300
+    assert found["share"] == pytest.approx(sum(steps) / found["seconds"])
 
 
 def test_killed_and_stopped_it_ends_bit_for_bit_the_same(starter, inputs, uninterrupted, tmp_path):
@@ -270,6 +290,8 @@ def uninterrupted_two(starter, inputs, tmp_path_factory):
     with two_processes(starter, inputs, run) as started:
         statuses = [each.status() for each in started]
         assert statuses == [0, 0], "\n".join(each.output for each in started)
+        # What to type next is said once, and not by every process.
+        assert ["next: jaxdpo evaluate" in each.output for each in started] == [True, False]
     return run
 
 
@@ -283,6 +305,38 @@ def test_two_processes_train_as_one(uninterrupted, uninterrupted_two):
         assert one["rewards/margins"] == pytest.approx(other["rewards/margins"], abs=1e-3)
     whole = load_file(uninterrupted / "model" / "model.safetensors")
     for name, tensor in load_file(uninterrupted_two / "model" / "model.safetensors").items():
+        assert tensor == pytest.approx(whole[name], abs=2e-3), name
+
+
+def test_one_process_reads_what_two_saved(uninterrupted_two, tmp_path):
+    """On eight devices, of what two processes had on four: the weights that these exported."""
+    manifest = json.loads(
+        (uninterrupted_two / "checkpoints" / f"step_{STEPS:08d}" / "manifest.json").read_text()
+    )
+    # Each of the two wrote shards, and the manifest has the digests of both.
+    for process in range(2):
+        assert any(f"ocdbt.process_{process}/" in name for name in manifest["files"])
+    source = uninterrupted_two / "checkpoints" / f"step_{STEPS:08d}"
+    convert(ConvertConfig(source=str(source), target=str(tmp_path / "model")))
+    expected = load_file(uninterrupted_two / "model" / "model.safetensors")
+    found = load_file(tmp_path / "model" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert (tensor == expected[name]).all(), name
+
+
+@pytest.mark.skipif(not EVERYTHING, reason="set JAXDPO_TEST_PROCESSES=all: takes half a minute")
+def test_two_processes_continue_what_one_saved(starter, inputs, uninterrupted, tmp_path):
+    run = tmp_path / "two" / "run"
+    shutil.copytree(uninterrupted, run)
+    (run / "summary.json").unlink()
+    for name in ("model", f"checkpoints/step_{STEPS:08d}"):
+        shutil.rmtree(run / name)
+    with two_processes(starter, inputs, run) as started:
+        assert [each.status() for each in started] == [0, 0], started[0].output
+        assert "continuing after step 28" in started[0].output
+    whole = load_file(uninterrupted / "model" / "model.safetensors")
+    for name, tensor in load_file(run / "model" / "model.safetensors").items():
         assert tensor == pytest.approx(whole[name], abs=2e-3), name
 
 
