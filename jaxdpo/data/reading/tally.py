@@ -18,7 +18,7 @@ _TALLY, _TRAINED, _TESTED = "tally.json", "trained.npy", "tested.npy"
 
 
 class Tally:
-    """What was met in some files; `ReadReport` explains the counts.
+    """Counts of what was met in some files; `ReadReport` explains them.
 
     Attributes:
       lines: Lines or rows, blank ones included.

@@ -15,6 +15,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -48,7 +49,7 @@ _WAIT = 0.2
 
 
 class Work(NamedTuple):
-    """What every process has to know: how files are read, and what encodes the pairs."""
+    """Settings and tokenizer that every process has to know."""
 
     config: DataConfig
     chat: Chat
@@ -230,14 +231,23 @@ class _Claims:
     def take(self, claim: Path) -> bool:
         """Claims some work by its file, if nobody is at it."""
         try:
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            return True
+            file = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
-            pass
+            return self._is_left(claim)
+        with os.fdopen(file, "w", encoding="utf-8") as out:
+            out.write(_own_name())
+        return True
+
+    def _is_left(self, claim: Path) -> bool:
+        """Tells whether the process that made a claim is gone."""
         try:
-            touched = claim.stat().st_mtime_ns
+            touched, name = claim.stat().st_mtime_ns, claim.read_text(encoding="utf-8")
         except FileNotFoundError:
             return False
+        host, _, pid = name.rpartition(" ")
+        if host == socket.gethostname() and pid.isdecimal() and not _lives(int(pid)):
+            claim.write_text(_own_name(), encoding="utf-8")
+            return True
         # By the clock of this process alone: those of two machines differ.
         now = time.monotonic()
         before, since = self._seen.get(claim, (None, now))
@@ -246,6 +256,20 @@ class _Claims:
             return False
         # Should two take it over at once, both store the same.
         return now - since > _STALE
+
+
+def _own_name() -> str:
+    return f"{socket.gethostname()} {os.getpid()}"
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 @contextlib.contextmanager

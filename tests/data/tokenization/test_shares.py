@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import subprocess
 import threading
 import time
@@ -173,10 +174,16 @@ def test_claim_that_nobody_touches_is_taken_over(tmp_path, monkeypatch):
             time.sleep(0.01)
     # It is removed with the work, and may be left behind by a process that died.
     assert not claim.exists()
-    claim.touch()
+    claim.write_text("another-machine 1")
     assert not others.take(claim)
     time.sleep(0.3)
     assert others.take(claim)
+    # On this machine it is known at once.
+    died = subprocess.Popen(["true"])
+    died.wait()
+    claim.write_text(f"{socket.gethostname()} {died.pid}")
+    assert shares._Claims().take(claim)
+    assert not shares._Claims().take(claim)
 
 
 def test_process_that_dies_is_named(chat, tmp_path):
