@@ -8,7 +8,7 @@ turns with us on part of the same text and on the same cores; the resident memor
 how long the second start takes, what the plan takes, and what a batch at a random step takes next
 to one of 1,000 pairs. On a machine that others use too, compare the processor time.
 
-    python -m tests.benchmarks.data stored=10000,100000,1000000,10000000 [prompt=10 answer=10]
+    python -m tests.benchmarks.data stored=10000,100000,1000000,10000000 [prompt=10 answer=10] [output=F.svg]
 
 writes as many pairs of made-up ids (of those lengths by default) straight to the disk, 16,384 of
 them over and over, and prints what does not depend on how they got there, each row from a process
@@ -298,8 +298,11 @@ def measure_stored(folder: str) -> None:
     print(json.dumps(found))
 
 
-def print_stored(counts: list[int], folder: Path, prompt: float, answer: float) -> None:
-    """Prints a row for each number of pairs."""
+def print_stored(
+    counts: list[int], folder: Path, prompt: float, answer: float, output: str | None
+) -> None:
+    """Prints a row for each number of pairs, and draws them."""
+    rows = []
     print("| pairs | on disk | opened | epoch planned | scoring planned | batch of 64 | memory |")
     print("|---|---|---|---|---|---|---|")
     for count in counts:
@@ -314,6 +317,28 @@ def print_stored(counts: list[int], folder: Path, prompt: float, answer: float) 
             flush=True,
         )
         shutil.rmtree(target)
+        rows.append(found)
+    if output is not None:
+        draw_growth(rows, Path(output))
+
+
+def draw_growth(rows: list[dict[str, float]], output: Path) -> None:
+    """Draws seconds and memory against the number of pairs, both axes logarithmic."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    counts = [row["pairs"] for row in rows]
+    names = {"open": "start from the cache", "plan": "plan of an epoch", "scored": "plan to score"}
+    for name, label in names.items():
+        left.plot(counts, [row[name] for row in rows], marker="o", label=label)
+    left.set(xlabel="pairs", ylabel="seconds")
+    left.legend()
+    right.plot(counts, [row["peak_mib"] for row in rows], marker="o", color="0.3")
+    right.set(xlabel="pairs", ylabel="MiB of memory")
+    for axes in (left, right):
+        axes.set(xscale="log", yscale="log")
+        axes.grid(alpha=0.3)
+    figure.savefig(output)
 
 
 def print_shares(files: int, count: int, folder: Path, processes: list[int]) -> None:
@@ -402,7 +427,7 @@ def main(arguments: list[str]) -> None:
     if "stored" in given:
         counts = [int(count) for count in given["stored"].split(",")]
         lengths = (float(given.get("prompt", _PROMPT)), float(given.get("answer", _ANSWER)))
-        print_stored(counts, folder, *lengths)
+        print_stored(counts, folder, *lengths, given.get("output"))
         return
     if "shares" in given:
         processes = [int(number) for number in given.get("processes", "1,2").split(",")]

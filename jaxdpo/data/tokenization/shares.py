@@ -96,8 +96,14 @@ def choose_processes(wished: int | None, sources: Sequence[Source]) -> int:
     if wished is None:
         paths = [Path(source.name).expanduser() for source in sources if not source.hub]
         large = sum(path.stat().st_size for path in paths if path.exists()) >= _LARGE
-        wished = len(os.sched_getaffinity(0)) if large else 1
+        wished = _cores() if large else 1
     return min(wished, len(sources))
+
+
+def _cores() -> int:
+    # A launcher may have given this process a part of the machine; only Linux tells.
+    given = getattr(os, "sched_getaffinity", None)
+    return len(given(0)) if given is not None else os.cpu_count() or 1
 
 
 def make_shares(
