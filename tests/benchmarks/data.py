@@ -8,7 +8,7 @@ turns with us on part of the same text and on the same cores; the resident memor
 how long the second start takes, what the plan takes, and what a batch at a random step takes next
 to one of 1,000 pairs. On a machine that others use too, compare the processor time.
 
-    python -m tests.benchmarks.data stored=10000,100000,1000000,10000000 [prompt=10 answer=10] [output=F.svg]
+    python -m tests.benchmarks.data stored=10000,1000000 [prompt=10 answer=10] [output=F.svg]
 
 writes as many pairs of made-up ids (of those lengths by default) straight to the disk, 16,384 of
 them over and over, and prints what does not depend on how they got there, each row from a process

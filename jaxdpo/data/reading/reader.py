@@ -33,7 +33,7 @@ from jaxdpo.data.reading.sources import (
     splits_by_name,
 )
 from jaxdpo.data.reading.splits import pair_digest
-from jaxdpo.data.reading.tally import Tally
+from jaxdpo.data.reading.tally import Notes, Tally
 from jaxdpo.errors import UserError
 
 
@@ -145,7 +145,7 @@ class Reading:
 
     def __iter__(self) -> Iterator[Met | BadLine]:
         for source, weight in find_weighted(self._weights) if self._share is None else self._share:
-            if source.named_split is not None:
+            if source.named_split is not None and _begins(source):
                 self.tally.files[source.named_split] += 1
             for met in self._source(source):
                 if isinstance(met, BadLine):
@@ -164,17 +164,16 @@ class Reading:
         given = self._config.format
         # The source is opened twice where its form is not given: the first records may be bad, or
         # have columns that any form may have.
-        form = given or recognise(source, renaming, self._supervised)
-        self.tally.formats[form] += 1
-        first_of: dict[Format, int] = {}
+        form = given or recognise(source._replace(part=None), renaming, self._supervised)
+        self.tally.formats[form] += _begins(source)
+        notes = Notes()
         group = _Group(self, source, form, renaming)
-        held = 0
         for record in read_source(source):
             self.tally.lines += 1
             if isinstance(record, Record) and record.value is None:
                 self.tally.blank += 1
                 continue
-            held += 1
+            notes.held += 1
             if isinstance(record, BadLine) or record.value is None:
                 yield cast(BadLine, record)
                 continue
@@ -187,22 +186,18 @@ class Reading:
             # Two forms in one file are two files that were joined; which lines were meant is for
             # the user to say. Examples may well be mixed: each of them is read by its own columns.
             if given is None and not self._supervised and (own := format_of(value)) is not None:
-                first_of.setdefault(own, record.line)
+                notes.first_of.setdefault(own, record.line)
             if form == "rated" and not self._supervised:
                 yield from group.add(record, value)
             else:
                 yield from self._record(source, record, value, form, renaming.facts)
         yield from group.close()
-        if len(first_of) > 1:
-            seen = ", ".join(f"{form} (first at line {line})" for form, line in first_of.items())
-            raise UserError(
-                f"{source.name}: holds records of several forms: {seen}; part the file, or set "
-                "data.format to the one that is meant"
-            )
-        if not held:
-            blank = f"only {self.tally.blank} blank lines" if self.tally.blank else "nothing"
-            raise UserError(f"{source.name}: holds no pairs, {blank}; write one pair a line")
-        renaming.check(source.name)
+        notes.missing, notes.seen = renaming.missing, renaming.seen
+        if source.part is None:
+            notes.check(source.name, self.tally.blank)
+        else:
+            # The other parts may hold what this one lacks.
+            self.tally.notes[source.name] = notes
 
     def _record(
         self,
@@ -347,6 +342,11 @@ def recognise(source: Source, renaming: Renaming, supervised: bool = False) -> F
         )
     # Nothing but bad or blank lines: each of them is said.
     return "messages"
+
+
+def _begins(source: Source) -> bool:
+    """Tells whether a source is whole, or the first part of a file."""
+    return source.part is None or source.part.start == 0
 
 
 def _copies(pair: PreferencePair, weight: float) -> int:

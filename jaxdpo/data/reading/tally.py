@@ -3,18 +3,66 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.reading.doubts import Doubts
+from jaxdpo.data.reading.renaming import check_columns
 from jaxdpo.data.reading.reports import ReadReport
 from jaxdpo.data.reading.splits import Prompts
 from jaxdpo.errors import UserError
 
 _COUNTS = ("pairs", "ignored", "kept", "formats", "labels", "left_out", "unread", "files")
 _TALLY, _TRAINED, _TESTED = "tally.json", "trained.npy", "tested.npy"
+
+
+@dataclass
+class Notes:
+    """What is known of a source only once all of it is read.
+
+    Attributes:
+      held: Its records, blank lines excepted.
+      first_of: The line of the first record of each form.
+      missing: Paths of `data.columns` that no record had.
+      seen: Columns that records had.
+    """
+
+    held: int = 0
+    first_of: dict[str, int] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
+
+    def merge(self, other: "Notes") -> None:
+        """Takes over what is known of the lines that follow."""
+        self.held += other.held
+        for form, line in other.first_of.items():
+            self.first_of.setdefault(form, line)
+        self.missing = sorted({*self.missing} & {*other.missing})
+        self.seen = list(dict.fromkeys([*self.seen, *other.seen]))
+
+    def check(self, name: str, blank: int) -> None:
+        """Refuses a source that is not what it should be.
+
+        Args:
+          name: The source.
+          blank: Blank lines that were met.
+
+        Raises:
+          UserError: If it holds records of several forms, none, or not the columns that were named.
+        """
+        if len(self.first_of) > 1:
+            seen = ", ".join(f"{f} (first at line {line})" for f, line in self.first_of.items())
+            raise UserError(
+                f"{name}: holds records of several forms: {seen}; part the file, or set "
+                "data.format to the one that is meant"
+            )
+        if not self.held:
+            what = f"only {blank} blank lines" if blank else "nothing"
+            raise UserError(f"{name}: holds no pairs, {what}; write one pair a line")
+        check_columns(name, self.missing, self.seen)
 
 
 class Tally:
@@ -33,6 +81,7 @@ class Tally:
       files: Files that are a split by their name.
       doubts: What looks wrong.
       prompts: Prompts by split.
+      notes: Of files that are read in parts, by name.
     """
 
     def __init__(self) -> None:
@@ -47,6 +96,7 @@ class Tally:
         self.files: Counter[str] = Counter()
         self.doubts = Doubts()
         self.prompts = Prompts()
+        self.notes: dict[str, Notes] = {}
 
     def add(self, pair: PreferencePair, copies: int) -> None:
         """Counts a pair that comes so many times."""
@@ -68,11 +118,17 @@ class Tally:
             getattr(self, name).update(getattr(other, name))
         self.doubts.merge(other.doubts)
         self.prompts.merge(other.prompts)
+        for name, notes in other.notes.items():
+            if name in self.notes:
+                self.notes[name].merge(notes)
+            else:
+                self.notes[name] = notes
 
     def save(self, folder: Path) -> None:
         """Writes it to a folder, for another process."""
         values = {name: getattr(self, name) for name in ("lines", "blank", *_COUNTS)}
         values |= {"doubts": self.doubts.to_json(), "tested": self.prompts.sources}
+        values["notes"] = {name: vars(notes) for name, notes in self.notes.items()}
         (folder / _TALLY).write_text(json.dumps(values), encoding="utf-8")
         np.save(folder / _TRAINED, np.array(self.prompts.trained, np.uint64))
         np.save(folder / _TESTED, np.array(self.prompts.tested, np.uint64))
@@ -91,6 +147,7 @@ class Tally:
         for name in _COUNTS:
             getattr(tally, name).update(values[name])
         tally.doubts = Doubts.from_json(values["doubts"])
+        tally.notes = {name: Notes(**notes) for name, notes in values["notes"].items()}
         tally.prompts.sources = values["tested"]
         tally.prompts.trained.frombytes(np.load(folder / _TRAINED).tobytes())
         tally.prompts.tested.frombytes(np.load(folder / _TESTED).tobytes())
@@ -107,8 +164,10 @@ class Tally:
           ranked_margin: The setting that only ranked lists read.
 
         Raises:
-          UserError: If there are no TRAIN pairs.
+          UserError: If there are no TRAIN pairs, or a source is not what it should be.
         """
+        for name, notes in self.notes.items():
+            notes.check(name, self.blank)
         self.check_margin(path, ranked_margin)
         if not self.pairs["TRAIN"]:
             raise UserError(

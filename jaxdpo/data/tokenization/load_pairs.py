@@ -16,7 +16,7 @@ from jaxdpo.data.reading.reports import ReadReport
 from jaxdpo.data.reading.sources import digest_of, find_sources
 from jaxdpo.data.tokenization.chat import Chat
 from jaxdpo.data.tokenization.pair_store import TokenizedPairs, open_pairs
-from jaxdpo.data.tokenization.shares import choose_processes, make_shares, store_whole
+from jaxdpo.data.tokenization.shares import find_shares, make_shares, store_whole
 from jaxdpo.data.tokenization.storing import REJECTS, SPLITS, VERSIONS, store_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.storage.files import json_digest, replacing
@@ -109,10 +109,9 @@ def _store(config: DataConfig, chat: Chat, supervised: bool, folder: Path, key: 
         with replacing(folder / _ABOUT) as file:
             json.dump({"key": key, "report": dataclasses.asdict(report)}, file)
 
-    sources = find_weighted(config.weights())
-    processes = choose_processes(config.processes, [source for source, _ in sources])
+    processes, found = find_shares(config, supervised, find_weighted(config.weights()))
     if processes > 1:
-        shares = make_shares(config, chat, supervised, sources)
+        shares = make_shares(config, chat, supervised, found)
 
         def is_whole() -> bool:
             return _open(folder, key) is not None

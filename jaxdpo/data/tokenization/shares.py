@@ -1,13 +1,12 @@
-"""A data set of many files, tokenised by many processes, of one machine or of several.
+"""A large data set, tokenised by many processes, of one machine or of several.
 
-A share is a file. Each is tokenised by itself, to a folder of its own, and at the end all are put
-together in their order, as one process would have stored them, bit for bit. What is done stays
-done: a start after an interruption, or after one file has changed, tokenises the other files only.
+A share is a file, or a part of a large one. Each is tokenised by itself, to a folder of its own, and
+at the end all are put together in their order, as one process would have stored them, bit for bit.
+What is done stays done: a start after an interruption, or after one file has changed, tokenises the
+rest only.
 
-Nobody hands the shares out. Whoever has nothing to do takes the next that nobody has claimed, by
-making a file beside it, and touches that file while it works. So machines that share a cache folder
-share the work, though they know nothing of one another; a claim that is no longer touched is that
-of a process which died, and the share is taken over.
+Nobody hands the shares out: whoever has nothing to do claims the next. So machines that share a
+cache folder share the work, though they know nothing of one another.
 """
 
 import contextlib
@@ -15,10 +14,8 @@ import json
 import os
 import pickle
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -30,21 +27,24 @@ from typing import Any, NamedTuple
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.pairs import Split
 from jaxdpo.data.reading.bad_lines import BadLines, read_rejects
-from jaxdpo.data.reading.reader import Reading, Weighted
+from jaxdpo.data.reading.reader import Reading, Weighted, recognise
+from jaxdpo.data.reading.renaming import Renaming
 from jaxdpo.data.reading.reports import ReadReport, TokenizeReport
-from jaxdpo.data.reading.sources import Source, digest_of
+from jaxdpo.data.reading.sources import digest_of, parts_of
 from jaxdpo.data.reading.tally import Tally
 from jaxdpo.data.tokenization.chat import Chat
 from jaxdpo.data.tokenization.pair_store import PairWriter
 from jaxdpo.data.tokenization.storing import REJECTS, SPLITS, VERSIONS, store_pairs
 from jaxdpo.errors import UserError
+from jaxdpo.storage.claims import Claims, touched
 from jaxdpo.storage.files import json_digest, replacing
 
 # Files of this size together are worth the seconds that a process takes to start.
 _LARGE = 2**26
+# Bytes of a part of a file; the same everywhere, so that machines of any number of cores find the
+# same parts.
+_PART = 2**25
 _DONE = "done.json"
-# Seconds between touches of a claim, and without one until it counts as left behind.
-_TOUCH, _STALE = 2.0, 30.0
 _WAIT = 0.2
 
 
@@ -58,11 +58,11 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """One file, and where its tokens go.
+    """One file or part of one, and where its tokens go.
 
     Attributes:
       work: How it is tokenised.
-      weighted: The file, and how often its pairs come.
+      weighted: The file or part, and how often its pairs come.
       folder: Where its tokens go.
       key: SHA-256 of all that they depend on.
     """
@@ -86,18 +86,35 @@ class Share:
             return None
 
 
-def choose_processes(wished: int | None, sources: Sequence[Source]) -> int:
-    """Returns how many processes tokenise these sources.
+def find_shares(
+    config: DataConfig, supervised: bool, sources: Sequence[Weighted]
+) -> tuple[int, list[Weighted]]:
+    """Returns by how many processes a data set is tokenised, and what each does at a time.
 
     Args:
-      wished: `data.processes`.
-      sources: The sources.
+      config: How it is read.
+      supervised: Whether it holds examples.
+      sources: Its sources.
     """
+    wished = config.processes
     if wished is None:
-        paths = [Path(source.name).expanduser() for source in sources if not source.hub]
+        paths = [Path(each.source.name).expanduser() for each in sources if not each.source.hub]
         large = sum(path.stat().st_size for path in paths if path.exists()) >= _LARGE
         wished = _cores() if large else 1
-    return min(wished, len(sources))
+    if wished == 1:
+        return 1, list(sources)
+    found = [part for each in sources for part in _parts(config, supervised, each)]
+    return min(wished, len(found)), found
+
+
+def _parts(config: DataConfig, supervised: bool, weighted: Weighted) -> list[Weighted]:
+    parts = parts_of(weighted.source, _PART)
+    if len(parts) > 1:
+        form = config.format or recognise(weighted.source, Renaming(config.columns), supervised)
+        # Rows that follow one another are compared there, so none may be parted from the next.
+        if form == "rated":
+            return [weighted]
+    return [weighted._replace(source=part) for part in parts]
 
 
 def _cores() -> int:
@@ -155,10 +172,10 @@ def store_whole(
     """
     shares[0].folder.parent.mkdir(parents=True, exist_ok=True)
     _tokenise(shares, processes, is_whole)
-    claims, claim = _Claims(), shares[0].folder.with_name(f"{key}.claim")
+    claims, claim = Claims(), shares[0].folder.with_name(f"{key}.claim")
     while not is_whole():
         if claims.take(claim):
-            with _touched(claim):
+            with touched(claim):
                 finish(_merge(shares, config, folder, key))
                 for share in shares:
                     shutil.rmtree(share.folder, ignore_errors=True)
@@ -171,7 +188,7 @@ def _tokenise(shares: Sequence[Share], processes: int, is_whole: Callable[[], bo
     started: list[subprocess.Popen] = []
 
     def run() -> None:
-        claims = _Claims()
+        claims = Claims()
         with _worker(shares[0].work) as worker:
             started.append(worker.process)
             while waiting := [share for share in shares if share.rejected() is None]:
@@ -181,7 +198,7 @@ def _tokenise(shares: Sequence[Share], processes: int, is_whole: Callable[[], bo
                 if share is None:
                     time.sleep(_WAIT)
                     continue
-                with _touched(share.claim):
+                with touched(share.claim):
                     worker.store(share)
 
     todo = sum(share.rejected() is None for share in shares)
@@ -226,76 +243,6 @@ def _added(reports: Sequence[TokenizeReport]) -> TokenizeReport:
         values = [getattr(report, field.name) for report in reports]
         sums[field.name] = sum(values, 0 if field.name == "pairs" else ())
     return TokenizeReport(**sums)
-
-
-class _Claims:
-    """Claims to work, by this thread and by others anywhere."""
-
-    def __init__(self) -> None:
-        self._seen: dict[Path, tuple[int, float]] = {}
-
-    def take(self, claim: Path) -> bool:
-        """Claims some work by its file, if nobody is at it."""
-        try:
-            file = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        except FileExistsError:
-            return self._is_left(claim)
-        with os.fdopen(file, "w", encoding="utf-8") as out:
-            out.write(_own_name())
-        return True
-
-    def _is_left(self, claim: Path) -> bool:
-        """Tells whether the process that made a claim is gone."""
-        try:
-            touched, name = claim.stat().st_mtime_ns, claim.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return False
-        host, _, pid = name.rpartition(" ")
-        if host == socket.gethostname() and pid.isdecimal() and not _lives(int(pid)):
-            claim.write_text(_own_name(), encoding="utf-8")
-            return True
-        # By the clock of this process alone: those of two machines differ.
-        now = time.monotonic()
-        before, since = self._seen.get(claim, (None, now))
-        if before != touched:
-            self._seen[claim] = (touched, now)
-            return False
-        # Should two take it over at once, both store the same.
-        return now - since > _STALE
-
-
-def _own_name() -> str:
-    return f"{socket.gethostname()} {os.getpid()}"
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's
-    return True
-
-
-@contextlib.contextmanager
-def _touched(claim: Path) -> Iterator[None]:
-    """Touches a claim while the block runs, and removes it then."""
-    done = threading.Event()
-
-    def touch() -> None:
-        while not done.wait(_TOUCH):
-            with contextlib.suppress(OSError):
-                os.utime(claim)
-
-    thread = threading.Thread(target=touch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        claim.unlink(missing_ok=True)
 
 
 class _Worker:

@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,11 @@ import pytest
 
 from jaxdpo.data.config import DataConfig
 from jaxdpo.data.reading.reader import find_weighted
+from jaxdpo.data.reading.sources import Source, parts_of, read_source
 from jaxdpo.data.tokenization import shares
 from jaxdpo.data.tokenization.chat import Chat
 from jaxdpo.data.tokenization.load_pairs import load_pairs
-from jaxdpo.data.tokenization.shares import choose_processes, store_share
+from jaxdpo.data.tokenization.shares import find_shares, store_share
 from jaxdpo.errors import UserError
 
 
@@ -162,30 +161,6 @@ def test_machines_that_share_a_cache_share_the_work(chat, tmp_path, here):
         assert_equal(loaded[0], each)
 
 
-def test_claim_that_nobody_touches_is_taken_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(shares, "_STALE", 0.2)
-    monkeypatch.setattr(shares, "_TOUCH", 0.02)
-    mine, others, claim = shares._Claims(), shares._Claims(), tmp_path / "x.claim"
-    assert mine.take(claim)
-    with shares._touched(claim):
-        until = time.monotonic() + 0.6
-        while time.monotonic() < until:
-            assert not others.take(claim)
-            time.sleep(0.01)
-    # It is removed with the work, and may be left behind by a process that died.
-    assert not claim.exists()
-    claim.write_text("another-machine 1")
-    assert not others.take(claim)
-    time.sleep(0.3)
-    assert others.take(claim)
-    # On this machine it is known at once.
-    died = subprocess.Popen(["true"])
-    died.wait()
-    claim.write_text(f"{socket.gethostname()} {died.pid}")
-    assert shares._Claims().take(claim)
-    assert not shares._Claims().take(claim)
-
-
 def test_process_that_dies_is_named(chat, tmp_path):
     died = subprocess.Popen(
         ["sh", "-c", "kill -9 $$"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -199,7 +174,55 @@ def test_process_that_dies_is_named(chat, tmp_path):
 
 
 def test_small_data_needs_no_processes(tmp_path):
-    found = find_weighted({str(write_files(tmp_path / "data", (2, 2, 2))): 1.0})
-    sources = [source for source, _ in found]
-    assert choose_processes(None, sources) == 1
-    assert choose_processes(9, sources) == 4
+    folder = write_files(tmp_path / "data", (2, 2, 2))
+    found = find_weighted({str(folder): 1.0})
+    alone = DataConfig(path=str(folder))
+    assert find_shares(alone, False, found)[0] == 1
+    assert find_shares(alone.model_copy(update={"processes": 9}), False, found)[0] == 4
+
+
+@pytest.mark.parametrize("part", [200, 5000, 10**6])
+def test_parts_of_a_file_are_its_lines(tmp_path, part):
+    """However a file is parted, the parts are its lines, with their numbers."""
+    path = write_files(tmp_path / "data") / "2.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b'{"no": "end"}')
+    whole = Source(str(path))
+    parts = parts_of(whole, part)
+    assert len(parts) > 1 or part == 10**6
+    read = [record for each in parts for record in read_source(each)]
+    assert read == list(read_source(whole))
+
+
+def test_one_large_file_is_tokenised_in_parts(chat, tmp_path, here, monkeypatch):
+    monkeypatch.setattr(shares, "_PART", 20_000)
+    path = write_files(tmp_path / "data") / "2.jsonl"
+    found = []
+    for processes in (1, 3):
+        config = config_of(path, tmp_path / str(processes), processes, on_error="skip")
+        found.append(load_pairs(config, chat))
+    assert len(here) > 5 and set(here) == {str(path)}
+    assert_equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("columns", "odd"),
+    [
+        # Wrong in one part, and right in all others.
+        ({}, {"prompt": "Which?", "chosen": "a", "rejected": "b"}),
+        ({"metadata": "number", "system": "persona"}, None),
+    ],
+)
+def test_what_only_the_whole_file_tells(chat, tmp_path, here, monkeypatch, columns, odd):
+    monkeypatch.setattr(shares, "_PART", 2_000)
+    path = write_files(tmp_path / "data", (60, 1, 1)) / "0.jsonl"
+    if odd is not None:
+        with open(path, "a") as file:
+            file.write(json.dumps(odd) + "\n")
+    messages = []
+    for processes in (1, 3):
+        config = config_of(path, tmp_path / str(processes), processes, columns=columns)
+        with pytest.raises(UserError) as refused:
+            load_pairs(config, chat)
+        messages.append(str(refused.value))
+    assert messages[0] == messages[1]
+    assert ("several forms" if odd else "no record of") in messages[0]
