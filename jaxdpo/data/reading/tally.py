@@ -21,7 +21,7 @@ _TALLY, _TRAINED, _TESTED = "tally.json", "trained.npy", "tested.npy"
 
 @dataclass
 class Notes:
-    """What is known of a source only once all of it is read.
+    """Findings about a source that count only once all of it is read.
 
     Attributes:
       held: Its records, blank lines excepted.

@@ -1,9 +1,9 @@
 """A large data set, tokenised by many processes, of one machine or of several.
 
-A share is a file, or a part of a large one. Each is tokenised by itself, to a folder of its own, and
-at the end all are put together in their order, as one process would have stored them, bit for bit.
-What is done stays done: a start after an interruption, or after one file has changed, tokenises the
-rest only.
+A share is a file, or a part of a large one. Each is tokenised by itself, to a folder of its own,
+and at the end all are put together in their order, as one process would have stored them, bit for
+bit. What is done stays done: a start after an interruption, or after one file has changed,
+tokenises the rest only.
 
 Nobody hands the shares out: whoever has nothing to do claims the next. So machines that share a
 cache folder share the work, though they know nothing of one another.
