@@ -33,7 +33,7 @@ from tests.runs.trainings import Starter, Training, starting
 # More kills than the suite has time for: JAXDPO_TEST_KILLS=20 python -m pytest tests/runs
 KILLS = int(os.environ.get("JAXDPO_TEST_KILLS", "1"))
 EVERYTHING = os.environ.get("JAXDPO_TEST_PROCESSES") == "all"
-STEPS = 30
+STEPS = 20
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,7 @@ def settings(inputs: Path, run: Path, *overrides: str) -> list[str]:
         "training.completions=0",
         "batch.size=8",
         "optimizer.learning_rate=1e-3",
+        "training.evaluate_every=10",
         "checkpoint.every=4",
         *overrides,
     ]
@@ -66,7 +67,9 @@ def command(inputs: Path, run: Path, *overrides: str) -> list[str]:
 
 def environment(inputs: Path, devices: int = 1, **more: str) -> dict[str, str]:
     return os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        # Compiled in half the time: what is tested here has nothing to do with how fast it runs.
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+        "--xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(inputs / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -138,19 +141,19 @@ def test_the_exported_model_has_a_card(inputs, uninterrupted, tmp_path):
 
     convert(ConvertConfig(source=str(uninterrupted), target=str(tmp_path / "again")))
     assert (tmp_path / "again" / "README.md").read_text() == text
-    earlier = uninterrupted / "checkpoints" / "step_00000028"
+    earlier = uninterrupted / "checkpoints" / "step_00000016"
     convert(ConvertConfig(source=str(earlier), target=str(tmp_path / "earlier")))
-    assert ", 28 optimizer steps" in (tmp_path / "earlier" / "README.md").read_text()
+    assert ", 16 optimizer steps" in (tmp_path / "earlier" / "README.md").read_text()
 
 
 def test_time_and_bytes_of_checkpoints_and_the_share_of_steps(uninterrupted):
     records = read_metrics(uninterrupted)
     saved = [each for each in records if "checkpoint/seconds" in each]
-    # Two of the seven may end while the same step is under way.
-    assert len(saved) >= 3
+    # Two of the four may end while the same step is under way.
+    assert len(saved) >= 2
     assert all(0 < each["checkpoint/held_seconds"] < each["checkpoint/seconds"] for each in saved)
     manifest = json.loads(
-        (uninterrupted / "checkpoints" / "step_00000028" / "manifest.json").read_text()
+        (uninterrupted / "checkpoints" / "step_00000016" / "manifest.json").read_text()
     )
     size = sum(entry["size"] for entry in manifest["files"].values()) / 2**30
     assert saved[-1]["checkpoint/gib"] == pytest.approx(size, rel=0.05)
@@ -334,7 +337,7 @@ def test_two_processes_continue_what_one_saved(starter, inputs, uninterrupted, t
         shutil.rmtree(run / name)
     with two_processes(starter, inputs, run) as started:
         assert [each.status() for each in started] == [0, 0], started[0].output
-        assert "continuing after step 28" in started[0].output
+        assert "continuing after step 16" in started[0].output
     whole = load_file(uninterrupted / "model" / "model.safetensors")
     for name, tensor in load_file(run / "model" / "model.safetensors").items():
         assert tensor == pytest.approx(whole[name], abs=2e-3), name
