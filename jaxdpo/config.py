@@ -244,6 +244,7 @@ CHANGEABLE = (
     "checkpoint",
     "data.cache_dir",
     "data.path",
+    "data.processes",
     "distributed",
     "export",
     "mesh",
