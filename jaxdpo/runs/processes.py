@@ -8,7 +8,8 @@ from jaxdpo.config import RunConfig, flat
 from jaxdpo.devices.joining import fail_before_joining, joined_processes
 from jaxdpo.errors import UserError
 
-# Each machine may have its own places and cores; what lies there is compared by content, in `set_up`.
+# Each machine may have its own places and cores; what lies there is compared by content, in
+# `set_up`.
 _PLACES = (
     "model.path",
     "model.base",
