@@ -156,7 +156,7 @@ class Reading:
                 for _ in range(copies):
                     yield met
         if self._share is None:
-            self.tally.check_margin(", ".join(self._weights), self._config.ranked_margin)
+            self.tally.check(", ".join(self._weights), self._config.ranked_margin)
 
     def _source(self, source: Source) -> Iterator[Met | BadLine]:
         """Yields the pairs and bad lines of one source, and counts the rest."""

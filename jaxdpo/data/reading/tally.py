@@ -153,22 +153,16 @@ class Tally:
         tally.prompts.tested.frombytes(np.load(folder / _TESTED).tobytes())
         return tally
 
-    def report(
-        self, path: str, rejected: Mapping[str, int], ranked_margin: float | None = None
-    ) -> ReadReport:
+    def report(self, path: str, rejected: Mapping[str, int]) -> ReadReport:
         """Returns what was found, in numbers, once all of it is read.
 
         Args:
           path: The sources, as the user named them.
           rejected: Bad lines by code.
-          ranked_margin: The setting that only ranked lists read.
 
         Raises:
-          UserError: If there are no TRAIN pairs, or a source is not what it should be.
+          UserError: If there are no TRAIN pairs.
         """
-        for name, notes in self.notes.items():
-            notes.check(name, self.blank)
-        self.check_margin(path, ranked_margin)
         if not self.pairs["TRAIN"]:
             raise UserError(
                 f"{path}: none of its {self.pairs.total()} pairs are in the TRAIN split "
@@ -192,14 +186,19 @@ class Tally:
             warnings=tuple(self.doubts.warnings()),
         )
 
-    def check_margin(self, path: str, ranked_margin: float | None) -> None:
-        """Refuses a margin of ranked lists where none were met.
+    def check(self, path: str, ranked_margin: float | None) -> None:
+        """Refuses what can only be told once all is read.
+
+        Args:
+          path: The sources, as the user named them.
+          ranked_margin: The setting that only ranked lists read.
 
         Raises:
-          UserError: Saying so.
+          UserError: If a source is not what it should be, or nothing reads the setting.
         """
-        # A setting that nothing reads is a mistake, and only at the end is it known that nothing
-        # did.
+        for name, notes in self.notes.items():
+            notes.check(name, self.blank)
+        # A setting that nothing reads is a mistake.
         if ranked_margin is not None and not {"ranked", "rated"} & self.formats.keys():
             raise UserError(
                 f"data.ranked_margin is {ranked_margin:g}, but {path} holds no ranked lists; "

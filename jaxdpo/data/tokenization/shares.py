@@ -230,8 +230,10 @@ def _merge(shares: Sequence[Share], config: DataConfig, folder: Path, key: str) 
                 bad_lines.add(bad)
             for split, writer in writers.items():
                 reports[split].append(writer.append(share.folder / split, share.key))
+        # In the order in which one process comes upon these.
+        tally.check(config.name(), config.ranked_margin)
         bad_lines.stop(config)
-        report = tally.report(config.name(), rejected, config.ranked_margin)
+        report = tally.report(config.name(), rejected)
         for split, writer in writers.items():
             writer.finish(_added(reports[split]))
     return report
