@@ -28,7 +28,7 @@ from jaxdpo.storage.continuation import check_unchanged
 from jaxdpo.storage.files import shipped
 from jaxdpo.training.best_step import RANKED_BY, StopConfig
 from jaxdpo.training.checkpoint import CheckpointConfig
-from jaxdpo.training.optimizer import OptimizerConfig
+from jaxdpo.training.optimizer_config import OptimizerConfig
 from jaxdpo.training.trackers.opening import TrackerName
 
 Dtype = Literal["float32", "bfloat16"]
@@ -155,7 +155,7 @@ class RunConfig(BaseModel):
     lora: LoraConfig | None = Field(
         default=None, description="adapters; null: all parameters are trained"
     )
-    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW")
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="the update rule")
     mesh: MeshConfig = Field(default=MeshConfig(), description="devices")
     distributed: DistributedConfig = Field(
         default=DistributedConfig(), description="limits on waiting for other processes"
