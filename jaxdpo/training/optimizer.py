@@ -38,7 +38,7 @@ class Optimizer:
         """Tells whether an average of the weights is evaluated and exported in their place."""
         return self.config.ema_decay is not None or self.config.name == "schedule_free"
 
-    def average(self, before: Params, rule: Any, trainable: Params, step: jax.Array) -> Params:
+    def average(self, before: Params, rule: Any, trainable: Params, step: jax.Array) -> Any:
         """Returns the average of the weights after a step.
 
         Args:

@@ -81,21 +81,21 @@ def _each_layer(rule: optax.GradientTransformation) -> optax.GradientTransformat
     """
 
     def init(params: Any) -> Any:
-        rest = {name: part for name, part in params.items() if name != "layers"}
-        return {"layers": jax.vmap(rule.init)(params["layers"]), "rest": rule.init(rest)}
+        return {"layers": jax.vmap(rule.init)(params["layers"]), "rest": rule.init(_rest(params))}
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         layers, layers_state = jax.vmap(rule.update)(
             updates["layers"], state["layers"], params["layers"]
         )
-        rest, rest_state = rule.update(
-            {name: part for name, part in updates.items() if name != "layers"},
-            state["rest"],
-            {name: part for name, part in params.items() if name != "layers"},
-        )
+        rest: Any
+        rest, rest_state = rule.update(_rest(updates), state["rest"], _rest(params))
         return {**rest, "layers": layers}, {"layers": layers_state, "rest": rest_state}
 
     return optax.GradientTransformation(init, update)
+
+
+def _rest(tree: Any) -> dict[str, Any]:
+    return {name: part for name, part in tree.items() if name != "layers"}
 
 
 def _trailing_axes(params: Any) -> Any:
