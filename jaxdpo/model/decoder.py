@@ -58,7 +58,7 @@ class Compute:
 
     @property
     def draws(self) -> bool:
-        """Whether the forward pass in training draws random numbers."""
+        """Tells whether the forward pass in training draws random numbers."""
         return self.neftune_alpha > 0 or (self.lora is not None and self.lora.dropout > 0)
 
     def fetched(self, tree: Any) -> Any:
