@@ -196,7 +196,7 @@ class Recorder:
         setup = self._setup
         if setup.test is None or agreed(self._writer is None or self._writer.has_test(step)):
             return
-        params, lora = setup.objective.split(state.trainable, self._frozen)
+        params, lora = setup.objective.split(state.evaluated, self._frozen)
         with self._reporter.phase("scoring the TEST pairs"):
             policy = held_out_scores(setup, params, lora, stop.cuts_short)
         if policy is None:
@@ -208,7 +208,7 @@ class Recorder:
         # Saved before the record is written: a record tells a run that continues that it need not
         # evaluate this step again.
         if self._follow(step, metrics):
-            self._checkpoints.save_best(step, state.trainable)
+            self._checkpoints.save_best(step, state.evaluated)
         if self._writer:
             self._writer.write(step, "TEST", metrics)
         self._reporter.evaluation(step, metrics)

@@ -4,7 +4,8 @@ Orbax writes the arrays; a checkpoint counts once its manifest stands beside the
 last, when everything is on disk, and holds every file's size and SHA-256.
 
     checkpoints/step_00000200/
-      state/          written by Orbax: what trains, the optimizer's state, a moving reference
+      state/          written by Orbax: what trains, the optimizer's state, a moving reference,
+                      an average of what trains
       model/          the tokenizer and generation_config.json of the model
       manifest.json   {"step": 200, "run": {the run's configuration}, "model": {config.json},
                        "start": "a digest of the weights that the run started from",
@@ -302,7 +303,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def stored_trainable(folder: Path, expected: Any) -> Any:
-    """Opens what trained, left on disk in a checkpoint.
+    """Opens what trained, left on disk in a checkpoint; its average, where one is kept.
 
     Args:
       folder: `checkpoints/step_…` of a run folder.
@@ -315,7 +316,9 @@ def stored_trainable(folder: Path, expected: Any) -> Any:
       UserError: If its arrays are others.
     """
     # What trains is fp32; the parameters are computed with, and exported, in their own dtype.
-    return stored_arrays(folder / "state", expected, "trainable", rounded=True)
+    saved: Any = ocp.metadata(str((folder / "state").absolute())).metadata
+    part = "average" if "average" in saved else "trainable"
+    return stored_arrays(folder / "state", expected, part, rounded=True)
 
 
 def _present(state: TrainState) -> dict[str, Any]:

@@ -120,7 +120,10 @@ def take_step(
     updates, optimizer_state = update_rule.update(gradients, state.optimizer, state.trainable)
     trainable: Any = optax.apply_updates(state.trainable, updates)
     reference = _moved(objective.moving, state, trainable)
-    updated = TrainState(trainable, optimizer_state, state.step + 1, reference)
+    average = state.average
+    if average is not None:
+        average = optimizer.average(average, optimizer_state, trainable, state.step)
+    updated = TrainState(trainable, optimizer_state, state.step + 1, reference, average)
     metrics = sums | {"grad_norm": grad_norm, "learning_rate": optimizer.schedule()(state.step)}
     finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
     # `where` and not a factor: 0 · NaN is NaN. The optimizer's moments are held back too, in which
