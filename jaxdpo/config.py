@@ -110,6 +110,12 @@ class TrainingConfig(BaseModel):
         description="experiment trackers that get all metrics, the settings, the page and the "
         "curves, beside metrics.jsonl",
     )
+    neftune_alpha: float | None = Field(
+        default=None,
+        gt=0,
+        description="NEFTune: size of the noise on the embeddings in supervised fine-tuning, such "
+        "as 5; null: none",
+    )
     profile: tuple[PositiveInt, PositiveInt] | None = Field(
         default=None,
         description="first and last optimizer step, such as [10, 12], of a trace by JAX's "
@@ -194,6 +200,11 @@ class RunConfig(BaseModel):
         self.loss.check_read("data.margin_key", self.data.margin_key)
         if self.data.weight_key is not None and self.loss.sorts:
             raise ValueError("data.weight_key has no meaning for losses that sort the pairs (aot)")
+        if self.training.neftune_alpha is not None and not self.loss.supervised:
+            raise ValueError(
+                f"training.neftune_alpha is noise for supervised fine-tuning; under it {losses} "
+                "would compare a noisy policy with a reference without noise; leave it out"
+            )
         self._check_best()
         if self.optimizer.loraplus_lr_ratio is not None and self.lora is None:
             raise ValueError(
@@ -255,6 +266,7 @@ CHANGEABLE = (
     "checkpoint",
     "data.cache_dir",
     "data.path",
+    "data.processes",
     "distributed",
     "export",
     "mesh",
