@@ -266,6 +266,7 @@ CHANGEABLE = (
     "checkpoint",
     "data.cache_dir",
     "data.path",
+    "data.processes",
     "distributed",
     "export",
     "mesh",

@@ -25,7 +25,13 @@ from jaxdpo.runs.push import push_run
 from jaxdpo.runs.recorder import Recorder, end_training
 from jaxdpo.runs.report.live import finish_report
 from jaxdpo.runs.setup import Setup, set_up
-from jaxdpo.runs.summary import answer_test_prompts, show_summary, summarise, test_records
+from jaxdpo.runs.summary import (
+    answer_test_prompts,
+    goodput,
+    show_summary,
+    summarise,
+    test_records,
+)
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
 from jaxdpo.training.profiling import PROFILE, traced
@@ -194,6 +200,7 @@ def finish(
     summary["exported"] |= export.describe() | {"read_back": read_back}
     if export.rounding_loss is not None:
         summary["rounding_loss"] = export.rounding_loss
+    summary["goodput"] = goodput(history, folder, reporter)
     if folder.writes:
         plot_curves(history, folder.path / "curves.png")
     # Written last: a folder that holds it is a finished run's.
