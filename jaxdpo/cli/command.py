@@ -5,7 +5,6 @@ status 2, and Ctrl-C one line and status 130, from the first import on.
 """
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -17,7 +16,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from jaxdpo.cli.wrapping import paragraphs, usage
-from jaxdpo.errors import UserError
+from jaxdpo.errors import UserError, explained
+from jaxdpo.printable import show, show_everything_visibly
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -69,7 +69,7 @@ class Command:
         if "--version" in arguments:
             show_version()
         if not arguments:
-            print(f"{self.usage()}\n--help shows every field.", file=sys.stderr)
+            show(f"{self.usage()}\n--help shows every field.", error=True)
             raise SystemExit(2)
         with quiet_interrupts():
             yield
@@ -94,8 +94,8 @@ class Command:
         if self.tail is not None and self.tail in arguments:
             own = arguments[: arguments.index(self.tail)]
         if {"-h", "--help"} & set(own):
-            print(self.usage())
-            print("\n\n".join(fields_help(model) for model in models))
+            show(self.usage())
+            show("\n\n".join(fields_help(model) for model in models))
             raise SystemExit(0)
         flags = set().union(*(flag_names(model) for model in models))
         return read_arguments(arguments, self.positionals, flags, self.tail)
@@ -109,7 +109,7 @@ def show_version() -> None:
     """
     from jaxdpo import __version__
 
-    print(f"jaxdpo {__version__}")
+    show(f"jaxdpo {__version__}")
     raise SystemExit(0)
 
 
@@ -122,19 +122,19 @@ def run_command(main: Callable[[list[str]], str | None]) -> int:
     begun = time.monotonic()
     # Without torch, which nothing here needs, transformers advises to install it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    # Whatever the user can fix is a UserError; any other exception is a defect, and its traceback
-    # is the report of it.
+    show_everything_visibly()
+    # Whatever the user can fix is a UserError, or what the system refused; any other exception is a
+    # defect, and its traceback is the report of it.
     try:
         following = main(sys.argv[1:])
         _say_ending(time.monotonic() - begun, following)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}", error=True)
         return 2
     except KeyboardInterrupt:
-        print(_INTERRUPTED, file=sys.stderr)
+        show(_INTERRUPTED, error=True)
         # Threads are still being joined at exit; a second Ctrl-C need not wait for them.
         _on_interrupt(_leave)
         return 130
@@ -142,16 +142,21 @@ def run_command(main: Callable[[list[str]], str | None]) -> int:
         # The reader of a pipe has gone, as `head` does; what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as error:
+        refused = explained(error)
+        if refused is None:
+            raise
+        show(f"error: {refused}", error=True)
+        return 2
     return 0
 
 
 def _say_ending(seconds: float, following: str | None) -> None:
-    from jaxdpo.cli.control_characters import visible
     from jaxdpo.cli.ending import ending
 
     said = ending(seconds, following)
     if said is not None:
-        print(visible(said))
+        show(said)
 
 
 @contextlib.contextmanager

@@ -17,10 +17,13 @@ from safetensors import safe_open
 from jaxdpo.errors import UserError
 from jaxdpo.storage.buckets import is_bucket, read_names, send
 from jaxdpo.storage.files import move_folder, sync_folder, sync_tree
+from jaxdpo.storage.temporary import TemporaryFolder
 from jaxdpo.storage.urls import refuse_url, written_url
 
 # Lists the files of an export, so that a later one replaces nothing else.
 MANIFEST = "jaxdpo_export.json"
+# The files without which a folder is no model or adapter, written last.
+_COUNTING = ("adapter_config.json", "config.json", MANIFEST)
 
 # The safetensors format's word for a type ↦ NumPy's.
 DTYPES: dict[str, Any] = {
@@ -52,12 +55,19 @@ def exporting(folder: Path) -> Iterator[Path]:
         return
     refuse_url(folder)
     _check_replaceable(folder)
-    temporary = folder.with_name(f".{folder.name}.partial")
     previous = folder.with_name(f".{folder.name}.previous")
     try:
-        for left_over in (temporary, previous):
+        # An export that was killed between its two renames below left the earlier one there.
+        if previous.exists() and not folder.exists():
+            move_folder(previous, folder, last=_COUNTING)
+        # The first is what earlier versions wrote to.
+        for left_over in (folder.with_name(f".{folder.name}.partial"), previous):
             shutil.rmtree(left_over, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        held = TemporaryFolder(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error}") from error
+    temporary = held.path
+    try:
         yield temporary
         # The manifest only says which files a later export may replace.
         files = sorted(path.name for path in temporary.iterdir())
@@ -66,14 +76,18 @@ def exporting(folder: Path) -> Iterator[Path]:
         # A folder cannot be replaced in one system call, but between these two renames the earlier
         # export still lies beside it under another name.
         if folder.exists():
-            move_folder(folder, previous)
-        move_folder(temporary, folder, last=["adapter_config.json", "config.json", MANIFEST])
+            move_folder(folder, previous, last=_COUNTING)
+        move_folder(temporary, folder, last=_COUNTING)
         sync_folder(folder.parent)
         shutil.rmtree(previous, ignore_errors=True)
     except OSError as error:
+        # The new one did not get its name; the earlier one has it back.
+        if previous.exists() and not folder.exists():
+            with contextlib.suppress(OSError):
+                move_folder(previous, folder, last=_COUNTING)
         raise UserError(f"{folder}: cannot be written: {error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        held.close()
 
 
 @contextlib.contextmanager
@@ -87,9 +101,7 @@ def _made_here(url: Path) -> Iterator[Path]:
         yield folder
         files = sorted(path.name for path in folder.iterdir())
         (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
-        # A model folder is none without config.json, an adapter's none without its own.
-        counts = [name for name in ("adapter_config.json", "config.json") if name in files]
-        send(folder, url, last=[*counts, MANIFEST])
+        send(folder, url, last=[name for name in _COUNTING if name in {*files, MANIFEST}])
 
 
 def _check_replaceable(folder: Path) -> None:

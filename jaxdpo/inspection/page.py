@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from jaxdpo import __version__
-from jaxdpo.cli.control_characters import visible
+from jaxdpo.printable import visible
 from jaxdpo.inspection.config import InspectConfig
 from jaxdpo.inspection.findings import SHOWN, Finding
 from jaxdpo.inspection.places import Places

@@ -14,6 +14,7 @@ from jaxdpo.devices.sharding import agreed
 from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.evaluation.answer_health import collapsed
 from jaxdpo.model.decoder import Params
+from jaxdpo.printable import show
 from jaxdpo.runs.displacement import most_displacing, named
 from jaxdpo.runs.folder import RunFolder, report_path
 from jaxdpo.runs.held_out import held_out_metrics, held_out_scores
@@ -332,5 +333,5 @@ def exit_stopped(reporter: Reporter, stop: StopRequest, done: str) -> NoReturn:
     if jax.process_index() == 0:
         reporter.say(said)
     else:
-        print(said, flush=True)
+        show(said)
     sys.exit(stop.status)

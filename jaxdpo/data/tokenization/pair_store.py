@@ -6,7 +6,6 @@ import json
 import math
 import mmap
 import os
-import secrets
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from jaxdpo.data.pairs import Message, TokenizedPair
 from jaxdpo.data.reading.reports import TokenizeReport
 from jaxdpo.errors import UserError
 from jaxdpo.storage.files import file_digest, move_folder, stamp_of, sync_folder, sync_tree
+from jaxdpo.storage.temporary import TemporaryFolder
 
 # Part of every key: raise it when the files change their form.
 FORMAT_VERSION = 7
@@ -195,11 +195,9 @@ class PairWriter:
     """
 
     def __init__(self, folder: Path, key: str):
-        folder.parent.mkdir(parents=True, exist_ok=True)
         self._folder, self._key = folder, key
-        # Not by mkdtemp, which makes it private: a team may share the cache.
-        self._temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
-        self._temporary.mkdir()
+        self._held = TemporaryFolder(folder)
+        self._temporary = self._held.path
         self._file = pa.OSFile(str(self._temporary / _PAIRS), "wb")
         self._writer = pa.ipc.new_file(self._file, _SCHEMA)
         self._hash = hashlib.sha256()
@@ -211,7 +209,7 @@ class PairWriter:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._held.close()
 
     def add(
         self,
