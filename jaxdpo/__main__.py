@@ -10,7 +10,18 @@ from jaxdpo.printable import show
 # In the order of a project: look at the data, align, and see what came of it.
 COMMANDS = (
     *("init", "inspect", "studio", "collect", "train", "prefer", "iterate"),
-    *("sample", "score", "evaluate", "report", "convert", "push", "plan", "serve", "use_cases"),
+    *(
+        "sample",
+        "score",
+        "evaluate",
+        "report",
+        "convert",
+        "push",
+        "plan",
+        "serve",
+        "cache",
+        "use_cases",
+    ),
 )
 
 

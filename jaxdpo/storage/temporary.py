@@ -88,10 +88,15 @@ def remove_leftovers(target: Path) -> None:
     """
     for name in glob.iglob(f".{glob.escape(target.name)}.*.tmp", root_dir=target.parent):
         with contextlib.suppress(OSError):
-            _remove_abandoned(target.parent / name)
+            remove_abandoned(target.parent / name)
 
 
-def _remove_abandoned(path: Path) -> None:
+def remove_abandoned(path: Path) -> None:
+    """Removes a temporary file or folder, unless a process holds it.
+
+    Raises:
+      OSError: If that cannot be done.
+    """
     is_folder = path.is_dir()
     # A network file system may lock only what is open for writing.
     descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)

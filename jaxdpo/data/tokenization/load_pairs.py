@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import json
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,10 +24,13 @@ from jaxdpo.data.tokenization.pair_store import (
     PairWriter,
     TokenizedPairs,
     open_pairs,
+    verify_pairs,
 )
 from jaxdpo.data.tokenization.truncation import truncate
 from jaxdpo.errors import UserError
-from jaxdpo.storage.files import json_digest, replacing
+from jaxdpo.storage.cache import mark_used, tidy
+from jaxdpo.storage.files import file_digest, json_digest, replacing
+from jaxdpo.storage.sealed import read_sealed, write_sealed
 
 # Part of every key: raise it when the same files would be read as other pairs.
 READING_VERSION = 2
@@ -70,8 +72,10 @@ def load_pairs(
     if loaded is None:
         with _writing(folder):
             _store(config, chat, supervised, folder, key)
+            tidy(config.cache_folder())
         loaded = _open(folder, key)
         assert loaded is not None, f"{folder} was just written"
+    mark_used(folder / _ABOUT)
     handle_bad_lines(read_rejects(folder / _REJECTS), config, rejects_path)
     train = loaded.splits["TRAIN"]
     if not len(train):
@@ -97,19 +101,32 @@ def _source_key(config: DataConfig, chat: Chat, supervised: bool) -> str:
 
 def _open(folder: Path, key: str) -> LoadedPairs | None:
     """Opens what `_store` stored, if it is there and whole."""
+    about = read_sealed(folder / _ABOUT)
     try:
-        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        # JSON has lists alone, and a report holds tuples.
-        lists = {name: tuple(about["report"][name]) for name in ("leaked", "warnings")}
-        report = ReadReport(**{**about["report"], **lists})
-        if about["key"] != key or not (folder / _REJECTS).is_file():
+        if about is None or about["key"] != key:
             return None
-    except (OSError, ValueError, LookupError, TypeError):
+        if about["rejects"] != file_digest(folder / _REJECTS):
+            return None
+    except OSError:
         return None
+    # JSON has lists alone, and a report holds tuples.
+    lists = {name: tuple(about["report"][name]) for name in ("leaked", "warnings")}
+    report = ReadReport(**{**about["report"], **lists})
     train, test = (open_pairs(folder / split, key) for split in _SPLITS)
     if train is None or test is None:
         return None
     return LoadedPairs({"TRAIN": train, "TEST": test}, report)
+
+
+def verify_stored(folder: Path) -> bool:
+    """Tells whether the stored pairs of a folder in the cache are as they were written."""
+    about = read_sealed(folder / _ABOUT)
+    try:
+        if about is None or about["rejects"] != file_digest(folder / _REJECTS):
+            return False
+    except OSError:
+        return False
+    return all(verify_pairs(folder / split) for split in _SPLITS)
 
 
 def _store(config: DataConfig, chat: Chat, supervised: bool, folder: Path, key: str) -> None:
@@ -136,8 +153,12 @@ def _store(config: DataConfig, chat: Chat, supervised: bool, folder: Path, key: 
     if _source_key(config, chat, supervised) != key:
         raise UserError(f"{config.name()}: changed while it was read; run again")
     # Last, since a folder without it counts as unfinished.
-    with replacing(folder / _ABOUT) as file:
-        json.dump({"key": key, "report": dataclasses.asdict(report)}, file)
+    about = {
+        "key": key,
+        "rejects": file_digest(folder / _REJECTS),
+        "report": dataclasses.asdict(report),
+    }
+    write_sealed(folder / _ABOUT, about)
 
 
 @contextlib.contextmanager
