@@ -153,7 +153,7 @@ class ReplyCache:
 
 
 def _line(key: str, reply: Reply) -> bytes:
-    """Returns a reply as a line, with a checksum: a flipped bit may turn a PASS into another word."""
+    """Returns a reply as a line with a checksum, since a flipped bit may make a PASS a FAIL."""
     kept = json.dumps([key, *reply])
     return json.dumps([key, *reply, zlib.crc32(kept.encode())]).encode()
 
