@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jaxdpo.cli.arguments import Arguments
 
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+_STOPS = (signal.SIGTERM, signal.SIGHUP)
 _INTERRUPTED = "interrupted; run the same command again to continue"
 
 
@@ -119,6 +120,11 @@ def run_command(main: Callable[[list[str]], str | None]) -> int:
     Args:
       main: Takes the arguments; returns the command that its user types next, if there is one.
     """
+    with _signals_as_exceptions():
+        return _run(main)
+
+
+def _run(main: Callable[[list[str]], str | None]) -> int:
     begun = time.monotonic()
     # Without torch, which nothing here needs, transformers advises to install it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -136,8 +142,11 @@ def run_command(main: Callable[[list[str]], str | None]) -> int:
     except KeyboardInterrupt:
         show(_INTERRUPTED, error=True)
         # Threads are still being joined at exit; a second Ctrl-C need not wait for them.
-        _on_interrupt(_leave)
+        _on_signals(_leave, (signal.SIGINT,))
         return 130
+    except _Stopped as stopped:
+        show(f"{stopped}: stopped; run the same command again to continue", error=True)
+        return 128 + stopped.number
     except BrokenPipeError:
         # The reader of a pipe has gone, as `head` does; what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -161,28 +170,69 @@ def _say_ending(seconds: float, following: str | None) -> None:
 
 @contextlib.contextmanager
 def quiet_interrupts() -> Iterator[None]:
-    """Makes Ctrl-C end the process at once, with one line, while the block runs.
+    """Makes a signal end the process at once, with one line, while the block runs.
 
-    Within an import, a KeyboardInterrupt does not always arrive: C extensions print it and raise
-    an ImportError in its place. Nothing is unfinished then, so the process may simply end.
+    Within an import, an exception does not always arrive: C extensions print it and raise an
+    ImportError in its place. Nothing is unfinished then, so the process may simply end.
     """
-    before = _on_interrupt(_leave)
+    before = _on_signals(_leave, (signal.SIGINT, *_STOPS))
     try:
         yield
     finally:
-        if before is not None:
-            _on_interrupt(before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Stopped(BaseException):
+    """A signal that asks to stop, raised where the main thread is, so that what is open is closed.
+
+    Not an Exception, which the program may be prepared to survive.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end the block as Ctrl-C does; a second one ends the process at once.
+
+    Training notes signals in its own way, while its steps run.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _on_signals(_leave, tuple(before))
+        raise _Stopped(number)
+
+    before: dict[int, Any] = {}
+    before |= _on_signals(stop, _STOPS)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # Threads are still being joined when a stopped command ends; a second signal need not
+            # wait for them.
+            if signal.getsignal(number) is not _leave:
+                signal.signal(number, handler)
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
     # Neither print nor sys.exit: the interpreter may be in the middle of either.
     os.write(2, b"interrupted\n")
-    os._exit(130)
+    os._exit(128 + signum)
 
 
-def _on_interrupt(handler: _Handler) -> _Handler:
-    """Sets what Ctrl-C does; returns what it did, or None outside the main thread."""
-    # Python sets signal handlers in the main thread alone; a notebook may call from another.
+def _on_signals(handler: _Handler, numbers: tuple[int, ...]) -> dict[int, Any]:
+    """Sets what signals do; returns what they did before, by number.
+
+    One that is ignored stays so, as under `nohup`; outside the main thread, where Python sets no
+    handlers, all stay as they are. A notebook may call from another thread.
+    """
     if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGINT, handler)
+        return {}
+    return {
+        number: signal.signal(number, handler)
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }

@@ -328,7 +328,11 @@ def exit_stopped(reporter: Reporter, stop: StopRequest, done: str) -> NoReturn:
 
     Raises:
       SystemExit: With 128 and the number of the signal.
+      KeyboardInterrupt: If it was Ctrl-C, in a run of one process.
     """
+    if stop.interrupts:
+        reporter.say(done)
+        raise KeyboardInterrupt
     said = f"{stop.cause}: {done}; run it again to continue"
     if jax.process_index() == 0:
         reporter.say(said)

@@ -20,12 +20,12 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { COUNT_ONLY, KILL, TORN, FAIL_ONE, FAIL_GROWTH };
+enum { COUNT_ONLY, KILL, TORN, FAIL_ONE, FAIL_GROWTH, SIGNAL, SIGNAL_TWICE };
 
 struct control {
   _Atomic long count;  /* changes so far */
   long at;             /* the change that fails, from 1; 0: none */
-  int mode, error;     /* one of the enum, and the errno of the last two */
+  int mode, error;     /* one of the enum, and its errno or its signal */
   char folder[1024];   /* with a slash at its end; empty: nothing is counted */
   char log[1024];      /* a file that gets a line for each change; empty: none */
 };
@@ -93,7 +93,12 @@ static int change(const char *what, const char *path, int grows) {
     errno = control->error;
     return 1;
   }
+  if (control->mode == SIGNAL_TWICE && number == control->at + 3) kill(getpid(), control->error);
   if (number > control->at) return 0;
+  if (control->mode == SIGNAL || control->mode == SIGNAL_TWICE) {
+    kill(getpid(), control->error);
+    return 0;
+  }
   if (control->mode == TORN && !strcmp(what, "write")) return 2;
   if (control->mode == KILL || control->mode == TORN) {
     kill(getpid(), SIGKILL);

@@ -5,19 +5,27 @@ import errno
 import mmap
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 Fault = Literal["kill", "torn", "ENOSPC", "EIO", "full"]
+Signal = Literal["SIGTERM", "SIGINT", "SIGHUP", "SIGTERM twice", "SIGINT twice"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
-# Fault ↦ the mode in file_faults.c, and the errno that the operation fails with.
-_MODES: dict[Fault, tuple[int, int]] = {
+SIGNALS: tuple[Signal, ...] = get_args(Signal)
+# Fault ↦ the mode in file_faults.c, and the errno that the operation fails with, or the signal.
+_MODES: dict[Fault | Signal, tuple[int, int]] = {
     "kill": (1, 0),
     "torn": (2, 0),
     "ENOSPC": (3, errno.ENOSPC),
     "EIO": (3, errno.EIO),
     "full": (4, errno.ENOSPC),
+    "SIGTERM": (5, signal.SIGTERM),
+    "SIGINT": (5, signal.SIGINT),
+    "SIGHUP": (5, signal.SIGHUP),
+    "SIGTERM twice": (6, signal.SIGTERM),
+    "SIGINT twice": (6, signal.SIGINT),
 }
 _SOURCE = Path(__file__).with_suffix(".c")
 
@@ -70,14 +78,15 @@ class FileFaults:
         """
         self._begin(folder, 0, (0, 0), log)
 
-    def fail(self, folder: Path, at: int, fault: Fault) -> None:
-        """Begins to count the operations below a folder, of which the one numbered `at` fails.
+    def fail(self, folder: Path, at: int, fault: Fault | Signal) -> None:
+        """Begins to count the operations below a folder, with a fault at the one numbered `at`.
 
         Args:
           folder: The folder.
           at: From 1.
           fault: kill and torn end the process, torn within a write; ENOSPC and EIO fail this one
-            operation; full fails all from here on that need room.
+            operation; full fails all from here on that need room. A signal is sent before the
+            operation, which goes on; the second one three operations later.
         """
         self._begin(folder, at, _MODES[fault])
 
