@@ -2,17 +2,19 @@
 
 A trial is the command with one fault, and then the same command again without. After a fault the
 command must say so in one line and exit with a status that is not 0, unless the operation was one
-that it can do without; the second one must end as one without faults does, with nothing left over.
+that it can do without. After a signal it must say so too, and exit with the signal's status. The
+second one must end as one without faults does, with nothing left over.
 """
 
 import random
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.commands import COMMANDS
-from tests.faults.file_faults import Fault, FileFaults
+from tests.faults.file_faults import SIGNALS, Fault, FileFaults, Signal
 from tests.faults.forks import finish, start
 from tests.faults.outcome import differences, outcome
 
@@ -32,7 +34,7 @@ class Trial:
     """
 
     command: str
-    fault: Fault
+    fault: Fault | Signal
     at: int
     operation: str
     status: int
@@ -65,7 +67,9 @@ class Laboratory:
         self._expected = outcome(self._out)
         self.operations = [line.partition(" ")[2] for line in log.read_text().splitlines()]
 
-    def draw(self, count: int, kinds: Sequence[Fault], rng: random.Random) -> Iterator[Trial]:
+    def draw(
+        self, count: int, kinds: Sequence[Fault | Signal], rng: random.Random
+    ) -> Iterator[Trial]:
         """Runs trials of random faults at random operations.
 
         Args:
@@ -79,13 +83,13 @@ class Laboratory:
             last = max(first, (index + 1) * len(self.operations) // count - 1)
             yield self.trial(rng.randint(first, last) + 1, rng.choice(kinds))
 
-    def every(self, kinds: Sequence[Fault]) -> Iterator[Trial]:
+    def every(self, kinds: Sequence[Fault | Signal]) -> Iterator[Trial]:
         """Runs a trial of every fault at every operation."""
         for at in range(1, len(self.operations) + 1):
             for fault in kinds:
                 yield self.trial(at, fault)
 
-    def trial(self, at: int, fault: Fault) -> Trial:
+    def trial(self, at: int, fault: Fault | Signal) -> Trial:
         """Runs one trial."""
         self._fresh()
         self._faults.fail(self._out, at, fault)
@@ -104,11 +108,19 @@ class Laboratory:
             trial.faults += differences(outcome(self._out), self._expected)
         return trial
 
-    def _judged(self, status: int, fault: Fault) -> list[str]:
+    def _judged(self, status: int, fault: Fault | Signal) -> list[str]:
         if fault in ("kill", "torn"):
             return [] if status == -9 else [f"exits with {status}, though it was killed"]
         said = Path(f"{self._output}.err").read_text(errors="replace")
         found = []
+        if fault in SIGNALS:
+            # One that came after all was done, or while a thread of a library's ran, ends nothing.
+            expected = 128 + signal.Signals[fault.partition(" ")[0]]
+            if status not in (expected, 0):
+                found.append(f"exits with {status}, not {expected}: {said[-600:]}")
+            if "Traceback" in said or len(said.splitlines()) > 1:
+                found.append(f"more than one line: {said[-1500:]}")
+            return found
         if "Traceback" in said or "Error:" in said:
             found.append(f"a traceback: {said[-1500:]}")
         elif status != 0:
