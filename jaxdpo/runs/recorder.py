@@ -2,8 +2,8 @@
 
 import math
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import NoReturn, Self
 
 import jax
@@ -98,12 +98,19 @@ class Recorder:
             if kind is not None:
                 self._writer.trackers.close()
 
-    def publish(self) -> None:
-        """Gives the trackers the page and the curves of the finished run, and closes them."""
-        if self._writer:
-            path = self._folder.path
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Gives the trackers the page and the curves that the block makes, and closes them."""
+        if self._writer is None:
+            yield
+            return
+        path, trackers = self._folder.path, self._writer.trackers
+        try:
+            yield
             with self._reporter.phase("passing the page and the curves on"):
-                self._writer.trackers.publish([report_path(path), path / "curves.png"])
+                trackers.publish([report_path(path), path / "curves.png"])
+        finally:
+            trackers.close()
 
     def begin(self, step: int, state: TrainState, stop: StopRequest) -> None:
         """Scores the TEST pairs before the first step of this process, if that is due.

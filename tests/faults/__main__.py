@@ -3,6 +3,10 @@
 python -m tests.faults files --command train convert --sample 60
 python -m tests.faults files --every --fault kill ENOSPC
 python -m tests.faults files --command train --at 17 --fault EIO
+python -m tests.faults signals --command train prefer --sample 40
+python -m tests.faults flips --sample 500
+python -m tests.faults models --sample 500
+python -m tests.faults soak --fits 15
 """
 
 import argparse
@@ -15,26 +19,50 @@ from collections import Counter
 from pathlib import Path
 
 from tests.faults.commands import COMMANDS, write_inputs
-from tests.faults.file_faults import FAULTS, build
+from tests.faults.file_faults import FAULTS, SIGNALS, build
 
 
 def main() -> int:
     """Runs what the command line asks for; returns 1 if something did not hold."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     kinds = parser.add_subparsers(dest="kind", required=True)
-    files = kinds.add_parser("files", help="a fault at a command's file operations")
-    files.add_argument("--command", nargs="+", choices=COMMANDS, default=list(COMMANDS))
-    files.add_argument("--fault", nargs="+", choices=FAULTS, default=list(FAULTS))
-    files.add_argument("--sample", type=int, default=20, help="trials drawn, over all commands")
-    files.add_argument("--every", action="store_true", help="every fault at every operation")
-    files.add_argument("--at", type=int, help="the operation of this number alone")
-    files.add_argument("--seed", type=int, default=0)
+    for kind, faults, what in (
+        ("files", FAULTS, "a fault at a command's file operations"),
+        ("signals", SIGNALS, "a signal at a command's file operations"),
+    ):
+        each = kinds.add_parser(kind, help=what)
+        each.add_argument("--fault", nargs="+", choices=faults, default=list(faults))
+        each.add_argument("--command", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+        each.add_argument("--sample", type=int, default=20, help="trials drawn, over all commands")
+        each.add_argument("--every", action="store_true", help="every fault at every operation")
+        each.add_argument("--at", type=int, help="the operation of this number alone")
+        each.add_argument("--seed", type=int, default=0)
+    for kind, what in (("flips", "a bit of a file that is read back"), ("models", "model folders")):
+        each = kinds.add_parser(kind, help=what)
+        each.add_argument("--sample", type=int, default=100)
+        each.add_argument("--seed", type=int, default=0)
+    many = kinds.add_parser("soak", help="many runs in one process")
+    many.add_argument("--fits", type=int, default=15)
+    many.add_argument("--same", action="store_true", help="runs of the same shapes")
     given = parser.parse_args()
-    return {"files": fail_files}[given.kind](given)
+    if given.kind in ("files", "signals"):
+        return try_operations(given)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if given.kind == "soak":
+        from tests.faults.soak import soak
+
+        return soak(given.fits, given.same)
+    from tests.faults.damage import flip_bits, fuzz_models
+
+    return (flip_bits if given.kind == "flips" else fuzz_models)(given.sample, given.seed)
 
 
-def fail_files(given: argparse.Namespace) -> int:
-    """Lets file operations fail; returns the exit status."""
+def try_operations(given: argparse.Namespace) -> int:
+    """Lets file operations fail, or sends signals at them; returns the exit status."""
     if "FAULTS_CONTROL" not in os.environ:
         return _again_with_faults()
     from tests.faults.file_faults import FileFaults

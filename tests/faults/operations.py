@@ -100,12 +100,12 @@ class Laboratory:
         if not reached:
             # Threads may do a few operations more or fewer; nothing has failed then.
             return trial
-        trial.faults += self._judged(status, fault)
+        trial.faults.extend(self._judged(status, fault))
         again = self._run()
         if again != 0:
             trial.faults.append(f"the same command again exits with {again}: {self._said()}")
         else:
-            trial.faults += differences(outcome(self._out), self._expected)
+            trial.faults.extend(differences(outcome(self._out), self._expected))
         return trial
 
     def _judged(self, status: int, fault: Fault | Signal) -> list[str]:

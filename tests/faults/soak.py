@@ -64,7 +64,7 @@ def run_fits(count: int, inputs: Path, out: Path, same: bool) -> Iterator[Held]:
 
 
 def soak(count: int, same: bool) -> int:
-    """Runs so many fits and shows what each adds; returns 1 if something other than memory grows."""
+    """Runs so many fits, and shows what each adds; returns 1 if more than memory grows."""
     from tests.faults.commands import write_inputs
 
     with tempfile.TemporaryDirectory() as name:
