@@ -11,7 +11,14 @@ _TIMED = re.compile(
     r"seconds|per_second|memory|began|begun|ended|when|hostname|stamp|sha256|phases"
 )
 # Pages, and records of the machine: that they are there is what counts.
-_ONLY_THERE = ("report.html", "inspect.html", "run.json", "index.html")
+_ONLY_THERE = (
+    ".digests.json",
+    ".metrics.crc32",
+    "report.html",
+    "inspect.html",
+    "run.json",
+    "index.html",
+)
 
 
 def outcome(folder: Path) -> dict[str, str]:
@@ -22,15 +29,11 @@ def outcome(folder: Path) -> dict[str, str]:
         if path.is_dir():
             found[f"{name}/"] = ""
             continue
-        # Each start of a run opens a file of events of its own, named by time and machine; and a run
-        # goes on without them if they can't be written.
-        if "tensorboard/" in name:
-            continue
-        # Orbax calls files of arrays by random names; the model that is exported tells what is in
-        # the newest, and the manifest beside them tells that all are whole.
-        elif "/state/" in name:
-            continue
-        else:
+        # Each start of a run opens a file of TensorBoard's events of its own, named by time and
+        # machine, and a run goes on without them if they can't be written. Orbax calls files of
+        # arrays by random names; the model that is exported tells what is in the newest, and the
+        # manifest beside them tells that all are whole.
+        if "tensorboard/" not in name and "/state/" not in name:
             found[name] = _digest(path)
     apart = ("/state/", "/tensorboard/")
     return {name: found[name] for name in found if not any(each in name for each in apart)}
