@@ -99,7 +99,8 @@ def _read_checks(path: Path) -> list[str]:
         lines = path.read_text(encoding="ascii").split("\n")[:-1]
     except (OSError, ValueError):
         return []
-    # The last records may have none yet, where the process was killed between the two writes. A damaged one would accuse a good record; there is no telling, so none is used then.
+    # The last record may have none yet, where the process was killed between the two writes. A
+    # damaged one would accuse a good record; there is no telling, so then none is used.
     return lines if all(re.fullmatch("[0-9a-f]{8}", line) for line in lines) else []
 
 
