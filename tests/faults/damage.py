@@ -100,18 +100,19 @@ def flip_bits(count: int, seed: int) -> int:
 
 def _flipped(kept: Kept, file: Path, rng: random.Random) -> str:
     expected = kept.read()
-    content, before = file.read_bytes(), file.stat()
-    damaged = bytearray(content)
-    at, bit = rng.randrange(len(content)), rng.randrange(8)
+    whole = {each: (each.read_bytes(), each.stat()) for each in kept.files}
+    damaged = bytearray(whole[file][0])
+    at, bit = rng.randrange(len(damaged)), rng.randrange(8)
     damaged[at] ^= 1 << bit
     file.write_bytes(damaged)
     # As a disk does it: without a trace in the file's size and time.
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.utime(file, ns=(whole[file][1].st_atime_ns, whole[file][1].st_mtime_ns))
     found = isolated(kept.read)
-    # What was read may have been made anew, so the file is put back whole.
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content)
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    # What is damaged may have been removed, to be made anew.
+    for each, (content, before) in whole.items():
+        if not each.exists() or each == file:
+            each.write_bytes(content)
+            os.utime(each, ns=(before.st_atime_ns, before.st_mtime_ns))
     if found == expected:
         return "same"
     for word in ("refused", "made anew", "TRACEBACK", "CRASH", "HANG"):
