@@ -13,6 +13,9 @@ SEED = os.environ.get("JAXDPO_TEST_SEED", "0")
 # More trials than the suite has time for, and of the commands that take longer:
 # JAXDPO_TEST_FAULTS=200 python -m pytest tests/faults
 TRIALS = int(os.environ.get("JAXDPO_TEST_FAULTS", "0"))
+needs_compiler = pytest.mark.skipif(
+    compiler() is None, reason="needs a C compiler (gcc) for the LD_PRELOAD library"
+)
 
 
 def faults(*words: str) -> str:
@@ -32,7 +35,8 @@ def faults(*words: str) -> str:
     compiler() is None, reason="needs a C compiler (gcc) for the LD_PRELOAD library"
 )
 def test_a_fault_at_any_file_operation_is_one_line_and_the_end_is_the_same():
-    said = faults("files", "--command", "collect", "convert", "--sample", str(max(5, TRIALS // 10)))
+    count = max(5, TRIALS // 10)
+    said = faults("files", "--command", "collect", "convert", "--sample", str(count))
     assert ": 0 bad" in said
 
 
