@@ -88,6 +88,9 @@ def try_operations(given: argparse.Namespace) -> int:
         print(f"{name}: {len(laboratory.operations)} operations", flush=True)
         for trial in trials:
             counts[trial.fault] += 1
+            if counts.total() % 10 == 0:
+                seconds = time.monotonic() - begun
+                print(f"… {counts.total()} trials, {bad} bad, {seconds:.0f} s", flush=True)
             if trial.faults:
                 bad += 1
                 print(f"{name} {trial.fault} at {trial.at} ({trial.operation}):")
