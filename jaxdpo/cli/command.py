@@ -162,9 +162,11 @@ def _run(main: Callable[[list[str]], str | None]) -> int:
 
 def _say_ending(seconds: float, following: str | None) -> None:
     from jaxdpo.cli.ending import ending
+    from jaxdpo.devices.cluster import is_first
 
     said = ending(seconds, following)
-    if said is not None:
+    # Eight processes on a machine would say eight times what to type next.
+    if said is not None and is_first(os.environ):
         show(said)
 
 

@@ -2,6 +2,7 @@
 
     ~/.cache/jaxdpo/
       pairs/<key>/              tokenised pairs
+      shares/<key>/             files of large data that are tokenised, until all are
       reference/<key>.npy …     log-probs of reference models
       digests/                  digests of data files, so that unchanged ones are not read again
       compiled/<processor>/     compiled programs, which JAX keeps within a limit of its own
@@ -28,7 +29,9 @@ from typing import Literal, get_args
 from jaxdpo.errors import UserError
 from jaxdpo.storage.temporary import remove_abandoned
 
-Kind = Literal["pairs", "reference", "digests", "compiled", "models", "buckets", "mirrors"]
+Kind = Literal[
+    "pairs", "shares", "reference", "digests", "compiled", "models", "buckets", "mirrors"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # Kinds of which the whole folder is one entry: single files of it mean nothing to anyone.
 _WHOLE = ("digests",)
