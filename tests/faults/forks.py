@@ -69,7 +69,7 @@ def _run(module: str, words: Sequence[str]) -> int:
     return status
 
 
-def finish(process: int, seconds: float = 180.0) -> int:
+def finish(process: int, seconds: float = 600.0) -> int:
     """Waits for a process; returns its status, negative for a signal, or HUNG.
 
     Args:
