@@ -7,6 +7,8 @@ Ranker, TextArea; Open WebUI's `FeedbackModel` with its snapshot; Chainlit 2.12 
 
 import csv
 import json
+from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -70,6 +72,29 @@ def test_argilla(tmp_path, responses, pairs):
     known = pair.metadata["feedback"]
     if "comment" in responses:
         assert known["notes"] == ["The hours changed."] and known["annotator"] == "u1"
+
+
+WRITTEN = Path(__file__).parent / "written"
+
+
+def test_a_file_that_argilla_wrote():
+    """The file was written by argilla 2.8.0: `JsonIO.to_json` of `Record`s with `Response`s.
+
+    Its `JsonIO._records_from_json` reads what `argilla_record` makes, too.
+    """
+    collected = collect("argilla", str(WRITTEN / "argilla-2.8.0.json"))
+    day, hour = "At 9, closed on Mondays.", "At 8."
+    assert told(collected) == [
+        ("user_choice", day, hour),
+        ("criteria", day, hour),
+        ("criteria", day, hour),
+        ("expert_edits", "At 9.", hour),
+    ]
+    asked = [{"role": "user", "content": "When does the museum open?"}]
+    assert all(list(pair.prompt) == asked for pair in collected.pairs)
+    known = collected.pairs[0].metadata["feedback"]
+    assert (known["notes"], known["annotator"]) == (["It names the day."], str(UUID(int=1)))
+    assert {code: len(where) for code, where in collected.no_pair.items()} == {"no-response": 1}
 
 
 def test_argilla_that_says_nothing_is_counted(tmp_path):
