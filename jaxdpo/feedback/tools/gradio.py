@@ -49,8 +49,8 @@ class Gradio(Tool):
         messages = record.get("conversation")
         if isinstance(messages, str):
             try:
-                # Gradio puts this before what a spreadsheet could take for a formula; older versions
-                # did so where a text within the JSON holds ",-" or the like.
+                # Gradio writes an apostrophe before what a spreadsheet could take for a formula;
+                # older versions did so where a text within the JSON holds ",-" or the like.
                 messages = json.loads(messages.removeprefix("'"))
             except ValueError:
                 messages = None
