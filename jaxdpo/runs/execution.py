@@ -120,7 +120,7 @@ def _attention(
     if kind == "cudnn":
         reason = cudnn_refuses(model, dtype)
     elif kind == "pallas":
-        reason = pallas_refuses(model)
+        reason = pallas_refuses(model, dtype)
     if reason is not None:
         raise UserError(f"model.attention={kind}: {reason}; leave it out")
     return kind

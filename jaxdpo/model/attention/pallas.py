@@ -116,11 +116,15 @@ def pallas_attention(
     return on_own_rows(attend_rows, tile_lists(batch))
 
 
-def pallas_refuses(model: ModelConfig) -> str | None:
-    """Returns the reason why the kernel can't compute this model, or None if it can."""
+def pallas_refuses(model: ModelConfig, dtype: str) -> str | None:
+    """Returns the reason why the kernel does not compute this model, or None if it does."""
     channels = model.attention.head_dim
     if channels > _CHANNELS:
-        return f"heads have {channels} channels, and it takes up to {_CHANNELS}"
+        return f"heads have {channels} channels; it takes up to {_CHANNELS}"
+    # Exact products of float32 take no tensor cores, and more registers than there are: compiled
+    # for an H100 they spill 1 to 23 kB.
+    if dtype != "bfloat16":
+        return f"it computes in bfloat16, and model.compute_dtype is {dtype}"
     return None
 
 
@@ -131,15 +135,17 @@ def tile_lists(batch: PackedBatch) -> TileLists:
     # Sorted by keys, those of one block keep their order: the backward pass adds in one order too.
     order_BN = jnp.argsort(keys_BN, axis=1, stable=True)
 
-    def firsts(ascending_BN: jax.Array) -> jax.Array:
-        """Returns where each block's tiles begin; unused tiles, of block n, are none of them."""
-        numbers = jnp.arange(blocks + 1)
-        return jax.vmap(lambda row: jnp.searchsorted(row, numbers).astype(jnp.int32))(ascending_BN)
+    def firsts(of_tiles_BN: jax.Array) -> jax.Array:
+        """Returns where each block's tiles begin: behind all tiles of the blocks before it."""
+        # Unused tiles are of block n, behind all others. A comparison with every block, since a
+        # search would be a loop of many small kernels.
+        before_BnN = of_tiles_BN[:, None, :] < jnp.arange(blocks + 1)[None, :, None]
+        return jnp.sum(before_BnN, axis=-1, dtype=jnp.int32)
 
     return TileLists(
         firsts(queries_BN),
         keys_BN,
-        firsts(jnp.take_along_axis(keys_BN, order_BN, axis=1)),
+        firsts(keys_BN),
         jnp.take_along_axis(queries_BN, order_BN, axis=1),
         _fill_blocks(batch.end),
         _fill_blocks(batch.positions),
@@ -421,7 +427,8 @@ def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _load(ref: Any, channels: int) -> jax.Array:
     """Loads tokens of a head `[TILE, padded]`, with zeros in place of channels that it has not."""
-    return triton.load(ref, mask=_real(ref, channels), other=0.0)
+    mask = _real(ref, channels)
+    return triton.load(ref, mask=mask, other=None if mask is None else 0.0)
 
 
 def _store(ref: Any, x: jax.Array, channels: int) -> None:
