@@ -69,7 +69,7 @@ def compile_step(
     objective = objective_of(config, model, resolved.compute)
     optimizer = optimizer_of(config, resolved.plan.num_steps)
     step = make_train_step([objective], [optimizer], mesh, state)
-    batch, columns = _abstract_inputs(config, resolved, mesh)
+    batch, columns = abstract_inputs(config, resolved, mesh)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     try:
         traced = step.trace(state, frozen, batch, columns, count)
@@ -105,7 +105,14 @@ def compile_step(
     return Compiled(peak, together, True, collectives_in(text), program)
 
 
-def _abstract_inputs(config: RunConfig, resolved: Resolved, mesh: Mesh) -> tuple[Any, Any]:
+def abstract_inputs(config: RunConfig, resolved: Resolved, mesh: Mesh) -> tuple[Any, Any]:
+    """Returns shapes of a step's batch and columns, `[M, R, ...]`, placed on the mesh.
+
+    Args:
+      config: The run.
+      resolved: How it is computed, with the shape of its microbatches.
+      mesh: The mesh; of compile-only devices too.
+    """
     shape = resolved.shape
     placed = row_sharding(mesh, row_axis=1)
 

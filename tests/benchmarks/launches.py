@@ -1,10 +1,11 @@
-"""The training step as XLA compiles it for an H100: `python -m tests.benchmarks.launches [key=value …]`.
+"""The training step as XLA compiles it for an H100: `python -m tests.benchmarks.launches`.
 
     python -m tests.benchmarks.launches config=@configs/llama-1b.yaml section.field=…
 
-Needs no GPU (`pip install 'jaxdpo[plan-gpu]'`, for cuDNN's attention `nvidia-cudnn-cu13` too) and shows,
-for each attention, what a device would launch for a microbatch, the loops with their turns, the peak,
-and whether scores `[T, T]` or logits `[tokens, vocabulary]` are ever held. Chat lengths, one device.
+Needs no GPU (`pip install 'jaxdpo[plan-gpu]'`, for cuDNN's attention `nvidia-cudnn-cu13` too), and
+shows for each attention what a device would launch for a microbatch, the loops with their turns,
+the peak, and the largest array of scores `[T, T]` or of logits `[tokens, vocabulary]`, which are 0
+where neither is ever held. Chat lengths, one device.
 """
 
 import math
@@ -32,7 +33,7 @@ ATTENTION = ("pallas", "cudnn", "tiles")
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"}
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.-]+ = .*?\s([a-z][\w-]*)\(")
 CALLED = re.compile(r"(?:condition|body)=%?([\w.-]+)")
-TURNS = re.compile(r'known_trip_count[^0-9]*(\d+)')
+TURNS = re.compile(r"known_trip_count[^0-9]*(\d+)")
 
 
 @dataclass
@@ -73,7 +74,8 @@ def launches(found: dict[str, Computation], name: str) -> int:
     """What a computation launches, its loops included; one of unknown length counts one turn."""
     one = found[name]
     loops = sum(
-        (turns or 1) * sum(launches(found, called) for called in names) for turns, names in one.loops
+        (turns or 1) * sum(launches(found, called) for called in names)
+        for turns, names in one.loops
     )
     return one.launches + loops
 
@@ -97,7 +99,9 @@ def microbatch(found: dict[str, Computation]) -> tuple[int, list[int | None]]:
 def largest_of(text: str, *sides: int) -> int:
     """The elements of the largest array that has these sides next to one another; 0 for none."""
     pattern = r"\[((?:\d+,)*" + ",".join(map(str, sides)) + r"(?:,\d+)*)\]"
-    return max((math.prod(map(int, each.split(","))) for each in re.findall(pattern, text)), default=0)
+    return max(
+        (math.prod(map(int, each.split(","))) for each in re.findall(pattern, text)), default=0
+    )
 
 
 def main(arguments: list[str]) -> None:

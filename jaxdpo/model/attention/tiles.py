@@ -22,8 +22,8 @@ from jaxdpo.devices.sharding import batch_shards, current_platform
 from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.model.layers import Attend
 
-# Scores that a device holds at once, in fp32. Those of a CPU, 8 MiB, stay in its cache. Accelerators
-# have none of that size, and each turn costs them launches: 256 MiB are a few turns a layer.
+# Scores that a device holds at once, in fp32. Those of a CPU, 8 MiB, stay in its cache. On other
+# devices each turn costs launches: 256 MiB make it a few turns a layer.
 _HELD_SCORES = {"cpu": 2**21, "gpu": 2**26, "tpu": 2**26}
 # The score where nothing is seen: exp of it is 0, and the difference of two is not NaN, as that of
 # two infinities would be.
