@@ -144,8 +144,8 @@ def main(arguments: list[str]) -> None:
         logits = largest_of(text, resolved.shape.rows * resolved.shape.scores, model.vocab_size)
         peak = f"{compiled.peak / 2**30:.1f}"
         rows.append((kind, f"{count:,}", loops, peak, f"{scores:,}", f"{logits:,}"))
-    header = ("attention", "launches a microbatch", "turns of its loops", "peak GiB")
-    reporter.table("A step for an H100", (*header, "[T, T]", "[tokens, vocabulary]"), rows)
+    header = ("attention", "launches", "turns of loops", "peak GiB")
+    reporter.table("A microbatch on an H100", (*header, "[T, T]", "logits"), rows)
 
 
 if __name__ == "__main__":
