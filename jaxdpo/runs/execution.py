@@ -118,9 +118,9 @@ def _attention(
         )
     reason = None
     if kind == "cudnn":
-        reason = cudnn_refuses(model, dtype)
+        reason = cudnn_refuses(model, dtype, machine.capability)
     elif kind == "pallas":
-        reason = pallas_refuses(model, dtype)
+        reason = pallas_refuses(model, dtype, machine.capability)
     if reason is not None:
         raise UserError(f"model.attention={kind}: {reason}; leave it out")
     return kind

@@ -62,8 +62,16 @@ def pallas_attention(
     return on_own_rows(attend_rows, tile_lists(batch))
 
 
-def pallas_refuses(model: ModelConfig, dtype: str) -> str | None:
-    """Returns the reason why the kernel does not compute this model, or None if it does."""
+def pallas_refuses(model: ModelConfig, dtype: str, capability: float | None) -> str | None:
+    """Returns the reason why the kernel does not compute this model, or None if it does.
+
+    Args:
+      model: Architecture.
+      dtype: That products are computed in.
+      capability: Compute capability of the GPU; None where it is not known.
+    """
+    if capability is not None and capability < 8.0:
+        return f"a GPU of compute capability {capability} has no bfloat16; it needs 8.0"
     channels = model.attention.head_dim
     if channels > _CHANNELS:
         return f"heads have {channels} channels; it takes up to {_CHANNELS}"

@@ -118,14 +118,16 @@ def test_bf16_over_devices_differs_by_its_own_rounding():
 
 
 @pytest.mark.parametrize(
-    ("channels", "dtype", "reason"),
+    ("channels", "dtype", "capability", "reason"),
     [
-        (80, "bfloat16", None),
-        (512, "bfloat16", "heads have 512 channels"),
-        (64, "float32", "model.compute_dtype is float32"),
+        (80, "bfloat16", 8.0, None),
+        (256, "bfloat16", None, None),
+        (512, "bfloat16", None, "heads have 512 channels"),
+        (64, "float32", 9.0, "model.compute_dtype is float32"),
+        (64, "bfloat16", 7.5, "compute capability 7.5 has no bfloat16"),
     ],
 )
-def test_what_the_kernel_is_not_for_is_refused(channels, dtype, reason):
+def test_what_the_kernel_is_not_for_is_refused(channels, dtype, capability, reason):
     model = ModelConfig(
         vocab_size=9,
         hidden_size=8,
@@ -133,5 +135,5 @@ def test_what_the_kernel_is_not_for_is_refused(channels, dtype, reason):
         attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=channels),
         mlp=MLPConfig(intermediate_size=8),
     )
-    said = pallas_refuses(model, dtype)
+    said = pallas_refuses(model, dtype, capability)
     assert said is None if reason is None else reason in str(said)
