@@ -78,6 +78,7 @@ if [ -n "$DRY" ]; then
     plan step_8b_lora $small lora.rank=4
     plan step_1b_tiles $small model.attention=tiles model.remat=dots
   }
+  resume="steps=9"
   trl="layers=2 width=192 vocabulary=1024 batch=2 steps=3 tuning=lora"
 else
   one="@configs/llama-1b.yaml pairs=1024 mesh.fsdp=1 mesh.data=-1 batch.size=64 batch.rows_per_device=4"
@@ -89,10 +90,12 @@ else
     plan step_8b_lora $lora batch.size=32 batch.rows_per_device=2 model.attention=pallas
     plan step_1b_tiles $one model.remat=dots model.attention=tiles
   }
+  resume="steps=30"
   trl="device=gpu layers=16 width=2048 vocabulary=128256 batch=16 steps=4 tuning=full"
 fi
 
-stage resume 100 "$python" -m tests.benchmarks.resume
+# shellcheck disable=SC2086
+stage resume 100 "$python" -m tests.benchmarks.resume $resume
 # shellcheck disable=SC2086
 TAIL=5 stage trl 300 "$python" -m tests.benchmarks.step $trl workloads=chat rounds=1 output="$OUT/trl.json"
 
