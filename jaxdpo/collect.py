@@ -33,13 +33,19 @@ time; other keys are kept as metadata.
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Collects as the arguments say; `--help` shows every field."""
+def main(arguments: list[str]) -> str | None:
+    """Collects as the arguments say, and returns the next command; `--help` shows every field."""
     with COMMAND.loading(arguments):
+        from jaxdpo.cli.ending import command_line
         from jaxdpo.cli.settings import load_settings
         from jaxdpo.feedback.to_file import CollectConfig, collect_to_file
     given = COMMAND.read(arguments, CollectConfig)
-    collect_to_file(load_settings(CollectConfig, given.file, given.overrides))
+    config = load_settings(CollectConfig, given.file, given.overrides)
+    collect_to_file(config)
+    if config.out is None:
+        judged = {"alignment": config.alignment, "criteria": "CRITERIA.yaml"}
+        return command_line("evaluate", **judged)
+    return command_line("inspect", config.out)
 
 
 make_callable(__name__)

@@ -22,17 +22,24 @@ agree with people's judgements.
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Evaluates as the arguments say; `--help` shows every field."""
+def main(arguments: list[str]) -> str | None:
+    """Evaluates as the arguments say, and returns the next command; `--help` shows every field."""
     with COMMAND.loading(arguments):
+        from jaxdpo.cli.ending import command_line
         from jaxdpo.cli.settings import load_settings
+        from jaxdpo.generation.generators import DATA_ANSWERS
+        from jaxdpo.generation.server import is_server
         from jaxdpo.rounds.compare import EvaluateConfig
         from jaxdpo.rounds.evaluate import AgreementConfig, evaluate, show_agreement, with_models
     given = COMMAND.read(arguments, EvaluateConfig, AgreementConfig)
     if any(override.startswith("alignment=") for override in given.overrides):
         show_agreement(load_settings(AgreementConfig, given.file, given.overrides))
-        return
-    evaluate(load_settings(EvaluateConfig, given.file, with_models(given.overrides)))
+        return None
+    config = load_settings(EvaluateConfig, given.file, with_models(given.overrides))
+    evaluate(config)
+    here = [each for each in config.models.values() if each != DATA_ANSWERS and not is_server(each)]
+    # The last one, as models are named in the order in which they came to be.
+    return command_line("serve", model=here[-1]) if here else None
 
 
 make_callable(__name__)

@@ -18,13 +18,22 @@ Fields of train.… are those of python -m jaxdpo.train.
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Runs the rounds that the arguments ask for; `--help` shows every field."""
+def main(arguments: list[str]) -> str | None:
+    """Runs the rounds as the arguments say, and returns the next command; `--help` shows fields."""
     with COMMAND.loading(arguments):
+        from jaxdpo.cli.ending import command_line
         from jaxdpo.cli.settings import load_settings
         from jaxdpo.rounds.iterate import RoundsConfig, iterate
     given = COMMAND.read(arguments, RoundsConfig)
-    iterate(load_settings(RoundsConfig, given.file, given.overrides))
+    config = load_settings(RoundsConfig, given.file, given.overrides)
+    trained = len(iterate(config)) - 1
+    if not trained:
+        return None
+    compared = {"before": config.model, "after": f"{config.folder}/round_{trained}/run"}
+    out = f"{config.folder}/evaluation"
+    return command_line(
+        "evaluate", **compared, data="PROMPTS.jsonl", criteria="CRITERIA.yaml", out=out
+    )
 
 
 make_callable(__name__)

@@ -17,12 +17,16 @@ Fields with a section are those of `python -m jaxdpo.train`.
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Plans as the arguments say; `--help` shows every field."""
+def main(arguments: list[str]) -> str | None:
+    """Plans as the arguments say, and returns the next command; `--help` shows every field."""
     with COMMAND.loading(arguments):
-        from jaxdpo.planning.plan_run import PlanConfig, load_plan, plan_run
+        from jaxdpo.planning.plan_run import PlanConfig, load_plan, plan_run, planned_command
     given = COMMAND.read(arguments, PlanConfig)
-    plan_run(load_plan(given.file, given.overrides))
+    config = load_plan(given.file, given.overrides)
+    plan = plan_run(config)
+    if plan.verdict == "does not fit":
+        return None
+    return planned_command(config, given.file, given.overrides)
 
 
 make_callable(__name__)

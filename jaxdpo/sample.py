@@ -1,6 +1,7 @@
 """`python -m jaxdpo.sample model=… data=… out=…`: a model's answers to prompts."""
 
 import sys
+from pathlib import Path
 
 from jaxdpo.cli.callable_module import make_callable
 from jaxdpo.cli.command import Command, run_command
@@ -17,13 +18,20 @@ http://host:port/v1#name for an OpenAI-compatible server (key from OPENAI_API_KE
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Samples as the arguments say; `--help` shows every field."""
+def main(arguments: list[str]) -> str | None:
+    """Samples as the arguments say, and returns the next command; `--help` shows every field."""
     with COMMAND.loading(arguments):
+        from jaxdpo.cli.ending import command_line
         from jaxdpo.cli.settings import load_settings
+        from jaxdpo.generation.server import is_server
         from jaxdpo.rounds.sample import SampleConfig, sample
     given = COMMAND.read(arguments, SampleConfig)
-    sample(load_settings(SampleConfig, given.file, given.overrides))
+    config = load_settings(SampleConfig, given.file, given.overrides)
+    sample(config)
+    if is_server(config.model):
+        return None  # A server's model cannot be scored here.
+    scores = str(Path(config.out).with_suffix(".scores.jsonl"))
+    return command_line("score", model=config.model, data=config.out, out=scores)
 
 
 make_callable(__name__)

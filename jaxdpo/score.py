@@ -18,14 +18,20 @@ data.select.at_least=…, at_most, share and keep, with write=FILE, select pairs
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Scores as the arguments say; `--help` shows every field."""
+def main(arguments: list[str]) -> str | None:
+    """Scores as the arguments say, and returns the next command; `--help` shows every field."""
     with COMMAND.loading(arguments):
+        from jaxdpo.cli.ending import command_line
         from jaxdpo.cli.settings import load_settings
         from jaxdpo.runs.score_config import ScoreConfig
         from jaxdpo.runs.score_pairs import score
     given = COMMAND.read(arguments, ScoreConfig)
-    score(load_settings(ScoreConfig, given.file, given.overrides))
+    config = load_settings(ScoreConfig, given.file, given.overrides)
+    score(config)
+    if config.write is None:
+        return None
+    fields = {"model": config.model, "data": config.write}
+    return command_line("train", **fields, training__folder="runs/selected")
 
 
 make_callable(__name__)

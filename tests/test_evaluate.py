@@ -41,7 +41,8 @@ def here(folder, monkeypatch):
 
 def test_sampling_writes_what_the_model_answers():
     arguments = ["model=./sft", "data=pairs.jsonl", "data.split=TEST", "out=answers.jsonl", *SHORT]
-    sample.main(arguments)
+    following = sample.main(arguments)
+    assert following == "jaxdpo score model=./sft data=answers.jsonl out=answers.scores.jsonl"
     found = read_generations("answers.jsonl")
     assert len(found) == 10 and {each.model for each in found} == {"./sft"}
     how = SamplingConfig(max_new_tokens=12, batch_size=8)
@@ -93,7 +94,7 @@ def test_models_are_evaluated(folder, capsys, monkeypatch):
     arguments = ["sft=./sft", "dpo=./dpo", "--data", "pairs.jsonl", "data.split=TEST", *SHORT]
     criteria = "[{name: word_limit, limit: 6}, 'tests.test_evaluate:word']"
     arguments += [f"--criteria={criteria}", "out=evaluation"]
-    evaluate.main(arguments)
+    assert evaluate.main(arguments) == "jaxdpo serve model=./dpo"
     shown = capsys.readouterr().out
     assert "all criteria" in shown and "sft → dpo" in shown and "evaluation/report.html" in shown
     found = json.loads(Path("evaluation/results.json").read_text())

@@ -3,9 +3,12 @@
 import importlib
 import inspect
 import json
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 import jaxdpo
 from jaxdpo.__main__ import COMMANDS
@@ -50,3 +53,30 @@ def test_feedback_becomes_pairs_in_python(tmp_path):
         (made,) = map(json.loads, file)
     assert made["messages"][-1] == {"role": "assistant", "content": "Hello!"}
     assert made["rejected_message"] == {"role": "assistant", "content": "No."}
+
+
+def test_ci_s_versions_are_within_the_bounds_and_name_all_that_it_installs():
+    root = Path(__file__).parent.parent
+    lines = (root / "constraints.txt").read_text().splitlines()
+    pins = [line.lower().split("==") for line in lines if not line.startswith("#")]
+    pinned = {name.replace("_", "-"): version for name, version in pins}
+    # The builds of one machine, such as torch's for CPUs, are no version of another's.
+    assert not any("+" in version or "@" in name for name, version in pinned.items())
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    installed = [*project["dependencies"], *extras["test"], *extras["lint"], *extras["docs"]]
+    installed += [
+        *extras["judge"],
+        *extras["serve"],
+        *extras["gguf"],
+        *extras["gcs"],
+        *extras["s3"],
+    ]
+    for requirement in map(Requirement, installed):
+        marker = requirement.marker
+        if requirement.name == "jaxdpo" or (
+            marker is not None and not marker.evaluate({"python_version": "3.11"})
+        ):
+            continue
+        version = pinned[requirement.name.lower().replace("_", "-")]
+        assert requirement.specifier.contains(version), (requirement, version)

@@ -27,7 +27,8 @@ from jaxdpo.scoring.score import make_score_step
 from jaxdpo.training.loop import run_steps
 from jaxdpo.training.metrics import LaggedMetrics
 from jaxdpo.training.objective import Objective
-from jaxdpo.training.optimizer import Optimizer, OptimizerConfig
+from jaxdpo.training.optimizer import Optimizer
+from jaxdpo.training.optimizer_config import OptimizerConfig
 from jaxdpo.training.state import init_state
 from jaxdpo.training.step import make_train_step
 from tests.folders import CHATML

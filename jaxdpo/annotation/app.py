@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from jaxdpo.annotation.access import RefusedError, body_of
+from jaxdpo.annotation.access import MAX_BODY, RefusedError, body_of
 from jaxdpo.annotation.acts import act, ask, check_owner
 from jaxdpo.annotation.answering import Answering
 from jaxdpo.annotation.config import NAME
@@ -20,6 +20,7 @@ from jaxdpo.annotation.views import add_data, add_pages
 from jaxdpo.evaluation.criteria.spec import label_of
 from jaxdpo.feedback.store import IdTakenError
 from jaxdpo.pages.page import style
+from jaxdpo.serving.unread import ReadsToTheEnd
 
 _STATIC = files("jaxdpo.annotation") / "static"
 _KINDS = {
@@ -48,6 +49,8 @@ def make_app(studio: Studio) -> FastAPI:
     # No pages of documentation: they load scripts from other hosts.
     app = FastAPI(lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
     app.middleware("http")(studio.access.guard)
+    # Added last, so it is outside of all that may refuse a request.
+    app.add_middleware(ReadsToTheEnd, body_bytes=MAX_BODY)
 
     @app.exception_handler(RefusedError)
     async def refused(request: Request, error: RefusedError) -> JSONResponse:

@@ -5,7 +5,7 @@ import shlex
 from jaxdpo.cli.progress import BAR_AFTER, spoken
 
 
-def command_line(command: str, **fields: object) -> str:
+def command_line(command: str, *words: str, **fields: object) -> str:
     """Writes a command as a shell reads it.
 
     >>> command_line("train", model="my models/sft", data="pairs.jsonl")
@@ -13,10 +13,11 @@ def command_line(command: str, **fields: object) -> str:
 
     Args:
       command: The word after `jaxdpo`.
+      words: Words that follow it as they are, such as a file.
       fields: Its fields; two underscores stand for the dot between a section and a field.
     """
-    words = [f"{name.replace('__', '.')}={shlex.quote(str(v))}" for name, v in fields.items()]
-    return " ".join(["jaxdpo", command, *words])
+    given = [f"{name.replace('__', '.')}={shlex.quote(str(v))}" for name, v in fields.items()]
+    return " ".join(["jaxdpo", command, *map(shlex.quote, words), *given])
 
 
 def ending(seconds: float, following: str | None) -> str | None:

@@ -34,6 +34,8 @@ KERNEL = "kernel(/codes|/scales)?$"
 # The first pattern found in an array's path decides. Specs name the trailing axes of the array;
 # leading ones (stacked layers) are not cut.
 SPECS: tuple[tuple[str, P], ...] = (
+    # Adafactor's means over rows and columns: vectors, which are named as their matrices are.
+    (r"(^|/)v_(row|col)/", P()),
     (r"embed/weight$", P("tensor", "fsdp")),
     (r"head/kernel$", P("fsdp", "tensor")),
     (rf"experts/(gate|up)/{KERNEL}", P("expert", "fsdp", "tensor")),

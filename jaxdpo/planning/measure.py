@@ -45,6 +45,7 @@ def measure(
         _born(state.optimizer, 0.0),
         _born(state.step, 0.0),
         _born(state.reference, _SPREAD),
+        _born(state.average, _SPREAD),
     )
     frozen = _born(frozen, _SPREAD)
     plan = resolved.plan

@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from jaxdpo.cli.console import Reporter
+from jaxdpo.cli.ending import command_line
 from jaxdpo.cli.settings import load_settings
 from jaxdpo.config import RunConfig
 from jaxdpo.data.tokenization.chat import load_chat
@@ -27,6 +28,8 @@ from jaxdpo.planning.suggest import suggest
 
 # Pairs that packing is planned on: enough for a stable mean, few enough to pack in a moment.
 _SAMPLE = 2048
+# Stands for a path that a run has and its plan needs not.
+_UNUSED = "unused"
 
 
 class PlanConfig(RunConfig):
@@ -54,9 +57,9 @@ class PlanConfig(RunConfig):
             if name in values and values.get("pairs") is None:
                 raise ValueError(f"{name} is read with pairs=…; else data.path has the lengths")
         # A plan writes no run, and with pairs=… it reads no data.
-        unused = {"training": {"folder": "unused"}}
+        unused = {"training": {"folder": _UNUSED}}
         if values.get("pairs") is not None:
-            unused["data"] = {"path": "unused"}
+            unused["data"] = {"path": _UNUSED}
         filled = dict(values)
         for section, default in unused.items():
             given = filled.get(section) or {}
@@ -105,6 +108,24 @@ def plan_run(config: PlanConfig) -> Plan:
             choices = suggest(config, model, lengths.train, lengths.test, wanted)
         show_suggestion(reporter, plan, choices, model)
     return plan
+
+
+def planned_command(config: PlanConfig, file: str | None, overrides: Sequence[str]) -> str:
+    """Returns the command that starts the run that was planned.
+
+    Args:
+      config: The plan.
+      file: The YAML file that it was read from, if any.
+      overrides: The words that followed.
+    """
+    own = PlanConfig.model_fields.keys() - RunConfig.model_fields.keys()
+    words = [word for word in overrides if word.partition("=")[0] not in own]
+    fields = {}
+    if config.data.path == _UNUSED:
+        fields["data"] = "PAIRS.jsonl"
+    if config.training.folder == _UNUSED:
+        fields["training__folder"] = "runs/first"
+    return command_line("train", *([file] if file else []), *words, **fields)
 
 
 def _model(config: RunConfig) -> ModelConfig:

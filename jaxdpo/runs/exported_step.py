@@ -49,22 +49,25 @@ def choose_step(
       UserError: If the best step can't be read back.
     """
     last, stopped = int(state.step), recorder.stopped
+    trained = state.evaluated
     # The export is tried in memory, which the optimizer's state, twice as large as what trains,
     # would not leave room for.
     jax.tree.map(lambda leaf: leaf.delete(), (state.optimizer, state.reference))
+    if state.average is not None:
+        jax.tree.map(lambda leaf: leaf.delete(), state.trainable)
     if stopped:
         reporter.say(f"the run ends after step {last}: {stopped}")
     best = recorder.best
     wanted = stopped is not None or setup.config.export.step == "best"
     if best is None or best.step is None or not wanted:
-        return ExportedStep(last, state.trainable)
+        return ExportedStep(last, trained)
     said = best.describe()
     reporter.say(f"exporting step {best.step}, the best on TEST: {said}")
     if best.step == last:
-        return ExportedStep(last, state.trainable, said, stopped)
+        return ExportedStep(last, trained, said, stopped)
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-        state.trainable,
+        trained,
     )
-    jax.tree.map(lambda leaf: leaf.delete(), state.trainable)
+    jax.tree.map(lambda leaf: leaf.delete(), trained)
     return ExportedStep(best.step, checkpoints.restore_best(best.step, abstract), said, stopped)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from jaxdpo.evaluation.agreement import share
 from jaxdpo.model.decoder import Params
 from jaxdpo.runs.setup import Setup
 from jaxdpo.scoring.dataset_pass import score_pairs
@@ -52,5 +53,25 @@ def held_out_metrics(setup: Setup, scores: CompletionScores) -> Metrics:
     """
     assert setup.test is not None
     # Over all pairs at once, and not averaged over microbatches: some losses sort the pairs.
-    metrics = preference_metrics(setup.config.loss, scores, setup.test.columns)
-    return metrics | metric_intervals(setup.config.loss, scores, setup.test.columns)
+    loss, columns = setup.config.loss, setup.test.columns
+    metrics = preference_metrics(loss, scores, columns)
+    metrics |= metric_intervals(loss, scores, columns)
+    # Over labelled answers, accuracy is of good and bad ones apart, and no share of pairs.
+    return metrics if columns.labels is not None else metrics | accuracy_interval(metrics)
+
+
+def accuracy_interval(metrics: Metrics) -> Metrics:
+    """Returns the ends of the 95% interval of the accuracy, if there is one.
+
+    It is Wilson's, for a share: a mean ± standard errors would claim certainty where all pairs are
+    told right, and go beyond 100% where nearly all are.
+
+    Args:
+      metrics: Metrics of held-out pairs.
+    """
+    name = "rewards/accuracies"
+    if name not in metrics:
+        return {}
+    count = round(metrics["num_pairs"])
+    likely = share(metrics[name] * count, count)
+    return {f"{name}_low": likely.low, f"{name}_high": likely.high}

@@ -36,7 +36,7 @@ class StepMemory:
       parameters: What is trained: the parameters in fp32, and rounded where they are computed in
         another dtype; or under LoRA the adapters.
       frozen: LoRA's base, and the reference's parameters.
-      optimizer: The optimizer's state.
+      optimizer: The optimizer's state, and an average of what trains, if one is kept.
       gradients: fp32, summed over microbatches.
       activations: What the backward pass reads of a microbatch's forward pass.
       workspace: A layer that is computed again, and the vocabulary head.
@@ -201,7 +201,7 @@ def step_memory(
     return StepMemory(
         parameters=device_bytes(state.trainable) + (device_bytes(params) if copied else 0),
         frozen=device_bytes(frozen) + device_bytes(state.reference),
-        optimizer=device_bytes(state.optimizer),
+        optimizer=device_bytes((state.optimizer, state.average)),
         # Of several microbatches, the sum so far and the one under way.
         gradients=4 * trained * (2 if shape.microbatches > 1 else 1),
         activations=kept,

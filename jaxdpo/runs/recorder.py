@@ -196,7 +196,7 @@ class Recorder:
         setup = self._setup
         if setup.test is None or agreed(self._writer is None or self._writer.has_test(step)):
             return
-        params, lora = setup.objective.split(state.trainable, self._frozen)
+        params, lora = setup.objective.split(state.evaluated, self._frozen)
         with self._reporter.phase("scoring the TEST pairs"):
             policy = held_out_scores(setup, params, lora, stop.cuts_short)
         if policy is None:
@@ -208,7 +208,7 @@ class Recorder:
         # Saved before the record is written: a record tells a run that continues that it need not
         # evaluate this step again.
         if self._follow(step, metrics):
-            self._checkpoints.save_best(step, state.trainable)
+            self._checkpoints.save_best(step, state.evaluated)
         if self._writer:
             self._writer.write(step, "TEST", metrics)
         self._reporter.evaluation(step, metrics)
@@ -274,6 +274,7 @@ class Recorder:
         started_equal = config.reference.path is None and config.reference_kind != "none"
         if step == 1 and started_equal:
             check_step_zero(metrics, config.loss.beta, setup.objective.compute.dtype.name)
+        metrics = {**metrics, **self._checkpoints.finished()}
         if self._writer:
             self._writer.write(step, "TRAIN", metrics)
         self._bar.update(step, metrics)

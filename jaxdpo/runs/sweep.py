@@ -246,7 +246,7 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False).flat
     for axes, name in zip(panels, names, strict=True):
         values = [row["after"][name] for row in rows]
-        axes.barh(labels, values, xerr=_half_intervals(rows, name), capsize=3, color="#2f7fd1")
+        axes.barh(labels, values, xerr=_to_the_ends(rows, name), capsize=3, color="#2f7fd1")
         axes.axvline(rows[0]["before"][name], color="black", linewidth=1, linestyle=":")
         axes.set_title(f"{name}, dotted: before", fontsize=12)
         axes.tick_params(labelsize=11)
@@ -257,9 +257,13 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(file, format="png", dpi=150)
 
 
-def _half_intervals(rows: list[dict[str, Any]], name: str) -> list[float] | None:
-    """Returns half of each 95% interval of a metric; None where it has none."""
-    found = [(row["after"].get(f"{name}_low"), row["after"].get(f"{name}_high")) for row in rows]
-    if any(low is None or high is None for low, high in found):
+def _to_the_ends(rows: list[dict[str, Any]], name: str) -> list[list[float]] | None:
+    """Returns how far the ends of a metric's 95% intervals are; None where it has none."""
+    records = [row["after"] for row in rows]
+    if any(f"{name}_low" not in record for record in records):
         return None
-    return [(high - low) / 2 for low, high in found]
+    # A share's interval reaches further inwards than out.
+    return [
+        [record[name] - record[f"{name}_low"] for record in records],
+        [record[f"{name}_high"] - record[name] for record in records],
+    ]

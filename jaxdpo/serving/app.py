@@ -21,6 +21,7 @@ from jaxdpo.serving.replies import CLIENT_GONE, error_reply
 from jaxdpo.serving.requests import key_check
 from jaxdpo.serving.status import health_route, status_routes
 from jaxdpo.serving.tokens import token_routes
+from jaxdpo.serving.unread import ReadsToTheEnd
 from jaxdpo.serving.watching import Watched
 
 
@@ -60,6 +61,8 @@ def make_app(models: Mapping[str, AnsweringModel], settings: ServeConfig) -> Fas
         model.metrics = metrics
     app.state.models, app.state.settings, app.state.metrics = models, settings, metrics
     app.add_middleware(Watched, settings=settings, metrics=metrics)
+    # Added last, so it is outside of all that may refuse a request.
+    app.add_middleware(ReadsToTheEnd, body_bytes=settings.limits.body_bytes)
     with_key = [Depends(key_check(settings))]
     criteria = named_criteria(settings.criteria)
     for routes in (

@@ -46,7 +46,7 @@ async def body_of(request: Request, limits: LimitsConfig) -> bytes:
       limits: Its largest size.
 
     Raises:
-      RequestError: If it is no JSON by its type, or too large; then the rest is not read.
+      RequestError: If it is no JSON by its type, or too large; then the rest is not kept.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     # Also a wall: a page of another site can make a browser send text or a form without asking the

@@ -53,7 +53,7 @@ _Z = NormalDist().inv_cdf(0.975)
 def metric_intervals(
     config: LossConfig, policy: CompletionScores, columns: PairColumns
 ) -> dict[str, float]:
-    """Computes 95% intervals of the mean loss, margin and accuracy over held-out pairs.
+    """Computes 95% intervals of the mean loss and margin over held-out pairs.
 
     Each is the mean ± 1.96 standard errors over pairs: what another draw of as many pairs from the
     same source would give, the model being as it is. A loss that sorts the pairs has no value for
@@ -80,7 +80,6 @@ def metric_intervals(
         rewards = implicit_rewards(config, scores, given.reference)
         margins = np.asarray(rewards[:, 0] - rewards[:, 1])
         per_pair["rewards/margins"] = margins
-        per_pair["rewards/accuracies"] = 0.5 * (np.sign(margins) + 1)
     ends = {}
     for name, values in per_pair.items():
         if len(values) < 2:

@@ -1,69 +1,20 @@
-"""AdamW with warm-up, a schedule, clipping and a weight-decay mask."""
+"""The update rule of a run: clipping, a rule by name, weight decay, warm-up and a schedule."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from pydantic import BaseModel, ConfigDict, Field
 
-# Defaults of the learning rate: TRL's for full fine-tuning, ten times that for adapters, whose best
-# rate is about ten times higher (Schulman et al. 2025, "LoRA Without Regret").
-_FULL_LEARNING_RATE, _LORA_LEARNING_RATE = 1e-6, 1e-5
-
-
-class OptimizerConfig(BaseModel):
-    """AdamW and its schedule."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    learning_rate: float | None = Field(
-        default=None, gt=0, description="peak learning rate; default: 1e-6, with LoRA 1e-5"
-    )
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        default="linear", description="how the learning rate falls to 0 after the warm-up"
-    )
-    warmup_ratio: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="share of the steps in which the learning rate rises from 0",
-    )
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the mean of gradients")
-    beta2: float = Field(
-        default=0.999, ge=0, lt=1, description="decay of the mean of squared gradients"
-    )
-    epsilon: float = Field(default=1e-8, gt=0, description="added to the root of the mean square")
-    weight_decay: float = Field(
-        default=0.0,
-        ge=0,
-        description="decoupled weight decay, of matrices only (no norms, no biases)",
-    )
-    max_grad_norm: float | None = Field(
-        default=1.0, gt=0, description="gradients are scaled down to this global norm; null: never"
-    )
-    loraplus_lr_ratio: float | None = Field(
-        default=None,
-        gt=0,
-        description="LoRA+: B, which begins at zero, learns this many times faster than A; null: "
-        "as fast",
-    )
-    mean_dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32",
-        description="dtype that the mean of gradients is kept in; that of their squares is float32",
-    )
-
-    def peak(self, lora: bool) -> float:
-        """Returns the configured learning rate, or the default for what is trained."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return _LORA_LEARNING_RATE if lora else _FULL_LEARNING_RATE
+from jaxdpo.model.decoder import Params
+from jaxdpo.training.optimizer_config import OptimizerConfig
+from jaxdpo.training.update_rules import direction_of
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW over the steps of a run, as static values.
+    """The update rule over the steps of a run, as static values.
 
     Attributes:
       config: Its options.
@@ -80,8 +31,29 @@ class Optimizer:
         return make_schedule(self.config, self.num_steps, self.lora)
 
     def update_rule(self) -> optax.GradientTransformation:
-        """Returns clipping and AdamW at the schedule's rate."""
+        """Returns clipping and the rule at the schedule's rate."""
         return make_optimizer(self.config, self.schedule())
+
+    def keeps_average(self) -> bool:
+        """Tells whether an average of the weights is evaluated and exported in their place."""
+        return self.config.ema_decay is not None or self.config.name == "schedule_free"
+
+    def average(self, before: Params, rule: Any, trainable: Params, step: jax.Array) -> Any:
+        """Returns the average of the weights after a step.
+
+        Args:
+          before: The average before the step.
+          rule: The update rule's state after it.
+          trainable: The weights after it.
+          step: i32, steps done before it.
+        """
+        if self.config.name == "schedule_free":
+            return optax.contrib.schedule_free_eval_params(rule, trainable)
+        assert self.config.ema_decay is not None
+        # The first averages are of few weights: with the whole decay from the start, a run shorter
+        # than 1 / (1 - decay) steps would end with little more than the weights it began with.
+        decay = jnp.minimum(self.config.ema_decay, (1.0 + step) / (10.0 + step))
+        return optax.incremental_update(trainable, before, 1.0 - decay)
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int, lora: bool) -> optax.Schedule:
@@ -109,29 +81,33 @@ def make_schedule(config: OptimizerConfig, num_steps: int, lora: bool) -> optax.
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Returns clipping by global norm, then AdamW (Loshchilov & Hutter 2019, algorithm 2)."""
+    """Returns clipping by global norm, then the rule with decoupled decay at the schedule's rate.
+
+    With AdamW it is Loshchilov & Hutter 2019, algorithm 2; decay is decoupled in the same way from
+    every other rule.
+    """
     clip = (
         optax.identity()
         if config.max_grad_norm is None
         else optax.clip_by_global_norm(config.max_grad_norm)
     )
+    rule = optax.chain(
+        direction_of(config),
+        optax.add_decayed_weights(config.weight_decay, decayed),
+        optax.scale_by_learning_rate(schedule),
+    )
     # Clipped before the moments see it: one exploding gradient would stay in the mean of squares
     # for a thousand steps.
-    adamw = optax.adamw(
-        schedule,
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        mask=decayed,
-        mu_dtype=jnp.dtype(config.mean_dtype),
-    )
-    if config.loraplus_lr_ratio is None:
-        return optax.chain(clip, adamw)
-    # Last, so that it is a factor on the rate: AdamW's own division by the gradients' size would
-    # take a factor on them out again.
-    faster = optax.masked(optax.scale(config.loraplus_lr_ratio), _learns_faster)
-    return optax.chain(clip, adamw, faster)
+    parts = [clip, rule]
+    if config.loraplus_lr_ratio is not None:
+        # Last, so that it is a factor on the rate: a rule's own division by the gradients' size
+        # would take a factor on them out again.
+        parts.append(optax.masked(optax.scale(config.loraplus_lr_ratio), _learns_faster))
+    if config.name != "schedule_free":
+        return optax.chain(*parts)
+    # Defazio et al. 2024, "The Road Less Scheduled", equations 3 to 5. It weighs the steps of the
+    # warm-up less, by their rate, and so has to know the schedule.
+    return optax.contrib.schedule_free(optax.chain(*parts), schedule, b1=config.beta1)
 
 
 def _learns_faster(params: Any) -> Any:

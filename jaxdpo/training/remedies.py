@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxdpo.losses import LossConfig
 from jaxdpo.losses.table import LOSSES
-from jaxdpo.training.optimizer import OptimizerConfig
+from jaxdpo.training.optimizer_config import OptimizerConfig
 
 # Rates are right within a factor of three or so: a fifth is surely another one.
 _SLOWER = 5.0

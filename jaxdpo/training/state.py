@@ -21,12 +21,19 @@ class TrainState(NamedTuple):
       optimizer: The optimizer's state.
       step: i32, optimizer steps done.
       reference: The parameters of a moving reference, or None.
+      average: An average of what trains, which is evaluated and exported in its place, or None.
     """
 
     trainable: Params
     optimizer: Any
     step: jax.Array
     reference: Params | None = None
+    average: Params | None = None
+
+    @property
+    def evaluated(self) -> Params:
+        """The weights that are evaluated and exported: the average, or else what trains."""
+        return self.trainable if self.average is None else self.average
 
 
 def begin(
@@ -104,7 +111,8 @@ def init_state(
     def initial(trainable: Params) -> TrainState:
         # Moments are fp32 whatever the parameters are: in bf16 a mean of squares stops moving.
         moments = update_rule.init(as_float32(trainable))
-        return TrainState(trainable, moments, jnp.zeros((), jnp.int32))
+        average = jax.tree.map(jnp.copy, trainable) if optimizer.keeps_average() else None
+        return TrainState(trainable, moments, jnp.zeros((), jnp.int32), average=average)
 
     shardings = shardings_for(jax.eval_shape(initial, trainable), mesh)
     state = jax.jit(initial, out_shardings=shardings)(trainable)

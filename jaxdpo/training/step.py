@@ -126,7 +126,10 @@ def take_step(
     updates, optimizer_state = update_rule.update(gradients, state.optimizer, state.trainable)
     trainable: Any = optax.apply_updates(state.trainable, updates)
     reference = _moved(objective.moving, state, trainable)
-    updated = TrainState(trainable, optimizer_state, state.step + 1, reference)
+    average = state.average
+    if average is not None:
+        average = optimizer.average(average, optimizer_state, trainable, state.step)
+    updated = TrainState(trainable, optimizer_state, state.step + 1, reference, average)
     metrics = sums | {"grad_norm": grad_norm, "learning_rate": optimizer.schedule()(state.step)}
     finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
     # `where` and not a factor: 0 · NaN is NaN. The optimizer's moments are held back too, in which
@@ -261,9 +264,9 @@ class _StepScoring:
     ) -> BatchScores:
         objective, compute = self.objective, self.objective.compute
         dropout_key = None
-        if compute.lora is not None and compute.lora.dropout > 0:
-            # A function of seed, step and microbatch alone: a continued run drops the same inputs,
-            # and so do both passes over a microbatch of a coupled loss.
+        if compute.draws:
+            # A function of seed, step and microbatch alone: a continued run drops the same inputs
+            # and adds the same noise, and so do both passes over a microbatch of a coupled loss.
             key = jax.random.fold_in(jax.random.key(objective.seed), self.state.step)
             dropout_key = jax.random.fold_in(key, microbatch)
         params, lora = objective.split(trainable, self.frozen)

@@ -68,7 +68,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def plot_curves(records: list[dict[str, Any]], path: Path) -> None:
-    """Draws loss, accuracy, margin and chosen log-prob of TRAIN and TEST over the steps."""
+    """Draws loss, accuracy, margin and chosen log-prob over the steps, TEST with 95% intervals."""
     # The object interface, which leaves the state of a notebook's pyplot alone.
     from matplotlib.figure import Figure
 
@@ -80,7 +80,14 @@ def plot_curves(records: list[dict[str, Any]], path: Path) -> None:
         for split, style in (("TRAIN", "-"), ("TEST", "o-")):
             points = [(r["step"], r[name]) for r in records if r["split"] == split and name in r]
             if points:
-                axes.plot(*zip(*points, strict=True), style, label=split, linewidth=1.4)
+                (drawn,) = axes.plot(*zip(*points, strict=True), style, label=split, linewidth=1.4)
+                ends = [
+                    (r["step"], r[f"{name}_low"], r[f"{name}_high"])
+                    for r in records
+                    if r["split"] == split and f"{name}_low" in r
+                ]
+                if ends:
+                    axes.vlines(*zip(*ends, strict=True), colors=drawn.get_color(), alpha=0.5)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)

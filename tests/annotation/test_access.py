@@ -1,6 +1,8 @@
 """Names, tokens, bounds and other people's conversations, as asked for without the page."""
 
 import json
+import socket
+import time
 import urllib.error
 import urllib.request
 
@@ -92,6 +94,22 @@ def test_a_foreign_page_and_a_large_body_are_refused(begun):
     assert ask(begun, "/api/ask", {**body, "text": "x" * (1 << 20)}, "ann")[0] == 413
     assert ask(begun, "/static/..%2fconfig.py")[0] == 404
     assert ask(begun, "/chat", None, "ann")[0] == 200
+
+
+def test_a_client_that_still_sends_is_told_why_it_is_refused(begun):
+    part = b"x" * (1 << 19)
+    head = (
+        "POST /api/ask HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Connection: close\r\nContent-Length: {8 * len(part)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", begun.port), timeout=30) as connection:
+        connection.sendall(head.encode())
+        for _ in range(8):
+            # With pauses: a connection that was closed would be reset in one of them.
+            time.sleep(0.03)
+            connection.sendall(part)
+        reply = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert reply.startswith(b"HTTP/1.1 413 ") and b"a request may have 1024 KiB" in reply
 
 
 def test_tokens_say_who_it_is(studio):

@@ -49,7 +49,8 @@ def test_the_command_writes_what_a_run_reads(tmp_path, capsys):
     for records, form in ((plain, "messages"), ([*plain, edit("a", several)], "trl")):
         source = write(tmp_path / "in.jsonl", records)
         target = tmp_path / f"{form}.jsonl"
-        main(["expert_edits", source, "-o", str(target), "test_fraction=0.3"])
+        following = main(["expert_edits", source, "-o", str(target), "test_fraction=0.3"])
+        assert following == f"jaxdpo inspect {target}"
         shown = capsys.readouterr().out
         assert "no pair, white-space-only: 1 (first: " in shown and f"{source}:13" in shown
         read = read_pairs(str(target), DataConfig(path=str(target), test_fraction=0))

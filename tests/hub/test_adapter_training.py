@@ -19,7 +19,8 @@ from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.model.decoder import Compute, logits
 from jaxdpo.model.lora import LoraConfig, init_lora
-from jaxdpo.training.optimizer import OptimizerConfig, make_optimizer
+from jaxdpo.training.optimizer import make_optimizer
+from jaxdpo.training.optimizer_config import OptimizerConfig
 from tests.hub.conftest import make_torch_model, whole_sequences
 from tests.tiny import hidden_states
 

@@ -33,7 +33,11 @@ def shape(tmp_path: Path) -> Path:
 
 def test_the_machine_at_hand_is_measured(shape, capsys):
     small = ["pairs=200", "prompt=20", "completion=30", "batch.size=16", "data.max_length=128"]
-    plan.main([f"model.path={shape}", *small])
+    following = plan.main([f"model.path={shape}", *small])
+    rest = "data=PAIRS.jsonl training.folder=runs/first"
+    assert following == (
+        f"jaxdpo train model.path={shape} batch.size=16 data.max_length=128 {rest}"
+    )
     shown = capsys.readouterr().out
     assert "20 and 30 tokens in the median" in shown
     for part in ("optimizer", "activations kept", "peak", "seconds a step, timed", "13 steps"):

@@ -113,7 +113,8 @@ def test_rounds(inputs, tmp_path, capsys):
         "train={data: {max_length: 128, cache_dir: " + str(tmp_path / "cache") + "}, "
         "batch: {size: 4}, optimizer: {learning_rate: 0.001}, training: {completions: 0}}",
     ]  # fmt: skip
-    iterate_command(command)
+    following = iterate_command(command)
+    assert following is not None and f"after={folder}/round_2/run data=" in following
     shown = capsys.readouterr().out
     assert "Answers that pass, by round" in shown and f"{folder}/round_2/run/model" in shown
     rounds = json.loads((folder / "rounds.json").read_text())

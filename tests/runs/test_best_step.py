@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
 from jaxdpo.config import load_config
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import load_policy
 from jaxdpo.losses import LossConfig
 from jaxdpo.runs.fit import fit
+from jaxdpo.runs.held_out import accuracy_interval
 from jaxdpo.sampling import answer
 from jaxdpo.scoring.planned_pairs import PairColumns
 from jaxdpo.scoring.scores import CompletionScores
@@ -212,10 +214,16 @@ def test_intervals_are_those_of_scipy():
     per_pair = {
         "loss": np.log1p(np.exp(-margins)),
         "rewards/margins": margins,
-        "rewards/accuracies": (margins > 0).astype(float),
     }
     for name, values in per_pair.items():
         low, high = stats.norm.interval(0.95, values.mean(), stats.sem(values))
         assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx((low, high), rel=1e-4)
     means = preference_metrics(config, scores, PairColumns(reference=reference))
     assert found["loss_low"] < means["loss"] < found["loss_high"]
+    found = accuracy_interval(means)
+    low, high = proportion_confint(int((margins > 0).sum()), len(margins), method="wilson")
+    name = "rewards/accuracies"
+    assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx((low, high), rel=1e-6)
+    # All of 20 pairs told right are no certainty, and none are more than all: 20 / (20 + z²) to 1.
+    all_right = accuracy_interval({name: 1.0, "num_pairs": 20.0})
+    assert list(all_right.values()) == pytest.approx([20 / (20 + 1.959964**2), 1.0], rel=1e-6)

@@ -73,6 +73,31 @@ def test_state_is_counted_by_its_shards():
     assert saved == 2 * (count // 4 + norms)
 
 
+def test_the_state_of_other_update_rules_and_an_average_are_counted():
+    mesh = mesh_of(1, 1, 1)
+    count = 2 * 1024 * 64 + 4 * (4 * 64 * 64 + 3 * 64 * 192) + 64 * 9
+
+    def optimizer_bytes(model, *overrides):
+        config = load_config(None, [*SETTINGS, *overrides])
+        compute = Compute(jnp.dtype("float32"), "tiles", "full")
+        return step_memory(config, model, compute, SHAPE, mesh).optimizer
+
+    # A mean of gradients, and the average, each a number for each weight.
+    lion = optimizer_bytes(MODEL, "optimizer.name=lion", "optimizer.ema_decay=0.9")
+    assert lion == pytest.approx(8 * count, abs=64)
+    # The mean's number is a bf16 one.
+    halved = optimizer_bytes(MODEL, "optimizer.name=lion", "optimizer.mean_dtype=bfloat16")
+    assert halved == pytest.approx(2 * count, abs=64)
+    # Rows and columns of each matrix with two sides of 128 or more, in place of its squares.
+    wide = MODEL.model_copy(update={"hidden_size": 128})
+    mlp, qkvo = 4 * 3 * (128 + 192), 4 * 4 * 128 * 64
+    vocabulary, norms = 2 * (1024 + 128), 128 * 9
+    expected = 4 * (mlp + qkvo + vocabulary + norms)
+    adafactor = optimizer_bytes(wide, "optimizer.name=adafactor")
+    # Placeholders of one number for what a matrix does not have, in each layer.
+    assert expected <= adafactor < expected + 4 * 200
+
+
 def test_adapters_train_and_their_base_is_frozen():
     config = load_config(None, [*SETTINGS, "lora.rank=2", "model.param_dtype=bfloat16"])
     state, frozen = abstract_run(config, MODEL, mesh_of(1, 1, 1))

@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import threading
+import time
 
 import openai
 import pytest
@@ -136,6 +137,46 @@ def test_an_engine_that_fails_is_made_again(bounded):
 def test_what_no_client_sends(bounded, body, headers, status, said):
     got, reply = post(bounded[0], "/v1/chat/completions", body, headers)
     assert (got, said in json.loads(reply)["error"]["message"]) == (status, True)
+
+
+# 160,000 bytes are read and thrown away; of 16 times the limit and more, the rest is not.
+@pytest.mark.parametrize(
+    ("path", "host", "status"),
+    [("/v1/chat/completions", "localhost", 413), ("/v1/chat/completions", "evil.example", 421),
+     ("/v2/x", "localhost", 404)],
+)  # fmt: skip
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_client_that_still_sends_is_told_why_it_is_refused(bounded, path, host, status, chunked):
+    part, parts = b"x" * 20_000, 8
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {parts * len(part)}"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        f"Connection: close\r\n{length}\r\n\r\n"
+    )
+    address = bounded[0].removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1])), timeout=10) as connection:
+        connection.sendall(head.encode())
+        for _ in range(parts):
+            # With pauses: a connection that was closed would be reset in one of them.
+            time.sleep(0.02)
+            connection.sendall(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
+        connection.sendall(b"0\r\n\r\n" if chunked else b"")
+        reply = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert reply.startswith(b"HTTP/1.1 %d " % status)
+    assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["message"]
+
+
+@pytest.mark.parametrize("header", ["", "Expect: 100-continue\r\n"])
+def test_a_body_without_end_is_not_read_for_ever(bounded, header):
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: evil.example\r\n{header}"
+        "Content-Type: application/json\r\nContent-Length: 1000000000\r\n\r\n"
+    )
+    address = bounded[0].removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1])), timeout=10) as connection:
+        connection.sendall(head.encode() + (b"" if header else b"x" * 400_000))
+        # The refusal, without a single "go on" before it.
+        assert connection.recv(1000).startswith(b"HTTP/1.1 421 ")
 
 
 def test_other_paths(bounded):

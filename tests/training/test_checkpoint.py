@@ -17,7 +17,8 @@ from jaxdpo.training.checkpoint import (
     newest_checkpoint,
     read_manifest,
 )
-from jaxdpo.training.optimizer import Optimizer, OptimizerConfig
+from jaxdpo.training.optimizer import Optimizer
+from jaxdpo.training.optimizer_config import OptimizerConfig
 from jaxdpo.training.state import TrainState, init_state
 from tests.tiny import mesh_of, random_params
 

@@ -8,7 +8,7 @@ import yaml
 from jaxdpo.losses import LossConfig
 from jaxdpo.losses.table import LOSSES
 from jaxdpo.training.health import Watch
-from jaxdpo.training.optimizer import OptimizerConfig
+from jaxdpo.training.optimizer_config import OptimizerConfig
 from jaxdpo.training.remedies import Remedies
 
 STEPS = 100

@@ -8,7 +8,8 @@ import optax
 import pytest
 import torch
 
-from jaxdpo.training.optimizer import OptimizerConfig, decayed, make_optimizer, make_schedule
+from jaxdpo.training.optimizer import decayed, make_optimizer, make_schedule
+from jaxdpo.training.optimizer_config import OptimizerConfig
 
 
 def test_schedules_by_hand():

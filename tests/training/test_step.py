@@ -30,7 +30,8 @@ from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs
 from jaxdpo.training.loop import run_steps
 from jaxdpo.training.metrics import LaggedMetrics
 from jaxdpo.training.objective import MovingReference, Objective
-from jaxdpo.training.optimizer import Optimizer, OptimizerConfig
+from jaxdpo.training.optimizer import Optimizer
+from jaxdpo.training.optimizer_config import OptimizerConfig
 from jaxdpo.training.state import begin, init_state
 from jaxdpo.training.step import make_train_step
 from tests.tiny import MODEL, mesh_of, random_pairs, random_params
