@@ -71,7 +71,7 @@ def computations(text: str) -> dict[str, Computation]:
 
 
 def launches(found: dict[str, Computation], name: str) -> int:
-    """What a computation launches, its loops included; one of unknown length counts one turn."""
+    """Counts what a computation launches with its loops; one of unknown length is one turn."""
     one = found[name]
     loops = sum(
         (turns or 1) * sum(launches(found, called) for called in names)
