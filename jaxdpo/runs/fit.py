@@ -126,10 +126,9 @@ def fit(
             end_training([checkpoints], stop, reporter)
 
         # Finish: the exported model, its answers, the summary.
-        exported = choose_step(setup, state, recorder, checkpoints, reporter)
-        result = finish(setup, exported, folder, before, reporter)
-        recorder.publish()
-        return result
+        with recorder.publishing():
+            exported = choose_step(setup, state, recorder, checkpoints, reporter)
+            return finish(setup, exported, folder, before, reporter)
 
 
 def begin_or_continue(

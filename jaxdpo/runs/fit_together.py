@@ -95,8 +95,8 @@ def fit_together(
             recorders, exports = _train(list(runs.values()), first_step, mesh, reporter)
             trained = zip(runs.items(), recorders, exports, strict=True)
             for (number, run), recorder, exported in trained:
-                results[number] = finish(run.setup, exported, run.folder, run.before, reporter)
-                recorder.publish()
+                with recorder.publishing():
+                    results[number] = finish(run.setup, exported, run.folder, run.before, reporter)
     # A run that was cut off at a step of its own has none beside it. Its folder is free again here.
     by_step.clear()
     for number, config in enumerate(configs):
