@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from jaxdpo.cli.help import fields_help
 from jaxdpo.cli.settings import load_settings, read_yaml
@@ -110,6 +110,17 @@ class TrainingConfig(BaseModel):
         description="experiment trackers that get all metrics, the settings, the page and the "
         "curves, beside metrics.jsonl",
     )
+    neftune_alpha: float | None = Field(
+        default=None,
+        gt=0,
+        description="NEFTune: size of the noise on the embeddings in supervised fine-tuning, such "
+        "as 5; null: none",
+    )
+    profile: tuple[PositiveInt, PositiveInt] | None = Field(
+        default=None,
+        description="first and last optimizer step, such as [10, 12], of a trace by JAX's "
+        "profiler, which is written to profile/ of the run folder; null: none",
+    )
     watch: WatchConfig = Field(
         default=WatchConfig(), description="answers to TEST prompts at each evaluation"
     )
@@ -117,6 +128,12 @@ class TrainingConfig(BaseModel):
         default=None,
         description="when the run ends early and exports its best step; null: never",
     )
+
+    @model_validator(mode="after")
+    def _check_profile(self) -> Self:
+        if self.profile is not None and self.profile[0] > self.profile[1]:
+            raise ValueError(f"profile is {list(self.profile)}: the first step is after the last")
+        return self
 
 
 class ExportConfig(BaseModel):
@@ -183,6 +200,11 @@ class RunConfig(BaseModel):
         self.loss.check_read("data.margin_key", self.data.margin_key)
         if self.data.weight_key is not None and self.loss.sorts:
             raise ValueError("data.weight_key has no meaning for losses that sort the pairs (aot)")
+        if self.training.neftune_alpha is not None and not self.loss.supervised:
+            raise ValueError(
+                f"training.neftune_alpha is noise for supervised fine-tuning; under it {losses} "
+                "would compare a noisy policy with a reference without noise; leave it out"
+            )
         self._check_best()
         if self.optimizer.loraplus_lr_ratio is not None and self.lora is None:
             raise ValueError(
@@ -244,6 +266,7 @@ CHANGEABLE = (
     "checkpoint",
     "data.cache_dir",
     "data.path",
+    "data.processes",
     "distributed",
     "export",
     "mesh",
@@ -255,6 +278,7 @@ CHANGEABLE = (
     "training.folder",
     "training.max_steps",
     "training.overwrite",
+    "training.profile",
     "training.report_to",
     "training.stop",
     "training.watch",

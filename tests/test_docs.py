@@ -1,6 +1,8 @@
 """Everything that the documents name exists, and what they tell a user to type is read and runs."""
 
 import ast
+import glob
+import importlib
 import importlib.util
 import json
 import os
@@ -26,6 +28,7 @@ PATH = re.compile(r"`((?:jaxdpo|tests|configs|notebooks|docs)/[\w/.-]+\.\w+)`(?:
 # `jaxdpo.COMMAND` stands for all of them.
 MODULE = re.compile(r"python -m ((?:jaxdpo|tests)(?:\.[a-z]\w*)*)")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+ANCHOR = re.compile(r"\]\((?!https?:)([^)#\s]*\.md|)#([^)\s]+)\)")
 FENCE = re.compile(r"^```(.*)\n((?:(?!```).*\n)*)```$", re.MULTILINE)
 COMMAND = re.compile(r"^(?:\.venv/bin/)?(?:jaxdpo |python -m jaxdpo\.)([a-z_0-9.]+)\b(.*)$")
 
@@ -53,6 +56,21 @@ def test_files_functions_modules_and_links_exist(page: Path):
         assert importlib.util.find_spec(module) is not None, module
     for link in LINK.findall(text):
         assert (page.parent / link).exists(), link
+
+
+def headings(text: str) -> set[str]:
+    """Returns the anchors that GitHub and MyST give the headings of a page."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^#{1,4} (.+)$", prose, re.MULTILINE)
+    words = [re.sub(r"[^\w\- ]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", each)) for each in found]
+    return {each.strip().lower().replace(" ", "-") for each in words}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_anchors_of_links_are_headings(page: Path):
+    for link, anchor in ANCHOR.findall(page.read_text(encoding="utf-8")):
+        target = page.parent / link if link else page
+        assert anchor in headings(target.read_text(encoding="utf-8")), f"{link}#{anchor}"
 
 
 def commands() -> list[tuple[str, str, list[str]]]:
@@ -102,32 +120,104 @@ def test_the_settings_of_every_command_are_read(page, name, words, tmp_path, mon
     assert len(read) == 1
 
 
-def test_the_readme_s_commands_run_on_a_user_s_own_files(tmp_path):
-    """Runs them as they stand there, in a folder with a model, pairs, prompts and a criterion."""
-    shutil.copytree(shipped("@quickstart/model"), tmp_path / "models/my-sft")
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """The folder of a user with a model, pairs, prompts and a criterion, after the README."""
+    folder = tmp_path_factory.mktemp("home")
+    shutil.copytree(shipped("@quickstart/model"), folder / "models/my-sft")
     with open(shipped("@quickstart/pairs.jsonl"), encoding="utf-8") as file:
         pairs = [json.loads(line) for line in file]
     own = [pair for pair in pairs if pair["split"] == "TRAIN"][:60]
-    write(tmp_path / "pairs.jsonl", [{k: v for k, v in p.items() if k != "split"} for p in own])
+    write(folder / "pairs.jsonl", [{k: v for k, v in p.items() if k != "split"} for p in own])
     asked = [{"messages": p["messages"][:-1]} for p in pairs if p["split"] == "TEST"][:10]
-    write(tmp_path / "prompts.jsonl", asked)
-    (tmp_path / "criteria.yaml").write_text(CRITERIA)
-    environment = {**os.environ, "JAXDPO_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    write(folder / "prompts.jsonl", asked)
+    (folder / "criteria.yaml").write_text(CRITERIA)
+    judged = [{**asked[0], "judgement": "PASS"}, {**asked[1], "judgement": "FAIL"}]
+    for line, answer in zip(judged, ("Two.", "I do not know that, sorry."), strict=True):
+        line["messages"] = [*line["messages"], {"role": "assistant", "content": answer}]
+    write(folder / "judged.jsonl", judged)
+    (folder / "elsewhere").mkdir()
+    draft = {"messages": asked[0]["messages"], "draft": "It is two.", "saved": "Two."}
+    write(folder / "elsewhere/drafts.jsonl", [draft])
+    environment = {**os.environ, "JAXDPO_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     typed = [words for page, name, words in commands() if page == "README.md"]
     names = [name for page, name, _ in commands() if page == "README.md"]
     assert names == ["train", "inspect", "train", "evaluate"]
     for name, words in list(zip(names, typed, strict=True))[1:]:
         done = subprocess.run(
             [sys.executable, "-m", "jaxdpo", name, *words],
-            cwd=tmp_path,
+            cwd=folder,
             env=environment,
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs/first/model/model.safetensors").stat().st_size > 1_000_000
-    results = json.loads((tmp_path / "evaluation/results.json").read_text())
+    return folder
+
+
+def test_the_readme_s_commands_run_on_a_user_s_own_files(home):
+    assert (home / "runs/first/model/model.safetensors").stat().st_size > 1_000_000
+    results = json.loads((home / "evaluation/results.json").read_text())
     assert set(results["models"]) == {"before", "after"}
+
+
+# Commands that are run as they stand, after the README's and in their folder: how each begins, and
+# a file that it writes.
+RUN = {
+    "inspect pairs.jsonl model=models/my-sft write=clean.jsonl": "clean.jsonl",
+    "evaluate alignment=judged.jsonl": None,
+    "collect user_edits drafts.jsonl": "elsewhere/pairs.jsonl",
+    "report runs/first": "runs/first/report.html",
+    "report runs/*": "all.html",
+    "convert source=models/my-sft target=orbax": "orbax/config.json",
+    "convert source=runs/first target=model.gguf": "model.gguf",
+}
+# The others: how each begins, and why it is not run here. Their settings are read above.
+NOT_RUN = {
+    "train": "trains for minutes; the README's one is run, and tests/runs train with such settings",
+    "iterate": "trains for minutes: tests/rounds/test_iterate.py",
+    "prefer": "samples for minutes: tests/rounds/test_iterate.py",
+    "evaluate": "samples for minutes; the README's one is run",
+    "sample": "samples for minutes, or asks a server: tests/test_evaluate.py",
+    "score": "reads a benchmark that is not here: tests/runs/test_score_pairs.py",
+    "inspect": "the README's is run",
+    "collect": "reads exports of tools that are not here: tests/feedback",
+    "convert": "other formats of the same command: tests/test_convert.py, tests/hub/gguf",
+    "plan": "needs the compiler of another machine: tests/planning/test_other_machines.py",
+    "push": "uploads: tests/hub/test_push.py",
+    "serve": "runs until it is stopped: tests/serving",
+    "studio": "runs until it is stopped: tests/annotation",
+    "use_cases": "trains for minutes: tests/use_cases",
+    "use_cases.smollm2": "trains for hours: tests/use_cases/test_smollm2.py",
+}
+
+
+def begins(words: str) -> str | None:
+    return next((one for one in RUN if words.startswith(one)), None)
+
+
+def test_every_command_is_run_or_named_with_a_reason():
+    lines = [" ".join([name, *words]) for _, name, words in commands()]
+    # Each is still documented, so that no list outlives what it lists.
+    assert {begins(line) for line in lines} - {None} == {*RUN}
+    rest = {line.split()[0] for line in lines if begins(line) is None}
+    assert rest == {*NOT_RUN}
+    for reason in NOT_RUN.values():
+        for path in re.findall(r"tests/[\w/.]+", reason):
+            assert (ROOT / path.rstrip(".")).exists(), path
+
+
+@pytest.mark.parametrize("line", RUN)
+def test_a_documented_command_runs_as_it_stands(home, line, monkeypatch):
+    found = [(n, w) for _, n, w in commands() if " ".join([n, *w]).startswith(line)]
+    monkeypatch.setenv("JAXDPO_CACHE", str(home / "cache"))
+    monkeypatch.chdir(home / "elsewhere" if "drafts" in line else home)
+    name, words = found[0]
+    # As a shell hands it on.
+    typed = [each for word in words for each in (sorted(glob.glob(word)) or [word])]
+    importlib.import_module(f"jaxdpo.{name}").main(typed)
+    written = RUN[line]
+    assert written is None or (home / written).stat().st_size
 
 
 def write(path: Path, records: list[dict]) -> None:

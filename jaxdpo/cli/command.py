@@ -148,9 +148,11 @@ def run_command(main: Callable[[list[str]], str | None]) -> int:
 def _say_ending(seconds: float, following: str | None) -> None:
     from jaxdpo.cli.control_characters import visible
     from jaxdpo.cli.ending import ending
+    from jaxdpo.devices.cluster import is_first
 
     said = ending(seconds, following)
-    if said is not None:
+    # Eight processes on a machine would say eight times what to type next.
+    if said is not None and is_first(os.environ):
         print(visible(said))
 
 

@@ -1,7 +1,7 @@
 """The settings of preference data."""
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -119,6 +119,12 @@ class DataConfig(BaseModel):
     margin_key: str | None = Field(
         default=None, description="field of a pair's metadata: the reward margin it should have"
     )
+    processes: int | None = Field(
+        default=None,
+        ge=1,
+        description="processes that tokenise the files of a data set, each a share of them; "
+        "default: one a core where several large files are named",
+    )
     cache_dir: str | None = Field(
         default=None,
         description="folder of tokenised data, reference log-probs and compiled programs, for "
@@ -128,6 +134,11 @@ class DataConfig(BaseModel):
     def weights(self) -> dict[str, float]:
         """Returns each source's path and weight."""
         return {self.path: 1.0} if isinstance(self.path, str) else self.path
+
+    def reading(self) -> dict[str, Any]:
+        """Returns the settings that decide what the same files are read as."""
+        names = {"format", "columns", "ranked_margin", "test_fraction", "max_length", "turns"}
+        return self.model_dump(include=names)
 
     def name(self) -> str:
         """Names the sources, for messages."""

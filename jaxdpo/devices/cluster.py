@@ -43,6 +43,20 @@ def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
     return found if found is not None and found.count > 1 else None
 
 
+def is_first(environment: Mapping[str, str]) -> bool:
+    """Tells whether this process is the one of a run that speaks for all, or is alone.
+
+    Args:
+      environment: Environment variables.
+    """
+    try:
+        cluster = find_cluster(environment)
+    except UserError:
+        # A command that joins no others takes no notice of such variables either.
+        return True
+    return cluster is None or cluster.index == 0
+
+
 def _by_variables(environment: Mapping[str, str], launched: Cluster | None) -> Cluster | None:
     given = [name for name in _JAX if name in environment]
     if not given:

@@ -95,7 +95,8 @@ def difference(paired: Paired) -> Estimate:
 def fewer_failures(paired: Paired, seed: int = 0) -> Estimate:
     """Computes the share by which the second model fails less often: 0.4 is 40% fewer failures.
 
-    The interval is from 9,999 resamples of the prompts, the same for the same counts; it is
+    The interval is from 9,999 resamples of the prompts, the same for the same counts. Where the
+    second model never fails its lower end is from Wilson's upper bound on how often it does. It is
     undefined where the first model has fewer than five failures.
     """
     n = paired.prompts
@@ -109,7 +110,11 @@ def fewer_failures(paired: Paired, seed: int = 0) -> Estimate:
     # A resample without failures of the first model has no such share.
     decrease = 1 - after[before > 0] / before[before > 0]
     low, high = np.quantile(decrease, [0.025, 0.975])
-    value = 1 - (paired.first_only + paired.neither) / failures
+    left = paired.first_only + paired.neither
+    if not left:
+        # No resample has a failure either, which is no proof that there are none to come.
+        low = 1 - share(0, n).high / share(failures, n).value
+    value = 1 - left / failures
     return Estimate(value, float(low), float(high))
 
 

@@ -63,7 +63,11 @@ def _verdict(findings: Sequence[Finding]) -> str:
 def _findings(findings: Sequence[Finding]) -> Table | None:
     if not findings:
         return None
-    rows = [(f.code, f"{f.count:,}", f.title, _places(f.where), f.remedy) for f in findings]
+    # Their number has a column of its own.
+    rows = [
+        (f.code, f"{f.count:,}", f.title.removeprefix("pairs: "), _places(f.where), f.remedy)
+        for f in findings
+    ]
     return Table("", ("kind", "pairs", "what", "where", "what to do"), rows)
 
 

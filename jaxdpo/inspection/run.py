@@ -26,6 +26,7 @@ from jaxdpo.inspection.shortcuts import Shortcut, find_shortcuts
 from jaxdpo.inspection.survey import Survey, Surveyor
 from jaxdpo.inspection.texts import said
 from jaxdpo.inspection.tokens import TokenCounter, Tokenized, length_lines
+from jaxdpo.pages.cells import plural
 from jaxdpo.storage.files import replacing
 
 # Records that tell pairs from supervised examples.
@@ -181,7 +182,7 @@ def _counts(report: ReadReport, survey: Survey, tokenized: Tokenized | None) -> 
     for name, count in languages.most_common():
         counts[f"pairs with a prompt in {name}{sampled}"] = f"{count:,}"
     for users, count in survey.turns.items():
-        counts[f"pairs with {users} messages by the user"] = f"{count:,}"
+        counts[f"pairs with {users} {plural('message', users)} by the user"] = f"{count:,}"
     counts["pairs that the trivial rules were tried on"] = f"{len(survey.sample):,}"
     if tokenized is not None:
         counts["pairs that can be used"] = f"{len(tokenized.lengths):,}"

@@ -26,6 +26,7 @@ from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.experts import RouterLoad, router_loss
 from jaxdpo.model.layers import BlockOutputs, Decoder
 from jaxdpo.model.lora import LoraConfig, LoraParams, layer_adapters
+from jaxdpo.model.neftune import embedding_noise
 from jaxdpo.model.quantized import is_quantized
 from jaxdpo.model.rope import rotation
 
@@ -45,6 +46,7 @@ class Compute:
         parameters; "full", all but each layer's input.
       lora: Scale and dropout of the adapters; needed where adapters are passed.
       offloaded: Whether the parameters lie in the host's memory.
+      neftune_alpha: Size of the noise on embeddings in training; 0 for none.
     """
 
     dtype: Any
@@ -52,6 +54,12 @@ class Compute:
     remat: Literal["none", "dots", "full"]
     lora: LoraConfig | None = None
     offloaded: bool = False
+    neftune_alpha: float = 0.0
+
+    @property
+    def draws(self) -> bool:
+        """Tells whether the forward pass in training draws random numbers."""
+        return self.neftune_alpha > 0 or (self.lora is not None and self.lora.dropout > 0)
 
     def fetched(self, tree: Any) -> Any:
         """Brings parameters into the device's memory, if they lie in the host's."""
@@ -78,11 +86,13 @@ class LayerInputs(NamedTuple):
       tokens_BT: i32 token ids.
       positions_BT: i32, counted from 0 in each sequence.
       weights_BT: f32, how much each token counts in the experts' load; None for 1.
+      noise_BTD: f32, what is added to the embeddings; None for nothing.
     """
 
     tokens_BT: jax.Array
     positions_BT: jax.Array
     weights_BT: jax.Array | None = None
+    noise_BTD: jax.Array | None = None
 
 
 class LayerOutputs(NamedTuple):
@@ -134,11 +144,17 @@ def forward(
       lora: Adapters; None for the base model.
       batch: B rows of T tokens.
       compute: Dtype, attention and remat; static under jit.
-      dropout_key: Key of the adapters' dropout; None, for none, except in training.
+      dropout_key: Key of the adapters' dropout and of the embeddings' noise; None, for neither,
+        except in training.
     """
     attend = layer_attention(batch, compute.attention, config)
     weights_BT = None if config.mlp.experts is None else sequences_of_token(batch)
-    inputs = LayerInputs(batch.tokens, batch.positions, weights_BT)
+    noise_BTD = None
+    if dropout_key is not None and compute.neftune_alpha > 0:
+        # Layers fold in their own numbers, from 0.
+        key = jax.random.fold_in(dropout_key, config.num_layers)
+        noise_BTD = embedding_noise(batch, compute.neftune_alpha, config.hidden_size, key)
+    inputs = LayerInputs(batch.tokens, batch.positions, weights_BT, noise_BTD)
     outputs = run_layers(config, params, lora, inputs, attend, compute, dropout_key)
     load_L = outputs.load_L
     return DecoderOutputs(outputs.hidden_BTD, None if load_L is None else router_loss(load_L))
@@ -231,6 +247,8 @@ def _embedded(config: ModelConfig, decoder: Decoder, inputs: LayerInputs, dtype:
         embedded_BTD *= jnp.asarray(config.embed_scale, dtype)
     if decoder.positions is not None:
         embedded_BTD += decoder.positions(inputs.positions_BT, dtype)
+    if inputs.noise_BTD is not None:
+        embedded_BTD += inputs.noise_BTD.astype(dtype)
     return embedded_BTD
 
 

@@ -21,7 +21,7 @@ from jaxdpo.pages.svg import (
 
 # As wide as a phone shows it without shrinking, so that its labels are read there.
 _WIDTH, _HEIGHT = 360, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 348, 30, 176
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 348, 30, 176
 # Points of a line that are drawn: two to a unit of the picture's width, which is all one can see.
 _MOST_POINTS = 600
 # Letters of a name in the legend: as many as a row has room for. Runs' names differ at their ends.

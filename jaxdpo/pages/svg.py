@@ -60,7 +60,9 @@ def axis_over(values: Iterable[float], start: float, end: float) -> Axis:
         half = max(abs(low) / 2, 0.5)
         low, high = low - half, high + half
     room = 0.04 * (high - low)
-    return Axis(low - room, high + room, start, end)
+    # What is never negative, such as a share, has no room below zero.
+    floor = 0.0 if finite and min(finite) >= 0 else -math.inf
+    return Axis(max(floor, low - room), high + room, start, end)
 
 
 def round_step(span: float, ticks: int = 5) -> float:

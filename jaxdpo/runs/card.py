@@ -17,8 +17,8 @@ from jaxdpo.training.writers import read_metrics
 
 # Sections of the configuration that decide what the model becomes.
 _SECTIONS = ("model", "data", "loss", "reference", "lora", "optimizer", "batch", "training")
-# Fields that say where things lie on one machine and nothing else.
-_PLACES = ("cache_dir", "folder")
+# Fields that say where things lie on one machine, or how many of its cores work, and nothing else.
+_PLACES = ("cache_dir", "folder", "processes")
 # In place of tables, where a checkpoint was copied without the folder of its run.
 _APART = "Recorded in the folder of the run."
 # The base model is loaded by a line of its own, which readers change when that model has moved;

@@ -96,7 +96,8 @@ def resolve(
     # One shape for both splits, so that their scoring shares a compile.
     packers = [replace(packer, lengths=each) for each in (lengths, test_lengths) if len(each)]
     scoring = scoring_shape(packers, LAYOUTS[kind])
-    compute = Compute(dtype, kind, "full", config.lora)
+    noise = training.neftune_alpha or 0.0
+    compute = Compute(dtype, kind, "full", config.lora, neftune_alpha=noise)
     remat = config.model.remat
     if remat == "auto":
         remat = _least_remat(config, model, compute, shape, mesh, machine)

@@ -25,9 +25,16 @@ from jaxdpo.runs.push import push_run
 from jaxdpo.runs.recorder import Recorder, end_training
 from jaxdpo.runs.report.live import finish_report
 from jaxdpo.runs.setup import Setup, set_up
-from jaxdpo.runs.summary import answer_test_prompts, show_summary, summarise, test_records
+from jaxdpo.runs.summary import (
+    answer_test_prompts,
+    goodput,
+    show_summary,
+    summarise,
+    test_records,
+)
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
+from jaxdpo.training.profiling import PROFILE, traced
 from jaxdpo.training.signals import stop_on_signal
 from jaxdpo.training.state import TrainState, begin
 from jaxdpo.training.step import make_train_step
@@ -112,6 +119,7 @@ def fit(
         ):
             recorder.begin(first_step, state, stop)
             steps = run_steps(train_step, state, frozen, setup.train, setup.plan, mesh, first_step)
+            steps = traced(steps, config.training.profile, folder.path / PROFILE, first_step)
             # A run that ended early, and was cut off before its export, takes no step.
             for step, state, metrics in () if recorder.stopped else steps:
                 if not recorder.goes_on(step, state, metrics, stop):
@@ -192,6 +200,7 @@ def finish(
     summary["exported"] |= export.describe() | {"read_back": read_back}
     if export.rounding_loss is not None:
         summary["rounding_loss"] = export.rounding_loss
+    summary["goodput"] = goodput(history, folder, reporter)
     if folder.writes:
         plot_curves(history, folder.path / "curves.png")
     # Written last: a folder that holds it is a finished run's.

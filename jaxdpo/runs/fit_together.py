@@ -24,6 +24,7 @@ from jaxdpo.runs.summary import answer_test_prompts
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
 from jaxdpo.training.multi_run import Unstack, stack_states
+from jaxdpo.training.profiling import PROFILE, traced
 from jaxdpo.training.signals import stop_on_signal
 from jaxdpo.training.state import TrainState
 from jaxdpo.training.step import make_train_step
@@ -138,7 +139,8 @@ def _train(
         steps = run_steps(
             train_step, states, first.frozen, first.setup.train, first.setup.plan, mesh, first_step
         )
-        for step, states, metrics in steps:
+        profile, folder = first.setup.config.training.profile, first.folder.path / PROFILE
+        for step, states, metrics in traced(steps, profile, folder, first_step):
             for k, recorder in enumerate(recorders):
                 recorder.step(step, unstack.metrics(metrics, k))
             # Steps, checkpoints and evaluations fall together: the runs differ in numbers alone.

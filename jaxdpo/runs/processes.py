@@ -8,13 +8,15 @@ from jaxdpo.config import RunConfig, flat
 from jaxdpo.devices.joining import fail_before_joining, joined_processes
 from jaxdpo.errors import UserError
 
-# Each machine may have its own places; what lies there is compared by content, in `set_up`.
+# Each machine may have its own places and cores; what lies there is compared by content, in
+# `set_up`.
 _PLACES = (
     "model.path",
     "model.base",
     "reference.path",
     "data.path",
     "data.cache_dir",
+    "data.processes",
     "data.chat_template",
     "training.folder",
 )

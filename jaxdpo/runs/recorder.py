@@ -274,6 +274,7 @@ class Recorder:
         started_equal = config.reference.path is None and config.reference_kind != "none"
         if step == 1 and started_equal:
             check_step_zero(metrics, config.loss.beta, setup.objective.compute.dtype.name)
+        metrics = {**metrics, **self._checkpoints.finished()}
         if self._writer:
             self._writer.write(step, "TRAIN", metrics)
         self._bar.update(step, metrics)

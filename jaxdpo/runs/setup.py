@@ -115,6 +115,7 @@ def set_up(
     resolved = resolve(config, policy.config, train.lengths, test.lengths, mesh, local_machine())
     plan, compute = resolved.plan, resolved.compute
     reporter.say(f"plan    {resolved.describe()}")
+    _check_profile(config, plan.num_steps)
     _warn(plan, columns["TRAIN"].weights, config, reporter)
     return Setup(
         config,
@@ -127,6 +128,15 @@ def set_up(
         *_with_reference(config, splits, columns, resolved, reference),
         make_score_step(policy.config, compute, mesh, loss.ld_alpha, loss.use_weighting),
     )
+
+
+def _check_profile(config: RunConfig, num_steps: int) -> None:
+    profile = config.training.profile
+    if profile is not None and profile[1] > num_steps:
+        raise UserError(
+            f"training.profile is {list(profile)}, but the run has {num_steps} steps; name two of "
+            f"them, such as [{max(1, num_steps - 1)}, {num_steps}]"
+        )
 
 
 def _check_same_pairs(train: Examples, test: Examples) -> None:

@@ -8,7 +8,7 @@ from jaxdpo.cli.console import Reporter
 from jaxdpo.hub.policy import Policy
 from jaxdpo.runs.export import Export
 from jaxdpo.runs.exported_step import ExportedStep
-from jaxdpo.runs.folder import RunFolder
+from jaxdpo.runs.folder import FACTS_FILE, RunFolder
 from jaxdpo.runs.held_out import held_out_metrics, held_out_scores
 from jaxdpo.runs.setup import Setup
 from jaxdpo.runs.watch import WatchedPrompts
@@ -134,6 +134,26 @@ def summarise(
             "configuration": str(path / "config.yaml"),
         },
     }
+
+
+def goodput(
+    history: list[dict[str, Any]], folder: RunFolder, reporter: Reporter
+) -> dict[str, float]:
+    """Returns how much of a run's time went into steps that count.
+
+    The rest went into imports, compiling, evaluations, the export, and steps that were taken again
+    after an interruption. Of a process that was killed, the time since its last evaluation is not
+    known.
+
+    Args:
+      history: The records of metrics.jsonl.
+      folder: The run folder, which knows the processes that worked on the run before.
+      reporter: Knows the time of this one.
+    """
+    sessions = (folder.read_json(FACTS_FILE) or {}).get("sessions", [])
+    trained = sum(record.get("step_seconds", 0.0) for record in history)
+    seconds = sum(each.get("seconds", 0.0) for each in sessions[:-1]) + reporter.seconds()
+    return {"step_seconds": trained, "seconds": seconds, "share": trained / seconds}
 
 
 def show_summary(reporter: Reporter, summary: dict[str, Any]) -> None:

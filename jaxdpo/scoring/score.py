@@ -43,7 +43,7 @@ def score_completions(
       compute: How the model is computed.
       ld_alpha: Factor on the tail of the longer completion, in `logps`; None for 1.
       wanted: What is scored beside log-probs.
-      dropout_key: Key of the adapters' dropout, in training.
+      dropout_key: Key of the adapters' dropout and of the embeddings' noise, in training.
     """
     # An offloaded reference lies in the host's memory: what is read once (embedding, norm, head)
     # comes to the device here, each layer when the scan over layers reaches it.

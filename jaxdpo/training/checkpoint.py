@@ -1,7 +1,8 @@
 """Checkpoints: asynchronous, atomic, verified, and open by themselves.
 
 Orbax writes the arrays; a checkpoint counts once its manifest stands beside them, which is written
-last, when everything is on disk, and holds every file's size and SHA-256.
+last, when everything is on disk, and holds every file's size and SHA-256. Of several processes each
+digests the files that it wrote itself, and looks them through again before the run continues.
 
     checkpoints/step_00000200/
       state/          written by Orbax: what trains, the optimizer's state, a moving reference,
@@ -18,6 +19,7 @@ base model too.
 import contextlib
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,8 +31,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 from pydantic import BaseModel, ConfigDict, Field
 
+from jaxdpo.devices.sharding import agreed
 from jaxdpo.errors import UserError
-from jaxdpo.storage.manifest import MANIFEST, whole_manifest, write_manifest
+from jaxdpo.storage.manifest import MANIFEST, whole_manifest, write_manifest, write_part
 from jaxdpo.storage.orbax import disk_failure, saved_by_matrix, stored_arrays
 from jaxdpo.training.state import TrainState
 
@@ -97,6 +100,8 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._newest: int | None = None
         self._saved = saved
+        # Seconds that saves have held the steps up, and what `finished` returns.
+        self._held, self._finished = 0.0, dict[str, float]()
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             for leftover in self._folder.iterdir():
@@ -111,6 +116,7 @@ class Checkpoints:
         """
         if step == self._newest:
             return
+        begun = time.monotonic()
         self.wait()
         self._newest = step
         target = self._step_folder(step)
@@ -121,7 +127,8 @@ class Checkpoints:
             _barrier(f"save {step}")
             with saved_by_matrix():
                 response = ocp.save_async(str(target / "state"), _present(state))
-        self._pending = self._writer.submit(self._commit, response, step)
+        self._held += time.monotonic() - begun
+        self._pending = self._writer.submit(self._commit, response, step, begun)
 
     def save_best(self, step: int, trainable: Any) -> None:
         """Saves what trains as the best step so far, in the place of the one before it.
@@ -146,7 +153,9 @@ class Checkpoints:
             _barrier(f"save best {step}")
             with saved_by_matrix():
                 ocp.save(str(target / "state"), {"trainable": trainable})
-            if jax.process_index() == 0:
+            if jax.process_index() != 0:
+                write_part(target, jax.process_index(), jax.process_count())
+            else:
                 _describe(target, step, self._description)
                 for other in self._folder.glob("best_*"):
                     if other != target:
@@ -195,12 +204,24 @@ class Checkpoints:
         Args:
           abstract: ShapeDtypeStructs with shardings, of the state to restore.
         """
-        # One process decides, because a disk that the others see late may not show them the newest.
-        step = self._newest_whole() if jax.process_index() == 0 else -1
-        if jax.process_count() > 1:
-            step = int(multihost_utils.broadcast_one_to_all(step))
-        if step < 0:
-            return None
+        index, count = jax.process_index(), jax.process_count()
+        while True:
+            # One process chooses, because a disk that the others see late may not show them the
+            # newest. Each then reads what it may have written itself, all of them at once.
+            step = self._newest_committed() if index == 0 else -1
+            if count > 1:
+                step = int(multihost_utils.broadcast_one_to_all(step))
+            if step < 0:
+                return None
+            folder = self._step_folder(step)
+            if index != 0:
+                _wait_for(folder / MANIFEST)
+            manifest = whole_manifest(folder, index, count)
+            if agreed(manifest is not None and manifest["step"] == step):
+                break
+            if index == 0:
+                _move_aside(folder)
+            _barrier(f"passed over {step}")
         self._newest = step
         restored = ocp.load(str(self._step_folder(step) / "state"), _present(abstract))
         return TrainState(**restored)
@@ -229,43 +250,70 @@ class Checkpoints:
     def _committed(self) -> list[Path]:
         return sorted(path.parent for path in self._folder.glob(f"step_*/{MANIFEST}"))
 
-    def _commit(self, response: Any, step: int) -> None:
+    def _commit(self, response: Any, step: int, begun: float) -> None:
         response.result()
         if jax.process_index() != 0:
+            write_part(self._step_folder(step), jax.process_index(), jax.process_count())
             return
-        _describe(self._step_folder(step), step, self._description)
+        size = _describe(self._step_folder(step), step, self._description)
+        self._finished = {
+            "checkpoint/seconds": time.monotonic() - begun,
+            "checkpoint/held_seconds": self._held,
+            "checkpoint/gib": size / 2**30,
+        }
+        self._held = 0.0
         for old in self._committed()[: -self._keep]:
             # The manifest goes first: what is half removed must not count.
             (old / MANIFEST).unlink()
             shutil.rmtree(old)
         self._saved()
 
-    def _newest_whole(self) -> int:
-        for folder in reversed(self._committed()):
-            manifest = whole_manifest(folder)
-            if manifest is not None and self._step_folder(manifest["step"]) == folder:
-                return manifest["step"]
-            aside = folder.with_name(f"damaged_{folder.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            _log.warning(
-                "%s does not match its manifest; moved to %s, continuing from the checkpoint "
-                "before it",
-                folder,
-                aside.name,
-            )
-        return -1
+    def finished(self) -> dict[str, float]:
+        """Returns, once, the time and size of the save that ended last; nothing if none did.
+
+        `checkpoint/seconds` passed from its begin until it was on disk, `checkpoint/held_seconds`
+        of them no step was taken, and it has `checkpoint/gib`.
+        """
+        finished, self._finished = self._finished, {}
+        return finished
+
+    def _newest_committed(self) -> int:
+        numbers = [folder.name.removeprefix("step_") for folder in self._committed()]
+        return max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
 
-def _describe(folder: Path, step: int, about: Description | None) -> None:
-    """Makes a checkpoint count, and lays what it belongs to beside its arrays."""
+def _move_aside(folder: Path) -> None:
+    """Moves a damaged checkpoint aside, and says so."""
+    aside = folder.with_name(f"damaged_{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    _log.warning(
+        "%s does not match its manifest; moved to %s, continuing from the checkpoint before it",
+        folder,
+        aside.name,
+    )
+
+
+def _wait_for(path: Path, limit: float = 30.0) -> None:
+    """Waits for a file that another machine sees already; the cache of a network disk may lag."""
+    until = time.monotonic() + limit
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def _describe(folder: Path, step: int, about: Description | None) -> int:
+    """Makes a checkpoint count, and lays what it belongs to beside its arrays.
+
+    Returns:
+      Its bytes.
+    """
     manifest: dict[str, Any] = {"step": step}
     if about is not None:
         (folder / MODEL_FOLDER).mkdir()
         for name, content in about.files.items():
             (folder / MODEL_FOLDER / name).write_bytes(content)
         manifest |= {"run": about.run, "model": about.model, "start": about.start}
-    write_manifest(folder, manifest)
+    return write_manifest(folder, manifest, jax.process_count())
 
 
 def newest_checkpoint(folder: Path) -> Path:

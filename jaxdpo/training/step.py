@@ -258,9 +258,9 @@ class _StepScoring:
     ) -> BatchScores:
         objective, compute = self.objective, self.objective.compute
         dropout_key = None
-        if compute.lora is not None and compute.lora.dropout > 0:
-            # A function of seed, step and microbatch alone: a continued run drops the same inputs,
-            # and so do both passes over a microbatch of a coupled loss.
+        if compute.draws:
+            # A function of seed, step and microbatch alone: a continued run drops the same inputs
+            # and adds the same noise, and so do both passes over a microbatch of a coupled loss.
             key = jax.random.fold_in(jax.random.key(objective.seed), self.state.step)
             dropout_key = jax.random.fold_in(key, microbatch)
         params, lora = objective.split(trainable, self.frozen)

@@ -8,10 +8,15 @@ turns with us on part of the same text and on the same cores; the resident memor
 how long the second start takes, what the plan takes, and what a batch at a random step takes next
 to one of 1,000 pairs. On a machine that others use too, compare the processor time.
 
-    python -m tests.benchmarks.data stored=1000000
+    python -m tests.benchmarks.data stored=10000,1000000 [prompt=10 answer=10] [output=F.svg]
 
-writes that many pairs of made-up ids of those lengths straight to the disk, in a minute or two,
-and prints what does not depend on how they got there.
+writes as many pairs of made-up ids (of those lengths by default) straight to the disk, 16,384 of
+them over and over, and prints what does not depend on how they got there, each row from a process
+of its own.
+
+    python -m tests.benchmarks.data shares=8 pairs=40000 processes=1,2
+
+parts the pairs into so many files, and prints how fast they are tokenised by so many processes.
 
     python -m tests.benchmarks.data inspect=1000000
 
@@ -48,6 +53,7 @@ _SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 _PROMPT, _ANSWER = 120, 290
 _BATCH = 1024
 _STEPS = 200
+_DRAWN = 2**14
 
 
 class Bare(NamedTuple):
@@ -172,7 +178,7 @@ def side_by_side(pairs: Path, model: Path, cache: Path, every: float) -> tuple[d
     return {**found, "seconds": found["seconds"] - held}, Bare(*map(sum, zip(*bare, strict=True)))
 
 
-def measure(pairs: str, model: str, cache: str, plans: str = "") -> None:
+def measure(pairs: str, model: str, cache: str, plans: str = "", processes: str = "1") -> None:
     """Prints a line when it begins, and as JSON what one process that loads the pairs sees.
 
     With `plans`, also what planning and batches take.
@@ -183,32 +189,47 @@ def measure(pairs: str, model: str, cache: str, plans: str = "") -> None:
 
     chat = load_chat(model)
     print("begins", flush=True)
-    before = resource.getrusage(resource.RUSAGE_SELF)
+    config = DataConfig(path=pairs, cache_dir=cache, max_length=2048, processes=int(processes))
+    before = cpu_seconds()
     start = time.perf_counter()
-    loaded = load_pairs(DataConfig(path=pairs, cache_dir=cache, max_length=2048), chat)
+    loaded = load_pairs(config, chat)
     seconds = time.perf_counter() - start
-    usage = resource.getrusage(resource.RUSAGE_SELF)
     train = loaded.splits["TRAIN"]
     found = {
         "seconds": seconds,
-        "cpu": usage.ru_utime + usage.ru_stime - before.ru_utime - before.ru_stime,
-        "peak_mib": usage.ru_maxrss / 1024,
+        "cpu": cpu_seconds() - before,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "pairs": sum(map(len, loaded.splits.values())),
         "tokens": int(sum(split.lengths.sum() for split in loaded.splits.values())),
     }
     print(json.dumps({**found, **(plan_times(train) if plans else {})}))
 
 
+def cpu_seconds() -> float:
+    """Processor time of this process and of its children that have ended."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(sum(resource.getrusage(kind)[:2]) for kind in kinds)
+
+
 def plan_times(train) -> dict[str, float]:
     from jaxdpo.data.packing.layout import pack_batch
-    from jaxdpo.data.packing.plan import BatchConfig, Packer, choose_row_length, make_train_plan
+    from jaxdpo.data.packing.plan import (
+        BatchConfig,
+        Packer,
+        choose_row_length,
+        make_train_plan,
+        scoring_shape,
+    )
 
     config = BatchConfig(size=64)
     start = time.perf_counter()
     row_length = choose_row_length(train.lengths, config, 1)
-    plan = make_train_plan(Packer(train.lengths, config, 1, row_length), 0, 1.0, None)
+    packer = Packer(train.lengths, config, 1, row_length)
+    plan = make_train_plan(packer, 0, 1.0, None)
     shape = plan.shape("tiles")
     planned = time.perf_counter() - start
+    scoring_shape([packer], "tiles")
+    scored = time.perf_counter() - start - planned
     steps = np.random.default_rng(0).integers(0, plan.num_steps, _STEPS)
     times = []
     for step in steps:
@@ -216,7 +237,7 @@ def plan_times(train) -> dict[str, float]:
         for microbatch in plan.microbatches(int(step)):
             pack_batch(train, microbatch, shape)
         times.append(time.perf_counter() - start)
-    return {"plan": planned, "batch_ms": 1000 * float(np.median(times))}
+    return {"plan": planned, "scored": scored, "batch_ms": 1000 * float(np.median(times))}
 
 
 def measuring(*arguments: str) -> list[str]:
@@ -231,42 +252,115 @@ def in_process(*arguments: str) -> dict[str, float]:
     return json.loads(found.splitlines()[-1])
 
 
-def stored(count: int, folder: Path) -> dict[str, float]:
-    """Measures opening, planning and batches for `count` pairs of made-up ids."""
+def write_stored(count: int, folder: Path, prompt: float, answer: float) -> Path:
+    """Writes pairs of made-up ids, straight to the disk.
+
+    Args:
+      count: How many there are.
+      folder: Where they are put.
+      prompt: Tokens of a prompt, in the mean.
+      answer: Tokens of an answer.
+    """
     from jaxdpo.data.pairs import TokenizedPair
     from jaxdpo.data.reading.reports import TokenizeReport
-    from jaxdpo.data.tokenization.pair_store import PairWriter, open_pairs
+    from jaxdpo.data.tokenization.pair_store import PairWriter
 
     rng = np.random.default_rng(0)
-    ids = rng.integers(0, 32_000, 10**7, dtype=np.int32)
-    means = np.log([_PROMPT, _ANSWER, _ANSWER]) - 0.6**2 / 2
-    shutil.rmtree(folder / f"stored-{count}", ignore_errors=True)
-    with PairWriter(folder / f"stored-{count}", "key") as writer:
-        for i in range(count):
+    ids = rng.integers(0, 32_000, 10**6, dtype=np.int32)
+    means = np.log([prompt, answer, answer]) - 0.6**2 / 2
+    drawn, target = folder / "drawn", folder / f"stored-{count}"
+    for each in (drawn, target):
+        shutil.rmtree(each, ignore_errors=True)
+    with PairWriter(drawn, "key") as writer:
+        for i in range(min(count, _DRAWN)):
             lengths = np.clip(rng.lognormal(means, 0.6), 2, 1000).astype(int)
             starts = rng.integers(0, len(ids) - lengths)
             parts = [ids[s : s + n] for s, n in zip(starts, lengths, strict=True)]
             writer.add(TokenizedPair(*parts), f"pairs.jsonl:{i}")
+        writer.finish(TokenizeReport(min(count, _DRAWN)))
+    with PairWriter(target, "key") as writer:
+        for _ in range(0, count, _DRAWN):
+            writer.append(drawn, "key")
         writer.finish(TokenizeReport(count))
+    return target
+
+
+def measure_stored(folder: str) -> None:
+    """Prints as JSON what opening, planning and batches take in this process."""
+    from jaxdpo.data.tokenization.pair_store import open_pairs
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
-    pairs = open_pairs(folder / f"stored-{count}", "key")
-    opened = time.perf_counter() - start
-    times = plan_times(pairs)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"open": opened, "peak_mib": peak, **times}
+    pairs = open_pairs(Path(folder), "key")
+    assert pairs is not None
+    found = {"open": time.perf_counter() - start, "pairs": len(pairs), **plan_times(pairs)}
+    found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    print(json.dumps(found))
 
 
-def print_stored(count: int, folder: Path) -> None:
-    """Prints `stored` of 1,000 pairs and of `count`, side by side."""
-    few, many = stored(1000, folder), stored(count, folder)
-    print(f"{'pairs':40}{1000:>12,}{count:>12,}")
-    for name, key in (
-        ("open, s", "open"),
-        ("plan of an epoch, s", "plan"),
-        ("batch of 64 at a random step, ms", "batch_ms"),
-        ("peak resident memory, MiB", "peak_mib"),
-    ):
-        print(f"{name:40}{few[key]:12.2f}{many[key]:12.2f}")
+def print_stored(
+    counts: list[int], folder: Path, prompt: float, answer: float, output: str | None
+) -> None:
+    """Prints a row for each number of pairs, and draws them."""
+    rows = []
+    print("| pairs | on disk | opened | epoch planned | scoring planned | batch of 64 | memory |")
+    print("|---|---|---|---|---|---|---|")
+    for count in counts:
+        target = write_stored(count, folder, prompt, answer)
+        command = [sys.executable, "-m", "tests.benchmarks.data", "--stored", str(target)]
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        size = sum(path.stat().st_size for path in target.iterdir()) / 2**30
+        print(
+            f"| {found['pairs']:,} | {size:.2f} GiB | {found['open']:.2f} s | "
+            f"{found['plan']:.2f} s | {found['scored']:.2f} s | {found['batch_ms']:.2f} ms | "
+            f"{found['peak_mib']:,.0f} MiB |",
+            flush=True,
+        )
+        shutil.rmtree(target)
+        rows.append(found)
+    if output is not None:
+        draw_growth(rows, Path(output))
+
+
+def draw_growth(rows: list[dict[str, float]], output: Path) -> None:
+    """Draws seconds and memory against the number of pairs, both axes logarithmic."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    counts = [row["pairs"] for row in rows]
+    names = {"open": "start from the cache", "plan": "plan of an epoch", "scored": "plan to score"}
+    for name, label in names.items():
+        left.plot(counts, [row[name] for row in rows], marker="o", label=label)
+    left.set(xlabel="pairs", ylabel="seconds")
+    left.legend()
+    right.plot(counts, [row["peak_mib"] for row in rows], marker="o", color="0.3")
+    right.set(xlabel="pairs", ylabel="MiB of memory")
+    for axes in (left, right):
+        axes.set(xscale="log", yscale="log")
+        axes.grid(alpha=0.3)
+    figure.savefig(output)
+
+
+def print_shares(files: int, count: int, folder: Path, processes: list[int]) -> None:
+    """Prints how fast the pairs of several files are tokenised by several processes."""
+    pairs, model = make_files(folder, count)
+    parts = folder / f"parts-{count}-{files}"
+    if not parts.exists():
+        parts.mkdir()
+        lines = pairs.read_text("utf-8").splitlines(keepends=True)
+        for i in range(files):
+            (parts / f"{i:03}.jsonl").write_text("".join(lines[i::files]), "utf-8")
+    for number in processes:
+        cache = folder / f"cache-{time.time_ns()}"
+        command = measuring(str(parts), str(model), str(cache), "", str(number))
+        found = json.loads(
+            subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]
+        )
+        print(
+            f"{number} processes: {count / found['seconds']:,.0f} pairs/s, "
+            f"{1e6 * found['cpu'] / count:.0f} µs cpu each, {found['peak_mib']:,.0f} MiB"
+        )
+        shutil.rmtree(cache, ignore_errors=True)
 
 
 def add_near_duplicates(pairs: Path) -> Path:
@@ -331,7 +425,13 @@ def main(arguments: list[str]) -> None:
     folder = Path(given.get("folder", "/tmp/jaxdpo-data"))
     folder.mkdir(parents=True, exist_ok=True)
     if "stored" in given:
-        print_stored(int(given["stored"]), folder)
+        counts = [int(count) for count in given["stored"].split(",")]
+        lengths = (float(given.get("prompt", _PROMPT)), float(given.get("answer", _ANSWER)))
+        print_stored(counts, folder, *lengths, given.get("output"))
+        return
+    if "shares" in given:
+        processes = [int(number) for number in given.get("processes", "1,2").split(",")]
+        print_shares(int(given["shares"]), count, folder, processes)
         return
     if "inspect" in given:
         print_inspected(int(given["inspect"]), folder)
@@ -373,6 +473,8 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         measure(*sys.argv[2:])
+    elif sys.argv[1:2] == ["--stored"]:
+        measure_stored(*sys.argv[2:])
     elif sys.argv[1:2] == ["--inspect"]:
         inspect(*sys.argv[2:])
     else:

@@ -24,7 +24,7 @@ from tests.runs.test_interruptions import command, environment, metrics
 
 # Seconds from the fate to the end of both processes.
 LIMIT = 15
-STEPS = 30
+STEPS = 20
 
 
 @dataclass

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from jaxdpo.devices.cluster import Cluster, find_cluster
+from jaxdpo.devices.cluster import Cluster, find_cluster, is_first
 from jaxdpo.errors import UserError
 from tests.devices.processes import PROJECT, free_port, launched, worker_command
 
@@ -63,6 +63,14 @@ def test_incomplete_environments_are_refused(environment, message):
     with pytest.raises(UserError, match=re.escape(message)) as refused:
         find_cluster(environment)
     assert "\n" not in str(refused.value)
+
+
+def test_first_process_speaks_for_all():
+    several = {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+    assert not is_first(several)
+    assert is_first(several | {"JAX_PROCESS_ID": "0"})
+    # A command that joins nobody, in a job script.
+    assert is_first(SBATCH) and is_first({})
 
 
 def test_coordinator_that_is_not_there():

@@ -83,6 +83,13 @@ def test_fewer_failures_is_scipys_bootstrap():
     np.testing.assert_allclose(ours[1:], theirs, atol=0.02)
     assert fewer_failures(table) == ours
     assert math.isnan(fewer_failures(Paired(50, 0, 4, 0)).value)
+    # Of 24 failures none is left: at most 1 in 7.25 of the answers, z² / (24 + z²), may fail yet.
+    none_left = fewer_failures(Paired(0, 0, 24, 0))
+    z2 = 1.959964**2
+    assert none_left == pytest.approx((1.0, 24 / (24 + z2), 1.0), rel=1e-6)
+    # Half of 48 failed: the same bound on 48, for each failure twice as much.
+    half = fewer_failures(Paired(24, 0, 24, 0))
+    assert half.low == pytest.approx(1 - 2 * z2 / (48 + z2), rel=1e-6)
 
 
 def test_its_interval_holds_the_truth():

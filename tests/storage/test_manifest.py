@@ -1,11 +1,13 @@
 """A manifest vouches for a folder and for itself: no flipped bit of either is believed."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 
-from jaxdpo.storage.manifest import MANIFEST, whole_manifest, write_manifest
+from jaxdpo.storage import manifest as manifests
+from jaxdpo.storage.manifest import MANIFEST, whole_manifest, write_manifest, write_part
 
 
 @pytest.fixture
@@ -39,6 +41,34 @@ def test_no_flipped_bit_is_believed(folder):
 def test_what_is_no_manifest_is_none(folder, content):
     (folder / MANIFEST).write_bytes(content)
     assert whole_manifest(folder) is None
+
+
+def test_each_process_digests_what_it_wrote(tmp_path):
+    for name in ("state/ocdbt.process_0/d/a", "state/ocdbt.process_1/d/b", "state/_METADATA"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    write_part(tmp_path, 1, 2)
+    size = write_manifest(tmp_path, {"step": 3}, 2)
+    assert size == sum(
+        path.stat().st_size for path in (tmp_path / "state").rglob("*") if path.is_file()
+    )
+    # One process, two and three all find it whole, and nothing is left that it does not list.
+    for count in (1, 2, 3):
+        assert all(whole_manifest(tmp_path, index, count) for index in range(count))
+    manifest = whole_manifest(tmp_path)
+    assert manifest is not None and len(manifest["files"]) == 3
+    expected = hashlib.sha256(b"state/ocdbt.process_1/d/b").hexdigest()
+    assert manifest["files"]["state/ocdbt.process_1/d/b"]["sha256"] == expected
+    (tmp_path / "state/ocdbt.process_1/d/b").write_bytes(b"STATE/ocdbt.process_1/d/b")
+    assert whole_manifest(tmp_path, 0, 2) and whole_manifest(tmp_path, 1, 2) is None
+    assert whole_manifest(tmp_path) is None
+
+
+def test_part_that_never_comes_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifests._read_part, "__defaults__", (0.2,))
+    with pytest.raises(OSError, match="timed out"):
+        write_manifest(tmp_path, {"step": 3}, 2)
+    assert whole_manifest(tmp_path) is None
 
 
 def test_a_manifest_of_a_version_before_has_no_digest_of_its_own(folder):

@@ -10,7 +10,8 @@ import grain
 import numpy as np
 
 from jaxdpo.data.packing.batch import CHOSEN, PROMPT, REJECTED, TILE, PackedBatch, SequenceGather
-from jaxdpo.data.packing.plan import BatchShape, Microbatch, Row, best_fit_decreasing
+from jaxdpo.data.packing.bins import best_fit_decreasing
+from jaxdpo.data.packing.plan import BatchShape, Microbatch, Row
 from jaxdpo.data.packing.tiles import visible_tiles
 from jaxdpo.data.pairs import TokenizedPair, scored_tokens
 from jaxdpo.devices.sizes import ceil_div

@@ -4,7 +4,6 @@ The plan is a pure function of (lengths, seed, batch size, row length): it holds
 step number alone says what data comes next, in any process and after any restart.
 """
 
-import bisect
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Literal, assert_never
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from jaxdpo.data.packing.bins import best_fit_decreasing, pack_steps
 from jaxdpo.data.packing.tiles import count_tiles
 from jaxdpo.devices.sizes import ceil_div, round_up
 from jaxdpo.errors import UserError
@@ -30,9 +30,9 @@ Layout = Literal["plain", "tiles", "sequences", "unpacked"]
 _SCORING_WINDOW = 1024
 # Optimizer steps that the row length is chosen on.
 _SAMPLED_STEPS = 8
-# Steps, or windows, whose shape is computed together: enough that numpy's cost is in the numbers
-# and not in its calls, few enough that a plan of a million pairs is never held as lists.
-_TOGETHER = 256
+# Pairs whose shape is computed together: enough that numpy's cost is in the numbers and not in its
+# calls, few enough that a plan of ten million pairs is never held whole.
+_TOGETHER = 2**16
 
 
 class BatchConfig(BaseModel):
@@ -141,37 +141,6 @@ def choose_row_length(lengths_N3: np.ndarray, config: BatchConfig, rows: int) ->
     return min(length for length, tokens in cost.items() if tokens <= 1.005 * min(cost.values()))
 
 
-def best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Packs items into bins: largest first, each into the fullest bin that still holds it.
-
-    >>> best_fit_decreasing([3, 5, 2, 4], capacity=7)
-    [[1, 2], [3, 0]]
-    """
-    # Larger items first, because a small one still fits where a large one no longer does. Packing
-    # as tightly as can be is NP-hard. This needs at most 11/9 of the best number of bins where they
-    # are many (Johnson, 1973), and leaves a few percent of padding on lengths of real pairs.
-    bins: list[list[int]] = []
-    count = len(sizes)
-    # The free space of every bin, sorted, so that bisection finds the fullest bin that still holds
-    # an item in O(log bins). Space and bin are one number, space * count + bin: there are at most
-    # `count` bins, so it sorts by space and then by bin, and both are got back by division.
-    room: list[int] = []
-    # `sorted` is stable: items of one size keep their order, and the plan is the same everywhere.
-    for item in sorted(range(count), key=sizes.__getitem__, reverse=True):
-        taken = sizes[item] * count
-        # The first number that is at least size * count + 0 has room for the item.
-        place = bisect.bisect_left(room, taken)
-        if place < len(room):
-            best = room.pop(place)
-            bins[best % count].append(item)
-        else:
-            best = capacity * count + len(bins)
-            bins.append([item])
-        # Taking size * count leaves the bin's own number in the remainder.
-        bisect.insort(room, best - taken)
-    return bins
-
-
 @dataclass(frozen=True)
 class Packer:
     """Packs pairs into rows, and rows into microbatches.
@@ -192,7 +161,8 @@ class Packer:
 
     @functools.cached_property
     def _laid_out(self) -> np.ndarray:
-        return laid_out_lengths(self.lengths, self.config.share_prefix)
+        # Narrow, because there may be millions.
+        return laid_out_lengths(self.lengths, self.config.share_prefix).astype(np.int32)
 
     def microbatches(self, pairs: Sequence[int] | np.ndarray) -> list[Microbatch]:
         """Packs pairs into as few microbatches of `rows` rows as hold them."""
@@ -207,24 +177,45 @@ class Packer:
 
     def shape_of(self, microbatches: Sequence[Microbatch], layout: Layout) -> BatchShape:
         """Returns the smallest shape that holds these microbatches."""
-        return _covering(self.shapes_of([microbatches], layout))
+        rows = list(itertools.chain.from_iterable(microbatches))
+        members = np.fromiter(itertools.chain.from_iterable(rows), np.int64)
+        shape = self._shape_of_rows(members, np.fromiter(map(len, rows), np.int64), layout)
+        return replace(shape, microbatches=len(microbatches))
 
-    def shapes_of(
-        self, steps: Iterable[Sequence[Microbatch]], layout: Layout
-    ) -> Iterator[BatchShape]:
-        """Yields shapes that together hold the microbatches of each step, one for many steps."""
-        steps = iter(steps)
-        while together := list(itertools.islice(steps, _TOGETHER)):
-            rows = [row for step in together for microbatch in step for row in microbatch]
-            most = max(map(len, together))
-            yield replace(self._shape_of_rows(rows, layout), microbatches=most)
+    def shape_of_steps(self, pairs_SN: np.ndarray, layout: Layout) -> BatchShape:
+        """Returns the smallest shape that holds the microbatches of each of S steps of N pairs.
 
-    def _shape_of_rows(self, rows: Sequence[Row], layout: Layout) -> BatchShape:
+        Args:
+          pairs_SN: Indices of the steps' pairs, `[S, N]`.
+          layout: What the batches say of their rows.
+        """
+        steps, size = pairs_SN.shape
+        if self.config.pack:
+            items_SN, bins_SN = pack_steps(self._laid_out[pairs_SN], self.row_length)
+            pairs_SN = np.take_along_axis(pairs_SN, items_SN, 1)
+        else:
+            bins_SN = np.broadcast_to(np.arange(size), (steps, size))
+        # A row begins with every step, and wherever the bin is not that of the pair before.
+        begins_SN = np.ones((steps, size), bool)
+        begins_SN[:, 1:] = bins_SN[:, 1:] != bins_SN[:, :-1]
+        first_R = np.flatnonzero(begins_SN)
+        pairs_R = np.diff(first_R, append=steps * size)
+        most = ceil_div(int(bins_SN.max()) + 1, self.rows)
+        return replace(self._shape_of_rows(pairs_SN.ravel(), pairs_R, layout), microbatches=most)
+
+    def _shape_of_rows(
+        self, members: np.ndarray, pairs_R: np.ndarray, layout: Layout
+    ) -> BatchShape:
+        """Returns the smallest shape that holds some rows.
+
+        Args:
+          members: Indices of their pairs, row after row.
+          pairs_R: How many pairs each row has.
+          layout: What the batches say of their rows.
+        """
         # All rows lie one after the other in flat arrays, so that a sum over each is one call:
         # R rows of N pairs in all, of which row r's begin at first_R[r].
-        pairs_R = np.fromiter(map(len, rows), np.int64, len(rows))
         first_R = np.cumsum(pairs_R) - pairs_R
-        members = np.fromiter(itertools.chain.from_iterable(rows), np.int64)
         lengths_N3 = self.lengths[members].astype(np.int64)
 
         def most(values_N: np.ndarray) -> int:
@@ -253,9 +244,13 @@ class Packer:
             case "sequences":
                 # Each completion with its prompt; one that is missing needs no room.
                 sizes_N2 = np.where(lengths_N3[:, 1:] > 0, lengths_N3[:, :1] + lengths_N3[:, 1:], 0)
-                sizes = np.split(sizes_N2.ravel(), 2 * first_R[1:])
-                bins = [len(best_fit_decreasing(row[row > 0].tolist(), width)) for row in sizes]
-                return replace(shape, sequence_width=width, sequences=max(bins))
+                # A row of each, filled up with nothing: place 2p and 2p + 1 are its pair p's.
+                row_N = np.repeat(np.arange(len(pairs_R)), pairs_R)
+                place_N = np.arange(len(members)) - first_R[row_N]
+                sizes_RP2 = np.zeros((len(pairs_R), shape.pairs, 2), np.int64)
+                sizes_RP2[row_N, place_N] = sizes_N2
+                _, bins = pack_steps(sizes_RP2.reshape(len(pairs_R), -1), width)
+                return replace(shape, sequence_width=width, sequences=int(bins.max()) + 1)
             case _:
                 assert_never(layout)
 
@@ -290,17 +285,21 @@ class TrainPlan:
 
     def pairs(self, step: int) -> np.ndarray:
         """Returns the indices of step `step`'s pairs, i64 `[batch.size]`, in order."""
+        return self._pairs_of(range(step, step + 1))[0]
+
+    def _pairs_of(self, steps: range) -> np.ndarray:
+        """Returns the indices of the pairs of consecutive steps, i64 `[S, batch.size]`."""
         size, count = self.packer.config.size, len(self.packer.lengths)
-        stream = np.arange(step * size, (step + 1) * size)
+        stream = np.arange(steps.start * size, steps.stop * size)
         # A step that reaches over the end of an epoch, or a batch larger than the data, takes its
         # pairs from several permutations.
-        epochs = stream // count
-        return np.concatenate(
-            [
-                _epoch_order(self.seed, int(epoch), count)[stream[epochs == epoch] % count]
-                for epoch in np.unique(epochs)
-            ]
-        )
+        parts, place = [], int(stream[0])
+        while place <= stream[-1]:
+            epoch, start = divmod(place, count)
+            stop = min(count, start + int(stream[-1]) + 1 - place)
+            parts.append(_epoch_order(self.seed, epoch, count)[start:stop])
+            place += stop - start
+        return np.concatenate(parts).astype(np.int64).reshape(len(steps), size)
 
     def microbatches(self, step: int) -> list[Microbatch]:
         """Returns the packed rows of step `step`."""
@@ -308,8 +307,13 @@ class TrainPlan:
 
     def shape(self, layout: Layout) -> BatchShape:
         """Returns the shape that holds every step of the run."""
-        steps = map(self.microbatches, range(self.num_steps))
-        return _covering(self.packer.shapes_of(steps, layout))
+        together = max(1, _TOGETHER // self.packer.config.size)
+        return _covering(
+            self.packer.shape_of_steps(
+                self._pairs_of(range(first, min(first + together, self.num_steps))), layout
+            )
+            for first in range(0, self.num_steps, together)
+        )
 
 
 def scoring_microbatches(packer: Packer) -> Iterator[Microbatch]:
@@ -325,11 +329,22 @@ def scoring_shape(packers: Sequence[Packer], layout: Layout) -> BatchShape:
 
     The packers must agree on rows, row length and longest sequence.
     """
-    return _covering(
-        shape
+    shapes = [
+        packer.shape_of_steps(windows, layout)
         for packer in packers
-        for shape in packer.shapes_of(([each] for each in scoring_microbatches(packer)), layout)
-    )
+        for windows in _scoring_windows(len(packer.lengths))
+    ]
+    # They are scored one by one.
+    return replace(_covering(shapes), microbatches=1)
+
+
+def _scoring_windows(count: int) -> Iterator[np.ndarray]:
+    """Yields the windows of `scoring_microbatches`, many at a time, `[S, window]`."""
+    whole = count - count % _SCORING_WINDOW
+    for start in range(0, whole, _TOGETHER):
+        yield np.arange(start, min(start + _TOGETHER, whole)).reshape(-1, _SCORING_WINDOW)
+    if whole < count:
+        yield np.arange(whole, count)[None]
 
 
 def make_train_plan(packer: Packer, seed: int, epochs: float, max_steps: int | None) -> TrainPlan:
@@ -354,11 +369,13 @@ def make_train_plan(packer: Packer, seed: int, epochs: float, max_steps: int | N
     return TrainPlan(packer, seed, steps if max_steps is None else min(steps, max_steps))
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     # Philox is counter-based: its key alone, here (seed, epoch), determines the permutation, in any
     # process and after any restart.
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+    # Half as much memory, for as long as the run: there may be millions.
+    return order.astype(np.int32) if count < 2**31 else order
 
 
 def _covering(shapes: Iterable[BatchShape]) -> BatchShape:

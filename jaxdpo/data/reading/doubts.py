@@ -1,7 +1,8 @@
 """Warnings about what was read: it is well formed, and probably not what was meant."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from jaxdpo.data.pairs import Message, PreferencePair
 from jaxdpo.data.warnings import breaks_off, is_invisible
@@ -20,6 +21,27 @@ class Doubts:
         self._labels: Counter[bool] = Counter()
         self._blank: list[str] = []
         self._long = self._cut = 0
+
+    def merge(self, other: "Doubts") -> None:
+        """Takes over what was noted of pairs that follow."""
+        self._labels += other._labels
+        self._blank += other._blank
+        self._long += other._long
+        self._cut += other._cut
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what was noted, as values of JSON."""
+        labels = {str(label): count for label, count in self._labels.items()}
+        return {"labels": labels, "blank": self._blank, "long": self._long, "cut": self._cut}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Doubts":
+        """Restores what `to_json` returned."""
+        doubts = cls()
+        doubts._labels.update({key == "True": count for key, count in values["labels"].items()})
+        doubts._blank += values["blank"]
+        doubts._long, doubts._cut = values["long"], values["cut"]
+        return doubts
 
     def add(self, pair: PreferencePair) -> None:
         """Takes note of one pair."""

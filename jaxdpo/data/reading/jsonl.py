@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from jaxdpo.data.bad_pair import BadLine, BadPair, bad_line, kind, show
 
@@ -36,17 +36,26 @@ class Record(NamedTuple):
     raw: bytes
 
 
-def read_records(stream: BinaryIO, file: str) -> Iterator[Record | BadLine]:
+class Lines(Protocol):
+    """A stream of lines."""
+
+    def readline(self, size: int, /) -> bytes:
+        """Reads to the end of the line, or as many bytes as `size`."""
+        ...
+
+
+def read_records(stream: Lines, file: str, first: int = 1) -> Iterator[Record | BadLine]:
     """Yields every line of a JSONL stream, parsed or refused, in order.
 
     Args:
       stream: The file, opened in binary mode.
       file: Its name, for messages.
+      first: The number of the first line, where the stream begins in the middle of the file.
 
     Yields:
       A `Record` for each line that holds one JSON object or is blank, a `BadLine` for every other.
     """
-    for number, (raw, whole) in enumerate(_lines(stream), start=1):
+    for number, (raw, whole) in enumerate(_lines(stream, first == 1), start=first):
         try:
             if not whole:
                 limit = MAX_LINE_BYTES // 2**20
@@ -59,9 +68,13 @@ def read_records(stream: BinaryIO, file: str) -> Iterator[Record | BadLine]:
             yield bad_line(file, number, bad, raw)
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    """Yields lines without their end, and whether each is whole; holds one line's limit at most."""
-    first = True
+def _lines(stream: Lines, first: bool) -> Iterator[tuple[bytes, bool]]:
+    """Yields lines without their end, and whether each is whole; holds one line's limit at most.
+
+    Args:
+      stream: The lines.
+      first: Whether the first of them is the file's.
+    """
     while line := stream.readline(MAX_LINE_BYTES + 1):
         # One byte more than is allowed was asked for, so a line of just that length is whole.
         whole = len(line) <= MAX_LINE_BYTES or line.endswith(b"\n")

@@ -14,7 +14,7 @@ from jaxdpo.data.reading.bad_lines import SHOWN_BAD_LINES
 from jaxdpo.data.reading.examples import example_format, example_of
 from jaxdpo.data.reading.formats import Draft, parted, roles_of, take_scores
 from jaxdpo.data.reading.pair_forms import IGNORED_KEYS
-from jaxdpo.data.reading.renaming import Renaming
+from jaxdpo.data.reading.renaming import Renaming, check_columns
 from jaxdpo.data.reading.said import Said
 from jaxdpo.data.reading.schema import Where, parse_supervised
 from jaxdpo.data.reading.shapes import flattened
@@ -150,7 +150,7 @@ def _each(config: PromptsConfig, bad_lines: list[str]) -> Iterator[PreferencePai
                     yield reader.prompt_of(record.value, where)
                 except BadPair as bad:
                     bad_lines.append(f"{where}: {bad}")
-        renaming.check(source.name)
+        check_columns(source.name, renaming.missing, renaming.seen)
 
 
 class _Lines:

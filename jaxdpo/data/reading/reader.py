@@ -11,7 +11,6 @@ from jaxdpo.data.config import DataConfig, Format
 from jaxdpo.data.pairs import PreferencePair
 from jaxdpo.data.reading.bad_lines import handle_bad_lines
 from jaxdpo.data.reading.comparing import Rated, pairs_of_rated, rated
-from jaxdpo.data.reading.doubts import Doubts
 from jaxdpo.data.reading.examples import example_format, example_of
 from jaxdpo.data.reading.formats import (
     KEYS_OF,
@@ -33,7 +32,8 @@ from jaxdpo.data.reading.sources import (
     read_source,
     splits_by_name,
 )
-from jaxdpo.data.reading.splits import Prompts, pair_digest
+from jaxdpo.data.reading.splits import pair_digest
+from jaxdpo.data.reading.tally import Notes, Tally
 from jaxdpo.errors import UserError
 
 
@@ -86,6 +86,31 @@ class Met(NamedTuple):
     record: Record
 
 
+class Weighted(NamedTuple):
+    """A source, and how often an epoch has its TRAIN pairs."""
+
+    source: Source
+    weight: float
+
+
+def find_weighted(weights: Mapping[str, float]) -> list[Weighted]:
+    """Finds the sources that a configuration names, each with the split that its name says.
+
+    Args:
+      weights: Paths and names ↦ weight.
+
+    Raises:
+      UserError: If one names nothing.
+    """
+    # All sources are found first: whether names of files are splits depends on all of them.
+    found = [
+        Weighted(each, weight) for name, weight in weights.items() for each in find_sources(name)
+    ]
+    if splits_by_name([each.source for each in found]):
+        return found
+    return [Weighted(source._replace(named_split=None), weight) for source, weight in found]
+
+
 class Reading:
     """Preference data as it is read, once: its pairs and its bad lines, few of them held at a time.
 
@@ -97,59 +122,41 @@ class Reading:
       weights: The sources, with their weights.
       config: How they are read; its own path is not looked at.
       supervised: As in `read_pairs`.
+      share: Those of the sources that are read; default: all.
+
+    Attributes:
+      tally: What was met so far.
 
     Raises:
       UserError: While it is read, if a source cannot be read, or holds no pairs or pairs of several
         forms.
     """
 
-    def __init__(self, weights: Mapping[str, float], config: DataConfig, supervised: bool) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        config: DataConfig,
+        supervised: bool,
+        share: Sequence[Weighted] | None = None,
+    ) -> None:
         self._weights, self._config, self._supervised = weights, config, supervised
-        self._lines = self._blank = 0
-        self._pairs: Counter[str] = Counter()
-        self._ignored: Counter[str] = Counter()
-        self._kept: Counter[str] = Counter()
-        self._formats: Counter[str] = Counter()
-        self._labels: Counter[str] = Counter()
-        self._left_out: Counter[str] = Counter()
-        self._unread: Counter[str] = Counter()
-        self._files: Counter[str] = Counter()
-        self._texts = Doubts()
-        self._prompts = Prompts()
+        self._share = share
+        self.tally = Tally()
 
     def __iter__(self) -> Iterator[Met | BadLine]:
-        # All sources are found first: whether names of files are splits depends on all of them.
-        found = [
-            (each, weight) for name, weight in self._weights.items() for each in find_sources(name)
-        ]
-        by_name = splits_by_name([source for source, _ in found])
-        for source, weight in found:
-            if by_name and source.named_split is not None:
-                self._files[source.named_split] += 1
-            else:
-                source = source._replace(named_split=None)
+        for source, weight in find_weighted(self._weights) if self._share is None else self._share:
+            if source.named_split is not None and _begins(source):
+                self.tally.files[source.named_split] += 1
             for met in self._source(source):
                 if isinstance(met, BadLine):
                     yield met
                     continue
                 copies = _copies(met.pair, weight)
-                # A pair that comes twice is one pair in the report of leaks, and one that never
-                # comes cannot leak.
-                if copies:
-                    self._prompts.add(met.pair)
-                    self._texts.add(met.pair)
+                self.tally.add(met.pair, copies)
                 for _ in range(copies):
-                    self._pairs[met.pair.split] += 1
-                    if met.pair.label is not None:
-                        self._labels[str(met.pair.label).lower()] += 1
                     yield met
-        # A setting that nothing reads is a mistake, and only now is it known that nothing did.
-        margin = self._config.ranked_margin
-        if margin is not None and not {"ranked", "rated"} & self._formats.keys():
-            raise UserError(
-                f"data.ranked_margin is {margin:g}, but {', '.join(self._weights)} holds no "
-                "ranked lists; leave it out"
-            )
+        if self._share is None:
+            self.tally.check(", ".join(self._weights), self._config.ranked_margin)
 
     def _source(self, source: Source) -> Iterator[Met | BadLine]:
         """Yields the pairs and bad lines of one source, and counts the rest."""
@@ -157,17 +164,16 @@ class Reading:
         given = self._config.format
         # The source is opened twice where its form is not given: the first records may be bad, or
         # have columns that any form may have.
-        form = given or recognise(source, renaming, self._supervised)
-        self._formats[form] += 1
-        first_of: dict[Format, int] = {}
+        form = given or recognise(source._replace(part=None), renaming, self._supervised)
+        self.tally.formats[form] += _begins(source)
+        notes = Notes()
         group = _Group(self, source, form, renaming)
-        held = 0
         for record in read_source(source):
-            self._lines += 1
+            self.tally.lines += 1
             if isinstance(record, Record) and record.value is None:
-                self._blank += 1
+                self.tally.blank += 1
                 continue
-            held += 1
+            notes.held += 1
             if isinstance(record, BadLine) or record.value is None:
                 yield cast(BadLine, record)
                 continue
@@ -180,22 +186,18 @@ class Reading:
             # Two forms in one file are two files that were joined; which lines were meant is for
             # the user to say. Examples may well be mixed: each of them is read by its own columns.
             if given is None and not self._supervised and (own := format_of(value)) is not None:
-                first_of.setdefault(own, record.line)
+                notes.first_of.setdefault(own, record.line)
             if form == "rated" and not self._supervised:
                 yield from group.add(record, value)
             else:
                 yield from self._record(source, record, value, form, renaming.facts)
         yield from group.close()
-        if len(first_of) > 1:
-            seen = ", ".join(f"{form} (first at line {line})" for form, line in first_of.items())
-            raise UserError(
-                f"{source.name}: holds records of several forms: {seen}; part the file, or set "
-                "data.format to the one that is meant"
-            )
-        if not held:
-            blank = f"only {self._blank} blank lines" if self._blank else "nothing"
-            raise UserError(f"{source.name}: holds no pairs, {blank}; write one pair a line")
-        renaming.check(source.name)
+        notes.missing, notes.seen = renaming.missing, renaming.seen
+        if source.part is None:
+            notes.check(source.name, self.tally.blank)
+        else:
+            # The other parts may hold what this one lacks.
+            self.tally.notes[source.name] = notes
 
     def _record(
         self,
@@ -206,7 +208,7 @@ class Reading:
         facts: Sequence[str],
     ) -> list[Met] | list[BadLine]:
         if ignored := ignored_keys(value, form):
-            self._ignored.update(ignored)
+            self.tally.ignored.update(ignored)
         where = self.where(source, record)
         try:
             if self._supervised:
@@ -228,16 +230,16 @@ class Reading:
     def where(self, source: Source, record: Record) -> Where:
         """Returns the place of a record, and what its pairs take from it."""
         place = f"{source.name}:{record.line}"
-        return Where(place, self._config.test_fraction, source.named_split, self._unread)
+        return Where(place, self._config.test_fraction, source.named_split, self.tally.unread)
 
     def leave_out(self, reason: NothingToLearn, records: int = 1) -> None:
         """Counts records that are well formed and teach nothing."""
-        self._left_out[reason.code] += records
+        self.tally.left_out[reason.code] += records
 
     def keep(self, extra: Mapping[str, Any]) -> None:
         """Counts fields that are kept as metadata."""
         if extra:
-            self._kept.update(extra.keys())
+            self.tally.kept.update(extra.keys())
 
     @property
     def margin(self) -> float | None:
@@ -254,28 +256,7 @@ class Reading:
           UserError: If there are no TRAIN pairs.
         """
         path = ", ".join(self._weights)
-        if not self._pairs["TRAIN"]:
-            raise UserError(
-                f"{path}: none of its {self._pairs.total()} pairs are in the TRAIN split "
-                f'({sum(rejected.values())} bad lines skipped); set "split": "TRAIN" on some '
-                "lines, or leave split out to have it drawn by the prompt's hash"
-            )
-        return ReadReport(
-            path=path,
-            lines=self._lines,
-            blank=self._blank,
-            pairs={"TRAIN": self._pairs["TRAIN"], "TEST": self._pairs["TEST"]},
-            formats=dict(self._formats),
-            rejected=dict(rejected),
-            ignored_fields=dict(self._ignored),
-            kept_fields=dict(self._kept),
-            leaked=tuple(self._prompts.leaked()),
-            labels=dict(self._labels),
-            left_out=dict(self._left_out),
-            message_fields=dict(self._unread),
-            split_files=dict(self._files),
-            warnings=tuple(self._texts.warnings()),
-        )
+        return self.tally.report(path, rejected)
 
 
 class _Group:
@@ -361,6 +342,11 @@ def recognise(source: Source, renaming: Renaming, supervised: bool = False) -> F
         )
     # Nothing but bad or blank lines: each of them is said.
     return "messages"
+
+
+def _begins(source: Source) -> bool:
+    """Tells whether a source is whole, or the first part of a file."""
+    return source.part is None or source.part.start == 0
 
 
 def _copies(pair: PreferencePair, weight: float) -> int:

@@ -1,6 +1,6 @@
 """`data.columns`: the columns that the user names, under the names of their roles."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxdpo.data.bad_pair import BadPair, kind, show
@@ -63,22 +63,35 @@ class Renaming:
                     found[key + OTHER if key in found else key] = rest
         return found
 
-    def check(self, name: str) -> None:
-        """Refuses a path that no record of a source had.
+    @property
+    def missing(self) -> list[str]:
+        """Paths that no record had so far."""
+        return sorted(self._missing)
 
-        Args:
-          name: The source, for the message.
+    @property
+    def seen(self) -> list[str]:
+        """Columns that records had, in the order in which they were met."""
+        return list(self._seen)
 
-        Raises:
-          UserError: Naming the path.
-        """
-        # Said at the end: only then is it known that no record has the column.
-        if self._missing and self._seen:
-            path = min(self._missing)
-            raise UserError(
-                f"data.columns: no record of {name} has {path}{nearest(path, self._seen)}; it has "
-                f"{', '.join(list(self._seen)[:12])}"
-            )
+
+def check_columns(name: str, missing: Sequence[str], seen: Sequence[str]) -> None:
+    """Refuses a path that no record of a source had.
+
+    Args:
+      name: The source, for the message.
+      missing: Paths that none had.
+      seen: Columns that there are.
+
+    Raises:
+      UserError: Naming the path.
+    """
+    # Said at the end: only then is it known that no record has the column.
+    if missing and seen:
+        path = min(missing)
+        raise UserError(
+            f"data.columns: no record of {name} has {path}{nearest(path, seen)}; it has "
+            f"{', '.join(seen[:12])}"
+        )
 
 
 def _at(record: dict[str, Any], path: str) -> tuple[Any, str | None]:

@@ -45,6 +45,20 @@ _NOT_READ = {
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?::[^:/]*){0,2}")
 
 
+class Part(NamedTuple):
+    """Some lines of a JSONL file that follow one another.
+
+    Attributes:
+      start: The byte that the first of them begins at.
+      stop: The byte behind the last one.
+      first_line: The number of the first of them, from 1.
+    """
+
+    start: int
+    stop: int
+    first_line: int
+
+
 class Source(NamedTuple):
     """One file, or one split of a data set on the Hub.
 
@@ -52,11 +66,13 @@ class Source(NamedTuple):
       name: Its name in messages: the path, or `org/name:config:split`.
       hub: Whether it is on the Hub.
       named_split: The split that its name says. `split_of_sources` tells whether that counts.
+      part: The lines that are meant, if not all.
     """
 
     name: str
     hub: bool = False
     named_split: Split | None = None
+    part: Part | None = None
 
 
 def find_sources(path: str) -> list[Source]:
@@ -138,6 +154,10 @@ def read_source(source: Source) -> Iterator[Record | BadLine]:
         yield from records_of_rows(source.name, rows)
         return
     with _opened(source.name) as stream:
+        if source.part is not None:
+            lines = _Until(cast(BinaryIO, stream), source.part)
+            yield from read_records(lines, source.name, source.part.first_line)
+            return
         # Bytes tell what a file is better than its name does; only tables of text have no mark.
         start = stream.peek(16)[:16]
         if not start:
@@ -155,6 +175,50 @@ def read_source(source: Source) -> Iterator[Record | BadLine]:
             yield from read_csv(cast(BinaryIO, stream), source.name, delimiter)
         else:
             yield from read_records(cast(BinaryIO, stream), source.name)
+
+
+class _Until:
+    """The lines of a part."""
+
+    def __init__(self, stream: BinaryIO, part: Part):
+        stream.seek(part.start)
+        self._stream, self._left = stream, part.stop - part.start
+
+    def readline(self, size: int, /) -> bytes:
+        line = self._stream.readline(min(size, self._left))
+        self._left -= len(line)
+        return line
+
+
+def parts_of(source: Source, size: int) -> list[Source]:
+    """Parts a JSONL file between lines, into parts of about so many bytes.
+
+    Anything else is left whole: only where lines are records can one begin to read in the middle.
+
+    Args:
+      source: The file.
+      size: Bytes of a part.
+    """
+    file = Path(source.name).expanduser()
+    if source.hub or not file.name.endswith((".jsonl", ".ndjson")):
+        return [source]
+    whole = file.stat().st_size
+    parts: list[Part] = []
+    with open(file, "rb") as stream:
+        # An array may have the name of lines, and a compressed file any name.
+        if whole <= size or not stream.read(4).removeprefix(b"\xef\xbb\xbf").startswith(b"{"):
+            return [source]
+        stream.seek(0)
+        start, line = 0, 1
+        while start < whole:
+            # The part's bytes but for the rest of its last line, of which there is none or one.
+            held = stream.read(size)
+            rest = stream.readline() if not held.endswith(b"\n") else b""
+            stop = start + len(held) + len(rest)
+            parts.append(Part(start, stop, line))
+            line += held.count(b"\n") + rest.count(b"\n")
+            start = stop
+    return [source._replace(part=part) for part in parts]
 
 
 def digest_of(source: Source, memory: Path) -> str:

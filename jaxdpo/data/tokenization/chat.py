@@ -61,6 +61,7 @@ class Chat:
           UserError: If there is no template, or it cannot be used.
         """
         self.tokenizer = tokenizer
+        self._made_of = (tokenizer, template, tuple(end_ids), embedding_rows)
         # By their texts: a configuration has ids, templates and lists of known ends have names.
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
         own = {token.content for token in added.values()}
@@ -85,6 +86,10 @@ class Chat:
         self._pairs = PairEncoder(self._template, self.end_ids, of_call, self._sampled_ids)
         self.fingerprint = self._fingerprint()
         self._check_faithful()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process makes it anew: a compiled template cannot be sent.
+        return Chat, self._made_of
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:

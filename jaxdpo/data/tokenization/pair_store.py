@@ -204,7 +204,8 @@ class PairWriter:
         self._writer = pa.ipc.new_file(self._file, _SCHEMA)
         self._hash = hashlib.sha256()
         self._waiting: list[tuple[TokenizedPair, str, str, str | None, Scores, int]] = []
-        self._count = 0
+        self._held: pa.Table | None = None
+        self._count = self._written = 0
 
     def __enter__(self) -> "PairWriter":
         return self
@@ -241,10 +242,37 @@ class PairWriter:
         if len(self._waiting) == ROWS_PER_CHUNK:
             self._write_chunk()
 
+    def append(self, folder: Path, key: str) -> TokenizeReport:
+        """Adds all pairs that another writer stored.
+
+        Args:
+          folder: Where they are.
+          key: What they were made from.
+
+        Returns:
+          What became of them there.
+
+        Raises:
+          UserError: If they are damaged.
+        """
+        about = _read_about(folder / _ABOUT)
+        if about is None or about.key != key or file_digest(folder / _PAIRS) != about.digest:
+            raise UserError(f"{folder}: is damaged; remove it, and run again")
+        table = pa.ipc.open_file(pa.memory_map(str(folder / _PAIRS))).read_all()
+        self._count += len(table)
+        # Chunks are of one size, so what does not fill one waits for the pairs that follow.
+        held = table if self._held is None else pa.concat_tables([self._held, table])
+        for start in range(0, len(held) - ROWS_PER_CHUNK + 1, ROWS_PER_CHUNK):
+            self._write_rows(held.slice(start, ROWS_PER_CHUNK))
+        self._held = held.slice(len(held) - len(held) % ROWS_PER_CHUNK)
+        return about.report
+
     def finish(self, report: TokenizeReport) -> None:
         """Puts the folder in its place, and removes a damaged one from there."""
         if self._waiting:
             self._write_chunk()
+        if self._held is not None and len(self._held):
+            self._write_rows(self._held)
         self._writer.close()
         self._file.close()
         # The digest is of the file as it lies on disk, read once while it is still cached.
@@ -260,27 +288,47 @@ class PairWriter:
             move_folder(self._temporary, self._folder, last=[_ABOUT])
             sync_folder(self._folder.parent)
 
+    def _write_rows(self, table: pa.Table) -> None:
+        """Writes some rows that were stored before as a chunk."""
+        columns: list[Any] = [table.column(name).combine_chunks() for name in _SCHEMA.names]
+        for place, name in enumerate(_SCHEMA.names):
+            if name in _IDS:
+                # A slice shares the offsets of all rows that it was taken from.
+                offsets = columns[place].offsets.to_numpy()
+                values = columns[place].flatten()
+                columns[place] = pa.ListArray.from_arrays(pa.array(offsets - offsets[0]), values)
+            elif name == "prompt":
+                kept = max(0, min(len(table), KEPT_PROMPTS - self._written))
+                prompts = columns[place].slice(0, kept).to_pylist()
+                columns[place] = pa.array(prompts + [None] * (len(table) - kept), pa.string())
+        self._write(columns)
+
     def _write_chunk(self) -> None:
         pairs, sources, metadata, prompts, scores, labels = zip(*self._waiting, strict=True)
-        columns: list[Any] = [_ragged([getattr(pair, name) for pair in pairs]) for name in _IDS]
-        numbers = [pa.array(given, pa.float32()) for given in zip(*scores, strict=True)]
-        numbers.append(pa.array(labels, pa.int8()))
-        # Lengths as well as ids: the same ids may be parted in another way.
-        for column in columns:
-            self._hash.update(np.diff(column.offsets.to_numpy()).tobytes())
-            self._hash.update(column.values.to_numpy().tobytes())
-        for column in numbers:
-            self._hash.update(column.to_numpy().tobytes())
-        checksums = pa.array([_checksum(pair) for pair in pairs], pa.uint32())
-        columns += [
-            pa.array(sources),
-            pa.array(metadata),
-            pa.array(prompts, pa.string()),
-            *numbers,
-            checksums,
-        ]
-        self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+        self._write(
+            [
+                *(_ragged([getattr(pair, name) for pair in pairs]) for name in _IDS),
+                pa.array(sources),
+                pa.array(metadata),
+                pa.array(prompts, pa.string()),
+                *(pa.array(given, pa.float32()) for given in zip(*scores, strict=True)),
+                pa.array(labels, pa.int8()),
+                pa.array([_checksum(pair) for pair in pairs], pa.uint32()),
+            ]
+        )
         self._waiting = []
+
+    def _write(self, columns: list[Any]) -> None:
+        """Writes a chunk, its columns in the order of the schema."""
+        named = dict(zip(_SCHEMA.names, columns, strict=True))
+        # Lengths as well as ids: the same ids may be parted in another way.
+        for name in _IDS:
+            self._hash.update(np.diff(named[name].offsets.to_numpy()).tobytes())
+            self._hash.update(named[name].values.to_numpy().tobytes())
+        for name in (*_SCORES, "label"):
+            self._hash.update(named[name].to_numpy().tobytes())
+        self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+        self._written += len(columns[0])
 
 
 def _address(values: pa.Array) -> int:

@@ -56,7 +56,7 @@ def _by_criterion(versus: Versus, results: Results, prompts: str) -> str:
         (versus.second, versus.first) if second_better else (versus.first, versus.second)
     )
     figures = [f"{m} {_figure(results, m, versus.criterion)}" for m in (better, other)]
-    by = "of all criteria together" if versus.criterion == ALL else f"by {versus.criterion}"
+    by = "by all criteria together" if versus.criterion == ALL else f"by {versus.criterion}"
     if versus.adjusted < SIGNIFICANT:
         won = f"{better} wins"
         sure = f"a difference that chance hardly explains (p = {versus.adjusted:.2g})"

@@ -59,7 +59,7 @@ _PANELS = (
     ),
     Panel(
         "Broken answers",
-        "share of the watched answers",
+        "share of answers",
         {
             "answers/unfinished": "do not end",
             "answers/repetitive": "repeat",

@@ -11,7 +11,7 @@ from jaxdpo.pages.cells import Table, figure, interval, number, text_block
 from jaxdpo.pages.histograms import draw_counts
 from jaxdpo.runs.card import origin_of
 from jaxdpo.runs.report.files import RunFiles
-from jaxdpo.runs.report.sentences import first_and_last
+from jaxdpo.runs.report.sentences import first_and_last, short
 
 # Characters of a text that a table shows; a page of two hundred novels would not open.
 _MOST_TEXT = 1500
@@ -23,6 +23,21 @@ _IN_WORDS = {
     "kl": "distance from the reference, nats an answer",
     "logps/chosen": "log-probability of chosen answers, nats",
     "logps/rejected": "log-probability of rejected answers, nats",
+    "logps/chosen_per_token": "log-probability of each token of chosen answers, nats",
+    "logps/rejected_per_token": "log-probability of each token of rejected answers, nats",
+    "rewards/chosen": "reward of chosen answers, nats × β",
+    "rewards/rejected": "reward of rejected answers, nats × β",
+    "rewards/length_correlation": "correlation of the margin with the difference in length",
+    "entropy": "entropy of the next token, nats",
+    "token_accuracy": "share of the chosen answers' tokens that the model finds likeliest",
+    "lengths/chosen": "tokens of chosen answers",
+    "lengths/rejected": "tokens of rejected answers",
+    "answers/tokens": "tokens of the model's own answers",
+    "answers/broken": "share of its answers that are broken: any of the next three",
+    "answers/unfinished": "share of its answers that do not end",
+    "answers/empty": "share of its answers that are empty",
+    "answers/repetitive": "share of its answers that repeat themselves",
+    "num_pairs": "pairs",
 }
 _ENDS = ("_low", "_high")
 
@@ -115,7 +130,7 @@ def pairs_table(run: RunFiles) -> Table | None:
         (
             *(number(pair[name]) for name in names),
             *(text_block(pair[part], _MOST_TEXT) for part in ("prompt", "chosen", "rejected")),
-            pair["source"],
+            short(pair["source"]),
         )
         for pair in pairs
     ]

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxdpo.data.packing.bins import best_fit_decreasing
 from jaxdpo.data.packing.plan import (
     BatchConfig,
     Packer,
-    best_fit_decreasing,
     choose_row_length,
     laid_out_lengths,
     make_train_plan,

@@ -294,7 +294,7 @@ def test_what_is_cut_off_in_the_middle_leaves_nothing(chat, config, monkeypatch)
         raise KeyboardInterrupt
 
     write(questions(2), config)
-    monkeypatch.setattr("jaxdpo.data.tokenization.load_pairs.truncate", stopped)
+    monkeypatch.setattr("jaxdpo.data.tokenization.storing.truncate", stopped)
     with pytest.raises(KeyboardInterrupt):
         load_pairs(config, chat)
     assert list((config.cache_folder() / "pairs").iterdir()) == []
@@ -521,7 +521,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(chat, config, tmp_path,
         write_lines(file, False)
         return truncate(*given)
 
-    monkeypatch.setattr("jaxdpo.data.tokenization.load_pairs.truncate", fit_and_change)
+    monkeypatch.setattr("jaxdpo.data.tokenization.storing.truncate", fit_and_change)
     with pytest.raises(UserError, match=r"pairs.jsonl: changed while it was read; run again"):
         load_pairs(config.model_copy(update={"path": str(file)}), chat)
 
@@ -560,7 +560,7 @@ def test_few_pairs_are_held_however_many_there_are(chat, config, tmp_path, monke
             held.append(0)
         return truncate(*given)
 
-    monkeypatch.setattr("jaxdpo.data.tokenization.load_pairs.truncate", fit_and_count)
+    monkeypatch.setattr("jaxdpo.data.tokenization.storing.truncate", fit_and_count)
     load_pairs(config.model_copy(update={"path": str(file)}), chat)
     assert len(held) == 4000
     assert 0 < max(held) <= 5 * 128
