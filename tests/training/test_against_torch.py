@@ -5,7 +5,6 @@
 
 import copy
 import json
-import os
 from functools import partial
 from typing import Any
 
