@@ -5,11 +5,23 @@ import sys
 
 from jaxdpo.cli.command import run_command, show_version
 from jaxdpo.errors import UserError, nearest
+from jaxdpo.printable import show
 
 # In the order of a project: look at the data, align, and see what came of it.
 COMMANDS = (
     *("init", "inspect", "studio", "collect", "train", "prefer", "iterate"),
-    *("sample", "score", "evaluate", "report", "convert", "push", "plan", "serve", "use_cases"),
+    *(
+        "sample",
+        "score",
+        "evaluate",
+        "report",
+        "convert",
+        "push",
+        "plan",
+        "serve",
+        "cache",
+        "use_cases",
+    ),
 )
 
 
@@ -23,7 +35,7 @@ def main(arguments: list[str]) -> str | None:
       UserError: If there is no command of this name.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(listing())
+        show(listing())
         return None
     name, *rest = arguments
     if name == "--version":

@@ -13,7 +13,8 @@ COMMAND = Command(
 Writes a model folder from a model folder, a PEFT adapter folder, org/name on the Hub, a run folder,
 one of a run's checkpoints, a folder that this command wrote with format=orbax, or a GGUF file of
 the llama architecture. With format=gguf it writes such a file, for llama.cpp and ollama.
---check reads what was written and compares every tensor.
+--check compares the source with the manifest of its export, reads what was written, and compares
+every tensor.
 """,
 )
 

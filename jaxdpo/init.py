@@ -3,6 +3,7 @@
 import sys
 
 from jaxdpo.cli.command import Command, run_command
+from jaxdpo.printable import show
 
 COMMAND = Command(
     name="init",
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(f"# jaxdpo train {path}\n\n{text}")
-    print(f"{path}: written; set what is required, then: jaxdpo train {path}")
+    show(f"{path}: written; set what is required, then: jaxdpo train {path}")
 
 
 if __name__ == "__main__":

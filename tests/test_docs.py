@@ -171,6 +171,10 @@ RUN = {
     "report runs/*": "all.html",
     "convert source=models/my-sft target=orbax": "orbax/config.json",
     "convert source=runs/first target=model.gguf": "model.gguf",
+    "cache list": None,
+    "cache prune": None,
+    "cache verify": None,
+    "cache clear": None,
 }
 # The others: how each begins, and why it is not run here. Their settings are read above.
 NOT_RUN = {

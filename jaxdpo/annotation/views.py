@@ -20,6 +20,7 @@ from jaxdpo.annotation.overview import (
     prompt_text,
     where_from,
 )
+from jaxdpo.annotation.run_curves import curves_of
 from jaxdpo.annotation.studio import Studio, person
 from jaxdpo.data.writing import pair_record
 from jaxdpo.errors import UserError
@@ -84,9 +85,19 @@ def add_pages(app: FastAPI, studio: Studio) -> None:
         return _page(studio, "review", request, rows=len(studio.tasks), criteria=criteria)
 
     @app.get("/compare")
-    async def compare(request: Request) -> Response:
+    # Not async: runs' files are read and drawn, which takes a while where there are many steps.
+    def compare(request: Request) -> Response:
         matches = list(enumerate(studio.matches.pairs)) if studio.matches.tasks else []
-        return _page(studio, "compare", request, models=list(studio.models), matches=matches)
+        together, runs = curves_of(studio.config.models)
+        return _page(
+            studio,
+            "compare",
+            request,
+            models=list(studio.models),
+            matches=matches,
+            together=together,
+            runs=runs,
+        )
 
 
 def add_data(app: FastAPI, studio: Studio) -> None:

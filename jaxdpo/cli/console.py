@@ -163,9 +163,9 @@ class Reporter:
         """
         # Three columns hold texts of several lines each (a prompt and two answers), which only
         # lines between the rows keep apart.
-        table = Table(title=title, title_justify="left", show_lines=len(header) == 3)
+        table = Table(title=plain(title), title_justify="left", show_lines=len(header) == 3)
         for name in header:
-            table.add_column(name, overflow="fold")
+            table.add_column(plain(str(name)), overflow="fold")
         for row in rows:
             table.add_row(*(plain(str(cell)) for cell in row))
         self.console.print(table)

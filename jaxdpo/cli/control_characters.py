@@ -1,21 +1,8 @@
-"""Makes text of data, models and judges plain text, wherever it is shown."""
+"""Makes text of data, models and judges plain text for rich, which reads [brackets] as markup."""
 
 from rich.markup import escape
 
-# C0 and C1 control characters and DEL, but for the tab and the end of a line. ESC begins the
-# commands of a terminal, which could clear the screen or rename the window.
-_CONTROLS = {
-    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)
-}
-
-
-def visible(text: str) -> str:
-    """Returns text with its control characters written out.
-
-    >>> visible("a\\x1b[2J")
-    'a\\\\x1b[2J'
-    """
-    return text.translate(_CONTROLS)
+from jaxdpo.printable import visible
 
 
 def plain(text: str) -> str:

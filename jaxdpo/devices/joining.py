@@ -18,7 +18,8 @@ from jaxdpo.devices import peers
 from jaxdpo.devices.cluster import Cluster, find_cluster
 from jaxdpo.devices.distributed_config import DistributedConfig
 from jaxdpo.devices.peers import Peers
-from jaxdpo.errors import UserError
+from jaxdpo.errors import UserError, explained
+from jaxdpo.printable import show
 
 # Packages whose versions decide what is computed.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
@@ -104,7 +105,7 @@ def fail_before_joining(error: UserError) -> None:
     if cluster is None:
         return
     # Said at once: the others may not even be started.
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    show(f"error: {error}", error=True)
     config = DistributedConfig(join=_BRIEFLY)
     try:
         _join(cluster, config, give_up=None)
@@ -195,6 +196,7 @@ def _fail(joined: Peers, error: BaseException) -> NoReturn:
 
     Not by raising it: on the way out JAX would wait in a barrier for processes that never come.
     """
+    error = explained(error) or error
     expected = isinstance(error, UserError)
     if not expected and joined.explains():
         # The thread that found the lost peer says so, and ends the process.
@@ -203,9 +205,9 @@ def _fail(joined: Peers, error: BaseException) -> NoReturn:
     if not joined.fails(" ".join(text.split())):
         threading.Event().wait()
     if expected:
-        print(text, file=sys.stderr)
+        show(text, error=True)
     else:
-        traceback.print_exception(error)
+        show("".join(traceback.format_exception(error)), error=True)
     sys.stdout.flush()
     sys.stderr.flush()
     joined.depart()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import IO
 
 from jaxdpo.devices.cluster import Cluster
+from jaxdpo.printable import show
 
 _PARENT = "JAXDPO_PARENT"
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -71,7 +72,7 @@ def supervise(cluster: Cluster) -> int:
     if message is None:
         sys.stderr.write(held)
         return status if status >= 0 else 128 - status
-    print(f"error: {message}", file=sys.stderr)
+    show(f"error: {message}", error=True)
     return _LOST if -status == signal.SIGABRT else 128 - status
 
 

@@ -112,7 +112,8 @@ def fewer_failures(paired: Paired, seed: int = 0) -> Estimate:
     low, high = np.quantile(decrease, [0.025, 0.975])
     left = paired.first_only + paired.neither
     if not left:
-        # No resample has a failure either, which is no proof that there are none to come.
+        # No resample has a failure either, which is no proof that there are none to come. Wilson's
+        # bound says how many there may be: z² / (n + z²) of the answers, one in seven of 24.
         low = 1 - share(0, n).high / share(failures, n).value
     value = 1 - left / failures
     return Estimate(value, float(low), float(high))

@@ -13,6 +13,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.feedback.collecting import Collected, Feedback, collect_all
 from jaxdpo.feedback.human_judgements import write_alignment
 from jaxdpo.feedback.preferences import FeedbackConfig
+from jaxdpo.printable import show
 
 
 class CollectConfig(FeedbackConfig):
@@ -79,18 +80,18 @@ def collect_to_file(config: CollectConfig) -> Collected:
         another one is in its place.
     """
     collected = collect_all(config.feedback, config)
-    print(collected.summary())
+    show(collected.summary())
     if config.alignment is not None:
         target = Path(config.alignment).expanduser()
         with _written(target, config.overwrite) as new:
             write_alignment(collected.judged, config.criterion, new)
-        print(f"written: {target}")
+        show(f"written: {target}")
     if config.out is not None:
         target = Path(config.out).expanduser()
         pairs = _chosen(collected, config)
         with _written(target, config.overwrite) as new:
             write_pairs(pairs, new)
-        print(f"written: {target}")
+        show(f"written: {target}")
     return collected
 
 

@@ -11,6 +11,7 @@ from jaxdpo.data.bad_pair import BadPair
 from jaxdpo.devices.compilation_cache import keep_compiled
 from jaxdpo.errors import UserError
 from jaxdpo.generation.server import ServerConfig, ask_server, is_server
+from jaxdpo.generation.started_server import StartedServer
 from jaxdpo.generation.to_file import Source, Wanted
 from jaxdpo.hub.policy import Policy
 from jaxdpo.model.digest import weights_digest
@@ -73,6 +74,19 @@ def policy_source(
         **_drawn(sampling),
     }
     return Source(name, settings, partial(ask_policy, policy, sampling=sampling, dtype=dtype))
+
+
+def started_source(server: StartedServer, model: str, sampling: SamplingConfig) -> Source:
+    """Returns a model that a server of its own answers with.
+
+    Args:
+      server: The server, which the first question starts.
+      model: Place of the model, its name in the file of answers.
+      sampling: How completions are drawn.
+    """
+    # Neither port nor command: the same rounds continue at another port and with another server.
+    settings = {"model": model, "started": True, **_drawn(sampling)}
+    return Source(model, settings, partial(server.ask, sampling=sampling))
 
 
 def data_source() -> Source:

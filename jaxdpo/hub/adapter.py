@@ -49,6 +49,7 @@ from jaxdpo.hub.families import Row, family_of
 from jaxdpo.hub.read import FLOATS, HEAD, embedding_name, on_devices, open_tensors, plain_name
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params, abstract_params
+from jaxdpo.model.groups import layers_with
 from jaxdpo.model.lora import LoraConfig, LoraParams
 from jaxdpo.storage.lazy_array import Stored
 
@@ -96,9 +97,8 @@ class Adapter:
             if path not in self.pairs:
                 continue
             _, part, name = path.split("/")
-            pairs = self.pairs[path]
-            a_shape = (model.num_layers, inputs, config.rank)
-            b_shape = (model.num_layers, config.rank, outputs)
+            pairs, count = self.pairs[path], len(layers_with(model, part))
+            a_shape, b_shape = (count, inputs, config.rank), (count, config.rank, outputs)
             layers.setdefault(part, {})[name] = {
                 "a": Stored(a_shape, np.dtype(np.float32), reader(pairs, "a", config.scale)),
                 "b": Stored(b_shape, np.dtype(np.float32), reader(pairs, "b", config.scale)),
@@ -107,8 +107,7 @@ class Adapter:
                 assert params is not None
                 kernel = params["layers"][part][name]["kernel"]
                 read = magnitude_reader(pairs, self.magnitudes[path], kernel)
-                m_shape = (model.num_layers, outputs)
-                layers[part][name]["m"] = Stored(m_shape, np.dtype(np.float32), read)
+                layers[part][name]["m"] = Stored((count, outputs), np.dtype(np.float32), read)
         return {"layers": layers}
 
 
@@ -235,11 +234,14 @@ def _sort_tensors(
 
 
 def _modules(table: Iterable[Row], model: ModelConfig) -> dict[str, tuple[int, list[Row]]]:
-    """Returns each module that holds linear maps, with its layer and the rows of the maps."""
+    """Returns each module that holds linear maps, with its layer and the rows of the maps.
+
+    Layers are counted among those that have the module.
+    """
     modules: dict[str, tuple[int, list[Row]]] = {}
     for row in table:
         if row.leading == 1 and row.path.endswith("/kernel"):
-            for layer in range(model.num_layers):
+            for layer in range(len(layers_with(model, row.path.split("/")[1]))):
                 name = row.name(layer).removesuffix(".weight")
                 modules.setdefault(name, (layer, []))[1].append(row)
     return modules

@@ -8,6 +8,7 @@ from jaxdpo.hub.arrays import LowRankSum, Readable, RowsReplaced, Transposed
 from jaxdpo.hub.families import Row
 from jaxdpo.hub.read import HEAD
 from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.groups import layers_with
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # The part of a module's adapter that trainable_token_indices trains.
@@ -92,7 +93,8 @@ def check_replaced(
     """
     known = {HEAD}
     for row in table:
-        layers = range(model.num_layers) if row.leading == 1 else ()
+        count = len(layers_with(model, row.path.split("/")[1])) if row.leading == 1 else 0
+        layers = range(count)
         known |= {row.name(layer) for layer in layers} if row.leading else {row.hf_name}
     unknown = replaced.keys() - known
     if unknown:

@@ -144,7 +144,7 @@ def adapter_config_text(
       lora_config: Rank and scale of each linear map's adapter.
       base: The model that the adapter belongs to.
     """
-    adapted = [module for module in modules if module.tensor("lora_A.weight", 0) in specs]
+    adapted = [module for module in modules if module.first("lora_A.weight") in specs]
     # vLLM and others allocate by r alone and know no patterns, so r is the largest rank, and
     # lora_alpha keeps alpha / r; smaller modules are the exceptions.
     most = max(len(module.kernels) for module in adapted)
@@ -220,22 +220,27 @@ class _Module(NamedTuple):
     name: str
     kernels: list[Row]
 
-    def tensor(self, which: _Which, *layer: int) -> str:
-        """Returns the name of an adapter's tensor, of one layer or as a template."""
-        name = f"base_model.model.{self.kernels[0].hf_name.removesuffix('.weight')}.{which}"
-        return name.format(i=layer[0]) if layer else name
+    def tensor(self, which: _Which) -> str:
+        """Returns the name of an adapter's tensor, with {i} for the layer."""
+        return f"base_model.model.{self.kernels[0].hf_name.removesuffix('.weight')}.{which}"
+
+    def first(self, which: _Which) -> str:
+        """Returns the name of that of the first layer."""
+        return self.tensor(which).format(i=self.kernels[0].layer(0))
 
 
 def _modules(hf_config: Mapping[str, Any], config: ModelConfig) -> list[_Module]:
     kernels: dict[tuple[str, ...], list[Row]] = {}
     for row in family_of(hf_config).rows(config):
-        if row.leading == 1 and row.path.endswith("/kernel"):
+        if row.leading and row.path.endswith("/kernel"):
             kernels.setdefault(tuple(row.hf_name.split(".")[:-1]), []).append(row)
     last = [path[-1] for path in kernels]
-    # GPT-2 has a c_proj in the attention and another in the MLP.
+    # GPT-2 has a c_proj in the attention and another in the MLP; experts have maps of the same
+    # names as layers without experts, and are not adapted.
     return [
         _Module(path[-1] if last.count(path[-1]) == 1 else ".".join(path[-2:]), rows)
         for path, rows in kernels.items()
+        if rows[0].leading == 1
     ]
 
 
@@ -255,8 +260,8 @@ def _rows(modules: Sequence[_Module], rank: int) -> list[Row]:
                 ranks = Span(place * rank, rank, len(module.kernels) * rank)
             path = kernel.path.removesuffix("/kernel")
             a, b = module.tensor("lora_A.weight"), module.tensor("lora_B.weight")
-            rows.append(Row(f"{path}/a", a, transposed=True, columns=ranks))
-            rows.append(Row(f"{path}/b", b, True, kernel.columns, rows=ranks))
-            m = module.tensor("lora_magnitude_vector")
-            rows.append(Row(f"{path}/m", m, columns=kernel.columns))
+            m, layers = module.tensor("lora_magnitude_vector"), kernel.layers
+            rows.append(Row(f"{path}/a", a, True, columns=ranks, layers=layers))
+            rows.append(Row(f"{path}/b", b, True, kernel.columns, rows=ranks, layers=layers))
+            rows.append(Row(f"{path}/m", m, columns=kernel.columns, layers=layers))
     return rows

@@ -16,11 +16,15 @@ from safetensors import safe_open
 
 from jaxdpo.errors import UserError
 from jaxdpo.storage.buckets import is_bucket, read_names, send
-from jaxdpo.storage.files import move_folder, sync_folder, sync_tree
+from jaxdpo.storage.files import file_digest, move_folder, sync_folder, sync_tree
+from jaxdpo.storage.sealed import read_sealed, sealed
+from jaxdpo.storage.temporary import TemporaryFolder
 from jaxdpo.storage.urls import refuse_url, written_url
 
 # Lists the files of an export, so that a later one replaces nothing else.
 MANIFEST = "jaxdpo_export.json"
+# The files without which a folder is no model or adapter, written last.
+_COUNTING = ("adapter_config.json", "config.json", MANIFEST)
 
 # The safetensors format's word for a type ↦ NumPy's.
 DTYPES: dict[str, Any] = {
@@ -52,28 +56,37 @@ def exporting(folder: Path) -> Iterator[Path]:
         return
     refuse_url(folder)
     _check_replaceable(folder)
-    temporary = folder.with_name(f".{folder.name}.partial")
     previous = folder.with_name(f".{folder.name}.previous")
     try:
-        for left_over in (temporary, previous):
+        # An export that was killed between its two renames below left the earlier one there.
+        if previous.exists() and not folder.exists():
+            move_folder(previous, folder, last=_COUNTING)
+        # The first is what earlier versions wrote to.
+        for left_over in (folder.with_name(f".{folder.name}.partial"), previous):
             shutil.rmtree(left_over, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        held = TemporaryFolder(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error}") from error
+    temporary = held.path
+    try:
         yield temporary
-        # The manifest only says which files a later export may replace.
-        files = sorted(path.name for path in temporary.iterdir())
-        (temporary / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
+        _write_manifest(temporary)
         sync_tree(temporary)
         # A folder cannot be replaced in one system call, but between these two renames the earlier
         # export still lies beside it under another name.
         if folder.exists():
-            move_folder(folder, previous)
-        move_folder(temporary, folder, last=["adapter_config.json", "config.json", MANIFEST])
+            move_folder(folder, previous, last=_COUNTING)
+        move_folder(temporary, folder, last=_COUNTING)
         sync_folder(folder.parent)
         shutil.rmtree(previous, ignore_errors=True)
     except OSError as error:
+        # The new one did not get its name; the earlier one has it back.
+        if previous.exists() and not folder.exists():
+            with contextlib.suppress(OSError):
+                move_folder(previous, folder, last=_COUNTING)
         raise UserError(f"{folder}: cannot be written: {error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        held.close()
 
 
 @contextlib.contextmanager
@@ -85,11 +98,47 @@ def _made_here(url: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         yield folder
-        files = sorted(path.name for path in folder.iterdir())
-        (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
-        # A model folder is none without config.json, an adapter's none without its own.
-        counts = [name for name in ("adapter_config.json", "config.json") if name in files]
-        send(folder, url, last=[*counts, MANIFEST])
+        _write_manifest(folder)
+        send(folder, url, last=[name for name in _COUNTING if (folder / name).exists()])
+
+
+def _write_manifest(folder: Path) -> None:
+    """Notes which files a later export may replace, and their digests, for `damaged_files`."""
+    digests = {
+        str(path.relative_to(folder)): file_digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    names = sorted(path.name for path in folder.iterdir())
+    text = sealed({"files": names, "digests": digests})
+    (folder / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """Compares an exported folder with its manifest.
+
+    Args:
+      folder: A model or adapter folder.
+
+    Returns:
+      Names of the files that are missing or not as they were exported: by a damaged disk, an
+      incomplete copy, or somebody's edit. None for a folder without a manifest of digests.
+    """
+    if not (folder / MANIFEST).exists():
+        return []
+    manifest = read_sealed(folder / MANIFEST)
+    if manifest is None:
+        # Earlier versions wrote names alone.
+        return [] if "digests" not in _read_manifest(folder) else [MANIFEST]
+    return [
+        name
+        for name, digest in manifest["digests"].items()
+        if not (folder / name).is_file() or file_digest(folder / name) != digest
+    ]
+
+
+def _read_manifest(folder: Path) -> str:
+    return (folder / MANIFEST).read_text(encoding="utf-8", errors="replace")
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -98,7 +147,7 @@ def _check_replaceable(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder for the export")
     found = {path.name for path in folder.iterdir()}
-    manifest = (folder / MANIFEST).read_text() if MANIFEST in found else None
+    manifest = _read_manifest(folder) if MANIFEST in found else None
     _refuse_others(str(folder), found, manifest)
 
 
@@ -115,7 +164,13 @@ def _refuse_others(folder: str, found: set[str], manifest: str | None) -> None:
     """
     written: set[str] = set()
     if manifest is not None:
-        written = {*json.loads(manifest)["files"], MANIFEST}
+        try:
+            written = {*map(str, json.loads(manifest)["files"]), MANIFEST}
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{folder}/{MANIFEST}: damaged, so nothing tells which files may be replaced; name "
+                "another folder, or move this one away"
+            ) from error
     if found - written:
         raise UserError(
             f"{folder}: holds {sorted(found - written)[0]}, which no export put there; "

@@ -20,8 +20,8 @@ from jaxdpo.hub.folder import check_files, member, read_config
 from jaxdpo.hub.read import (
     FLOATS,
     HEAD,
-    OF_IMAGES,
     WEIGHTS,
+    carried_names,
     embedding_name,
     head_is_tied,
     open_tensors,
@@ -144,7 +144,7 @@ def with_replaced(opened: OpenedModel, adapter: Adapter) -> OpenedModel:
 
 
 def open_carried(source: str, revision: str | None, hf_config: Mapping[str, Any]) -> Carried | None:
-    """Opens what an export carries from the folder that a model came from; None of a text model.
+    """Opens what an export carries from the folder that a model came from; None for nothing.
 
     Args:
       source: The folder, or `org/name`.
@@ -154,17 +154,19 @@ def open_carried(source: str, revision: str | None, hf_config: Mapping[str, Any]
     Raises:
       UserError: If the folder is gone, or holds a tensor that can't be written again.
     """
-    if wrapper_of(hf_config) is None:
+    carried_by = carried_names(hf_config)
+    if carried_by is None:
         return None
     try:
         folder = find_folder(source, revision=revision)
         tensors = open_tensors(folder, WEIGHTS, head_is_tied(hf_config))
     except UserError as error:
+        of_what = "images" if wrapper_of(hf_config) else "multi-token prediction"
         raise UserError(
-            f"{source}: the tensors of this model's images are there alone, and an export carries "
-            f"them along: {error}"
+            f"{source}: the tensors of this model's {of_what} are there alone, and an export "
+            f"carries them along: {error}"
         ) from error
-    carried = {name: tensor for name, tensor in tensors.items() if OF_IMAGES.match(name)}
+    carried = {name: tensor for name, tensor in tensors.items() if carried_by.match(name)}
     for name, tensor in carried.items():
         if tensor.dtype not in DTYPES:
             raise UserError(

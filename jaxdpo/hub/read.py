@@ -114,11 +114,11 @@ def open_weights(folder: Path, hf_config: Mapping[str, Any]) -> dict[str, Readab
     Raises:
       UserError: For missing or damaged files, or two tensors of one name.
     """
-    family, wrapped = family_of(hf_config), wrapper_of(hf_config) is not None
+    family, carried = family_of(hf_config), carried_names(hf_config)
     tensors: dict[str, Readable] = {}
     for name, tensor in open_tensors(folder, WEIGHTS, head_is_tied(hf_config)).items():
         plain = plain_name(name)
-        if _DERIVED.search(plain) or (wrapped and OF_IMAGES.match(name)):
+        if _DERIVED.search(plain) or (carried and carried.match(name)):
             continue
         if _VALUE_HEAD.search(plain):
             _log.warning("%s: %s, a value head, is left out: DPO has no use for it", folder, name)
@@ -133,6 +133,23 @@ def open_weights(folder: Path, hf_config: Mapping[str, Any]) -> dict[str, Readab
             for name, tensor in tensors.items()
         }
     return tensors
+
+
+def carried_names(hf_config: Mapping[str, Any]) -> re.Pattern[str] | None:
+    """Returns a pattern of the names of tensors beside the language model; None without any.
+
+    They are those of images, or of the layers that guess several tokens ahead (the multi-token
+    prediction of GLM-4.5): an export carries them along as they are.
+    """
+    if wrapper_of(hf_config) is not None:
+        return OF_IMAGES
+    ahead = hf_config.get("num_nextn_predict_layers") or hf_config.get("num_mtp_layers") or 0
+    if hf_config.get("model_type") != "glm4_moe" or ahead not in range(1, _SHOWN):
+        return None
+    # They are numbered on from the last layer of the model.
+    first = hf_config["num_hidden_layers"]
+    numbers = "|".join(str(number) for number in range(first, first + ahead))
+    return re.compile(rf"^model\.layers\.({numbers})\.")
 
 
 def usual_dtype(tensors: Iterable[Readable]) -> str | None:

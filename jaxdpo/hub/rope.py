@@ -43,7 +43,10 @@ _UNREAD = {"attn_factor", "finetuned", "extrapolation_factor"}
 
 
 def rope_from_hf(
-    hf_config: HfConfig, context: int | None = None, theta: float = 10000.0, partial: bool = False
+    hf_config: HfConfig,
+    context: int | None = None,
+    theta: float = 10000.0,
+    partial: float | None = None,
 ) -> RopeConfig:
     """Reads the rotary embedding that a config.json describes.
 
@@ -51,14 +54,17 @@ def rope_from_hf(
       hf_config: config.json.
       context: Longest sequence that it is for, in tokens, for the kinds that depend on it.
       theta: The family's default.
-      partial: Whether the family rotates a part of each head.
+      partial: Share of each head that the family rotates by default; None if it rotates whole heads
+        and has no field for it.
 
     Raises:
       UserError: For a kind that is not implemented, a missing or unknown field, or spellings that
         disagree.
     """
-    rope = _rope(_joined(hf_config), hf_config, context, theta)
-    if rope.partial != 1.0 and not partial:
+    fields = joined_fields(hf_config)
+    fields.setdefault("partial_rotary_factor", 1.0 if partial is None else partial)
+    rope = _rope(fields, hf_config, context, theta)
+    if rope.partial != 1.0 and partial is None:
         raise UserError(
             "config.json: partial_rotary_factor other than 1 is not implemented for this family"
         )
@@ -161,8 +167,12 @@ def _yarn_magnitude(fields: HfConfig) -> float:
     return grown(1.0)
 
 
-def _joined(hf_config: HfConfig) -> dict[str, Any]:
-    """Returns the fields of both spellings; they must agree."""
+def joined_fields(hf_config: HfConfig) -> dict[str, Any]:
+    """Returns the rotary embedding's fields from both spellings.
+
+    Raises:
+      UserError: If they disagree.
+    """
     # A folder that went through several versions of transformers holds both spellings. If they
     # disagree, each version would rotate differently, so neither is guessed to be the right one.
     # But θ: transformers 5, which writes rope_parameters, leaves an older θ beside it that nothing
@@ -203,21 +213,25 @@ def rope_to_hf(rope: RopeConfig, original: HfConfig) -> dict[str, Any]:
     # For "dynamic" this field is where the stretching begins, so it belongs to the embedding.
     if isinstance(rope.scaling, DynamicScaling):
         longest = {"max_position_embeddings": rope.scaling.original_max_positions}
-    scaling = {name: value for name, value in fields.items() if name not in _OUTSIDE}
-    written = {
-        "rope_parameters": fields,
-        "rope_theta": rope.theta,
-        "rope_scaling": None if scaling == {"rope_type": "default"} else scaling,
-    }
     return (
         longest
-        | written
+        | both_spellings(fields)
         | {
             name: fields[name]
             for name in ("partial_rotary_factor",)
             if fields.get(name, 1.0) != 1.0
         }
     )
+
+
+def both_spellings(fields: HfConfig) -> dict[str, Any]:
+    """Returns the fields of config.json that say the same to all versions of transformers."""
+    scaling = {name: value for name, value in fields.items() if name not in _OUTSIDE}
+    return {
+        "rope_parameters": dict(fields),
+        "rope_theta": fields["rope_theta"],
+        "rope_scaling": None if scaling == {"rope_type": "default"} else scaling,
+    }
 
 
 # Fields that older configs keep beside rope_scaling and not in it.
@@ -227,7 +241,7 @@ _OUTSIDE = ("rope_theta", "partial_rotary_factor")
 def _fields(rope: RopeConfig, original: HfConfig) -> dict[str, Any]:
     length = getattr(rope.scaling, "length", None)
     try:
-        fields = {"rope_type": "default", "rope_theta": rope.theta, **_joined(original)}
+        fields = {"rope_type": "default", "rope_theta": rope.theta, **joined_fields(original)}
         # The original's spelling is kept where it means the same: it may hold fields that older
         # versions of transformers insist on.
         if _rope(fields, original, length, rope.theta) == rope:
@@ -284,8 +298,8 @@ def _by_type(hf_config: HfConfig, local: str) -> tuple[dict[str, Any], dict[str,
     old = {name: hf_config.get(name) for name in ("rope_theta", "rope_scaling")}
     old_local = {"rope_theta": hf_config.get(local)}
     return (
-        _joined({"rope_parameters": parameters.get("full_attention"), **old}),
-        _joined({"rope_parameters": parameters.get("sliding_attention"), **old_local}),
+        joined_fields({"rope_parameters": parameters.get("full_attention"), **old}),
+        joined_fields({"rope_parameters": parameters.get("sliding_attention"), **old_local}),
     )
 
 
@@ -318,11 +332,9 @@ def layer_ropes_to_hf(
         )
         for name in kept
     }
-    full = parameters["full_attention"]
-    scaling = {name: value for name, value in full.items() if name not in _OUTSIDE}
+    # An older reader takes the full layers' embedding for that of the whole config.
     return {
-        "rope_parameters": parameters,
         local: parameters["sliding_attention"]["rope_theta"],
-        "rope_theta": full["rope_theta"],
-        "rope_scaling": None if scaling == {"rope_type": "default"} else scaling,
+        **both_spellings(parameters["full_attention"]),
+        "rope_parameters": parameters,
     }

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,7 @@ from jaxdpo.hub.read import WEIGHTS
 from jaxdpo.hub.tokenizer_files import write_tokenizer
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Params
+from jaxdpo.model.dtypes import stays_fp32
 from jaxdpo.storage.lazy_array import Stored
 
 # The default of transformers: small enough for any file system, few enough files.
@@ -136,13 +138,13 @@ def tensor_specs(rows: Sequence[Row], params: Params, dtype: Any = None) -> dict
       params: Parameters, or their shapes and dtypes.
       dtype: Of the tensors; None to keep that of `params`.
     """
-    return {
-        parts[0][0].name(*indices): TensorSpec(
-            parts[0][0].hf_shape(parts[0][1].shape),
-            parts[0][1].dtype if dtype is None else np.dtype(dtype),
-        )
-        for parts, indices in _in_order(rows, params)
-    }
+    specs = {}
+    for parts, indices in _in_order(rows, params):
+        row, leaf = parts[0]
+        kept = dtype is None or stays_fp32(row.path)
+        shape = row.hf_shape(leaf.shape)
+        specs[row.name(*indices)] = TensorSpec(shape, leaf.dtype if kept else np.dtype(dtype))
+    return specs
 
 
 def tensor_arrays(rows: Sequence[Row], params: Params) -> Iterator[np.ndarray]:
@@ -189,11 +191,16 @@ def _in_order(
     # layers and a reader of some layers opens few files.
     yield from ((parts, ()) for parts in tensors.values() if not parts[0][0].leading)
     stacked = [parts for parts in tensors.values() if parts[0][0].leading]
-    for layer in range(stacked[0][0][1].shape[0] if stacked else 0):
-        for parts in stacked:
-            experts = range(parts[0][1].shape[1]) if parts[0][0].leading == 2 else (None,)
-            for expert in experts:
-                yield parts, (layer,) if expert is None else (layer, expert)
+    placed: list[tuple[int, int, Any]] = []
+    for parts in stacked:
+        row, leaf = parts[0]
+        placed += [(row.layer(place), place, parts) for place in range(leaf.shape[0])]
+    # Sorting is stable: the tensors of a layer stay in the order of the table.
+    for _, place, parts in sorted(placed, key=itemgetter(0)):
+        row, leaf = parts[0]
+        experts = range(leaf.shape[1]) if row.leading == 2 else (None,)
+        for expert in experts:
+            yield parts, (place,) if expert is None else (place, expert)
 
 
 def _write_weights(

@@ -6,7 +6,6 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from jaxdpo import __version__
-from jaxdpo.cli.control_characters import visible
 from jaxdpo.inspection.config import InspectConfig
 from jaxdpo.inspection.findings import SHOWN, Finding
 from jaxdpo.inspection.places import Places
@@ -16,6 +15,7 @@ from jaxdpo.pages.cells import Table
 from jaxdpo.pages.histograms import draw_histograms
 from jaxdpo.pages.page import render, today
 from jaxdpo.pages.settings import settings_table
+from jaxdpo.printable import visible
 
 
 def page(

@@ -9,7 +9,7 @@ where a dict becomes a module. Layers are stored stacked, `[L, ...]`, and run by
     logits_BTV = logits(config, params, hidden_BTD)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
@@ -23,12 +23,14 @@ from jaxdpo.devices.sharding import shard_rows
 from jaxdpo.model.attention.dense import AttentionKind
 from jaxdpo.model.attention.per_layer import LayerAttend, layer_attention
 from jaxdpo.model.config import ModelConfig
+from jaxdpo.model.dtypes import cast_params
 from jaxdpo.model.experts import RouterLoad, router_loss
-from jaxdpo.model.layers import BlockOutputs, Decoder
+from jaxdpo.model.groups import LayerGroup, layer_groups, of_group, of_layer
+from jaxdpo.model.layers import Block, BlockOutputs, Decoder
 from jaxdpo.model.lora import LoraConfig, LoraParams, layer_adapters
 from jaxdpo.model.neftune import embedding_noise
 from jaxdpo.model.quantized import is_quantized
-from jaxdpo.model.rope import rotation
+from jaxdpo.model.rope import query_scales, rotation
 
 # A nested dict of arrays, such as {"embed": {"weight": ...}, "layers": {"attention": ...}, ...}.
 Params = dict[str, Any]
@@ -100,9 +102,10 @@ class LayerOutputs(NamedTuple):
 
     Attributes:
       hidden_BTD: Hidden states after the final norm.
-      collected: What `attend` returned beside its outputs, stacked `[L, ...]`, or in a list of
+      collected: What `attend` returned beside its outputs, in a list of unstacked layers; None of
+        stacked ones.
+      load_L: The load of the layers with experts, `[L, E]` each; None without experts or of
         unstacked layers.
-      load_L: The experts' load, `[L, E]` each; None without experts or of unstacked layers.
     """
 
     hidden_BTD: jax.Array
@@ -116,10 +119,9 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any) -> Params:
     Args:
       config: Architecture.
       key: A random key.
-      dtype: Of the parameters; they are drawn in fp32 and rounded.
+      dtype: Of the parameters (`cast_params`); they are drawn in fp32 and rounded.
     """
-    params = nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(params=key))))
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    return cast_params(nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(params=key)))), dtype)
 
 
 def abstract_params(config: ModelConfig, dtype: Any) -> Params:
@@ -199,9 +201,9 @@ def run_layers(
       compute: Dtype and remat; static under jit.
       dropout_key: Key of the adapters' dropout; None for none.
     """
-    layers = params["layers"]
-    decoder = _decoder(config, params, layers[0] if isinstance(layers, tuple) else layers)
+    decoder = _around_layers(config, params)
     layer_rotation = layer_rotations(config, inputs.positions_BT)
+    attend = _scaling_queries(config, inputs.positions_BT, attend)
     weights_BT = inputs.weights_BT
     weights_BT = jnp.ones(inputs.tokens_BT.shape) if weights_BT is None else weights_BT
 
@@ -222,21 +224,34 @@ def run_layers(
             weights_BT,
         )
 
-    hidden_BTD = _embedded(config, decoder, inputs, compute.dtype)
-    if isinstance(layers, tuple):
-        collected = []
-        for number, layer in enumerate(layers):
-            block = _decoder(config, params, layer).layers
-            layer_lora = lora and lora["layers"][number]
-            hidden_BTD, outputs = run_layer(hidden_BTD, (block, layer_lora, number))
-            collected.append(outputs.collected)
-        return LayerOutputs(decoder.norm(hidden_BTD), collected, None)
-    hidden_BTD, outputs = jax.lax.scan(
-        _rematerialised(run_layer, compute),
-        shard_rows(hidden_BTD),
-        (decoder.layers, lora and lora["layers"], jnp.arange(config.num_layers)),
-    )
-    return LayerOutputs(decoder.norm(hidden_BTD), outputs.collected, outputs.load)
+    hidden_BTD = shard_rows(_embedded(config, decoder, inputs, compute.dtype))
+    collected, loads = [], []
+    for group in layer_groups(config):
+        if _is_unstacked(params["layers"]):
+            for layer in _each_layer(config, params, lora, group):
+                hidden_BTD, outputs = run_layer(hidden_BTD, layer)
+                collected.append(outputs.collected)
+            continue
+        hidden_BTD, outputs = jax.lax.scan(
+            _rematerialised(run_layer, compute), hidden_BTD, _stacked(config, params, lora, group)
+        )
+        if outputs.load is not None:
+            loads.append(outputs.load)
+    # The loads of all groups one after the other, `[L, E]`.
+    load_L = jax.tree.map(lambda *each: jnp.concatenate(each), *loads) if loads else None
+    return LayerOutputs(decoder.norm(hidden_BTD), collected or None, load_L)
+
+
+def _scaling_queries(
+    config: ModelConfig, positions_BT: jax.Array, attend: LayerAttend
+) -> LayerAttend:
+    """Returns an attention whose queries are scaled by their position, where the model does so."""
+    scaling = config.attention.query_scaling
+    if scaling is None:
+        return attend
+    # Made once, outside of the scan; the same for all heads and channels.
+    scale_BT11 = query_scales(scaling, positions_BT)[:, :, None, None]
+    return lambda q, k, v, layer: attend(q * scale_BT11.astype(q.dtype), k, v, layer)
 
 
 def _embedded(config: ModelConfig, decoder: Decoder, inputs: LayerInputs, dtype: Any) -> jax.Array:
@@ -252,18 +267,54 @@ def _embedded(config: ModelConfig, decoder: Decoder, inputs: LayerInputs, dtype:
     return embedded_BTD
 
 
-def _decoder(config: ModelConfig, params: Params, layers: Params) -> Decoder:
-    """Makes a module of the parameters, its `layers` those given."""
-    # The structure is that of stacked layers; a single layer's arrays lack the leading axis, which
-    # NNX does not look at.
-    structure = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))
-    return nnx.merge(structure, {**params, "layers": layers})
+def _around_layers(config: ModelConfig, params: Params) -> Decoder:
+    """Makes a module of the parameters before and after the layers."""
+
+    def declared() -> Decoder:
+        return Decoder(config, nnx.Rngs(params=0), layers=False)
+
+    structure = nnx.graphdef(nnx.eval_shape(declared))
+    return nnx.merge(structure, {name: params[name] for name in params if name != "layers"})
+
+
+def _block(config: ModelConfig, group: LayerGroup, parts: Params) -> Block:
+    """Makes a module of the parameters of one layer of a group, or of all of them stacked."""
+
+    def declared() -> Block:
+        return Block(config, nnx.Rngs(params=0), {group.kind})
+
+    # NNX looks at the names of the arrays, and not at their axes.
+    structure = nnx.graphdef(nnx.eval_shape(declared))
+    return nnx.merge(structure, parts)
+
+
+def _stacked(
+    config: ModelConfig, params: Params, lora: LoraParams | None, group: LayerGroup
+) -> tuple[Block, LoraParams | None, jax.Array]:
+    """Returns a group's layers, their adapters and their numbers, stacked for a scan."""
+    block = _block(config, group, of_group(config, params["layers"], group))
+    adapters = lora and of_group(config, lora["layers"], group)
+    return block, adapters, jnp.arange(group.start, group.stop)
+
+
+def _each_layer(
+    config: ModelConfig, params: Params, lora: LoraParams | None, group: LayerGroup
+) -> Iterator[tuple[Block, LoraParams | None, int]]:
+    """Yields the same of each layer of a group by itself, where they are unstacked."""
+    for number in range(group.start, group.stop):
+        block = _block(config, group, of_layer(config, params["layers"], number))
+        yield block, lora and of_layer(config, lora["layers"], number), number
+
+
+def _is_unstacked(layers: Params) -> bool:
+    """Tells whether each part of the layers is a tuple of them."""
+    return isinstance(next(iter(layers.values())), tuple)
 
 
 def unstacked(
     params: Params, lora: LoraParams | None, dtype: Any
 ) -> tuple[Params, LoraParams | None]:
-    """Returns the same model for decoding: a tuple of layers, matrices in the dtype of use.
+    """Returns the same model for decoding: matrices in the dtype of use, layers in tuples.
 
     One token costs hardly more than reading the weights, so slicing layers out of the stack, or
     casting them, at each token would double it. Quantised kernels stay as they are.
@@ -283,9 +334,11 @@ def unstacked_tree(tree: Params, dtype: Any) -> Params:
       tree: Arrays with stacked layers under `layers`.
       dtype: Of the activations.
     """
-    stacked = tree["layers"]
-    count = jax.tree.leaves(stacked)[0].shape[0]
-    layers = tuple(jax.tree.map(itemgetter(number), stacked) for number in range(count))
+    layers = {}
+    for part, stacked in tree["layers"].items():
+        # The layers that have this part; most parts are in all of them.
+        count = jax.tree.leaves(stacked)[0].shape[0]
+        layers[part] = tuple(jax.tree.map(itemgetter(at), stacked) for at in range(count))
 
     def cast(leaf: Any) -> Any:
         return leaf if is_quantized(leaf) or leaf.ndim < 2 else leaf.astype(dtype)

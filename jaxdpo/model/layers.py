@@ -4,45 +4,25 @@ Parameters are used in the dtype of the activations, whatever dtype they are sto
 the softmax are computed in fp32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxdpo.devices.sharding import gather_weight
 from jaxdpo.model.config import ModelConfig, NormConfig
-from jaxdpo.model.experts import ACTIVATIONS, RouterLoad, SparseMLP
-from jaxdpo.model.quantized import product
+from jaxdpo.model.experts import RouterLoad, SparseMLP
+from jaxdpo.model.groups import MLPKind, layers_with, mlp_kinds
+from jaxdpo.model.mlp import MLP, Adapters, Linear
 from jaxdpo.model.rope import rotate
 
-# What an adapter adds to a linear layer's output: (x [..., in], x @ kernel, kernel) → [..., out].
-Adapter = Callable[[jax.Array, jax.Array, Any], jax.Array]
-Adapters = Mapping[str, Any]
 # (q_BTHd, k_BTKd, v_BTKd) → (outputs_BTHd, whatever the caller collects from each layer).
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 _normal = nnx.initializers.normal(0.02)
-
-
-class Linear(nnx.Module):
-    """`x @ kernel + bias`, plus the adapter's term."""
-
-    def __init__(self, inputs: int, outputs: int, bias: bool, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_normal(rngs.params(), (inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
-
-    def __call__(self, x: jax.Array, adapter: Adapter | None = None) -> jax.Array:
-        # x [..., inputs], y [..., outputs].
-        kernel = self.kernel[...]
-        product_of_base = y = product(x, kernel)
-        if self.bias is not None:
-            # Broadcast by name: the tests forbid implicit promotion of rank, which hides mistakes.
-            y += jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
-        if adapter is not None:
-            y += adapter(x, product_of_base, kernel)
-        return y
 
 
 class Embedding(nnx.Module):
@@ -62,14 +42,15 @@ class Norm(nnx.Module):
 
     def __init__(self, config: NormConfig, size: int):
         self.kind, self.eps = config.kind, config.eps
-        neutral = 0.0 if self.kind == "rms-plus-one" else 1.0
-        self.scale = nnx.Param(jnp.full(size, neutral))
-        self.bias = nnx.Param(jnp.zeros(size)) if self.kind == "layer" else None
+        self.plus_one = self.kind in ("rms-plus-one", "layer-plus-one")
+        self.scale = nnx.Param(jnp.full(size, 0.0 if self.plus_one else 1.0))
+        biased = self.kind in ("layer", "layer-plus-one")
+        self.bias = nnx.Param(jnp.zeros(size)) if biased else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         # In fp32: a sum of squares over thousands of channels loses half its bits in bf16.
         x32 = x.astype(jnp.float32)
-        if self.kind == "layer":
+        if self.kind.startswith("layer"):
             x32 -= jnp.mean(x32, axis=-1, keepdims=True)
         mean_square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
         normed = x32 * jax.lax.rsqrt(mean_square + self.eps)
@@ -78,7 +59,7 @@ class Norm(nnx.Module):
         if self.kind == "rms":
             normed = normed.astype(x.dtype)
         scale = self.scale[...].astype(normed.dtype)
-        if self.kind == "rms-plus-one":
+        if self.plus_one:
             scale += 1.0
         normed *= jnp.broadcast_to(scale, x.shape)
         if self.bias is not None:
@@ -97,6 +78,7 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         shape, width = config.attention, config.hidden_size
         self.head_dim, self.qk_norm = shape.head_dim, shape.qk_norm
+        self.interleaved = shape.interleaved
         q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
         self.q = Linear(width, q_size, shape.qkv_bias, rngs)
         self.k = Linear(width, kv_size, shape.qkv_bias, rngs)
@@ -106,7 +88,7 @@ class Attention(nnx.Module):
         def norm(size: int) -> Norm | None:
             if shape.qk_norm is None:
                 return None
-            return Norm(config.norm, shape.head_dim if shape.qk_norm == "head" else size)
+            return Norm(config.norm, size if shape.qk_norm == "flat" else shape.head_dim)
 
         self.q_norm, self.k_norm = norm(q_size), norm(kv_size)
 
@@ -120,7 +102,10 @@ class Attention(nnx.Module):
         q_BTHd = self._heads(self.q(x_BTD, adapters.get("q")), self.q_norm)
         k_BTKd = self._heads(self.k(x_BTD, adapters.get("k")), self.k_norm)
         v_BTKd = self._heads(self.v(x_BTD, adapters.get("v")), None)
-        outputs_BTHd, collected = attend(rotate(q_BTHd, cos_sin), rotate(k_BTKd, cos_sin), v_BTKd)
+        q_BTHd, k_BTKd = (rotate(x, cos_sin, self.interleaved) for x in (q_BTHd, k_BTKd))
+        if self.qk_norm == "head-rotated":
+            q_BTHd, k_BTKd = _normed(self.q_norm, q_BTHd), _normed(self.k_norm, k_BTKd)
+        outputs_BTHd, collected = attend(q_BTHd, k_BTKd, v_BTKd)
         # The heads side by side again, [B, T, H·d], as the output projection reads them.
         merged = outputs_BTHd.reshape(*x_BTD.shape[:-1], -1)
         return self.o(merged, adapters.get("o")), collected
@@ -132,26 +117,6 @@ class Attention(nnx.Module):
             y = _normed(norm, y)
         y = y.reshape(*y.shape[:-1], -1, self.head_dim)
         return _normed(norm, y) if self.qk_norm == "head" else y
-
-
-class MLP(nnx.Module):
-    """`down(act(gate(x)) * up(x))` (https://arxiv.org/abs/2002.05202), or `down(act(up(x)))`."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        width, middle, bias = config.hidden_size, config.mlp.intermediate_size, config.mlp.bias
-        self.activation = config.mlp.activation
-        self.gate = Linear(width, middle, bias, rngs) if config.mlp.gated else None
-        self.up = Linear(width, middle, bias, rngs)
-        self.down = Linear(middle, width, bias, rngs)
-
-    def __call__(self, x_BTD: jax.Array, adapters: Adapters) -> jax.Array:
-        activation = ACTIVATIONS[self.activation]
-        up_BTF = self.up(x_BTD, adapters.get("up"))
-        if self.gate is None:
-            middle_BTF = activation(up_BTF)
-        else:
-            middle_BTF = activation(self.gate(x_BTD, adapters.get("gate"))) * up_BTF
-        return self.down(middle_BTF, adapters.get("down"))
 
 
 class BlockOutputs(NamedTuple):
@@ -167,18 +132,29 @@ class BlockOutputs(NamedTuple):
 
 
 class Block(nnx.Module):
-    """One layer of the decoder: attention and MLP, each added to the residual stream."""
+    """One layer of the decoder: attention and MLP, each added to the residual stream.
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.residual_scale = config.residual_scale
+    A layer has either `mlp`, which are the experts of a model with experts, or `dense_mlp`; a block
+    that stands for all layers of a model declares what any of them has.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, kinds: Collection[MLPKind] = ("mlp",)):
+        self.residual_scale, self.parallel = config.residual_scale, config.parallel
         self.attention = Attention(config, rngs)
-        self.mlp = (MLP if config.mlp.experts is None else SparseMLP)(config, rngs)
+        experts = config.mlp.experts
+        kind = MLP if experts is None else SparseMLP
+        # Each is assigned once: NNX decides by the first value whether an attribute holds arrays.
+        self.mlp = kind(config, rngs) if "mlp" in kinds else None
+        size = experts.dense.intermediate_size if experts and experts.dense else None
+        self.dense_mlp = MLP(config, rngs, size) if "dense_mlp" in kinds else None
 
         def norm(has_one: bool) -> Norm | None:
             return Norm(config.norm, config.hidden_size) if has_one else None
 
-        # Llama norms what the sublayers read, OLMo 2 what they add, Gemma 2 and 3 both.
-        self.attention_norm, self.mlp_norm = norm(config.norm.before), norm(config.norm.before)
+        # Llama norms what the sublayers read, OLMo 2 what they add, Gemma 2 and 3 both; parallel
+        # sublayers read what one norm makes.
+        self.attention_norm = norm(config.norm.before)
+        self.mlp_norm = norm(config.norm.before and not config.parallel)
         self.attention_post_norm = norm(config.norm.after)
         self.mlp_post_norm = norm(config.norm.after)
 
@@ -191,18 +167,20 @@ class Block(nnx.Module):
         token_weights_BT: jax.Array,
     ) -> tuple[jax.Array, BlockOutputs]:
         """Returns the residual stream after this layer, and what else the layer leaves."""
+        normed_BTD = _normed(self.attention_norm, hidden_BTD)
         attended_BTD, collected = self.attention(
-            _normed(self.attention_norm, hidden_BTD),
-            cos_sin,
-            attend,
-            adapters.get("attention", {}),
+            normed_BTD, cos_sin, attend, adapters.get("attention", {})
         )
         hidden_BTD += self._scaled(_normed(self.attention_post_norm, attended_BTD))
-        x_BTD, load = _normed(self.mlp_norm, hidden_BTD), None
+        x_BTD = normed_BTD if self.parallel else _normed(self.mlp_norm, hidden_BTD)
+        load = None
         if isinstance(self.mlp, SparseMLP):
             y_BTD, load = self.mlp(x_BTD, token_weights_BT)
         else:
-            y_BTD = self.mlp(x_BTD, adapters.get("mlp", {}))
+            part: MLPKind = "dense_mlp" if self.mlp is None else "mlp"
+            mlp = self.dense_mlp if self.mlp is None else self.mlp
+            assert mlp is not None
+            y_BTD = mlp(x_BTD, adapters.get(part, {}))
         hidden_BTD += self._scaled(_normed(self.mlp_post_norm, y_BTD))
         return hidden_BTD, BlockOutputs(collected, load)
 
@@ -211,16 +189,32 @@ class Block(nnx.Module):
         return y_BTD if self.residual_scale == 1.0 else y_BTD * self.residual_scale
 
 
-class Decoder(nnx.Module):
-    """The whole model. `layers` is one block whose parameters have a leading axis of layers."""
+def _stacked_blocks(config: ModelConfig, keys_L: jax.Array) -> Block:
+    """Makes a block whose parts are stacked over the layers that have them."""
+    kinds = set(mlp_kinds(config))
+    block = jax.vmap(lambda key: Block(config, nnx.Rngs(params=key), kinds))(keys_L)
+    if len(kinds) > 1:
+        # Drawn for all layers, and kept for those that have the part.
+        for part in kinds:
+            rows = np.array(layers_with(config, part))
+            kept = jax.tree.map(lambda leaf, at=rows: leaf[at], getattr(block, part))
+            setattr(block, part, kept)
+    return block
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+
+class Decoder(nnx.Module):
+    """The whole model. `layers` is one block whose parameters have a leading axis of layers.
+
+    Without it, what stands before and after the layers.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layers: bool = True):
         self.embed = Embedding(config.vocab_size, config, rngs)
         learned = config.learned_positions
         self.positions = None if learned is None else Embedding(learned, config, rngs)
         # A key a layer, so that the layers differ; `vmap` stacks what the blocks make of them.
         keys_L = jax.random.split(rngs.params(), config.num_layers)
-        self.layers = jax.vmap(lambda key: Block(config, nnx.Rngs(params=key)))(keys_L)
+        self.layers = _stacked_blocks(config, keys_L) if layers else None
         self.norm = Norm(config.norm, config.hidden_size)
         width, tokens = config.hidden_size, config.vocab_size
         self.head = None if config.tied_head else Linear(width, tokens, bias=False, rngs=rngs)

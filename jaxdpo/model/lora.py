@@ -19,7 +19,9 @@ from pydantic import BaseModel, Field
 
 from jaxdpo.errors import UserError, nearest
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.layers import Adapter, Block
+from jaxdpo.model.groups import layers_with, mlp_kinds
+from jaxdpo.model.layers import Block
+from jaxdpo.model.mlp import Adapter
 from jaxdpo.model.quantized import BaseKind, is_quantized, product
 
 LoraParams = dict[str, Any]
@@ -91,14 +93,13 @@ def init_lora(
     keys = iter(jax.random.split(key, len(kernels)))
     layers: dict[str, Any] = {}
     for (part, name), (inputs, outputs) in kernels.items():
-        bound = inputs**-0.5
-        a_shape = (config.num_layers, inputs, lora_config.rank)
-        b_shape = (config.num_layers, lora_config.rank, outputs)
+        bound, count = inputs**-0.5, len(layers_with(config, part))
+        a_shape, b_shape = ((count, inputs, lora_config.rank), (count, lora_config.rank, outputs))
         a_LDr = jax.random.uniform(next(keys), a_shape, jnp.float32, -bound, bound)
         pair = {"a": a_LDr, "b": jnp.zeros(b_shape, jnp.float32)}
         if lora_config.use_dora:
             # Without the base's weights not a number, so that no run can start from it unnoticed.
-            pair["m"] = jnp.full((config.num_layers, outputs), jnp.nan, jnp.float32)
+            pair["m"] = jnp.full((count, outputs), jnp.nan, jnp.float32)
             if params is not None:
                 pair["m"] = column_lengths(params["layers"][part][name]["kernel"])
         layers.setdefault(part, {})[name] = pair
@@ -109,7 +110,8 @@ def _target_kernels(
     config: ModelConfig, targets: tuple[str, ...]
 ) -> dict[tuple[str, str], tuple[int, int]]:
     """Returns the targeted linear maps of a block: (part, name) → (inputs, outputs)."""
-    block = nnx.eval_shape(lambda: Block(config, nnx.Rngs(params=0)))
+    kinds = set(mlp_kinds(config))
+    block = nnx.eval_shape(lambda: Block(config, nnx.Rngs(params=0), kinds))
     # Norms are arrays without a kernel, routers have a weight and experts a part of their own: none
     # of these is adapted.
     kernels = {

@@ -142,6 +142,16 @@ class RopeConfig(BaseModel, frozen=True, extra="forbid"):
         return int(head_dim * self.partial)
 
 
+class QueryScaling(BaseModel, frozen=True, extra="forbid"):
+    """Queries that grow with their position: 1 + beta · ln(1 + ⌊position / length⌋).
+
+    The softmax over a long context would flatten otherwise (Llama 4, Ministral 3).
+    """
+
+    beta: float = Field(description="Growth with the logarithm of the position.")
+    length: int = Field(gt=0, description="Positions below which queries stay as they are.")
+
+
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> np.ndarray:
     """Returns the radians by which each pair of a head's channels turns per position.
 
@@ -179,15 +189,42 @@ def rotation(
     return jnp.cos(angles_BTr) * magnitude, jnp.sin(angles_BTr) * magnitude
 
 
-def rotate(x_BTHd: jax.Array, cos_sin: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-    """Turns the pairs (i, i + r/2) of each head's first r channels, in fp32; keeps the dtype."""
+def rotate(
+    x_BTHd: jax.Array,
+    cos_sin: tuple[jax.Array, jax.Array] | None,
+    interleaved: bool = False,
+) -> jax.Array:
+    """Turns pairs of each head's first r channels, in fp32; keeps the dtype.
+
+    Args:
+      x_BTHd: Queries or keys.
+      cos_sin: What `rotation` returned; None for no rotation.
+      interleaved: Whether the pairs are (2i, 2i + 1), and not (i, i + r/2).
+    """
     if cos_sin is None:
         return x_BTHd
     # The same angle for all heads.
     cos_BT1r, sin_BT1r = (table[:, :, None, :] for table in cos_sin)
     half = cos_BT1r.shape[-1]
-    # Channel i is paired with i + r/2, and not with its neighbour as in the paper: so transformers
-    # lays out the weights of q and k. Channels beyond r stay as they are.
-    first, second, rest = jnp.split(x_BTHd.astype(jnp.float32), (half, 2 * half), axis=-1)
-    turned = (first * cos_BT1r - second * sin_BT1r, second * cos_BT1r + first * sin_BT1r, rest)
-    return jnp.concatenate(turned, axis=-1).astype(x_BTHd.dtype)
+    # Channels beyond r stay as they are.
+    rotated, rest = jnp.split(x_BTHd.astype(jnp.float32), (2 * half,), axis=-1)
+    # The paper pairs neighbours. Most families pair channel i with i + r/2: so transformers lays
+    # out the weights of q and k when it converts them.
+    if interleaved:
+        first, second = rotated[..., 0::2], rotated[..., 1::2]
+    else:
+        first, second = jnp.split(rotated, 2, axis=-1)
+    turned = (first * cos_BT1r - second * sin_BT1r, second * cos_BT1r + first * sin_BT1r)
+    # Stacked and flattened, the two lie side by side again; concatenated, one after the other.
+    joined = (
+        jnp.stack(turned, axis=-1).reshape(rotated.shape)
+        if interleaved
+        else jnp.concatenate(turned, axis=-1)
+    )
+    return jnp.concatenate((joined, rest), axis=-1).astype(x_BTHd.dtype)
+
+
+def query_scales(scaling: QueryScaling, positions_BT: jax.Array) -> jax.Array:
+    """Computes the factor on the queries of each position, f32 `[B, T]`."""
+    periods_BT = (positions_BT // scaling.length).astype(jnp.float32)
+    return 1.0 + scaling.beta * jnp.log1p(periods_BT)

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from jaxdpo.cli.control_characters import visible
+from jaxdpo.printable import visible
 
 
 @dataclass(frozen=True)

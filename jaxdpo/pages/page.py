@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from jaxdpo.cli.control_characters import visible
+from jaxdpo.printable import visible
 
 _ROOM = "jaxdpo.pages"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from jaxdpo.cli.control_characters import visible
+from jaxdpo.printable import visible
 
 # Apart for people who see no red or green (after Okabe and Ito), and each at least 3 : 1 against
 # white and against the dark page.

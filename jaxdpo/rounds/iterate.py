@@ -2,6 +2,7 @@
 
 <folder>/round_1/generations.jsonl, judgements.jsonl, pairs.jsonl   answers of the round's model
 <folder>/round_1/feedback.jsonl                                     people's pairs, as they were
+<folder>/round_1/server.log                                         what a started server said
 <folder>/round_1/run/                                               the training run; model/ in it
 <folder>/final/generations.jsonl, judgements.jsonl                  answers of the last model
 <folder>/rounds.json, rounds.png                                    the pass rate by round
@@ -28,6 +29,12 @@ from jaxdpo.evaluation.agreement import Estimate
 from jaxdpo.evaluation.judgement_file import JudgedLine, pass_rates
 from jaxdpo.feedback.collecting import collect
 from jaxdpo.generation.server import is_server
+from jaxdpo.generation.started_server import (
+    StartedServer,
+    StartedServerConfig,
+    orderly_termination,
+)
+from jaxdpo.rounds.answering import JudgedModels
 from jaxdpo.rounds.make_pairs import AnswersConfig, judged_answers, keep_config, paired_answers
 from jaxdpo.runs.fit import fit
 from jaxdpo.storage.files import replacing, shipped
@@ -54,6 +61,11 @@ class RoundsConfig(AnswersConfig):
         default=(),
         description="studios' folders or logs of events, whose pairs each round trains on as well, "
         "as they are when it gets there",
+    )
+    server: StartedServerConfig | None = Field(
+        default=None,
+        description="a server that is started on each round's model to answer, and that anybody "
+        "may ask meanwhile; default: the model answers within this process",
     )
     reference: Literal["previous", "first"] = Field(
         default="previous",
@@ -95,7 +107,7 @@ def iterate(config: RoundsConfig, reporter: Reporter | None = None) -> list[Rate
         # Stages find their own files there, and do nothing that is done.
         here = folder / f"round_{number}"
         reporter.say(f"round {number} of {config.rounds}: {model}")
-        judged = judged_answers(config, model, here, reporter)
+        judged = _judged(config, model, here, reporter)
         rates.append(tested_rates(judged.judged.lines))
         _show(rates, folder, reporter)
         pairs, collected = paired_answers(config, here)
@@ -107,11 +119,28 @@ def iterate(config: RoundsConfig, reporter: Reporter | None = None) -> list[Rate
             return rates
         fit(round_config(config, number, model))
         model = str(here / "run" / "model")
-    judged = judged_answers(config, model, folder / "final", reporter)
+    judged = _judged(config, model, folder / "final", reporter)
     rates.append(tested_rates(judged.judged.lines))
     _show(rates, folder, reporter)
     reporter.say(f"the last model: {model}")
     return rates
+
+
+def _judged(config: RoundsConfig, model: str, folder: Path, reporter: Reporter) -> JudgedModels:
+    """Answers with a round's model and judges, by a server that is started for it if one is set."""
+    if config.server is None:
+        return judged_answers(config, model, folder, reporter)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}") from error
+    # It ends before training begins, which needs the memory.
+    log = folder / "server.log"
+    with (
+        orderly_termination(),
+        StartedServer(config.server, model, log, reporter.say) as server,
+    ):
+        return judged_answers(config, model, folder, reporter, server)
 
 
 def with_feedback(

@@ -27,8 +27,9 @@ from jaxdpo.evaluation.criteria.spec import Criteria
 from jaxdpo.evaluation.judgement_file import pass_rates
 from jaxdpo.feedback.collecting import Collected, collect
 from jaxdpo.feedback.preferences import FeedbackConfig
-from jaxdpo.generation.generators import source_of
+from jaxdpo.generation.generators import source_of, started_source
 from jaxdpo.generation.server import ServerConfig, is_server
+from jaxdpo.generation.started_server import StartedServer
 from jaxdpo.rounds.answering import AnswerFiles, JudgedModels, check_judgeable, sample_and_judge
 from jaxdpo.rounds.margins import margin_advice, pairs_by_margin, possible_margins
 from jaxdpo.sampling.config import SamplingConfig
@@ -174,7 +175,7 @@ def judged_answers(
     model: str,
     folder: Path,
     reporter: Reporter,
-    server: ServerConfig | None = None,
+    server: ServerConfig | StartedServer | None = None,
 ) -> JudgedModels:
     """Samples a model's answers and judges them, in files of a folder.
 
@@ -183,7 +184,7 @@ def judged_answers(
       model: The model that answers.
       folder: Place of `generations.jsonl` and `judgements.jsonl`.
       reporter: Shows the progress.
-      server: How a server is asked.
+      server: How a server is asked, or one that is started to answer.
 
     Raises:
       UserError: For whatever the user can fix; what is done is kept.
@@ -191,7 +192,10 @@ def judged_answers(
     prompts = read_prompts(config.data).prompts
     # Before the model is loaded: sampling is what costs hours.
     check_judgeable(config.criteria, prompts, reporter)
-    source = source_of(model, config.sampling, server)
+    if isinstance(server, StartedServer):
+        source = started_source(server, model, config.sampling)
+    else:
+        source = source_of(model, config.sampling, server)
     files = AnswerFiles({model: folder / "generations.jsonl"}, folder / "judgements.jsonl")
     found = sample_and_judge(
         [(model, source)], prompts, config.samples, config.criteria, files, reporter

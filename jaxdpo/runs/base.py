@@ -8,7 +8,6 @@ base/
                     models before it; and the data that is on the Hub
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,7 @@ def find_base(folder: Path, path: str) -> str:
     # An absolute path means the same from everywhere.
     looked = [given]
     if not given.is_absolute() and has_base(folder):
-        origin = json.loads((folder / BASE / _ORIGIN).read_text(encoding="utf-8"))["directory"]
+        origin = read_json(folder / BASE, _ORIGIN)["directory"]
         looked = [Path(origin) / given, given]
     for place in looked:
         if place.exists():

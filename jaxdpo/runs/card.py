@@ -1,7 +1,6 @@
 """The model card of a trained model: README.md of the folder that it is exported to."""
 
 import importlib.metadata
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.runs.base import find_base, kept_origin
 from jaxdpo.runs.folder import DATA_FILE
 from jaxdpo.runs.origin import Origin, folder_of, hub_datasets, is_on_hub, read_origin, split_card
+from jaxdpo.storage.noted import read_noted_json
 from jaxdpo.training.writers import read_metrics
 
 # Sections of the configuration that decide what the model becomes.
@@ -221,7 +221,7 @@ def _data_table(folder: Path | None) -> str:
         return "An earlier version's run, which did not keep the counts."
     rows = [
         f"| {split} | {of_split['pairs']} | `{of_split['sha256']}` |"
-        for split, of_split in json.loads(path.read_text()).items()
+        for split, of_split in read_noted_json(path).items()
     ]
     return "\n".join(["| split | pairs | SHA-256 of the tokenised pairs |", "|---|---|---|", *rows])
 

@@ -14,7 +14,7 @@ from jaxdpo.cli.console import Reporter
 from jaxdpo.devices.sharding import path_name
 from jaxdpo.errors import UserError
 from jaxdpo.hub.adapter import lazy_adapter
-from jaxdpo.hub.export import exporting
+from jaxdpo.hub.export import damaged_files, exporting
 from jaxdpo.hub.gguf.read import open_gguf
 from jaxdpo.hub.gguf.write import GgufSource, Numbers, as_written, write_gguf
 from jaxdpo.hub.policy import Policy
@@ -63,7 +63,9 @@ class ConvertConfig(BaseModel):
     shard_gb: float = Field(default=5.0, gt=0, description="most gigabytes of one file of weights")
     overwrite: bool = Field(default=False, description="replace the model of a run, or a GGUF file")
     check: bool = Field(
-        default=False, description="read what was written, and compare every tensor with the source"
+        default=False,
+        description="compare the source with the manifest of its export, if it has one; read what "
+        "was written, and compare every tensor with the source",
     )
 
 
@@ -75,6 +77,8 @@ def convert(config: ConvertConfig) -> None:
     """
     reporter = Reporter()
     reporter.say(f"reading {config.source}")
+    if config.check:
+        _check_source(config.source)
     policy = open_source(config.source, exact=True)
     _check_possible(config, policy)
     if policy.lora is not None and policy.card is not None:
@@ -101,6 +105,22 @@ def convert(config: ConvertConfig) -> None:
         with reporter.transfer(f"checking {config.target}", size) as seen:
             count = _check(_watched(policy, seen), config, target)
         reporter.say(f"checked: {count} arrays read back equal")
+
+
+def _check_source(source: str) -> None:
+    """Refuses an exported folder that is not as it was exported.
+
+    Raises:
+      UserError: Naming its files that differ.
+    """
+    folder = Path(source).expanduser()
+    # A run's export lies within it.
+    for place in (folder, folder / "model"):
+        if place.is_dir() and (damaged := damaged_files(place)):
+            raise UserError(
+                f"{place}: {', '.join(damaged)} differ from what was exported; export or copy the "
+                "folder again, or leave --check out if somebody changed them on purpose"
+            )
 
 
 def _wide(policy: Policy, dtype: str) -> Policy:

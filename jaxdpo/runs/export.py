@@ -15,6 +15,7 @@ from jaxdpo.devices.sharding import agreed, path_name, shardings_for
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import Policy, on_mesh, open_policy
 from jaxdpo.model.decoder import Params, abstract_params
+from jaxdpo.model.dtypes import stays_fp32
 from jaxdpo.model.lora import merged_kernel
 from jaxdpo.model.quantized import is_quantized
 from jaxdpo.runs.base import find_base
@@ -185,7 +186,7 @@ def _as_written(policy: Policy, dtype: Any, held: Any) -> Params:
             return _by_layer(leaf, pair, scale, dtype).astype(held)
         if pair is not None:
             leaf = merged_kernel(leaf.astype(jnp.float32), pair, scale)
-        return leaf.astype(dtype).astype(held)
+        return leaf if stays_fp32(path_name(path)) else leaf.astype(dtype).astype(held)
 
     return jax.tree.map_with_path(rounded, policy.params, is_leaf=is_quantized)
 

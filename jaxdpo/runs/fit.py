@@ -34,7 +34,7 @@ from jaxdpo.runs.summary import (
 )
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
-from jaxdpo.training.profiling import PROFILE, traced
+from jaxdpo.training.profiling import traced
 from jaxdpo.training.signals import stop_on_signal
 from jaxdpo.training.state import TrainState, begin
 from jaxdpo.training.step import make_train_step
@@ -99,7 +99,6 @@ def fit(
     with open_run_folder(config) as folder, jax.set_mesh(mesh):
         if (summary := folder.finished()) is not None:
             return finished(config, folder, summary, mesh, reporter)
-
         # Set-up: everything that can be refused is refused here, before a step is compiled.
         setup = set_up(config, policy, pairs, mesh, folder, reporter)
         before = answer_test_prompts(setup, setup.policy, folder, "before")
@@ -119,7 +118,7 @@ def fit(
         ):
             recorder.begin(first_step, state, stop)
             steps = run_steps(train_step, state, frozen, setup.train, setup.plan, mesh, first_step)
-            steps = traced(steps, config.training.profile, folder.path / PROFILE, first_step)
+            steps = traced(steps, config.training.profile, folder.path, first_step)
             # A run that ended early, and was cut off before its export, takes no step.
             for step, state, metrics in () if recorder.stopped else steps:
                 if not recorder.goes_on(step, state, metrics, stop):
@@ -127,10 +126,9 @@ def fit(
             end_training([checkpoints], stop, reporter)
 
         # Finish: the exported model, its answers, the summary.
-        exported = choose_step(setup, state, recorder, checkpoints, reporter)
-        result = finish(setup, exported, folder, before, reporter)
-        recorder.publish()
-        return result
+        with recorder.publishing():
+            exported = choose_step(setup, state, recorder, checkpoints, reporter)
+            return finish(setup, exported, folder, before, reporter)
 
 
 def begin_or_continue(

@@ -24,7 +24,7 @@ from jaxdpo.runs.summary import answer_test_prompts
 from jaxdpo.training.checkpoint import Checkpoints
 from jaxdpo.training.loop import run_steps
 from jaxdpo.training.multi_run import Unstack, stack_states
-from jaxdpo.training.profiling import PROFILE, traced
+from jaxdpo.training.profiling import traced
 from jaxdpo.training.signals import stop_on_signal
 from jaxdpo.training.state import TrainState
 from jaxdpo.training.step import make_train_step
@@ -95,8 +95,8 @@ def fit_together(
             recorders, exports = _train(list(runs.values()), first_step, mesh, reporter)
             trained = zip(runs.items(), recorders, exports, strict=True)
             for (number, run), recorder, exported in trained:
-                results[number] = finish(run.setup, exported, run.folder, run.before, reporter)
-                recorder.publish()
+                with recorder.publishing():
+                    results[number] = finish(run.setup, exported, run.folder, run.before, reporter)
     # A run that was cut off at a step of its own has none beside it. Its folder is free again here.
     by_step.clear()
     for number, config in enumerate(configs):
@@ -139,8 +139,8 @@ def _train(
         steps = run_steps(
             train_step, states, first.frozen, first.setup.train, first.setup.plan, mesh, first_step
         )
-        profile, folder = first.setup.config.training.profile, first.folder.path / PROFILE
-        for step, states, metrics in traced(steps, profile, folder, first_step):
+        profile = first.setup.config.training.profile
+        for step, states, metrics in traced(steps, profile, first.folder.path, first_step):
             for k, recorder in enumerate(recorders):
                 recorder.step(step, unstack.metrics(metrics, k))
             # Steps, checkpoints and evaluations fall together: the runs differ in numbers alone.

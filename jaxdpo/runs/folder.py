@@ -40,6 +40,7 @@ from jaxdpo.storage.buckets import is_bucket
 from jaxdpo.storage.continuation import check_unchanged
 from jaxdpo.storage.files import replacing
 from jaxdpo.storage.mirror import Mirror
+from jaxdpo.storage.noted import DIGESTS, METRIC_CHECKS, read_noted_json, write_noted
 from jaxdpo.storage.urls import refuse_url
 from jaxdpo.training.writers import METRICS_FILE, read_metrics
 
@@ -56,6 +57,7 @@ _FILES = (
     *("completions_before.json", "completions_after.json", ANSWERS_FILE),
     *(FACTS_FILE, TEST_PAIRS_FILE, TRACKERS_FILE, "wandb", "mlflow", "mlflow.db"),
     *("base", "checkpoints", "model", "tensorboard"),
+    *(DIGESTS, METRIC_CHECKS),
 )
 # A page that says this of itself in its head was made by a run, and may be made again. The folder
 # may hold a page of the same name that is somebody's own.
@@ -112,13 +114,15 @@ class RunFolder:
     def write_json(self, name: str, value: Any) -> None:
         """Writes a file of the folder, whole."""
         if self.writes:
-            with replacing(self.path / name) as file:
-                json.dump(value, file, indent=1, ensure_ascii=False)
+            write_noted(self.path / name, json.dumps(value, indent=1, ensure_ascii=False))
 
     def read_json(self, name: str) -> Any:
-        """Reads a file's value; None if it is not there."""
-        path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        """Reads a file's value; None if it is not there.
+
+        Raises:
+          UserError: If it is damaged.
+        """
+        return read_noted_json(self.path / name)
 
     def reopen(self, config: RunConfig) -> None:
         """Makes a run that was to have another length one that is not finished.

@@ -2,8 +2,8 @@
 
 import math
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import NoReturn, Self
 
 import jax
@@ -14,6 +14,7 @@ from jaxdpo.devices.sharding import agreed
 from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.evaluation.answer_health import collapsed
 from jaxdpo.model.decoder import Params
+from jaxdpo.printable import show
 from jaxdpo.runs.displacement import most_displacing, named
 from jaxdpo.runs.folder import RunFolder, report_path
 from jaxdpo.runs.held_out import held_out_metrics, held_out_scores
@@ -97,12 +98,19 @@ class Recorder:
             if kind is not None:
                 self._writer.trackers.close()
 
-    def publish(self) -> None:
-        """Gives the trackers the page and the curves of the finished run, and closes them."""
-        if self._writer:
-            path = self._folder.path
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Gives the trackers the page and the curves that the block makes, and closes them."""
+        if self._writer is None:
+            yield
+            return
+        path, trackers = self._folder.path, self._writer.trackers
+        try:
+            yield
             with self._reporter.phase("passing the page and the curves on"):
-                self._writer.trackers.publish([report_path(path), path / "curves.png"])
+                trackers.publish([report_path(path), path / "curves.png"])
+        finally:
+            trackers.close()
 
     def begin(self, step: int, state: TrainState, stop: StopRequest) -> None:
         """Scores the TEST pairs before the first step of this process, if that is due.
@@ -328,10 +336,14 @@ def exit_stopped(reporter: Reporter, stop: StopRequest, done: str) -> NoReturn:
 
     Raises:
       SystemExit: With 128 and the number of the signal.
+      KeyboardInterrupt: If it was Ctrl-C, in a run of one process.
     """
+    if stop.interrupts:
+        reporter.say(done)
+        raise KeyboardInterrupt
     said = f"{stop.cause}: {done}; run it again to continue"
     if jax.process_index() == 0:
         reporter.say(said)
     else:
-        print(said, flush=True)
+        show(said)
     sys.exit(stop.status)

@@ -115,8 +115,7 @@ def set_up(
     resolved = resolve(config, policy.config, train.lengths, test.lengths, mesh, local_machine())
     plan, compute = resolved.plan, resolved.compute
     reporter.say(f"plan    {resolved.describe()}")
-    _check_profile(config, plan.num_steps)
-    _warn(plan, columns["TRAIN"].weights, config, reporter)
+    _check_steps(plan, columns["TRAIN"].weights, config, reporter)
     return Setup(
         config,
         mesh,
@@ -128,15 +127,6 @@ def set_up(
         *_with_reference(config, splits, columns, resolved, reference),
         make_score_step(policy.config, compute, mesh, loss.ld_alpha, loss.use_weighting),
     )
-
-
-def _check_profile(config: RunConfig, num_steps: int) -> None:
-    profile = config.training.profile
-    if profile is not None and profile[1] > num_steps:
-        raise UserError(
-            f"training.profile is {list(profile)}, but the run has {num_steps} steps; name two of "
-            f"them, such as [{max(1, num_steps - 1)}, {num_steps}]"
-        )
 
 
 def _check_same_pairs(train: Examples, test: Examples) -> None:
@@ -282,8 +272,14 @@ def _counted(pairs: LoadedPairs) -> dict[str, Any]:
     }
 
 
-def _warn(plan: TrainPlan, weights: Any, config: RunConfig, reporter: Reporter) -> None:
-    """Says what makes the run learn next to nothing."""
+def _check_steps(plan: TrainPlan, weights: Any, config: RunConfig, reporter: Reporter) -> None:
+    """Says what makes the run learn next to nothing, and refuses to trace steps that it has not."""
+    profile, last = config.training.profile, plan.num_steps
+    if profile is not None and profile[1] > last:
+        raise UserError(
+            f"training.profile is {list(profile)}, but the run has {last} steps; name two of them, "
+            f"such as [{max(1, last - 1)}, {last}]"
+        )
     for warning in (
         warn_of_steps(plan.num_steps, len(plan.packer.lengths), config.batch.size),
         warn_of_weights(weights, config.data.weight_key),

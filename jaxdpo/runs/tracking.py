@@ -26,5 +26,9 @@ def open_writer(
         return None
     run = TrackedRun(folder.path, first_step, flat(config), folder.read_json(TRACKERS_FILE) or {})
     trackers = Trackers(config.training.report_to, run, reporter.say, reporter.on_metrics)
-    folder.write_json(TRACKERS_FILE, {**run.ids, **trackers.ids})
-    return MetricWriter(folder.path, first_step, trackers)
+    try:
+        folder.write_json(TRACKERS_FILE, {**run.ids, **trackers.ids})
+        return MetricWriter(folder.path, first_step, trackers)
+    except BaseException:
+        trackers.close()
+        raise

@@ -25,7 +25,7 @@ from jaxdpo.runs.folder import ANSWERS_FILE, RunFolder
 from jaxdpo.runs.setup import Setup
 from jaxdpo.sampling import SamplingConfig, complete, numbered
 from jaxdpo.sampling.answers import Answer
-from jaxdpo.storage.files import replacing
+from jaxdpo.storage.noted import damaged, read_noted, write_noted
 from jaxdpo.training.metrics import Metrics
 
 # Where the data's answers are a word or two, a sentence is not yet an answer without an end.
@@ -154,9 +154,12 @@ def greedy_sampling(sampling: SamplingConfig, max_new_tokens: int) -> SamplingCo
 
 def _keep(folder: RunFolder, step: int, answers: Sequence[WatchedAnswer]) -> None:
     path = folder.path / ANSWERS_FILE
-    kept = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = (read_noted(path) or "").split("\n")
     # A run that was killed between its answers and its metrics answers once more.
-    earlier = [line for line in kept if json.loads(line)["step"] < step]
+    try:
+        earlier = [line for line in kept if line and json.loads(line)["step"] < step]
+    except (ValueError, LookupError, TypeError) as error:
+        raise damaged(path, f"no answer of this run: {error}") from None
     new = [
         json.dumps(
             {
@@ -169,5 +172,4 @@ def _keep(folder: RunFolder, step: int, answers: Sequence[WatchedAnswer]) -> Non
         )
         for each in answers
     ]
-    with replacing(path) as file:
-        file.write("\n".join([*earlier, *new]) + "\n")
+    write_noted(path, "\n".join([*earlier, *new]) + "\n")

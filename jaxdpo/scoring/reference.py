@@ -16,7 +16,7 @@ import json
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -26,6 +26,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jaxdpo.errors import UserError
+from jaxdpo.storage.cache import mark_used, tidy
 from jaxdpo.storage.files import file_digest, replacing
 
 ReferenceKind = Literal["precomputed", "adapter_off", "frozen", "moving", "none"]
@@ -140,12 +141,29 @@ def load_cached(cache: ReferenceCache) -> np.ndarray | None:
         # The digest is of the values' bytes: a flipped bit would bend every step that reads them.
         if about != {"key": cache.key, "sha256": file_digest(cache.values)}:
             return None
+        mark_used(cache.about)
         logps = np.load(cache.values, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
     if logps.shape != (cache.count, 2) or logps.dtype != np.float32:
         return None
     return logps
+
+
+def verify_scores(paths: Sequence[Path]) -> bool:
+    """Tells whether cached log-probs are as they were written; parts are checked when continued.
+
+    Args:
+      paths: The files and folders of one key.
+    """
+    found = {path.suffix: path for path in paths if path.is_file()}
+    if not found:
+        return True
+    try:
+        about = json.loads(found[".json"].read_text(encoding="utf-8"))
+        return about == {"key": found[".json"].stem, "sha256": file_digest(found[".npy"])}
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def compute_and_store(
@@ -191,7 +209,6 @@ def compute_and_store(
         _check_finite(logps)
         if jax.process_index() == 0:
             _store(cache, logps)
-            shutil.rmtree(parts, ignore_errors=True)
     except OSError as error:
         raise UserError(
             f"{cache.folder}: reference log-probs cannot be written ({error.strerror}); set "
@@ -214,9 +231,13 @@ def _store(cache: ReferenceCache, logps: np.ndarray) -> None:
     cache.folder.mkdir(parents=True, exist_ok=True)
     with replacing(cache.values, "wb") as file:
         np.save(file, logps)
+    # Of a scoring that was cut off and was packed in another way, too.
+    for parts in cache.folder.glob(f"{cache.key}.*.parts"):
+        shutil.rmtree(parts, ignore_errors=True)
     # Written last, with the digest of what was written: until then the values do not count.
     with replacing(cache.about) as file:
         json.dump({"key": cache.key, "sha256": file_digest(cache.values)}, file)
+    tidy(cache.folder.parent)
 
 
 def _write_part(

@@ -27,6 +27,9 @@ from jaxdpo.serving.scheduler import (
 )
 from jaxdpo.serving.text import GrowingText
 
+# Characters of a conversation that is encoded in less time than a look at the rows takes.
+_SHORT_TEXT = 4000
+
 
 class AnswerSettings(NamedTuple):
     """The way that answers to one prompt are drawn.
@@ -42,6 +45,8 @@ class AnswerSettings(NamedTuple):
       logprobs: Whether log-probabilities of the answers' tokens are wanted.
       prompt_logprobs: Whether those of the prompt's tokens are.
       timeout: Seconds until the answers are given up; None for never.
+      in_pieces: Whether text is wanted as it is drawn, rather than each answer at its end, which
+        costs less.
     """
 
     max_new_tokens: int | None = None
@@ -54,6 +59,7 @@ class AnswerSettings(NamedTuple):
     logprobs: bool = False
     prompt_logprobs: bool = False
     timeout: float | None = None
+    in_pieces: bool = True
 
 
 class Piece(NamedTuple):
@@ -145,7 +151,10 @@ class AnsweringModel:
         Raises:
           BadPair: If the chat template refuses the messages.
         """
-        # In a thread: a long conversation takes a while, in which others want their pieces.
+        # A long conversation takes a while, in which others want their pieces; to hand a short one
+        # to a thread takes longer than to encode it.
+        if not (tools or template_kwargs) and sum(map(len, map(str, messages))) < _SHORT_TEXT:
+            return self.chat.encode(messages, tools, True, template_kwargs)
         return await asyncio.to_thread(self.chat.encode, messages, tools, True, template_kwargs)
 
     def complete(
@@ -167,9 +176,11 @@ class AnsweringModel:
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         requests = [each for prompt in prompts for each in self._requests(prompt, settings)]
+        # A stop text is looked for here, so tokens are needed as they come.
+        in_pieces = settings.in_pieces or bool(settings.stop)
         tickets = [
             # Events of all answers come through one queue, in the order in which they were drawn.
-            Ticket(request, lambda event, i=i: events.put_nowait((i, event)), loop)
+            Ticket(request, lambda event, i=i: events.put_nowait((i, event)), loop, in_pieces)
             for i, request in enumerate(requests)
         ]
         self._submit(tickets)
@@ -202,8 +213,9 @@ class AnsweringModel:
                 if texts[index].stopped:
                     # Drawn before the thread learnt that a stop text had been written.
                     continue
-                if not texts[index].ids:
-                    waited = time.perf_counter() - started
+                first = tickets[index].first_drawn
+                if not texts[index].ids and first is not None:
+                    waited = max(0.0, first - started)
                     self.metrics.observe("first_token_seconds", waited, model=self.name)
                 piece = _piece(index, event, texts[index])
                 self.metrics.add("completion_tokens_total", len(piece.ids), model=self.name)

@@ -1,7 +1,7 @@
 """`/v1/chat/completions`."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,29 +143,33 @@ class _Chat:
         }
         return {**choice, "criteria_results": results} if self._body.criteria else choice
 
-    async def chunks(self, pieces: AsyncIterator[Piece]) -> AsyncIterator[dict[str, Any]]:
-        """Yields the reply's chunks as pieces come."""
+    async def chunks(self, pieces: AsyncIterator[Piece]) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yields the reply's chunks as pieces come; those that come together in one list."""
         # Clients take the role from an answer's first chunk and add the texts of the others.
-        for index in range(self._body.n):
-            yield self._chunk(index, {"role": "assistant", "content": ""})
+        begin: dict[str, Any] = {"role": "assistant", "content": ""}
+        due = [self._chunk(index, begin) for index in range(self._body.n)]
         held = [""] * self._body.n
         async for piece in pieces:
             self._object.count(piece)
-            ended = piece.finish_reason is not None
-            if self._tools:
-                # Calls are read from whole answers, so nothing is sent before the end.
-                held[piece.index] += piece.text
-                if ended:
-                    yield self._with_calls(piece, held[piece.index])
-                continue
-            logprobs = self._logprobs(piece)
-            if piece.text or logprobs:
-                yield self._chunk(piece.index, {"content": piece.text}, None, logprobs)
-            if ended:
-                yield self._chunk(piece.index, {}, piece.finish_reason)
+            held[piece.index] += piece.text
+            # Calls are read from whole answers, so with tools nothing is sent before the end.
+            if not self._tools:
+                due += self._chunks_of(piece)
+            elif piece.finish_reason is not None:
+                due.append(self._with_calls(piece, held[piece.index]))
+            if due:
+                yield due
+                due = []
         options = self._body.stream_options
         if options is not None and options.include_usage:
-            yield self._object.with_usage([])
+            yield [self._object.with_usage([])]
+
+    def _chunks_of(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        logprobs = self._logprobs(piece)
+        if piece.text or logprobs:
+            yield self._chunk(piece.index, {"content": piece.text}, None, logprobs)
+        if piece.finish_reason is not None:
+            yield self._chunk(piece.index, {}, piece.finish_reason)
 
     def _with_calls(self, piece: Piece, text: str) -> dict[str, Any]:
         read, reason = read_calls(text, self._tools), piece.finish_reason

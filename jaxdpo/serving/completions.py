@@ -147,11 +147,13 @@ class _Completions:
         found = joined_logprobs(answer.logprobs)
         return plain_logprobs(self._chat, ids, found, self._body.logprobs, skipped)
 
-    async def chunks(self, pieces: AsyncIterator[Piece]) -> AsyncIterator[dict[str, Any]]:
-        """Yields the reply's chunks as pieces come."""
-        for index, answer in enumerate(self._answers):
-            if answer.text:
-                yield self.object.of([_choice(index, answer.text, None, None)])
+    async def chunks(self, pieces: AsyncIterator[Piece]) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yields the reply's chunks as pieces come; those that come together in one list."""
+        due = [
+            self.object.of([_choice(index, answer.text, None, None)])
+            for index, answer in enumerate(self._answers)
+            if answer.text
+        ]
         async for piece in pieces:
             # Each chunk has the log-probabilities of its own tokens.
             answer = self._answers[piece.index]
@@ -161,10 +163,13 @@ class _Completions:
             logprobs = self._logprobs(answer) if begins else self._own_logprobs(answer)
             reason = piece.finish_reason
             if piece.text or reason is not None or logprobs is not None:
-                yield self.object.of([_choice(piece.index, piece.text, reason, logprobs)])
+                due.append(self.object.of([_choice(piece.index, piece.text, reason, logprobs)]))
+            if due:
+                yield due
+                due = []
         options = self._body.stream_options
         if options is not None and options.include_usage:
-            yield self.object.with_usage([])
+            yield [self.object.with_usage([])]
 
     def _own_logprobs(self, answer: _Answer) -> dict[str, Any] | None:
         if self._body.logprobs is None or not answer.ids:

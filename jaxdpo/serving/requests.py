@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import Request
 
@@ -12,7 +12,7 @@ from jaxdpo.serving.config import LimitsConfig, ServeConfig
 from jaxdpo.serving.errors import RequestError
 
 
-def key_check(settings: ServeConfig) -> Callable[[Request], None]:
+def key_check(settings: ServeConfig) -> Callable[[Request], Awaitable[None]]:
     """Returns a dependency of routes that refuses requests without the server's key.
 
     Raises:
@@ -22,7 +22,9 @@ def key_check(settings: ServeConfig) -> Callable[[Request], None]:
     # Digests of one length: comparing keys would tell an attacker how long the right one is.
     wanted = None if key is None else hashlib.sha256(key.encode()).digest()
 
-    def check(request: Request) -> None:
+    # A coroutine, although it waits for nothing: FastAPI calls functions in a thread, which would
+    # cost each request as much as all else that is done for it before it is answered.
+    async def check(request: Request) -> None:
         if wanted is None:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -125,4 +127,6 @@ def answer_settings(
         logprobs=body.logprobs if chat else body.logprobs is not None,
         prompt_logprobs=not chat and body.echo and body.logprobs is not None,
         timeout=limits.timeout,
+        # Calls of tools are read from whole answers, streamed or not.
+        in_pieces=body.stream and not (chat and body.tools),
     )

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from jaxdpo.sampling.logprobs import TokenLogprobs
 from jaxdpo.sampling.pool import RowPool, RowRequest, RowTokens
 from jaxdpo.sampling.rows import SEGMENT
@@ -39,13 +41,13 @@ class Stopping(Exception):
 
 
 class Begun(NamedTuple):
-    """A completion's prompt has been computed.
+    """A completion's prompt has been computed, and its log-probabilities were wanted.
 
     Attributes:
-      prompt_logprobs: Log-probabilities of its tokens from the second on, where wanted.
+      prompt_logprobs: Those of its tokens from the second on.
     """
 
-    prompt_logprobs: TokenLogprobs | None
+    prompt_logprobs: TokenLogprobs
 
 
 class Drawn(NamedTuple):
@@ -80,8 +82,10 @@ class Ticket:
       request: What is wanted.
       deliver: Takes its events, in the event loop of whoever asked.
       loop: That event loop.
+      in_pieces: Whether tokens are delivered as they are drawn, rather than all at the end.
       row: Its row, while it has one.
       drawn: How many tokens it has.
+      first_drawn: When it had its first, on the clock of `time.perf_counter`; None before.
       gone: Whether nobody waits for it any more.
     """
 
@@ -90,6 +94,7 @@ class Ticket:
         request: RowRequest,
         deliver: Callable[[Event], None],
         loop: asyncio.AbstractEventLoop,
+        in_pieces: bool = True,
     ):
         """Makes a ticket that has no row yet.
 
@@ -97,11 +102,22 @@ class Ticket:
           request: What is wanted.
           deliver: Takes its events.
           loop: The event loop to call it in.
+          in_pieces: Whether tokens are delivered as they are drawn.
         """
         self.request, self.deliver, self.loop = request, deliver, loop
+        self.in_pieces = in_pieces
         self.row: int | None = None
         self.drawn = 0
+        self.first_drawn: float | None = None
         self.gone = False
+        self._kept: list[Drawn] = []
+
+    def due(self, drawn: Drawn) -> Drawn | None:
+        """Returns the tokens to deliver now; None while they are kept for the end."""
+        if self.in_pieces or not (self._kept or drawn.reason is None):
+            return drawn
+        self._kept.append(drawn)
+        return None if drawn.reason is None else _joined(self._kept)
 
 
 class Scheduler:
@@ -233,7 +249,9 @@ class Scheduler:
                 del self._running[tokens.row]
                 if not tokens.stopped:
                     pool.end([tokens.row])
-            events.append((ticket, event))
+            due = ticket.due(event)
+            if due is not None:
+                events.append((ticket, due))
         _deliver(events)
 
     def _steps(self) -> int:
@@ -276,7 +294,8 @@ class Scheduler:
                     self._waiting.remove(ticket)
                 ticket.row = begun.row
                 self._running[begun.row] = ticket
-                events.append((ticket, Begun(begun.prompt_logprobs)))
+                if begun.prompt_logprobs is not None:
+                    events.append((ticket, Begun(begun.prompt_logprobs)))
                 if ticket.request.max_new_tokens == 0:
                     # Only the prompt was to be scored.
                     events.append((ticket, Drawn([], None, "length", None)))
@@ -298,6 +317,8 @@ class Scheduler:
             pool.resize(needed)
 
     def _drawn(self, ticket: Ticket, tokens: RowTokens) -> Drawn:
+        if ticket.first_drawn is None:
+            ticket.first_drawn = time.perf_counter()
         ids = tokens.ids[: ticket.request.max_new_tokens - ticket.drawn]
         at = next((i for i, token in enumerate(ids) if token in self._stops), None)
         stop = None if at is None else ids[at]
@@ -311,6 +332,17 @@ class Scheduler:
             tickets = [*self._running.values(), *self._waiting]
             self._running, self._waiting = {}, deque()
         _deliver([(ticket, Failed(error)) for ticket in tickets])
+
+
+def _joined(parts: Sequence[Drawn]) -> Drawn:
+    """Returns a completion's tokens as if they had been drawn between two looks."""
+    ids = [token for part in parts for token in part.ids]
+    logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+    joined = None
+    if logprobs:
+        # All three have the tokens' axis first.
+        joined = TokenLogprobs(*map(np.concatenate, zip(*logprobs, strict=True)))
+    return Drawn(ids, joined, parts[-1].reason, parts[-1].stop)
 
 
 def _length(count: int) -> int:

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 
 from jaxdpo.sampling.answers import before
-from jaxdpo.sampling.engine import up_to_text
 
 # The character that stands for bytes that are no text, or not yet: the first ones of a character
 # whose others are in the next token.
 _UNFINISHED = "\ufffd"
+# Tokens that are decoded anew with each new one, at least. Decoders treat the first token of a text
+# differently, so new tokens are decoded behind some that are known already.
+_WINDOW = 32
 
 
 class GrowingText:
@@ -29,9 +31,14 @@ class GrowingText:
           stops: Texts that end a completion, and are left out of it.
         """
         self._decode, self._stops = decode, stops
+        self._longest_stop = max(map(len, stops), default=0)
         self.ids: list[int] = []
         self.stopped = False
-        self._sent = ""
+        # The text that is certain, and how much of it was returned.
+        self._text, self._sent = "", 0
+        # The window: its first token, how much of its text is in `_text`, and the last token known
+        # to end a character, which the next window may begin behind.
+        self._from, self._taken, self._whole_until = 0, 0, 0
 
     def add(self, ids: Sequence[int], ended: bool) -> str:
         """Takes new tokens, and returns the text that is certain and was not returned before.
@@ -40,30 +47,59 @@ class GrowingText:
           ids: The new tokens.
           ended: Whether they are the last ones; then nothing is held back.
         """
+        had, looked = len(self.ids), max(0, len(self._text) - self._longest_stop)
         self.ids += ids
-        count = up_to_text(self._stops, self.ids, self._decode)
-        if count is not None:
+        if ended:
+            self._read_whole()
+        else:
+            self._read_new()
+        if any(self._text.find(stop, looked) >= 0 for stop in self._stops):
             self.stopped = True
-            del self.ids[count:]
-        # All tokens, and not the new ones alone: decoders treat the first token differently, and
-        # write a character only when all of its tokens are there.
-        text = before(self._stops, self._decode(self.ids))
+            self._end_at_stop(had)
+        end = len(self._text)
         if not (ended or self.stopped):
-            text = self._certain(text)
-        new = text[len(self._sent) :] if text.startswith(self._sent) else ""
-        self._sent += new
+            end -= self._held_back()
+        new = self._text[self._sent : end]
+        self._sent += len(new)
         return new
 
-    def _certain(self, text: str) -> str:
-        text = text.rstrip(_UNFINISHED)
-        # The longest end of the text that a stop text begins with.
-        held = max(
-            (
-                size
-                for stop in self._stops
-                for size in range(1, min(len(stop), len(text) + 1))
-                if text.endswith(stop[:size])
-            ),
-            default=0,
+    def _read_whole(self) -> None:
+        text = self._decode(self.ids)
+        # Decoders that change a text as it grows (few tidy up spaces) may disagree with what was
+        # sent; what the pieces make together then ends as it began.
+        if text.startswith(self._text[: self._sent]):
+            self._text = text
+        else:
+            self._text += self._decode(self.ids[self._from :])[self._taken :]
+
+    def _read_new(self) -> None:
+        window = self._decode(self.ids[self._from :])
+        certain = window.rstrip(_UNFINISHED)
+        self._text += certain[self._taken :]
+        self._taken = max(self._taken, len(certain))
+        if len(certain) < len(window):
+            return
+        if len(self.ids) - self._from > _WINDOW:
+            # Of tokens without a text (control tokens are left out) no window can begin.
+            last = self._decode(self.ids[self._whole_until :])
+            if last:
+                self._from, self._taken = self._whole_until, len(last)
+        self._whole_until = len(self.ids)
+
+    def _end_at_stop(self, had: int) -> None:
+        """Drops the tokens behind the one that wrote a stop text, which is among the new ones."""
+        counts = range(had + 1, len(self.ids) + 1)
+        texts = ((count, self._decode(self.ids[:count])) for count in counts)
+        wrote = (count for count, text in texts if any(stop in text for stop in self._stops))
+        del self.ids[next(wrote, len(self.ids)) :]
+        self._text = before(self._stops, self._text)
+
+    def _held_back(self) -> int:
+        """Returns the length of the longest end of the text that a stop text begins with."""
+        sizes = (
+            size
+            for stop in self._stops
+            for size in range(1, min(len(stop), len(self._text) + 1))
+            if self._text.endswith(stop[:size])
         )
-        return text[: len(text) - held]
+        return max(sizes, default=0)

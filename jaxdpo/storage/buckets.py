@@ -191,7 +191,7 @@ def update(store: Any, root: str, folder: Path, found: dict[str, str]) -> None:
       found: As `listed` returns it.
     """
     kept = folder / LISTING
-    before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    before = _read_listing(kept)
     for name in before.keys() - found.keys():
         (folder / name).unlink(missing_ok=True)
     for name, version in found.items():
@@ -203,6 +203,15 @@ def update(store: Any, root: str, folder: Path, found: dict[str, str]) -> None:
             shutil.copyfileobj(source, file, 2**22)
     with replacing(kept) as file:
         json.dump(found, file, indent=1)
+
+
+def _read_listing(path: Path) -> dict[str, str]:
+    """Reads what a local copy was made of; a damaged listing means that all is fetched anew."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Present(NamedTuple):

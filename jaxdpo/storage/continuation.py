@@ -58,7 +58,15 @@ def keep_settings(path: Path, settings: Mapping[str, Any], what: str, remedy: st
     # go through JSON as well before they are compared.
     now = json.loads(json.dumps(settings))
     if path.exists():
-        check_unchanged(what, json.loads(path.read_text(encoding="utf-8")), now, remedy)
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            before = error
+        if not isinstance(before, dict):
+            raise UserError(
+                f"{path}: damaged, it is no JSON object; put a copy of it in its place, or {remedy}"
+            )
+        check_unchanged(what, before, now, remedy)
         return
     with replacing(path) as file:
         json.dump(now, file, indent=1, ensure_ascii=False)

@@ -5,13 +5,13 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from jaxdpo.errors import UserError, nearest
+from jaxdpo.storage.temporary import open_temporary
 from jaxdpo.storage.urls import refuse_url
 
 # Errors by which file systems say that they have no such operation. gcsfuse gives EMFILE for the
@@ -70,20 +70,35 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
       UserError: If the path is a URL.
     """
     refuse_url(path)
-    # In the same folder: a rename is atomic only within one file system.
-    # A random name: two containers or hosts on one file system may have equal process numbers.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    with naming(path):
+        file, temporary = open_temporary(path, mode)
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                # The content is on disk before the name is: after a power cut the name stands for
+                # either the old file or the whole new one.
+                os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives what the system refuses within the block the name of the file that it is about.
+
+    A write that fails names no file, and one to a temporary file names that.
+    """
     try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # The content is on disk before the name is: after a power cut the name stands for either
-        # the old file or the whole new one.
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        temporary = f".{path.name}." in str(error.filename or "")
+        if error.filename is None or temporary:
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def refuse_existing(path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from jaxdpo.errors import UserError
 from jaxdpo.storage.buckets import LISTING, listed, open_store, put, store_errors, update
 from jaxdpo.storage.files import cache_folder, replacing
+from jaxdpo.storage.noted import forget_notes
 from jaxdpo.storage.urls import written_url
 
 
@@ -48,6 +49,8 @@ class Mirror:
                 if name not in found:
                     (self.copy / name).unlink()
             update(self._store, self._place, self.copy, found)
+        # They are not in the store: another machine may have gone on there.
+        forget_notes(self.copy)
         self._sent = {name: self._stamp(name) for name in found}
 
     def push(self) -> None:

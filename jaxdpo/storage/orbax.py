@@ -6,8 +6,6 @@ matrices [L, in, out] into chunks of one, which TensorStore then finds by itself
 """
 
 import logging
-import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from jaxdpo.devices.sharding import path_name
 from jaxdpo.errors import UserError
 from jaxdpo.storage.lazy_array import Spans, Stored, matrices
 
-_OS_ERROR_CODE = re.compile(r"os_error_code='?(\d+)")
 # Where Orbax puts the arrays of a tree that it saves.
 _STATE = "state"
 # Written and not yet on disk at one time, in bytes: enough for several matrices in one file.
@@ -34,28 +31,6 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("absl").addFilter(_is_news)
-
-
-def disk_failure(error: BaseException) -> str | None:
-    """Returns what the disk refused, in the system's words; None if the error is another one.
-
-    Orbax and TensorStore wrap what the system says, each in its own way: as the cause of another
-    error, in a group of errors, or as a ValueError or RuntimeError that holds the code as text.
-    """
-    waiting, seen = [error], set()
-    while waiting:
-        found = waiting.pop()
-        if id(found) in seen:
-            continue
-        seen.add(id(found))
-        if isinstance(found, OSError) and found.errno is not None:
-            return os.strerror(found.errno)
-        if code := _OS_ERROR_CODE.search(str(found)):
-            return os.strerror(int(code[1]))
-        if isinstance(found, BaseExceptionGroup):
-            waiting += found.exceptions
-        waiting += [e for e in (found.__cause__, found.__context__) if e is not None]
-    return None
 
 
 def saved_by_matrix() -> ocp.Context:

@@ -32,9 +32,9 @@ from orbax.checkpoint import v1 as ocp
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxdpo.devices.sharding import agreed
-from jaxdpo.errors import UserError
+from jaxdpo.errors import UserError, disk_failure
 from jaxdpo.storage.manifest import MANIFEST, whole_manifest, write_manifest, write_part
-from jaxdpo.storage.orbax import disk_failure, saved_by_matrix, stored_arrays
+from jaxdpo.storage.orbax import saved_by_matrix, stored_arrays
 from jaxdpo.training.state import TrainState
 
 # The folder of a checkpoint that holds the model's tokenizer.

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
 from jaxdpo.losses import LossConfig
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute, Params
+from jaxdpo.model.dtypes import cast_params
 
 
 @dataclass(frozen=True)
@@ -79,4 +78,4 @@ class Objective:
         """
         if self.param_dtype is None:
             return params
-        return jax.tree.map(lambda leaf: leaf.astype(self.param_dtype), params)
+        return cast_params(params, self.param_dtype)

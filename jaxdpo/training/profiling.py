@@ -9,7 +9,7 @@ from jaxdpo.training.metrics import DeviceMetrics
 from jaxdpo.training.state import TrainState
 
 # Folder of a run's traces, below which TensorBoard's profile plugin and xprof look for them.
-PROFILE = "profile"
+_PROFILE = "profile"
 Steps = Iterator[tuple[int, TrainState, DeviceMetrics]]
 
 
@@ -23,7 +23,7 @@ def traced(steps: Steps, span: tuple[int, int] | None, folder: Path, first_step:
       steps: As `run_steps` yields them.
       span: The first and the last step to trace, counted from 1. A run that continues in between
         traces those that are left. None traces none.
-      folder: Where the trace is written.
+      folder: The run folder; the trace is written to `profile/` in it.
       first_step: Steps already done.
 
     Yields:
@@ -38,7 +38,7 @@ def traced(steps: Steps, span: tuple[int, int] | None, folder: Path, first_step:
         while True:
             # A step is begun when it is asked for, so the trace begins before that.
             if not tracing and first - 1 <= done < last:
-                jax.profiler.start_trace(folder, create_perfetto_trace=True)
+                jax.profiler.start_trace(folder / _PROFILE, create_perfetto_trace=True)
                 tracing = True
             with jax.profiler.StepTraceAnnotation("optimizer step", step_num=done + 1):
                 taken = next(steps, None)

@@ -1,10 +1,11 @@
-"""SIGTERM, SIGHUP and, for several processes, SIGINT as requests to save and stop.
+"""SIGTERM, SIGHUP and SIGINT as requests to save and stop.
 
-A run of one process that is sent SIGINT is interrupted at once, as Python programs are: it is
-Ctrl-C, and whoever presses it does not want to wait.
+SIGINT is Ctrl-C: whoever presses it a second time does not want to wait for the step and the save,
+and a run of one process is then interrupted at once, as Python programs are.
 """
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -56,6 +57,11 @@ class StopRequest:
         return signal.Signals(self.signum or signal.SIGTERM).name
 
     @property
+    def interrupts(self) -> bool:
+        """Tells whether the request was Ctrl-C in a run of one process."""
+        return self._others is None and self.signum == signal.SIGINT
+
+    @property
     def status(self) -> int:
         """The status that a shell reports of a process that the signal ended."""
         if self._others is not None and self._others.verdict is not None:
@@ -77,6 +83,12 @@ def stop_on_signal() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def note(signum: int, frame: object) -> None:
+        if signum == signal.SIGINT:
+            if request.signum is not None:
+                raise KeyboardInterrupt
+            # Neither print nor a reporter: the process may be in the middle of either.
+            with contextlib.suppress(OSError):
+                os.write(1, b"\nstopping after this step; Ctrl-C again stops at once\n")
         request.signum = request.signum or signum
 
     if threading.current_thread() is not threading.main_thread():
@@ -85,7 +97,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
     before = {
         # Under `nohup` SIGHUP is ignored already, and stays so.
         number: signal.signal(number, note)
-        for number in (signal.SIGTERM, signal.SIGHUP)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:

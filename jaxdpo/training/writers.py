@@ -1,11 +1,14 @@
 """Writes what a run leaves to be read: metrics.jsonl, and curves as PNG."""
 
 import json
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
 from jaxdpo.devices.sizes import ceil_div
-from jaxdpo.storage.files import replacing
+from jaxdpo.storage.files import naming, replacing
+from jaxdpo.storage.noted import METRIC_CHECKS, damaged
 from jaxdpo.training.trackers.opening import Trackers
 
 METRICS_FILE = "metrics.jsonl"
@@ -28,11 +31,17 @@ class MetricWriter:
     """
 
     def __init__(self, folder: Path, first_step: int, trackers: Trackers):
-        path = folder / METRICS_FILE
+        path, checks = folder / METRICS_FILE, folder / METRIC_CHECKS
         kept = [record for record in read_metrics(folder) if record["step"] <= first_step]
+        lines = [json.dumps(record) for record in kept]
+        # Checksums of other records must not stand beside these, whenever the process is killed.
+        checks.unlink(missing_ok=True)
         with replacing(path) as file:
-            file.writelines(json.dumps(record) + "\n" for record in kept)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+            file.writelines(f"{line}\n" for line in lines)
+        with replacing(checks) as file:
+            file.writelines(f"{_checksum(line)}\n" for line in lines)
+        self._path, self._file = path, open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._checks = open(checks, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self.trackers = trackers
         self._tested = {record["step"] for record in kept if record["split"] == "TEST"}
 
@@ -44,8 +53,11 @@ class MetricWriter:
           split: "TRAIN" or "TEST".
           metrics: Name ↦ value.
         """
-        self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, "split": split, **metrics})
+        with naming(self._path):
+            for file, text in ((self._file, line), (self._checks, _checksum(line))):
+                file.write(f"{text}\n")
+                file.flush()
         self.trackers.write(step, split, metrics)
 
     def has_test(self, step: int) -> bool:
@@ -53,18 +65,47 @@ class MetricWriter:
         return step in self._tested
 
     def close(self) -> None:
-        """Closes the file; the trackers wait for the files of the finished run."""
-        self._file.close()
+        """Closes the files; the trackers wait for the files of the finished run."""
+        for file in (self._file, self._checks):
+            file.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Reads the records of a run's metrics.jsonl, in order, without a torn last line."""
+    """Reads the records of a run's metrics.jsonl, in order, without a torn last line.
+
+    Raises:
+      UserError: Naming the first line that is not as it was written.
+    """
     path = folder / METRICS_FILE
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
     # Every whole record ends its line, so what follows the last newline is a torn one.
-    return [json.loads(line) for line in lines[:-1]]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    checks = _read_checks(folder / METRIC_CHECKS)
+    records = []
+    for number, line in enumerate(lines):
+        try:
+            if number < len(checks) and checks[number] != f"{zlib.crc32(line):08x}":
+                raise ValueError("it is not as it was written")
+            record = json.loads(line)
+            records.append({**record, "step": int(record["step"]), "split": str(record["split"])})
+        except (ValueError, LookupError, TypeError) as error:
+            raise damaged(path, f"line {number + 1}: {error}") from None
+    return records
+
+
+def _read_checks(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="ascii").split("\n")[:-1]
+    except (OSError, ValueError):
+        return []
+    # The last record may have none yet, where the process was killed between the two writes. A
+    # damaged one would accuse a good record; there is no telling, so then none is used.
+    return lines if all(re.fullmatch("[0-9a-f]{8}", line) for line in lines) else []
+
+
+def _checksum(line: str) -> str:
+    return f"{zlib.crc32(line.encode('utf-8')):08x}"
 
 
 def plot_curves(records: list[dict[str, Any]], path: Path) -> None:

@@ -3,6 +3,7 @@
 import sys
 
 from jaxdpo.cli.command import Command, run_command
+from jaxdpo.printable import show
 
 COMMAND = Command(
     name="use_cases",
@@ -49,14 +50,14 @@ def main(arguments: list[str]) -> None:
     if given.tail is not None:
         axes = parse_axes(given.tail)
         for each in names:
-            print(sweep_use_case(CASES[each], config, axes))
+            show(sweep_use_case(CASES[each], config, axes))
         return
     results = {
         each: [run_seed(CASES[each], config, seed) for seed in config.seeds] for each in names
     }
     folder = Path(config.folder) if name == "all" else Path(config.folder) / name
-    print(write_report(folder, CASES, results))
-    print(f"{folder}: results.md, results.png and results.svg")
+    show(write_report(folder, CASES, results))
+    show(f"{folder}: results.md, results.png and results.svg")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from jaxdpo.errors import UserError
 from jaxdpo.evaluation.comparison import Comparison
 from jaxdpo.evaluation.judgement import Example
 from jaxdpo.losses.config import LossConfig
+from jaxdpo.printable import show
 from jaxdpo.rounds.sample import SampleConfig, sample
 from jaxdpo.use_cases.config import UseCasesConfig
 from jaxdpo.use_cases.model import write_new_model
@@ -141,7 +142,7 @@ def preference_pairs(workshop: Workshop) -> Path:
             "folder": str(folder),
         }
         made = make_pairs(PairingConfig.model_validate(settings))
-        print(made.collected.summary())
+        show(made.collected.summary())
         if made.pairs is None:
             raise UserError(
                 f"{folder}: no prompt has both answers that pass and answers that fail; read its "

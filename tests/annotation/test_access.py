@@ -1,6 +1,7 @@
 """Names, tokens, bounds and other people's conversations, as asked for without the page."""
 
 import json
+import re
 import socket
 import time
 import urllib.error
@@ -10,6 +11,7 @@ import pytest
 
 from jaxdpo.annotation.config import StudioConfig
 from jaxdpo.cli.command import run_command
+from jaxdpo.config import load_config
 from jaxdpo.errors import UserError
 from jaxdpo.feedback.store import FeedbackStore
 from jaxdpo.studio import main
@@ -110,6 +112,43 @@ def test_a_client_that_still_sends_is_told_why_it_is_refused(begun):
             connection.sendall(part)
         reply = b"".join(iter(lambda: connection.recv(65536), b""))
     assert reply.startswith(b"HTTP/1.1 413 ") and b"a request may have 1024 KiB" in reply
+
+
+def run_of(folder, losses):
+    """A run of two optimizer steps, as far as its page needs it."""
+    folder.mkdir(parents=True)
+    config = load_config(None, ["model.path=m", "data.path=d", f"training.folder={folder}"])
+    (folder / "config.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+    (folder / "inputs.json").write_text("{}")
+    records = [
+        {"step": step, "split": split, "loss": loss, "rewards/margins": -loss}
+        for step, loss in enumerate(losses, 1)
+        for split in ("TRAIN", "TEST")
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return folder
+
+
+def test_compare_shows_the_curves_of_the_models_runs(studio, tmp_path):
+    first, second = run_of(tmp_path / "a", (0.7, 0.5)), run_of(tmp_path / "b <i>", (0.6, 0.25))
+    broken = run_of(tmp_path / "c", ())
+    (broken / "config.yaml").write_text("model: 3")
+    # A run, an export of one, a run whose files cannot be read, and what came of no run.
+    models = {"dpo": str(first), "<b>": str(second / "model"), "c": str(broken), "hub": "org/name"}
+    status, page = ask(studio(models=models), "/compare", None, "ann")
+    assert status == 200
+    shown = page[page.index("<h2>Training runs") :]
+    pictures = re.findall(r"<svg[^>]*>", shown)
+    # Loss and margin of each run, and TEST loss and margin and TRAIN loss of both together.
+    assert len(pictures) == 3 + 2 + 2
+    # The page's policy lets no style through but that of its own sheet.
+    assert not any("style=" in picture for picture in pictures)
+    both = next(picture for picture in pictures if "TEST loss" in picture)
+    for said in ("dpo", "&lt;b&gt;", "0.7", "0.25"):
+        assert said in both
+    assert f"dpo: {first}" in shown and f"&lt;b&gt;: {tmp_path}/b &lt;i&gt;" in shown
+    assert "config.yaml: cannot be read by this version" in shown
+    assert "org/name" not in shown and "<i>" not in shown
 
 
 def test_tokens_say_who_it_is(studio):

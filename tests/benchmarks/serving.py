@@ -23,6 +23,7 @@ from jaxdpo.runs.load import load_source
 from jaxdpo.sampling import Request, SamplingConfig, complete
 from jaxdpo.serving import ServeConfig, load_models
 from jaxdpo.serving.app import make_app
+from jaxdpo.serving.run import keep_loaded
 from jaxdpo.serving.server import Server, listen
 from jaxdpo.storage.files import shipped
 
@@ -116,6 +117,7 @@ def main(words: list[str]) -> None:
 
     offline(policy, asked, rows)  # compiles
     served(True)
+    keep_loaded()
     print(f"{REQUESTS} requests, {rows} rows, {clients} clients; best of {rounds} rounds in turns")
     wall: dict[str, float] = defaultdict(float)
     cpu: dict[str, float] = defaultdict(float)

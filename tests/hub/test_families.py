@@ -141,8 +141,18 @@ def test_both_spellings_of_rope_are_read_and_written(fields, rope):
             "'llava' holds a text model, llama, among others; .* saved by itself",
         ),
         (
-            {"model_type": "mistral3", "text_config": {"model_type": "ministral3"}},
-            "'mistral3' holds a text model, ministral3, among others; .* saved by itself",
+            {"model_type": "mistral3", "text_config": {"model_type": "qwen3"}},
+            "'mistral3' holds a text model, qwen3, among others; .* saved by itself",
+        ),
+        (
+            {"model_type": "granitemoehybrid", "num_local_experts": 0,
+             "layer_types": ["attention", "mamba"]},
+            "layer_types has attention, mamba; only models whose layers are all attention",
+        ),
+        ({"model_type": "granitemoehybrid"}, "num_local_experts 8 is not implemented"),
+        (
+            {"model_type": "ministral3", "rope_parameters": {"rope_type": "default"}},
+            "llama_4_scaling_beta is missing",
         ),
         ({"hidden_act": "relu"}, "hidden_act 'relu' is not implemented; there are silu"),
         ({"quantization_config": {"bits": 4}}, "quantization_config .*bits.* is not implemented"),
@@ -218,7 +228,11 @@ HARMLESS = {
     "pretraining_tp", "_sliding_window_pattern", "attn_pdrop", "output_router_logits",
     "reorder_and_upcast_attn",
     "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
-    "summary_use_proj",
+    "summary_use_proj", "residual_dropout", "eod_token_id",
+    "num_mtp_layers", "num_nextn_predict_layers",
+    # Granite's, of layers and experts that these models do not have.
+    "mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_head", "mamba_d_conv",
+    "mamba_expand", "mamba_chunk_size", "mamba_conv_bias", "mamba_proj_bias", "time_step_limit",
 }  # fmt: skip
 
 
@@ -227,16 +241,32 @@ def slides(hf: dict[str, Any]) -> bool:
     return "sliding_attention" in hf.get("layer_types", ["sliding_attention"])
 
 
+def has_dense_layers(hf: dict[str, Any]) -> bool:
+    return bool(
+        hf.get("mlp_only_layers")
+        or hf.get("decoder_sparse_step", 1) > 1
+        or hf.get("first_k_dense_replace")
+    )
+
+
 UNREAD = {
     "max_position_embeddings": lambda hf: (
         (hf.get("rope_parameters") or {}).get("rope_type") not in ("dynamic", "longrope")
+        or "alpha" in hf["rope_parameters"]
     ),
     "original_max_position_embeddings": lambda hf: hf["rope_parameters"]["rope_type"] == "default",
     "max_window_layers": lambda hf: "layer_types" in hf,
     "no_rope_layer_interval": lambda hf: "no_rope_layers" in hf,
     "sliding_window": lambda hf: not hf.get("use_sliding_window", True) or not slides(hf),
     "use_sliding_window": lambda hf: hf["sliding_window"] is None or not slides(hf),
-    "intermediate_size": lambda hf: "moe_intermediate_size" in hf,
+    "intermediate_size": lambda hf: (
+        ("moe_intermediate_size" in hf and not has_dense_layers(hf))
+        or "shared_intermediate_size" in hf
+    ),
+    "num_experts_per_tok": lambda hf: hf.get("num_local_experts") == 0,
+    "router_aux_loss_coef": lambda hf: hf.get("num_local_experts") == 0,
+    # Beside a list of the layers' types nothing reads it.
+    "sliding_window_pattern": lambda hf: "layer_types" in hf,
     "attn_logit_softcapping": lambda hf: hf["model_type"] == "gemma3_text",
 }
 

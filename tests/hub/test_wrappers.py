@@ -58,6 +58,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
         vision_config=dict(**VISION, model_type="pixtral", head_dim=8),
         image_token_index=390, tie_word_embeddings=False,
     ),
+    "ministral3": dict(
+        model_type="mistral3",
+        text_config=dict(
+            **TEXT, model_type="ministral3", head_dim=8, sliding_window=None,
+            max_position_embeddings=64,
+            rope_parameters=dict(
+                type="yarn", rope_type="yarn", rope_theta=1e4, factor=4.0, beta_fast=32.0,
+                beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1,
+                original_max_position_embeddings=7,
+            ),
+        ),
+        vision_config=dict(**VISION, model_type="pixtral", head_dim=8),
+        image_token_index=390, tie_word_embeddings=False,
+    ),
     "qwen2_5_vl": dict(
         text_config=dict(
             **TEXT, model_type="qwen2_5_vl_text", rope_parameters=_mrope(mrope_section=[1, 1, 2])
@@ -81,7 +95,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def wrapped(request, tmp_path_factory) -> Path:
     """A model of text and images, as transformers saves it, with a tokenizer and a processor."""
     torch.manual_seed(4)
-    config = AutoConfig.for_model(request.param, **CONFIGS[request.param])
+    config = AutoConfig.for_model(**{"model_type": request.param, **CONFIGS[request.param]})
     model = AutoModelForImageTextToText.from_config(config)
     with torch.no_grad():
         for tensor in model.parameters():
@@ -212,6 +226,21 @@ PUBLISHED: dict[str, dict[str, Any]] = {
             intermediate_size=32768, max_position_embeddings=131072, model_type="mistral",
             num_attention_heads=32, num_hidden_layers=40, num_key_value_heads=8,
             rms_norm_eps=1e-05, rope_theta=1000000000.0, sliding_window=None, vocab_size=131072,
+        ),
+    ),
+    "Ministral 3 8B": dict(
+        model_type="mistral3", image_token_index=10, multimodal_projector_bias=False,
+        tie_word_embeddings=False,
+        text_config=dict(
+            attention_dropout=0.0, head_dim=128, hidden_act="silu", hidden_size=4096,
+            intermediate_size=14336, max_position_embeddings=262144, model_type="ministral3",
+            num_attention_heads=32, num_hidden_layers=34, num_key_value_heads=8,
+            rms_norm_eps=1e-05, sliding_window=None, vocab_size=131072,
+            rope_parameters={
+                "beta_fast": 32.0, "beta_slow": 1.0, "factor": 16.0, "llama_4_scaling_beta": 0.1,
+                "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 16384,
+                "rope_theta": 1000000.0, "rope_type": "yarn", "type": "yarn",
+            },
         ),
     ),
     "Qwen2.5-VL 7B": dict(

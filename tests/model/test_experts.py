@@ -39,7 +39,7 @@ def test_every_token_reaches_its_experts(normalized, crowded):
     router = rng.standard_normal((8, 5)).astype(np.float32)
     if crowded:  # All tokens to the same two experts.
         x, router = np.abs(x), np.tile(np.arange(5, dtype=np.float32), (8, 1))
-    layer.router["weight"][...] = jnp.asarray(router)
+    layer.router.weight[...] = jnp.asarray(router)
     kernels = {}
     for name in ("gate", "up", "down"):
         linear = getattr(layer.experts, name)

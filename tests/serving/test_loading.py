@@ -73,7 +73,7 @@ def test_a_context_longer_than_the_learned_positions(folder):
     [model] = load_models(config).values()
     assert model.context == 100
     params, _ = model.scheduler._make_pool.args[3]
-    assert params["layers"][0]["attention"]["q"]["kernel"].dtype == jnp.bfloat16
+    assert params["layers"]["attention"][0]["q"]["kernel"].dtype == jnp.bfloat16
 
 
 def test_a_model_that_is_not_there():

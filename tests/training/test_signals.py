@@ -22,11 +22,16 @@ def test_signal_is_a_request(number, status):
     assert signal.getsignal(number) is before
 
 
-def test_ctrl_c_interrupts_at_once():
-    with stop_on_signal() as stop, pytest.raises(KeyboardInterrupt):
+def test_ctrl_c_is_a_request_and_the_second_interrupts_at_once(capfd):
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_signal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        signal.sigtimedwait([], 0)
-    assert not stop.after_step()
+        assert stop.after_step() and stop.interrupts and stop.status == 130
+        assert "Ctrl-C again stops at once" in capfd.readouterr().out
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.sigtimedwait([], 0)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ignored_hangup_stays_ignored():

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Part of every fingerprint: raise it when the same pair would get other ids.
 ALGORITHM_VERSION = 3
+# Characters of what a library says of a damaged tokenizer; it may repeat all of the file.
+_LONGEST_REASON = 400
 
 
 class Chat:
@@ -315,8 +317,13 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
         tokenizer = AutoTokenizer.from_pretrained(
             folder if folder.is_dir() else path, trust_remote_code=False
         )
-    except (OSError, ValueError, ImportError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: the tokenizer cannot be loaded: {error}") from error
+    except BaseException as error:
+        # For a damaged tokenizer.json the library's Rust code raises Exception itself, or a
+        # PanicException, which is none.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise UserError(f"{path}: the tokenizer cannot be loaded: {reason}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             f"{path}: the tokenizer has no fast version (tokenizer.json); save one with "

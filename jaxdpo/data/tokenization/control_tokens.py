@@ -41,6 +41,8 @@ _NONCHARACTER = re.compile("[\ufdd0-\ufdef]")
 # `<x>`, `[x]`, `|||x|||`: what marks parts of a conversation. A word, a digit or "```" that a
 # template happens to write is vocabulary all the same.
 _IN_BRACKETS = re.compile(r"<.+>|[^\w\s].*\w.*[^\w\s]", re.DOTALL)
+# Characters of parts that are encoded one after another, without the tokenizer's threads.
+_SHORT_PARTS = 2000
 _ENDS_IN_WORD, _BEGINS_WITH_WORD = re.compile(r"\w$"), re.compile(r"^\w")
 
 
@@ -204,7 +206,12 @@ class ControlTokens:
         # The renderings of a pair are alike for the most part: each distinct part is encoded once.
         parted = [_parts(text) for text in texts]
         parts = list(dict.fromkeys(itertools.chain.from_iterable(parted)))
-        encodings = self._encoder.encode_batch_fast(parts, add_special_tokens=False)
+        # The tokenizer's threads pay for many parts; one conversation would wait longer for them
+        # than it takes to encode.
+        if sum(map(len, parts)) < _SHORT_PARTS:
+            encodings = [self._encoder.encode(part, add_special_tokens=False) for part in parts]
+        else:
+            encodings = self._encoder.encode_batch_fast(parts, add_special_tokens=False)
         each = [encoding.ids for encoding in encodings]
         ids = np.fromiter(itertools.chain.from_iterable(each), np.int32)
         ends = list(itertools.accumulate(map(len, each)))

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,11 +14,13 @@ from jaxdpo.data.reading.reader import Reading, find_weighted
 from jaxdpo.data.reading.reports import ReadReport
 from jaxdpo.data.reading.sources import digest_of, find_sources
 from jaxdpo.data.tokenization.chat import Chat
-from jaxdpo.data.tokenization.pair_store import TokenizedPairs, open_pairs
+from jaxdpo.data.tokenization.pair_store import TokenizedPairs, open_pairs, verify_pairs
 from jaxdpo.data.tokenization.shares import find_shares, make_shares, store_whole
 from jaxdpo.data.tokenization.storing import REJECTS, SPLITS, VERSIONS, store_pairs
 from jaxdpo.errors import UserError
-from jaxdpo.storage.files import json_digest, replacing
+from jaxdpo.storage.cache import mark_used, tidy
+from jaxdpo.storage.files import file_digest, json_digest
+from jaxdpo.storage.sealed import read_sealed, write_sealed
 
 _ABOUT = "about.json"
 
@@ -54,8 +55,10 @@ def load_pairs(
     if loaded is None:
         with _writing(folder):
             _store(config, chat, supervised, folder, key)
+            tidy(config.cache_folder())
         loaded = _open(folder, key)
         assert loaded is not None, f"{folder} was just written"
+    mark_used(folder / _ABOUT)
     handle_bad_lines(read_rejects(folder / REJECTS), config, rejects_path)
     train = loaded.splits["TRAIN"]
     if not len(train):
@@ -78,19 +81,32 @@ def _source_key(config: DataConfig, chat: Chat, supervised: bool) -> str:
 
 def _open(folder: Path, key: str) -> LoadedPairs | None:
     """Opens what `_store` stored, if it is there and whole."""
+    about = read_sealed(folder / _ABOUT)
     try:
-        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        # JSON has lists alone, and a report holds tuples.
-        lists = {name: tuple(about["report"][name]) for name in ("leaked", "warnings")}
-        report = ReadReport(**{**about["report"], **lists})
-        if about["key"] != key or not (folder / REJECTS).is_file():
+        if about is None or about["key"] != key:
             return None
-    except (OSError, ValueError, LookupError, TypeError):
+        if about["rejects"] != file_digest(folder / REJECTS):
+            return None
+    except OSError:
         return None
+    # JSON has lists alone, and a report holds tuples.
+    lists = {name: tuple(about["report"][name]) for name in ("leaked", "warnings")}
+    report = ReadReport(**{**about["report"], **lists})
     train, test = (open_pairs(folder / split, key) for split in SPLITS)
     if train is None or test is None:
         return None
     return LoadedPairs({"TRAIN": train, "TEST": test}, report)
+
+
+def verify_stored(folder: Path) -> bool:
+    """Tells whether the stored pairs of a folder in the cache are as they were written."""
+    about = read_sealed(folder / _ABOUT)
+    try:
+        if about is None or about["rejects"] != file_digest(folder / REJECTS):
+            return False
+    except OSError:
+        return False
+    return all(verify_pairs(folder / split) for split in SPLITS)
 
 
 def _store(config: DataConfig, chat: Chat, supervised: bool, folder: Path, key: str) -> None:
@@ -105,9 +121,13 @@ def _store(config: DataConfig, chat: Chat, supervised: bool, folder: Path, key: 
         # Another program may have written to a source while it was read.
         if _source_key(config, chat, supervised) != key:
             raise UserError(f"{config.name()}: changed while it was read; run again")
+        about = {
+            "key": key,
+            "rejects": file_digest(folder / REJECTS),
+            "report": dataclasses.asdict(report),
+        }
         # Last, since a folder without it counts as unfinished.
-        with replacing(folder / _ABOUT) as file:
-            json.dump({"key": key, "report": dataclasses.asdict(report)}, file)
+        write_sealed(folder / _ABOUT, about)
 
     processes, found = find_shares(config, supervised, find_weighted(config.weights()))
     if processes > 1:

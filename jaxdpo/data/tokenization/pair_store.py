@@ -1,12 +1,12 @@
 """Tokenised pairs on disk: written once, read as they are needed, never used if damaged."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import mmap
 import os
-import secrets
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -20,9 +20,11 @@ from jaxdpo.data.pairs import Message, TokenizedPair
 from jaxdpo.data.reading.reports import TokenizeReport
 from jaxdpo.errors import UserError
 from jaxdpo.storage.files import file_digest, move_folder, stamp_of, sync_folder, sync_tree
+from jaxdpo.storage.sealed import digest_without, read_sealed, sealed
+from jaxdpo.storage.temporary import TemporaryFolder
 
 # Part of every key: raise it when the files change their form.
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 ROWS_PER_CHUNK = 1024
 _PAIRS, _ABOUT = "pairs.arrow", "about.json"
 _IDS = TokenizedPair._fields
@@ -67,7 +69,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
 
     def __init__(self, path: Path, fingerprint: str, report: TokenizeReport):
         """Opens a file of `ROWS_PER_CHUNK` rows a chunk, the last one aside."""
-        self._file = path.open("rb", buffering=0)
+        self._path, self._file = path, path.open("rb", buffering=0)
         mapped = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
         table = pa.ipc.open_file(mapped).read_all()
         columns = [table.column(name).chunks for name in _IDS]
@@ -105,9 +107,13 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         )
         # Read from disk at every step: a flipped bit would train another token without a word.
         if _checksum(pair) != self._checksums[index]:
+            # Without its description the folder does not count, and is made anew.
+            with contextlib.suppress(OSError):
+                self._path.with_name(_ABOUT).unlink()
             raise UserError(
-                f"{self.source(index)}: its stored tokens are damaged on disk; remove the folder "
-                "of data.cache_dir and run again"
+                f"{self.source(index)}: its stored tokens are damaged on disk; removed them, so "
+                "run the same command again, which makes them anew; if it happens again, check "
+                "the disk"
             )
         return pair
 
@@ -119,6 +125,15 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         data = os.pread(self._file.fileno(), 4 * (last - first), start + 4 * first)
         # A file that was cut off gives fewer bytes, of which the checksum tells.
         return np.frombuffer(data, np.int32, len(data) // 4)
+
+    def id_spans(self) -> list[tuple[int, int]]:
+        """Returns where the ids of each chunk and column begin and end in the file, in order."""
+        return sorted(
+            (start + 4 * int(offsets[0]), start + 4 * int(offsets[-1]))
+            for chunk in self._chunks
+            for offsets, start in chunk
+            if offsets[-1] > offsets[0]
+        )
 
     def source(self, index: int) -> str:
         """Returns where the pair came from, as `file:line`."""
@@ -150,7 +165,11 @@ class _About:
       key: What they were made from.
       digest: SHA-256 of their file.
       stamp: Size and time of change of their file when it was written; while the file has these,
-        the digest is not computed again.
+        that digest is not computed again, for it takes as long as reading every id.
+      id_spans: Where the ids lie in the file. Each pair's are compared with its own checksum
+        whenever they are read.
+      rest: SHA-256 of all else in the file: offsets, scores, labels, sources, metadata, prompts,
+        checksums, and Arrow's own structure, which it follows without a doubt. Computed each time.
       fingerprint: As in `TokenizedPairs`.
       report: As in `TokenizedPairs`.
     """
@@ -158,6 +177,8 @@ class _About:
     key: str
     digest: str
     stamp: tuple[int, int]
+    id_spans: list[tuple[int, int]]
+    rest: str
     fingerprint: str
     report: TokenizeReport
 
@@ -171,21 +192,31 @@ def open_pairs(folder: Path, key: str) -> TokenizedPairs | None:
         file = folder / _PAIRS
         if stamp_of(file) != tuple(about.stamp) and file_digest(file) != about.digest:
             return None
+        if digest_without(file, about.id_spans) != about.rest:
+            return None
     except OSError:
         return None
     return TokenizedPairs(folder / _PAIRS, about.fingerprint, about.report)
 
 
-def _read_about(path: Path) -> _About | None:
+def verify_pairs(folder: Path) -> bool:
+    """Tells whether stored pairs are as they were written, every id of them."""
+    about = _read_about(folder / _ABOUT)
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        report: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in about.pop("report").items()
-        }
-        return _About(report=TokenizeReport(**report), **about)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return about is not None and file_digest(folder / _PAIRS) == about.digest
+    except OSError:
+        return False
+
+
+def _read_about(path: Path) -> _About | None:
+    about = read_sealed(path)
+    if about is None:
         return None
+    report: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in about.pop("report").items()
+    }
+    return _About(report=TokenizeReport(**report), **about)
 
 
 class PairWriter:
@@ -195,11 +226,9 @@ class PairWriter:
     """
 
     def __init__(self, folder: Path, key: str):
-        folder.parent.mkdir(parents=True, exist_ok=True)
         self._folder, self._key = folder, key
-        # Not by mkdtemp, which makes it private: a team may share the cache.
-        self._temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
-        self._temporary.mkdir()
+        self._place = TemporaryFolder(folder)
+        self._temporary = self._place.path
         self._file = pa.OSFile(str(self._temporary / _PAIRS), "wb")
         self._writer = pa.ipc.new_file(self._file, _SCHEMA)
         self._hash = hashlib.sha256()
@@ -212,7 +241,7 @@ class PairWriter:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._place.close()
 
     def add(
         self,
@@ -277,9 +306,13 @@ class PairWriter:
         self._file.close()
         # The digest is of the file as it lies on disk, read once while it is still cached.
         file = self._temporary / _PAIRS
-        digest, stamp = file_digest(file), stamp_of(file)
-        about = _About(self._key, digest, stamp, self._hash.hexdigest(), report)
-        text = json.dumps(dataclasses.asdict(about), indent=1)
+        fingerprint = self._hash.hexdigest()
+        spans = TokenizedPairs(file, fingerprint, report).id_spans()
+        rest = digest_without(file, spans)
+        about = _About(
+            self._key, file_digest(file), stamp_of(file), spans, rest, fingerprint, report
+        )
+        text = sealed(dataclasses.asdict(about))
         (self._temporary / _ABOUT).write_text(text, encoding="utf-8")
         sync_tree(self._temporary)
         # Another process may have put the same pairs there in the meantime: they are as good.

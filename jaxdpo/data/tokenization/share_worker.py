@@ -32,7 +32,8 @@ def main() -> None:
             problem = str(error)
         except OSError as error:
             problem = f"{folder}: cannot be written ({error.strerror}); set data.cache_dir"
-        print(json.dumps(problem), file=answers, flush=True)
+        answers.write(f"{json.dumps(problem)}\n")
+        answers.flush()
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from jaxdpo.data.tokenization.storing import REJECTS, SPLITS, VERSIONS, store_pa
 from jaxdpo.errors import UserError
 from jaxdpo.storage.claims import Claims, touched
 from jaxdpo.storage.files import json_digest, replacing
+from jaxdpo.storage.sealed import read_sealed, write_sealed
 
 # Files of this size together are worth the seconds that a process takes to start.
 _LARGE = 2**26
@@ -79,11 +80,8 @@ class Share:
 
     def rejected(self) -> Counter[str] | None:
         """Returns the bad lines by code, once the share is done; None before."""
-        try:
-            done = json.loads((self.folder / _DONE).read_text(encoding="utf-8"))
-            return Counter(done["rejected"]) if done["key"] == self.key else None
-        except (OSError, ValueError, LookupError, TypeError):
-            return None
+        done = read_sealed(self.folder / _DONE)
+        return Counter(done["rejected"]) if done and done["key"] == self.key else None
 
 
 def find_shares(
@@ -320,5 +318,4 @@ def store_share(work: Work, weighted: Weighted, folder: Path, key: str) -> None:
     rejected = store_pairs(reading, chat, config, folder, key, lambda _, rejected: rejected)
     reading.tally.save(folder)
     # Last, since a share without it counts as unfinished.
-    with replacing(folder / _DONE) as file:
-        json.dump({"key": key, "rejected": rejected}, file)
+    write_sealed(folder / _DONE, {"key": key, "rejected": rejected})

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -130,11 +131,8 @@ class ReplyCache:
         except OSError as error:
             raise UserError(f"{path}: cannot be used, set judge.cache: {error}") from error
         for line in written.splitlines():
-            try:
-                key, text, problem = json.loads(line)
-            except ValueError:
-                continue
-            self.replies[key] = Reply(text, problem)
+            if (found := _read_line(line)) is not None:
+                self.replies[found[0]] = found[1]
         # After a line that was cut off, the next one begins on a line of its own.
         self.start = b"" if written.endswith(b"\n") or not written else b"\n"
 
@@ -146,9 +144,27 @@ class ReplyCache:
         """Keeps a reply."""
         with self.lock:
             with open(self.path, "ab") as file:
-                file.write(self.start + json.dumps([key, *reply]).encode() + b"\n")
+                file.write(self.start + _line(key, reply) + b"\n")
                 file.flush()
                 # To the disk itself: what a reply cost is more than what a power cut may take.
                 os.fsync(file.fileno())
             self.start = b""
             self.replies[key] = reply
+
+
+def _line(key: str, reply: Reply) -> bytes:
+    """Returns a reply as a line with a checksum, since a flipped bit may make a PASS a FAIL."""
+    kept = json.dumps([key, *reply])
+    return json.dumps([key, *reply, zlib.crc32(kept.encode())]).encode()
+
+
+def _read_line(line: bytes) -> tuple[str, Reply] | None:
+    """Reads a line of a cache; None of one that is torn or damaged, so that the judge is asked."""
+    try:
+        # Earlier versions wrote no checksum.
+        key, text, problem, *checksum = json.loads(line)
+        if checksum not in ([], [zlib.crc32(json.dumps([key, text, problem]).encode())]):
+            return None
+        return str(key), Reply(text, problem)
+    except (ValueError, TypeError):
+        return None

@@ -11,8 +11,12 @@ from jaxdpo.errors import UserError, nearest
 from jaxdpo.hub.families.family import Family, HfConfig
 from jaxdpo.hub.families.gemma import GEMMA_FAMILIES
 from jaxdpo.hub.families.gpt2 import GPT2
+from jaxdpo.hub.families.granite import GRANITE_FAMILIES
+from jaxdpo.hub.families.interleaved import INTERLEAVED_FAMILIES
 from jaxdpo.hub.families.llama import LLAMA_FAMILIES
+from jaxdpo.hub.families.ministral import MINISTRAL3
 from jaxdpo.hub.families.moe import MOE_FAMILIES
+from jaxdpo.hub.families.nemotron import NEMOTRON
 from jaxdpo.hub.families.olmo import OLMO_FAMILIES
 from jaxdpo.hub.families.row import Row, Span
 from jaxdpo.hub.families.wrapper import WRAPPERS, text_config, wrapper_of
@@ -33,7 +37,17 @@ __all__ = [
 
 FAMILIES = {
     family.model_type: family
-    for family in (*LLAMA_FAMILIES, *GEMMA_FAMILIES, *OLMO_FAMILIES, GPT2, *MOE_FAMILIES)
+    for family in (
+        *LLAMA_FAMILIES,
+        MINISTRAL3,
+        *GEMMA_FAMILIES,
+        *OLMO_FAMILIES,
+        *GRANITE_FAMILIES,
+        *INTERLEAVED_FAMILIES,
+        NEMOTRON,
+        GPT2,
+        *MOE_FAMILIES,
+    )
 }
 
 # Larger than any model, and small enough that a hostile config.json cannot make the loader allocate
@@ -48,9 +62,8 @@ def family_of(hf_config: HfConfig) -> Family:
     Raises:
       UserError: If it is none of `FAMILIES`, nor one of `WRAPPERS`.
     """
-    wrapper = wrapper_of(hf_config)
-    if wrapper is not None:
-        return FAMILIES[wrapper.text_type]
+    if wrapper_of(hf_config) is not None:
+        return FAMILIES[text_config(hf_config)["model_type"]]
     model_type = hf_config.get("model_type")
     inner = hf_config.get("text_config")
     if model_type not in FAMILIES and isinstance(inner, dict):
@@ -91,7 +104,8 @@ def config_from_hf(hf_config: HfConfig, context: int | None = None) -> ModelConf
             )
     # Checked here and not in the families, so that no division or range() of theirs meets a string,
     # a zero or a billion layers.
-    sizes = _SIZES if family.names else (*_SIZES, "intermediate_size")
+    # GPT-2 may leave its own name of the last one out.
+    sizes = _SIZES if "intermediate_size" in family.names else (*_SIZES, "intermediate_size")
     for field in sizes:
         most = _MOST_LAYERS if field == "num_hidden_layers" else _LARGEST
         value, name = hf.get(field), family.names.get(field, field)

@@ -49,6 +49,7 @@ ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu-tanh",
     "gelu_new": "gelu-tanh",
+    "relu2": "relu2",
 }
 
 
@@ -146,13 +147,16 @@ LLAMA_DEFAULTS = {
 LLAMA_ONLY = {"quantization_config": (None,)}
 
 
-def llama_fields(hf: HfConfig, context: int | None, theta: float = 10000.0) -> Fields:
+def llama_fields(
+    hf: HfConfig, context: int | None, theta: float = 10000.0, partial: float | None = None
+) -> Fields:
     """Reads the fields that a Llama has.
 
     Args:
       hf: config.json, with the family's defaults filled in.
       context: Longest sequence there will be, in tokens; None for the original context.
       theta: The family's default base of the rotary frequencies.
+      partial: Share of each head that the family rotates by default; None for whole heads.
     """
     heads = hf["num_attention_heads"]
     return {
@@ -165,7 +169,7 @@ def llama_fields(hf: HfConfig, context: int | None, theta: float = 10000.0) -> F
             "head_dim": hf.get("head_dim") or hf["hidden_size"] // heads,
             "qkv_bias": hf["attention_bias"],
             "output_bias": hf["attention_bias"],
-            "rope": rope_from_hf(hf, context, theta),
+            "rope": rope_from_hf(hf, context, theta, partial),
         },
         "mlp": {
             "intermediate_size": hf["intermediate_size"],

@@ -104,6 +104,7 @@ GPT2 = Family(
     },
     names={
         "hidden_size": "n_embd",
+        "intermediate_size": "n_inner",
         "num_hidden_layers": "n_layer",
         "num_attention_heads": "n_head",
         "max_position_embeddings": "n_positions",

@@ -1,4 +1,4 @@
-"""Llama and its near relations: Mistral, Qwen2, Qwen3, SmolLM3, Granite, Phi-3."""
+"""Llama and its near relations: Mistral, Qwen2, Qwen3, SmolLM3, Phi-3, Seed-OSS, AFM, Hunyuan."""
 
 from typing import Any
 
@@ -18,14 +18,15 @@ from jaxdpo.hub.families.family import (
     with_rows,
 )
 from jaxdpo.hub.families.row import Row, fused
-from jaxdpo.hub.rope import rope_from_hf, rope_to_hf
+from jaxdpo.hub.rope import both_spellings, joined_fields, rope_from_hf, rope_to_hf
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.rope import LongScaling
 
 _NO_BIAS = {"attention": {"qkv_bias": False, "output_bias": False}, "mlp": {"bias": False}}
 
 
-def _write_llama(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+def write_llama(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    """Writes the fields that `llama_fields` reads."""
     return {
         **sizes_to_hf(config, original),
         "attention_bias": config.attention.qkv_bias,
@@ -113,34 +114,10 @@ def _write_smollm3(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
     layer_ropes = attention.layer_ropes or ()
     ropes = {} if not attention.ropes else rope_to_hf(attention.ropes[0], original)
     return {
-        **_write_llama(config, original),
+        **write_llama(config, original),
         **_qwen_windows_to_hf(config),
         **ropes,
         "no_rope_layers": [int(rope is not None) for rope in layer_ropes],
-    }
-
-
-def _read_granite(hf: HfConfig, context: int | None) -> Fields:
-    return llama_fields(hf, context) | {
-        "attention": {
-            **llama_fields(hf, context)["attention"],
-            "scale": hf["attention_multiplier"],
-        },
-        # Granite's four multipliers are those of maximal update parametrisation.
-        "embed_scale": hf["embedding_multiplier"],
-        "residual_scale": hf["residual_multiplier"],
-        "logit_scale": 1 / hf["logits_scaling"],
-    }
-
-
-def _write_granite(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
-    return {
-        **_write_llama(config, original),
-        "attention_multiplier": config.attention.scale,
-        "embedding_multiplier": config.embed_scale,
-        "residual_multiplier": config.residual_scale,
-        # 1 / (1 / 49) is a little more than 49.
-        "logits_scaling": float(f"{1 / config.logit_scale:.15g}"),
     }
 
 
@@ -163,7 +140,7 @@ def _read_phi3(hf: HfConfig, context: int | None) -> Fields:
         if scaling.get(key) in ("su", "yarn"):
             scaling[key] = "longrope"
     hf = {**hf, "rope_scaling": scaling or None}
-    rope = rope_from_hf(hf, context, partial=True)
+    rope = rope_from_hf(hf, context, partial=1.0)
     return merged(read_mistral({**hf, **_FULL}, context), {"attention": {"rope": rope}})
 
 
@@ -190,6 +167,54 @@ def _write_phi3(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
 _LONG_FIELDS = ("rope_type", "type", "original_max_position_embeddings")
 
 
+def _read_seed_oss(hf: HfConfig, context: int | None) -> Fields:
+    changes = {"attention": {"output_bias": hf["attention_out_bias"]}}
+    return merged(llama_fields(hf, context), changes)
+
+
+def _write_seed_oss(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    return {
+        **write_llama(config, original),
+        "attention_out_bias": config.attention.output_bias,
+    }
+
+
+def _read_arcee(hf: HfConfig, context: int | None) -> Fields:
+    return merged(llama_fields(hf, context), {"mlp": {"gated": False}})
+
+
+def _hunyuan_rows(config: ModelConfig) -> tuple[Row, ...]:
+    attention = "model.layers.{i}.self_attn"
+    return with_rows(
+        llama_rows(config),
+        Row("layers/attention/q_norm/scale", f"{attention}.query_layernorm.weight"),
+        Row("layers/attention/k_norm/scale", f"{attention}.key_layernorm.weight"),
+    )
+
+
+def _read_hunyuan(hf: HfConfig, context: int | None) -> Fields:
+    rope = joined_fields(hf)
+    if rope.get("rope_type") == "dynamic" and rope.get("alpha"):
+        # Not by the length of a sequence, as the name says, but one larger θ for all: that of "NTK
+        # aware" scaling by alpha. None of the other fields is read.
+        channels = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
+        theta = rope.get("rope_theta", 10000.0) * rope["alpha"] ** (channels / (channels - 2))
+        hf = {**hf, **_FULL, "rope_theta": theta}
+    # Queries and keys are rotated first and normed then, unlike in Qwen3.
+    changes = {"attention": {"qk_norm": "head-rotated"}, "mlp": {"bias": False}}
+    return merged(llama_fields(hf, context), changes)
+
+
+def _write_hunyuan(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    written = {**sizes_to_hf(config, original), "attention_bias": config.attention.qkv_bias}
+    # Where the original's alpha says this θ, its own fields are kept.
+    if joined_fields(original).get("alpha"):
+        read = _read_hunyuan({**LLAMA_DEFAULTS, **original}, None)["attention"]["rope"]
+        if read == config.attention.rope:
+            written |= both_spellings({"rope_theta": 10000.0, **joined_fields(original)})
+    return written
+
+
 QWEN_DEFAULTS = {
     **LLAMA_DEFAULTS,
     "num_key_value_heads": 32,
@@ -200,7 +225,7 @@ QWEN_DEFAULTS = {
 
 LLAMA_FAMILIES = (
     Family(
-        "llama", "LlamaForCausalLM", llama_rows, llama_fields, _write_llama,
+        "llama", "LlamaForCausalLM", llama_rows, llama_fields, write_llama,
         defaults=LLAMA_DEFAULTS,
         only=LLAMA_ONLY,
     ),
@@ -234,19 +259,32 @@ LLAMA_FAMILIES = (
         only=LLAMA_ONLY,
     ),
     Family(
-        "granite", "GraniteForCausalLM", llama_rows, _read_granite, _write_granite,
+        "phi3", "Phi3ForCausalLM", _phi3_rows, _read_phi3, _write_phi3,
+        defaults={**LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "sliding_window": None},
+        only=LLAMA_ONLY,
+    ),
+    Family(
+        "seed_oss", "SeedOssForCausalLM", llama_rows, _read_seed_oss, _write_seed_oss,
         defaults={
             **LLAMA_DEFAULTS,
-            "attention_multiplier": 1.0,
-            "embedding_multiplier": 1.0,
-            "residual_multiplier": 1.0,
-            "logits_scaling": 1.0,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "attention_bias": True,
+            "attention_out_bias": False,
         },
         only=LLAMA_ONLY,
     ),
     Family(
-        "phi3", "Phi3ForCausalLM", _phi3_rows, _read_phi3, _write_phi3,
-        defaults={**LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "sliding_window": None},
+        "arcee", "ArceeForCausalLM",
+        lambda config: with_rows(llama_rows(config), without=("layers/mlp/gate",)),
+        _read_arcee, write_llama,
+        defaults={**LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "hidden_act": "relu2"},
+        only=LLAMA_ONLY,
+    ),
+    Family(
+        "hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", _hunyuan_rows,
+        _read_hunyuan, _write_hunyuan,
+        defaults={**LLAMA_DEFAULTS, "rms_norm_eps": 1e-5},
         only=LLAMA_ONLY,
     ),
 )  # fmt: skip

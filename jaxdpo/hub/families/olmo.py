@@ -1,4 +1,4 @@
-"""OLMo 2 and 3: no norms before attention and MLP, but after them, and over all of q and of k."""
+"""OLMo 2 and 3 and EXAONE 4: no norms before attention and MLP, but after them."""
 
 from typing import Any
 
@@ -18,13 +18,18 @@ from jaxdpo.hub.families.family import (
     with_rows,
 )
 from jaxdpo.hub.families.row import Row
-from jaxdpo.hub.rope import layer_ropes_from_hf, layer_ropes_to_hf
+from jaxdpo.hub.rope import (
+    layer_ropes_from_hf,
+    layer_ropes_to_hf,
+    rope_from_hf,
+    rope_to_hf,
+)
 from jaxdpo.model.config import ModelConfig
 
 _THETAS = {"full_attention": 500000.0, "sliding_attention": 500000.0}
 
 
-def _olmo_rows(config: ModelConfig) -> tuple[Row, ...]:
+def _post_norm_rows(config: ModelConfig) -> tuple[Row, ...]:
     layer = "model.layers.{i}"
     return with_rows(
         llama_rows(config),
@@ -72,17 +77,60 @@ def _write_olmo3(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
     return {**_write_olmo2(config, original), **windows_to_hf(config), **ropes}
 
 
+def _read_exaone4(hf: HfConfig, context: int | None) -> Fields:
+    layers, window = hf["num_hidden_layers"], hf["sliding_window"]
+    pattern = hf["sliding_window_pattern"]
+    # Files without a list of layers' types have a number here, and those with windows alone.
+    sliding = [window is not None and (n + 1) % pattern != 0 for n in range(layers)]
+    windows = windows_of(hf, sliding, window)
+    changes = {**windows, "qk_norm": "head"}
+    if window is not None:
+        # With windows, the layers that see everything have no positions.
+        rope = rope_from_hf(hf, context)
+        each = windows["windows"] or (None,) * layers
+        ropes = tuple(None if one is None else rope for one in each)
+        changes |= {"rope": None, "layer_ropes": ropes}
+    # Unlike OLMo, it rounds a norm before it scales, and norms each head by itself.
+    fields = {
+        "attention": changes,
+        "mlp": {"bias": False},
+        "norm": {"before": False, "after": True},
+    }
+    return merged(llama_fields(hf, context), fields)
+
+
+def _write_exaone4(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
+    attention = config.attention
+    written = {**sizes_to_hf(config, original), **windows_to_hf(config)}
+    if attention.layer_ropes is None:
+        return {**written, "sliding_window": None}
+    ropes = {} if not attention.ropes else rope_to_hf(attention.ropes[0], original)
+    # A number here, even where no layer has a window, says that full layers have no positions.
+    window = written.get("sliding_window") or original.get("sliding_window") or 4096
+    return {**written, **ropes, "sliding_window": window}
+
+
 _DEFAULTS = {**LLAMA_DEFAULTS, "rms_norm_eps": 1e-5}
 
 OLMO_FAMILIES = (
     Family(
-        "olmo2", "Olmo2ForCausalLM", _olmo_rows, _read_olmo2, _write_olmo2,
+        "olmo2", "Olmo2ForCausalLM", _post_norm_rows, _read_olmo2, _write_olmo2,
         defaults=_DEFAULTS,
         only=LLAMA_ONLY,
     ),
     Family(
-        "olmo3", "Olmo3ForCausalLM", _olmo_rows, _read_olmo3, _write_olmo3,
+        "olmo3", "Olmo3ForCausalLM", _post_norm_rows, _read_olmo3, _write_olmo3,
         defaults={**_DEFAULTS, "sliding_window": 4096},
+        only=LLAMA_ONLY,
+    ),
+    Family(
+        "exaone4", "Exaone4ForCausalLM", _post_norm_rows, _read_exaone4, _write_exaone4,
+        defaults={
+            **_DEFAULTS,
+            "num_key_value_heads": 32,
+            "sliding_window": 4096,
+            "sliding_window_pattern": 4,
+        },
         only=LLAMA_ONLY,
     ),
 )  # fmt: skip

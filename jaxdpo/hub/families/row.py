@@ -38,6 +38,7 @@ class Row:
       transposed: Whether the tensor is `[out, in]` where the parameter is `[in, out]`.
       columns: The part of the tensor that the parameter takes up along its last axis; None for all.
       rows: The same along the axis before the last. What no row of the table covers is zero.
+      layers: Numbers of the layers that the parameter is stacked over; None for all.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Row:
     transposed: bool = False
     columns: Span | None = None
     rows: Span | None = None
+    layers: tuple[int, ...] | None = None
 
     @property
     def leading(self) -> int:
@@ -56,8 +58,14 @@ class Row:
         """True if the tensor holds this parameter and nothing else."""
         return self.columns is None and self.rows is None
 
+    def layer(self, place: int) -> int:
+        """Returns the number of the layer at a place of the parameter's first axis."""
+        return place if self.layers is None else self.layers[place]
+
     def name(self, *indices: int) -> str:
-        """Returns the name of the tensor of one layer, and one expert."""
+        """Returns the name of the tensor at a place of the first axis, and of one expert."""
+        if indices:
+            indices = (self.layer(indices[0]), *indices[1:])
         return self.hf_name.format(**dict(zip("ie", indices, strict=False)))
 
     def indices(self, shape: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -87,11 +95,17 @@ class Row:
         return [(axis, span) for axis, span in ((-1, self.columns), (-2, self.rows)) if span]
 
 
-def linear(path: str, hf_name: str) -> tuple[Row, Row]:
-    """Returns the rows of kernel and bias of a layer's linear map, stored as torch stores them."""
+def linear(path: str, hf_name: str, layers: tuple[int, ...] | None = None) -> tuple[Row, Row]:
+    """Returns the rows of kernel and bias of a layer's linear map, stored as torch stores them.
+
+    Args:
+      path: Path of the map within a layer, such as "mlp/up".
+      hf_name: Name of its tensors, without ".weight".
+      layers: Numbers of the layers that have it; None for all.
+    """
     return (
-        Row(f"layers/{path}/kernel", f"{hf_name}.weight", transposed=True),
-        Row(f"layers/{path}/bias", f"{hf_name}.bias"),
+        Row(f"layers/{path}/kernel", f"{hf_name}.weight", transposed=True, layers=layers),
+        Row(f"layers/{path}/bias", f"{hf_name}.bias", layers=layers),
     )
 
 

@@ -18,14 +18,12 @@ class Wrapper:
 
     Attributes:
       model_type: Value of the field in config.json.
-      text_type: The family of its text model.
-      text_names: Names that the text model's own `model_type` has beside `text_type`.
+      text_types: The text model's own `model_type` ↦ its family; the first where it has none.
       defaults: Values of the text model's fields that may be missing, the same as in transformers.
     """
 
     model_type: str
-    text_type: str
-    text_names: tuple[str, ...]
+    text_types: Mapping[str, str]
     defaults: HfConfig = field(default_factory=dict)
 
 
@@ -33,7 +31,7 @@ WRAPPERS = {
     wrapper.model_type: wrapper
     for wrapper in (
         Wrapper(
-            "gemma3", "gemma3_text", ("gemma3_text",),
+            "gemma3", {"gemma3_text": "gemma3_text"},
             # Gemma 3's config.json leaves out what is the same in all sizes but one.
             defaults={
                 "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216,
@@ -42,9 +40,9 @@ WRAPPERS = {
                 "tie_word_embeddings": True,
             },
         ),
-        Wrapper("mistral3", "mistral", ("mistral",)),
-        Wrapper("qwen2_5_vl", "qwen2", ("qwen2_5_vl", "qwen2_5_vl_text")),
-        Wrapper("qwen3_vl", "qwen3", ("qwen3_vl", "qwen3_vl_text")),
+        Wrapper("mistral3", {"mistral": "mistral", "ministral3": "ministral3"}),
+        Wrapper("qwen2_5_vl", {"qwen2_5_vl_text": "qwen2", "qwen2_5_vl": "qwen2"}),
+        Wrapper("qwen3_vl", {"qwen3_vl_text": "qwen3", "qwen3_vl": "qwen3"}),
     )
 }  # fmt: skip
 
@@ -58,8 +56,12 @@ def wrapper_of(hf_config: HfConfig) -> Wrapper | None:
     inner = hf_config.get("text_config")
     if wrapper is None or not isinstance(inner, Mapping):
         return wrapper
-    # Another text model inside, such as ministral3 in mistral3, is another arithmetic.
-    return wrapper if inner.get("model_type", wrapper.text_type) in wrapper.text_names else None
+    # Another text model inside is another arithmetic.
+    return None if _text_family(wrapper, inner) is None else wrapper
+
+
+def _text_family(wrapper: Wrapper, inner: Mapping[str, Any]) -> str | None:
+    return wrapper.text_types.get(inner.get("model_type") or next(iter(wrapper.text_types)))
 
 
 def text_config(hf_config: HfConfig) -> HfConfig:
@@ -76,7 +78,7 @@ def text_config(hf_config: HfConfig) -> HfConfig:
     for name in ("rope_scaling", "rope_parameters"):
         if isinstance(inner.get(name), Mapping):
             inner[name] = _text_rope(inner[name])
-    return {**wrapper.defaults, **inner, "model_type": wrapper.text_type}
+    return {**wrapper.defaults, **inner, "model_type": _text_family(wrapper, inner)}
 
 
 def _text_rope(rope: Mapping[str, Any]) -> dict[str, Any] | None:

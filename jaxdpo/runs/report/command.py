@@ -1,5 +1,6 @@
 """The command `jaxdpo report`: pages of runs that were made before."""
 
+import shutil
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,6 +31,9 @@ def report(config: ReportConfig) -> Path:
     folders = [Path(folder) for folder in config.folders]
     if len(folders) == 1:
         page = write_report(folders[0])
+        if "out" in config.model_fields_set:
+            # A pattern may match one run: its page has to be where it was asked for.
+            page = Path(shutil.copyfile(page, config.out))
     else:
         page = Path(config.out)
         write_comparison(folders, page)

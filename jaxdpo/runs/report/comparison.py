@@ -59,7 +59,7 @@ def comparison_page(runs: Sequence[RunFiles]) -> str:
         title=f"{len(runs)} runs compared",
         verdict=_best(runs, names),
         figures=_figures(runs, names),
-        curves=_pictures(runs, names),
+        curves=draw_compared(runs, names),
         left_out=names[_MOST_CURVES:],
         settings=_differences(runs, names),
         verdicts=[(name, verdict(run)) for name, run in zip(names, runs, strict=True)],
@@ -130,7 +130,13 @@ def _cell(record: dict[str, Any], metric: str) -> Markup:
     return interval(record[metric], record.get(f"{metric}_low"), record.get(f"{metric}_high"))
 
 
-def _pictures(runs: Sequence[RunFiles], names: Sequence[str]) -> list[Markup]:
+def draw_compared(runs: Sequence[RunFiles], names: Sequence[str]) -> list[Markup]:
+    """Draws the curves of several runs together, of the first six where there are more.
+
+    Args:
+      runs: The runs.
+      names: Their names in the legends.
+    """
     drawn = []
     for split, metric, title, unit in _PICTURES:
         curves = []

@@ -9,6 +9,7 @@ from jaxdpo.cli.settings import read_yaml
 from jaxdpo.config import RunConfig
 from jaxdpo.errors import UserError
 from jaxdpo.runs.folder import ANSWERS_FILE, DATA_FILE, FACTS_FILE, SUMMARY_FILE, TEST_PAIRS_FILE
+from jaxdpo.storage.noted import damaged, read_noted, read_noted_json
 from jaxdpo.training.health import Watch
 from jaxdpo.training.remedies import Remedies
 from jaxdpo.training.writers import read_metrics
@@ -103,16 +104,12 @@ def read_run(path: Path) -> RunFiles:
 
 
 def _json(path: Path) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: is no JSON: {error}; remove it or put it right") from None
+    return read_noted_json(path) if path.is_file() else None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
+    text = read_noted(path) if path.is_file() else None
+    try:
+        return [json.loads(line) for line in (text or "").split("\n") if line]
+    except ValueError as error:
+        raise damaged(path, f"no JSON: {error}") from None

@@ -1,7 +1,9 @@
 """TensorBoard: event files in the run folder, one folder for TRAIN and one for TEST."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxdpo.training.trackers.tracker import TrackedRun
 
@@ -14,13 +16,10 @@ class TensorBoard:
     """
 
     def __init__(self, run: TrackedRun):
-        # Imported where it is used: it imports torch wherever torch is installed.
-        from tensorboardX import SummaryWriter
-
         self.id = ""
         folder = run.folder / "tensorboard"
         self._events = {
-            split: SummaryWriter(str(folder / split.lower()), purge_step=run.first_step + 1)
+            split: _Events(folder / split.lower(), run.first_step + 1)
             for split in ("TRAIN", "TEST")
         }
         lines = [f"    {name}: {value}" for name, value in run.settings.items()]
@@ -34,8 +33,7 @@ class TensorBoard:
           split: "TRAIN" or "TEST".
           metrics: Name ↦ value.
         """
-        for name, value in metrics.items():
-            self._events[split].add_scalar(name, value, step)
+        self._events[split].add_scalars(metrics, step)
 
     def publish(self, files: Sequence[Path]) -> None:
         """Names the files, which lie beside the events already."""
@@ -45,3 +43,49 @@ class TensorBoard:
         """Flushes and closes the event files."""
         for events in self._events.values():
             events.close()
+
+
+class _Events:
+    """A file of events, written in the thread that calls.
+
+    tensorboardX's own writer has a thread and a queue between processes, which it holds until the
+    process ends, and an error of the disk is a traceback of that thread. A few hundred bytes a step
+    need neither.
+
+    Args:
+      folder: Made if it is not there.
+      first_step: Events of this step and later ones, which a run that was cut off may have left in
+        other files of the folder, are void.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        # Imported where it is used: it imports torch wherever torch is installed.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer, self._event = EventsWriter(str(folder / "events")), Event
+        self._add(first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add_scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Adds numbers of a step, by name."""
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._add(step, summary=scalar(name, value))
+        # Seen at once by whoever looks on, and kept when the process is killed.
+        self._writer.flush()
+
+    def add_text(self, name: str, text: str, step: int) -> None:
+        """Adds a text in Markdown."""
+        from tensorboardX.summary import text as of_text
+
+        self._add(step, summary=of_text(name, text))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._writer.close()
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))

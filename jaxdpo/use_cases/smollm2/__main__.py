@@ -3,6 +3,7 @@
 import sys
 
 from jaxdpo.cli.command import Command, run_command
+from jaxdpo.printable import show
 
 COMMAND = Command(
     name="use_cases.smollm2",
@@ -38,10 +39,10 @@ def main(arguments: list[str]) -> None:
                 run_seed(seed)
                 continue
             for contestant, rate, passed, answers in tune(seed):
-                print(f"{name}, seed {number}: {contestant}, {rate:g}: {passed} of {answers} pass")
+                show(f"{name}, seed {number}: {contestant}, {rate:g}: {passed} of {answers} pass")
     if not config.rates:
         page = None if config.page is None else Path(config.page)
-        print(write_report(Path(config.folder), page))
+        show(write_report(Path(config.folder), page))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from jaxdpo.data.generations import Generation
 from jaxdpo.errors import UserError
 from jaxdpo.evaluation.criteria.spec import criterion_named
 from jaxdpo.evaluation.judgement import example_of
+from jaxdpo.printable import show
 from jaxdpo.rounds.sample import SampleConfig, sample
 from jaxdpo.storage.files import replacing
 from jaxdpo.use_cases.smollm2.config import Smollm2Config
@@ -139,7 +140,7 @@ def preference_pairs(seed: Seed) -> Path:
         "folder": str(folder),
     }
     made = make_pairs(PairingConfig.model_validate(settings))
-    print(made.collected.summary())
+    show(made.collected.summary())
     if made.pairs is None:
         raise UserError(f"{folder}: no prompt has answers of which one is better")
     return made.pairs
