@@ -1,4 +1,4 @@
-"""What `python -m jaxdpo.cache` does: lists, prunes, clears and verifies what may be used again."""
+"""Lists, prunes, clears and verifies what may be used again, for `python -m jaxdpo.cache`."""
 
 import datetime
 from pathlib import Path
