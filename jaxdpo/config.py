@@ -60,12 +60,14 @@ class PolicyConfig(BaseModel):
     )
     compute_dtype: Dtype | None = Field(
         default=None,
-        description="dtype of activations; default: float32 on CPU, bfloat16 elsewhere",
+        description="dtype of activations and products, whose sums are float32 either way; "
+        "default: float32 on CPU, bfloat16 elsewhere",
     )
-    attention: Literal["auto", "dense", "tiles", "splash", "cudnn"] = Field(
+    attention: Literal["auto", "dense", "tiles", "splash", "cudnn", "pallas"] = Field(
         default="auto",
         description="dense: mask over the packed row; tiles: the parts of it that hold anything; "
-        "splash, cudnn: a kernel, on TPUs and on GPUs; auto: splash on TPUs, elsewhere tiles",
+        "splash: a kernel on TPUs; pallas, cudnn: kernels on GPUs, of the same parts or of whole "
+        "sequences; auto: splash on TPUs, elsewhere tiles",
     )
     remat: Literal["auto", "none", "dots", "full"] = Field(
         default="auto",
@@ -96,6 +98,11 @@ class TrainingConfig(BaseModel):
     )
     seed: int = Field(
         default=0, ge=0, description="seed of the pairs' order, of LoRA and its dropout"
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="on GPUs, add in one order always: the same run gives the same bits, by slower "
+        "operations; elsewhere it does so anyway",
     )
     evaluate_every: int | None = Field(
         default=None,

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AxisType, Mesh
 
 from jaxdpo.data.packing.batch import PackedBatch
@@ -60,8 +61,10 @@ def random_pairs(count: int = 24, longest: int = 20, seed: int = 0) -> Pairs:
 
 
 def mesh_of(data: int, fsdp: int, tensor: int, expert: int = 1) -> Mesh:
-    """A mesh of the first devices."""
+    """A mesh of the first devices; where there are fewer, as on one GPU, the test is skipped."""
     shape = (data, fsdp, tensor, expert)
+    if jax.device_count() < math.prod(shape):
+        pytest.skip(f"needs {math.prod(shape)} devices")
     devices = np.array(jax.devices()[: math.prod(shape)]).reshape(shape)
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

@@ -1,6 +1,7 @@
 """The machine that a run is for: its platform, its memory and how much of it is in use."""
 
 import os
+import re
 import resource
 import sys
 from dataclasses import dataclass
@@ -15,17 +16,24 @@ class Machine:
     Attributes:
       platform: "cpu", "gpu" or "tpu".
       memory: Bytes of one device that a program may use.
+      capability: Compute capability of NVIDIA's GPUs (8.0 for an A100, 9.0 for an H100); None of
+        other devices, and where it is not known.
     """
 
     platform: str
     memory: float
+    capability: float | None = None
 
 
 def local_machine() -> Machine:
     """Describes the machine at hand; the devices that a CPU stands for share its memory."""
-    stats = jax.local_devices()[0].memory_stats()
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
     if stats is not None and "bytes_limit" in stats:
-        return Machine(jax.default_backend(), float(stats["bytes_limit"]))
+        # NVIDIA's GPUs say it as "9.0"; AMD's, by a name such as "gfx942".
+        said = str(getattr(device, "compute_capability", ""))
+        capability = float(said) if re.fullmatch(r"\d+\.\d+", said) else None
+        return Machine(jax.default_backend(), float(stats["bytes_limit"]), capability)
     # JAX knows no limit of a CPU: all of the machine's memory, which other programs use too.
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Machine(jax.default_backend(), physical / jax.local_device_count())

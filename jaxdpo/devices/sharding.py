@@ -173,6 +173,13 @@ def batch_shards() -> int:
     return math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
 
 
+def current_platform() -> str:
+    """Returns "cpu", "gpu" or "tpu": the current mesh's devices, without one JAX's default."""
+    # The mesh's and not the default: programs are compiled for devices that are not here, too.
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def shard_rows(array: jax.Array, vocabulary: bool = False) -> jax.Array:
     """Shards the first axis as rows of a batch are.
 

@@ -10,6 +10,7 @@ where a dict becomes a module. Layers are stored stacked, `[L, ...]`, and run by
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
@@ -17,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from jaxdpo.data.packing.batch import CHOSEN, PROMPT, REJECTED, PackedBatch
 from jaxdpo.devices.sharding import shard_rows
@@ -42,12 +44,12 @@ class Compute:
 
     Attributes:
       dtype: Of activations and matrix products. Norms, softmax and rotation are fp32 always.
-      attention: "dense" (the mask written out), "tiles" (the parts of it that hold anything), or
-        one sequence a row for a kernel: "splash" on TPUs, "cudnn" on GPUs.
+      attention: Kind of `jaxdpo.model.attention.dense`, such as "tiles".
       remat: What the backward pass rematerialises: "none"; "dots", all but the products with
         parameters; "full", all but each layer's input.
       lora: Scale and dropout of the adapters; needed where adapters are passed.
       offloaded: Whether the parameters lie in the host's memory.
+      deterministic: Whether GPUs use no operation that adds in an order of chance.
       neftune_alpha: Size of the noise on embeddings in training; 0 for none.
     """
 
@@ -56,12 +58,30 @@ class Compute:
     remat: Literal["none", "dots", "full"]
     lora: LoraConfig | None = None
     offloaded: bool = False
+    deterministic: bool = False
     neftune_alpha: float = 0.0
 
     @property
     def draws(self) -> bool:
         """Tells whether the forward pass in training draws random numbers."""
         return self.neftune_alpha > 0 or (self.lora is not None and self.lora.dropout > 0)
+
+    def compiler_options(self, mesh: Mesh) -> dict[str, Any] | None:
+        """Returns the options of XLA that a program for a mesh is compiled with, if any."""
+        # Other devices add in one order anyway, and their compilers may not know the option.
+        if not self.deterministic or mesh.devices.flat[0].platform != "gpu":
+            return None
+        return {"xla_gpu_deterministic_ops": True}
+
+    def exact_products(self) -> AbstractContextManager[Any]:
+        """Returns the context to trace programs in: products are as exact as `dtype`.
+
+        By default GPUs round float32 factors to 11 bits (TF32) and TPUs to 8 (bfloat16). Products
+        of bfloat16 need no such word: every device sums them in float32.
+        """
+        if jnp.dtype(self.dtype) != jnp.float32:
+            return nullcontext()
+        return jax.default_matmul_precision("highest")
 
     def fetched(self, tree: Any) -> Any:
         """Brings parameters into the device's memory, if they lie in the host's."""
@@ -216,13 +236,14 @@ def run_layers(
             assert compute.lora is not None, "adapters need compute.lora for their scale"
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
             adapters = layer_adapters(layer_lora, compute.lora, key)
-        return block(
-            hidden_BTD,
-            layer_rotation(number),
-            lambda q, k, v: attend(q, k, v, number),
-            adapters,
-            weights_BT,
-        )
+        with compute.exact_products():
+            return block(
+                hidden_BTD,
+                layer_rotation(number),
+                lambda q, k, v: attend(q, k, v, number),
+                adapters,
+                weights_BT,
+            )
 
     hidden_BTD = shard_rows(_embedded(config, decoder, inputs, compute.dtype))
     collected, loads = [], []
@@ -395,7 +416,10 @@ def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
     """
     weight_DV = head_weight(config, params).astype(hidden.dtype)
     # Products of bf16 are summed in fp32 and stay so: differences of logits are what is learned.
-    scores = jnp.matmul(hidden, weight_DV, preferred_element_type=jnp.float32) * config.logit_scale
+    # Those of fp32 are taken of all their bits, on devices too that would round them.
+    precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
+    scores = jnp.matmul(hidden, weight_DV, precision=precision, preferred_element_type=jnp.float32)
+    scores *= config.logit_scale
     if config.logit_softcap is None:
         return scores
     return config.logit_softcap * jnp.tanh(scores / config.logit_softcap)

@@ -93,7 +93,7 @@ def _areas(resolved: Resolved, microbatches: float, sequences: float) -> float:
     shape = resolved.shape
     if resolved.compute.attention == "dense":
         return microbatches * shape.rows * shape.row_length**2
-    if resolved.compute.attention == "tiles":
+    if resolved.compute.attention in ("tiles", "pallas"):
         return microbatches * shape.rows * shape.tiles * TILE**2
     if resolved.compute.attention == "cudnn":
         # Each sequence by its own length.

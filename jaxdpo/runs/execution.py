@@ -22,6 +22,7 @@ from jaxdpo.devices.sharding import batch_shards
 from jaxdpo.errors import UserError
 from jaxdpo.model.attention.cudnn import cudnn_refuses
 from jaxdpo.model.attention.dense import LAYOUTS, AttentionKind
+from jaxdpo.model.attention.pallas import pallas_refuses
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.decoder import Compute
 from jaxdpo.runs.memory import step_memory
@@ -97,7 +98,14 @@ def resolve(
     packers = [replace(packer, lengths=each) for each in (lengths, test_lengths) if len(each)]
     scoring = scoring_shape(packers, LAYOUTS[kind])
     noise = training.neftune_alpha or 0.0
-    compute = Compute(dtype, kind, "full", config.lora, neftune_alpha=noise)
+    compute = Compute(
+        dtype,
+        kind,
+        "full",
+        config.lora,
+        deterministic=training.deterministic,
+        neftune_alpha=noise,
+    )
     remat = config.model.remat
     if remat == "auto":
         remat = _least_remat(config, model, compute, shape, mesh, machine)
@@ -110,15 +118,19 @@ def _attention(
     kind = config.model.attention
     if kind == "auto":
         return "splash" if machine.platform == "tpu" else "tiles"
-    wanted = {"splash": "tpu", "cudnn": "gpu"}.get(kind, machine.platform)
+    wanted = {"splash": "tpu", "cudnn": "gpu", "pallas": "gpu"}.get(kind, machine.platform)
     if wanted != machine.platform:
         raise UserError(
             f"model.attention={kind} runs on a {wanted}, and this is a {machine.platform}; leave "
             "it out"
         )
-    reason = cudnn_refuses(model, dtype) if kind == "cudnn" else None
+    reason = None
+    if kind == "cudnn":
+        reason = cudnn_refuses(model, dtype, machine.capability)
+    elif kind == "pallas":
+        reason = pallas_refuses(model, dtype, machine.capability)
     if reason is not None:
-        raise UserError(f"model.attention=cudnn: {reason}; leave it out")
+        raise UserError(f"model.attention={kind}: {reason}; leave it out")
     return kind
 
 

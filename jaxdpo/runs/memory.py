@@ -192,7 +192,7 @@ def step_memory(
     kept = kept_bytes(model, params, compute, shape, mesh)
     rows = shape.rows // math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     # Held for a moment at a time, and so counted once: the head's chunk, and one layer.
-    workspace = _head_bytes(model, compute, rows * shape.scores, mesh.shape["tensor"])
+    workspace = _head_bytes(model, compute, rows * shape.scores, mesh)
     if compute.remat != "none":
         everything = kept_bytes(model, params, replace(compute, remat="none"), shape, mesh)
         # The backward pass rematerialises one layer, and then holds all of its activations.
@@ -221,10 +221,11 @@ def _numbers_bytes(params: Any, compute: Compute) -> int:
     return formed
 
 
-def _head_bytes(model: ModelConfig, compute: Compute, scores: int, tensor: int) -> int:
+def _head_bytes(model: ModelConfig, compute: Compute, scores: int, mesh: Mesh) -> int:
     """Counts the head gathered, its gradient in fp32 where it trains, and one chunk's logits."""
     head = model.vocab_size * model.hidden_size
     gradient = 4 if compute.lora is None else 0
     # Logits, their exponentials, and the gradient.
-    chunk = 3 * 4 * min(CHUNK_LOGITS, scores * model.vocab_size)
-    return (head * (compute.dtype.itemsize + gradient) + chunk) // tensor
+    most = CHUNK_LOGITS[mesh.devices.flat[0].platform]
+    chunk = 3 * 4 * min(most, scores * model.vocab_size)
+    return (head * (compute.dtype.itemsize + gradient) + chunk) // mesh.shape["tensor"]

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdpo.devices.sharding import batch_shards, gather_weight, shard_rows
+from jaxdpo.devices.sharding import batch_shards, current_platform, gather_weight, shard_rows
 from jaxdpo.devices.sizes import ceil_div
 
-# Logits of one chunk on one device: 2**24 fp32 numbers, 64 MiB. Larger chunks make no faster
-# matmuls; smaller ones do (64 tokens x 32k vocabulary cost 1.5 times as much).
-CHUNK_LOGITS = 2**24
+# Logits of one chunk on one device. A CPU multiplies no faster in chunks above 2**24 fp32 numbers,
+# 64 MiB; in smaller ones it does worse (64 tokens × 32k vocabulary cost 1.5 times as much). The
+# backward pass also reads and writes the head's whole gradient once a chunk, which an accelerator's
+# memory takes longer for than the chunk's products do: hence few chunks there, of 512 MiB.
+CHUNK_LOGITS = {"cpu": 2**24, "gpu": 2**27, "tpu": 2**27}
 
 
 class Head(NamedTuple):
@@ -79,7 +81,7 @@ def token_scores(
       score_target_RS: i32 `[R, S]`, the predicted token.
       head: Scale and soft cap of the logits.
       wanted: What is scored beside log-probs.
-      chunk: Tokens of each row scored at once; by default as many as 2**24 logits allow.
+      chunk: Tokens of each row scored at once; by default as many as `CHUNK_LOGITS` allow.
     """
     # Only the hidden states that predict a scored token go to the head: prompts, the larger part of
     # most data, cost nothing here.
@@ -90,7 +92,8 @@ def token_scores(
     shards = batch_shards()
     shards = shards if rows % shards == 0 else 1
     if chunk is None:
-        chunk = max(1, CHUNK_LOGITS // (head_DV.shape[1] * (rows // shards)))
+        logits = CHUNK_LOGITS[current_platform()]
+        chunk = max(1, logits // (head_DV.shape[1] * (rows // shards)))
     chunk = min(chunk, scores)
     chunks = ceil_div(scores, chunk)
     padding = chunks * chunk - scores

@@ -103,12 +103,13 @@ def make_score_step(
       log_weights: Whether the policy's own weights of pairs (WPO) are wanted.
     """
 
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def score_step(params: Params, lora: Params | None, batch: PackedBatch) -> CompletionScores:
         wanted = Wanted(log_weights, details=True)
-        scores = score_completions(
-            config, params, lora, batch, compute, ld_alpha=ld_alpha, wanted=wanted
-        )
+        with compute.exact_products():
+            scores = score_completions(
+                config, params, lora, batch, compute, ld_alpha=ld_alpha, wanted=wanted
+            )
         return scores.completions
 
-    return score_step
+    options = compute.compiler_options(mesh)
+    return jax.jit(score_step, out_shardings=replicated(mesh), compiler_options=options)

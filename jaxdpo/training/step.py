@@ -61,7 +61,8 @@ def make_train_step(
 
     def one_run(numbers: Any, state: TrainState, *inputs: Any) -> tuple[TrainState, Sums]:
         objective, optimizer = with_numbers(objectives[0], optimizers[0], numbers)
-        return take_step(objective, optimizer, gradient_shardings, state, *inputs)
+        with objective.compute.exact_products():
+            return take_step(objective, optimizer, gradient_shardings, state, *inputs)
 
     def train_step(
         state: TrainState,
@@ -78,7 +79,12 @@ def make_train_step(
         return every_run(numbers, state, *inputs)
 
     out_shardings = (shardings_for(state, mesh), replicated(mesh))
-    return jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=out_shardings,
+        compiler_options=objectives[0].compute.compiler_options(mesh),
+    )
 
 
 def take_step(

@@ -89,7 +89,7 @@ def jaxdpo(task: Task) -> dict:
         settings |= {"lora.rank": RANK, "lora.alpha": ALPHA}
     settings |= {name: value for name, value in task.options.items() if name != WHOLE_HEAD}
     if WHOLE_HEAD in task.options:
-        logprobs.CHUNK_LOGITS = 2**62
+        logprobs.CHUNK_LOGITS |= dict.fromkeys(logprobs.CHUNK_LOGITS, 2**62)
     config = load_config(None, [f"{name}={value}" for name, value in settings.items()])
     mesh = make_mesh(config.mesh)
     with open_run_folder(config) as folder, jax.set_mesh(mesh):

@@ -22,7 +22,11 @@ from jaxdpo.hub.folder import read_config
 from jaxdpo.planning.lengths import assumed_lengths
 from jaxdpo.planning.plan import Lengths, make_plan
 
-ATTENTION = {"cpu": ("dense", "tiles"), "gpu": ("tiles", "cudnn"), "tpu": ("tiles", "splash")}
+ATTENTION = {
+    "cpu": ("dense", "tiles"),
+    "gpu": ("pallas", "cudnn", "tiles"),
+    "tpu": ("splash", "tiles"),
+}
 
 
 def main(arguments: list[str]) -> None:

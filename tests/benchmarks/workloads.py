@@ -78,13 +78,15 @@ def write_llama(folder: Path, layers: int = 8, width: int = 384, vocabulary: int
     from tests.folders import CHATML
 
     torch.manual_seed(0)
+    heads = width // 64
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=width * 11 // 4,
         num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        num_key_value_heads=max(1, width // 192),
+        num_attention_heads=heads,
+        # About a third of the heads; it must divide them.
+        num_key_value_heads=max(n for n in range(1, max(1, heads // 3) + 1) if heads % n == 0),
         max_position_embeddings=4096,
         tie_word_embeddings=False,
         bos_token_id=None,

@@ -393,10 +393,9 @@ def whole_sequences(tokens_BT: np.ndarray) -> PackedBatch:
     """Lays out one sequence a row, for the dense attention, which needs no plan of tiles."""
     zeros = np.zeros_like(tokens_BT)
     positions = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
-    no_plan: Any = None
-    return PackedBatch(
-        tokens_BT, positions, zeros + 1, zeros, *(zeros,) * 5, tiles=no_plan, gather=no_plan
-    )
+    no_plan, length = None, tokens_BT.shape[1]
+    packed: Any = (tokens_BT, positions, zeros + 1, zeros, zeros + length, *(zeros,) * 5)
+    return PackedBatch(*packed, no_plan, no_plan)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def test_collectives_bring_together_what_the_shardings_say(mesh_shape):
 def test_no_logits_are_gathered(mesh_shape, monkeypatch):
     """Not of all tokens, nor of one chunk: of the vocabulary's width there are weights alone."""
     for chunk_logits in (2**24, 8 * MODEL.vocab_size):
-        monkeypatch.setattr(logprobs, "CHUNK_LOGITS", chunk_logits)
+        monkeypatch.setitem(logprobs.CHUNK_LOGITS, "cpu", chunk_logits)
         program = compiled.__wrapped__(mesh_shape)[3].program
         for kind, brought, _ in operations(program.as_text()):
             for found in re.findall(r"\[([\d,]+)\]", brought):
@@ -59,7 +59,7 @@ def test_no_logits_are_gathered(mesh_shape, monkeypatch):
 @pytest.mark.parametrize(("mesh_shape", "piece"), [((1, 8, 1), 1024), ((2, 2, 2), 512)])
 def test_the_head_is_gathered_once_whatever_its_chunks(mesh_shape, piece, monkeypatch):
     for chunk_logits in (2**24, 8 * MODEL.vocab_size):
-        monkeypatch.setattr(logprobs, "CHUNK_LOGITS", chunk_logits)
+        monkeypatch.setitem(logprobs.CHUNK_LOGITS, "cpu", chunk_logits)
         program = compiled.__wrapped__(mesh_shape)[3].program
         found = operations(program.as_text())
         of_head = [(kind, times) for kind, shape, times in found if f"[64,{piece}]" in shape]

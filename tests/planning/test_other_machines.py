@@ -174,3 +174,54 @@ def test_a_step_for_gpus_attends_by_cudnn_and_never_by_scores():
     assert "__cudnn$fmhaSoftmaxBackward" in text
     for side in (length, "640"):
         assert f"{side},{side}]" not in text
+
+
+@needs_cuda_compiler
+def test_a_step_for_gpus_attends_by_the_pallas_kernel_and_never_by_scores():
+    # Heads of 16 channels and a layer with a window, over two devices' rows and two devices' heads.
+    first, _, text = kernels("h100:4", "pallas").partition("\n")
+    attention, length = first.split()
+    assert attention == "pallas"
+    for kernel in ("forward", "dq", "dkv"):
+        assert f"tile_attention_{kernel}" in text
+    assert f"{length},{length}]" not in text
+
+
+DETERMINISM = """
+import jax
+import numpy as np
+from jaxdpo.config import load_config
+from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
+from jaxdpo.planning.aot import compile_step
+from jaxdpo.planning.chips import keep_to_cpu, target
+from jaxdpo.runs.execution import resolve
+from jaxdpo.devices.sharding import make_mesh
+
+keep_to_cpu()
+other = target("h100:1")
+model = ModelConfig(
+    vocab_size=512,
+    hidden_size=64,
+    num_layers=2,
+    attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=16),
+    mlp=MLPConfig(intermediate_size=128),
+)
+lengths, none = np.full((8, 3), 300, np.int32), np.zeros((0, 3), np.int32)
+for option in ("training.deterministic=false", "training.deterministic=true"):
+    settings = ["data.path=x", "training.folder=x", "model.path=x", "batch.size=8", option]
+    config = load_config(None, [*settings, "model.compute_dtype=float32"])
+    mesh = make_mesh(config.mesh, other.devices)
+    with jax.set_mesh(mesh):
+        resolved = resolve(config, model, lengths, none, mesh, other.machine)
+        compiled = compile_step(config, model, resolved, mesh, "gpu")
+    text = compiled.program.as_text()
+    scatters = [line for line in text.splitlines() if " scatter(" in line]
+    atomic = [line for line in scatters if "unique_indices=true" not in line]
+    print(len(atomic))
+"""
+
+
+@needs_cuda_compiler
+def test_a_deterministic_step_for_gpus_scatters_nothing_in_an_order_of_chance():
+    usual, deterministic = run_planner(DETERMINISM).split()
+    assert int(usual) > 0 and int(deterministic) == 0

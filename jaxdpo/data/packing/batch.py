@@ -6,6 +6,7 @@ A row of T tokens holds several pairs. A pair is laid out once as `[prompt | cho
     position    0  1  2 |  3  4 |  3  4  5 |  0
     pair_id     1  1  1 |  1  1 |  1  1  1 |  0
     branch      0  0  0 |  1  1 |  2  2  2 |  0
+    end         8  8  8 |  5  5 |  8  8  8 |  9
 
 Query i sees key j iff they have the same pair id, j ≤ i, and branch j is 0 or branch i. That one
 sentence is the whole attention mask, padding included (pair 0 sees only itself). So r1 sees
@@ -14,6 +15,10 @@ sentence is the whole attention mask, padding included (pair 0 sees only itself)
 
 at positions 0 to 4, exactly as if `[prompt | rejected]` stood alone in a row: the shared layout
 changes the cost of a pair, and not its log-probs.
+
+Devices compute the mask from one number a key: query i sees key j iff j ≤ i < end[j]. A prompt's
+tokens are seen until their pair ends, a completion's until the completion ends, padding's until the
+row does. All other tokens lie before j or from end[j] on, so the two sentences say the same.
 
 A token is predicted by the hidden state of the token before it in its own sequence. For the layout
 above these are the scored tokens of the row, five of them:
@@ -54,6 +59,7 @@ class PackedBatch(NamedTuple):
       positions: `[R, T]`, restarting at each pair, and after the prompt for each completion.
       pair_ids: `[R, T]`, 1..P within the row; 0 is padding.
       branches: `[R, T]`, PROMPT, CHOSEN or REJECTED.
+      end: `[R, T]`, the place behind the last token that sees this one.
       score_index: `[R, S]`, which token's hidden state predicts the scored token.
       score_target: `[R, S]`, the scored token.
       score_pair: `[R, S]`, its pair id; 0 where unused.
@@ -69,6 +75,7 @@ class PackedBatch(NamedTuple):
     positions: Array
     pair_ids: Array
     branches: Array
+    end: Array
     score_index: Array
     score_target: Array
     score_pair: Array
@@ -99,8 +106,8 @@ class SequenceGather(NamedTuple):
 def sharing_mask(pair_ids: np.ndarray, branches: np.ndarray) -> np.ndarray:
     """Returns the attention mask, bool `[..., T (query), T (key)]`, by its defining sentence.
 
-    No model computes with it, because it is quadratic in the row's length: it is what every
-    attention implementation is tested against.
+    No model computes with it, because it is quadratic in the row's length: it is what `end` and
+    every attention implementation are tested against.
     """
     length = pair_ids.shape[-1]
     # Axis -2 is the query i, axis -1 the key j.

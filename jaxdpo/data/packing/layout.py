@@ -4,7 +4,7 @@ The module `batch` draws the layout that is written here.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -47,6 +47,8 @@ def empty_batch(shape: BatchShape, rows: int) -> PackedBatch:
         positions=full(tokens),
         pair_ids=full(tokens),
         branches=full(tokens),
+        # Padding is one segment of its own, to the row's end.
+        end=full(tokens, value=tokens),
         score_index=full(scores),
         score_target=full(scores),
         score_pair=full(scores),
@@ -114,15 +116,17 @@ class _RowWriter:
     def write(self, indices: Row, pairs: Sequence[TokenizedPair], share_prefix: bool) -> None:
         for slot, (index, pair) in enumerate(zip(indices, pairs, strict=True)):
             self.batch.pair_index[self.row, slot] = index
-            last = self._prompt(pair.prompt_ids)
+            last, prompt = self._prompt(pair.prompt_ids)
             # `score_pair` counts pairs from 1, shared or not: log-probs are summed by it.
             self._completion(pair, CHOSEN, slot + 1, last)
             # Supervised examples and labelled answers have one completion.
-            if not len(pair.rejected_ids):
-                continue
-            if not share_prefix:
-                last = self._prompt(pair.prompt_ids)
-            self._completion(pair, REJECTED, slot + 1, last)
+            if len(pair.rejected_ids):
+                if not share_prefix:
+                    self.batch.end[prompt] = self.token
+                    last, prompt = self._prompt(pair.prompt_ids)
+                self._completion(pair, REJECTED, slot + 1, last)
+            # Both completions see the prompt, so its end is known once they are written.
+            self.batch.end[prompt] = self.token
 
     def _tokens(self, ids: np.ndarray, branch: int, position: int) -> None:
         span = (self.row, slice(self.token, self.token + len(ids)))
@@ -131,12 +135,14 @@ class _RowWriter:
         self.batch.pair_ids[span] = self.segment
         self.batch.branches[span] = branch
         self.token += len(ids)
+        self.batch.end[span] = self.token
 
-    def _prompt(self, ids: np.ndarray) -> int:
-        """Writes a prompt and returns the place of its last token in the row."""
+    def _prompt(self, ids: np.ndarray) -> tuple[int, Any]:
+        """Writes a prompt; returns the place of its last token, and the index of all of them."""
         self.segment += 1
+        first = self.token
         self._tokens(ids, PROMPT, 0)
-        return self.token - 1
+        return self.token - 1, (self.row, slice(first, self.token))
 
     def _completion(self, pair: TokenizedPair, branch: int, pair_id: int, last: int) -> None:
         """Writes a completion and its scored tokens; `last` is the place of its prompt's last."""

@@ -66,13 +66,25 @@ def cudnn_attention(
     return on_own_rows(attend_rows, batch.gather)
 
 
-def cudnn_refuses(model: ModelConfig, dtype: str) -> str | None:
-    """Returns the reason why cuDNN can't compute this model exactly, or None if it can."""
+def cudnn_refuses(model: ModelConfig, dtype: str, capability: float | None) -> str | None:
+    """Returns the reason why cuDNN can't compute this model exactly, or None if it can.
+
+    Args:
+      model: Architecture.
+      dtype: That products are computed in.
+      capability: Compute capability of the GPU; None where it is not known.
+    """
     attention = model.attention
     if attention.softcap is not None:
         return "it has no soft cap of scores, and the model has one"
     if attention.head_dim > 256 or attention.head_dim % 8:
         return f"heads have {attention.head_dim} channels; it takes multiples of 8 up to 256"
+    if attention.head_dim > 128 and capability is not None and capability < 9.0:
+        # Its backward pass for wide heads is written for Hopper and later.
+        return (
+            f"heads have {attention.head_dim} channels; on a GPU of compute capability "
+            f"{capability} it takes up to 128"
+        )
     if dtype != "bfloat16":
         return f"it computes in bfloat16, and model.compute_dtype is {dtype}"
     return None

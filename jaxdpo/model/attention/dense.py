@@ -3,8 +3,9 @@
 All take q `[B, T, H, d]`, k and v `[B, T, K, d]`, where head h of q reads kv-head h // (H / K), and
 return `[B, T, H, d]`; scores and softmax are fp32. "dense" writes out the mask that defines prefix
 sharing: all others are tested against it. "tiles" (tiles.py) goes over the parts of the mask that
-hold anything, on every back end. Kernels ("splash", "cudnn") run ordinary causal sequences, which a
-row is laid out as at the price of attending over a prompt once for each of its completions.
+hold anything, on every back end; "pallas" is a kernel for GPUs over the same parts. Other kernels
+("splash", "cudnn") run ordinary causal sequences, which a row is laid out as at the price of
+attending over a prompt once for each of its completions.
 """
 
 from typing import Literal
@@ -12,15 +13,16 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxdpo.data.packing.batch import PROMPT, PackedBatch, SequenceGather
+from jaxdpo.data.packing.batch import PackedBatch, SequenceGather
 from jaxdpo.data.packing.plan import Layout
 from jaxdpo.model.layers import Attend
 
-AttentionKind = Literal["dense", "tiles", "splash", "cudnn"]
+AttentionKind = Literal["dense", "tiles", "splash", "cudnn", "pallas"]
 # What each needs a batch to say of its rows beside tokens, pairs and branches.
 LAYOUTS: dict[AttentionKind, Layout] = {
     "dense": "plain",
     "tiles": "tiles",
+    "pallas": "tiles",
     "splash": "sequences",
     "cudnn": "unpacked",
 }
@@ -50,14 +52,12 @@ def dense_attention(
 def sharing_mask(batch: PackedBatch) -> jax.Array:
     """Returns which query (second axis) sees which key (last axis), bool `[B, T, T]`.
 
-    A key is seen by later tokens of its pair: a prompt's by all of them, a completion's by those
-    of the same completion. This is `jaxdpo.data.packing.batch.sharing_mask` on a device.
+    A key is seen from its own place to its end: a prompt's by all later tokens of the pair, a
+    completion's by those of the same completion (`jaxdpo.data.packing.batch`).
     """
     order_T = jnp.arange(batch.tokens.shape[-1])
-    same_pair_BTT = batch.pair_ids[:, :, None] == batch.pair_ids[:, None, :]
-    key_branch_B1T = batch.branches[:, None, :]
-    visible_BTT = (key_branch_B1T == PROMPT) | (key_branch_B1T == batch.branches[:, :, None])
-    return same_pair_BTT & visible_BTT & (order_T[:, None] >= order_T[None, :])[None]
+    causal_TT = order_T[:, None] >= order_T[None, :]
+    return causal_TT[None] & (order_T[None, :, None] < batch.end[:, None, :])
 
 
 def within_window(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxdpo.data.packing.batch import PackedBatch
 from jaxdpo.model.attention.cudnn import cudnn_attention
 from jaxdpo.model.attention.dense import AttentionKind, dense_attention
+from jaxdpo.model.attention.pallas import pallas_attention
 from jaxdpo.model.attention.splash import splash_attention
 from jaxdpo.model.attention.tiles import tile_attention
 from jaxdpo.model.config import ModelConfig
@@ -32,6 +33,8 @@ def layer_attention(batch: PackedBatch, kind: AttentionKind, config: ModelConfig
             return _by_traced_window(tile_attention, batch, config)
         case "splash":
             return _by_static_window(splash_attention, batch, config)
+        case "pallas":
+            return _by_static_window(pallas_attention, batch, config)
         case "cudnn":
             return _by_static_window(cudnn_attention, batch, config)
         case _:

@@ -1,23 +1,26 @@
 """An attention kernel over a mesh: each device runs it on its own rows and heads."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
 
-from jaxdpo.data.packing.batch import SequenceGather
 from jaxdpo.devices.sharding import BATCH_AXES, batch_shards
 from jaxdpo.model.layers import Attend
 
 
 def on_own_rows(
-    attend_rows: Callable[[jax.Array, jax.Array, jax.Array, SequenceGather], jax.Array],
-    layout: SequenceGather,
+    attend_rows: Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array], layout: Any
 ) -> Attend:
     """Returns the attention that runs `attend_rows(q, k, v, layout)` on each device.
 
     Rows or heads that do not divide evenly are not sharded: then every device along that axis of
     the mesh does all of them.
+
+    Args:
+      attend_rows: Attention of a device's rows and heads, `[R, T, H, d]` as `Attend` has them.
+      layout: A tree of arrays about the rows, whose first axis counts them.
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:

@@ -11,44 +11,52 @@ tiles of every row are computed at once. In equations t counts queries and s key
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxdpo.data.packing.batch import PROMPT, TILE, PackedBatch
-from jaxdpo.devices.sharding import batch_shards
+from jaxdpo.data.packing.batch import TILE, PackedBatch
+from jaxdpo.devices.sharding import batch_shards, current_platform
 from jaxdpo.devices.sizes import ceil_div
 from jaxdpo.model.layers import Attend
 
-# Scores that a device holds at once: 2**21 fp32 numbers, 8 MiB, which stay in a CPU's cache.
-_HELD_SCORES = 2**21
+# Scores that a device holds at once, in fp32. Those of a CPU, 8 MiB, stay in its cache. On other
+# devices each turn costs launches: 256 MiB make it a few turns a layer.
+_HELD_SCORES = {"cpu": 2**21, "gpu": 2**26, "tpu": 2**26}
 # The score where nothing is seen: exp of it is 0, and the difference of two is not NaN, as that of
 # two infinities would be.
 _UNSEEN = -1e30
 
 
 class _Static(NamedTuple):
-    """Scale and soft cap of the scores, and how many tiles are computed at once."""
+    """Constants of the compiled program.
+
+    Attributes:
+      scale: Factor on the scores.
+      softcap: Bound of the scaled scores, or None.
+      chunk: How many tiles of each row are computed at once.
+      all_turns: Whether all tiles that a row may have are computed, not only those that it has.
+    """
 
     scale: float
     softcap: float | None
     chunk: int
+    all_turns: bool
 
 
 class _Tokens(NamedTuple):
-    """Identities of the tokens, i32 `[B, n, t]` in n blocks of t, and the tiles there are.
+    """Places of the tokens, i32 `[B, n, t]` in n blocks of t, and the tiles there are.
 
     Attributes:
-      pair_ids: As in the batch.
-      branches: As in the batch.
+      end: As in the batch.
       positions: As in the batch.
-      tiles: i32 `[B, N, 2]`, blocks of queries and of keys; n where unused.
+      tiles: i32 `[B, N, 2]`, blocks of queries and of keys, by the queries'; n where unused.
       window: i32 scalar, how many positions back a token sees; None for all.
     """
 
-    pair_ids: jax.Array
-    branches: jax.Array
+    end: jax.Array
     positions: jax.Array
     tiles: jax.Array
     window: jax.Array | None
@@ -72,19 +80,21 @@ def tile_attention(
         B, T, H, d = q_BTHd.shape
         K = k_BTKd.shape[2]
         # A device holds its share of the rows, and a tile's scores for each of its heads.
-        rows = max(1, B // batch_shards())
-        chunk = max(1, min(_HELD_SCORES // (rows * H * TILE**2), batch.tiles.shape[1]))
+        rows, platform = max(1, B // batch_shards()), current_platform()
+        chunk = _HELD_SCORES[platform] // (rows * H * TILE**2)
+        chunk = max(1, min(chunk, batch.tiles.shape[1]))
         # Padded to whole chunks with tiles of the block after the last, which is none: reads at it
         # are clipped and writes dropped.
         missing = -batch.tiles.shape[1] % chunk
         unused = ceil_div(T, TILE)
         tiles_BN2 = jnp.pad(batch.tiles, ((0, 0), (0, missing), (0, 0)), constant_values=unused)
-        pair_ids_Bnt, branches_Bnt = _blocks(batch.pair_ids), _blocks(batch.branches)
-        tokens = _Tokens(pair_ids_Bnt, branches_Bnt, _blocks(batch.positions), tiles_BN2, window)
+        tokens = _Tokens(_blocks(batch.end), _blocks(batch.positions), tiles_BN2, window)
         # Heads before tokens, so that each head's tile is one matrix product.
         q_BnKGtd = jnp.moveaxis(_blocks(q_BTHd.reshape(B, T, K, H // K, d)), 2, 4)
         k_BnKtd, v_BnKtd = (jnp.moveaxis(_blocks(x), 2, 3) for x in (k_BTKd, v_BTKd))
-        static = _Static(scale, softcap, chunk)
+        # A loop whose number of turns is data stops an accelerator at each turn, until the host
+        # has read whether to go on. A CPU is its own host, and saves the turns.
+        static = _Static(scale, softcap, chunk, all_turns=platform != "cpu")
         outputs_BnKGtd: Any = _attend(static, q_BnKGtd, k_BnKtd, v_BnKtd, tokens)
         outputs_BTHd = jnp.moveaxis(outputs_BnKGtd, 4, 2).reshape(B, -1, H, d)
         return outputs_BTHd[:, :T], None
@@ -93,7 +103,7 @@ def tile_attention(
 
 
 def _blocks(x_BT: jax.Array) -> jax.Array:
-    """Cuts `[B, T, ...]` into `[B, n, t, ...]`, filled up with zeros: padding of pair 0."""
+    """Cuts `[B, T, ...]` into `[B, n, t, ...]`, filled up with zeros: an end of 0 is never seen."""
     missing = -x_BT.shape[1] % TILE
     padded = jnp.pad(x_BT, ((0, 0), (0, missing), *((0, 0),) * (x_BT.ndim - 2)))
     return padded.reshape(x_BT.shape[0], -1, TILE, *x_BT.shape[2:])
@@ -110,31 +120,32 @@ def _attend(static: _Static, q: jax.Array, k: jax.Array, v: jax.Array, tokens: _
 
 
 def _attend_fwd(static: _Static, q: jax.Array, k: jax.Array, v: jax.Array, tokens: _Tokens):
-    def add_tiles(step: jax.Array, total: Any) -> Any:
+    def add_tiles(turn: jax.Array, total: Any) -> Any:
         weighted_BnKGtd, highest_BnKGt, weight_BnKGt = total
-        queries_Bc, keys_Bc = _tiles_of(static, tokens, step)
+        queries_Bc, keys_Bc = _tiles_of(static, tokens, turn)
         scores_BcKGts = _seen_scores(static, q, k, tokens, queries_Bc, keys_Bc)[0]
         # Softmax over keys that come a tile at a time (algorithm 1): sums so far are relative to
         # the highest score so far, and shrink by exp(old − new) when a higher one comes.
         above_BnKGt = _scatter_max(highest_BnKGt, queries_Bc, scores_BcKGts.max(-1))
         exps_BcKGts = jnp.exp(scores_BcKGts - _take(above_BnKGt, queries_Bc)[..., None])
-        shrunk_BnKGt = jnp.exp(highest_BnKGt - above_BnKGt)
+        # Tiles come by their block of queries, so that of this turn's blocks only the first can
+        # have sums from turns before. To shrink it alone leaves the rest of the sums where it is.
+        first_B1 = queries_Bc[:, :1]
+        shrunk_B1KGt = jnp.exp(_take(highest_BnKGt, first_B1) - _take(above_BnKGt, first_B1))
+        weight_BnKGt = _shrink(weight_BnKGt, first_B1, shrunk_B1KGt)
+        weighted_BnKGtd = _shrink(weighted_BnKGtd, first_B1, shrunk_B1KGt[..., None])
         # Several of these tiles may be of one block of queries: scattered, they add up.
-        weight_BnKGt = _scatter_add(weight_BnKGt * shrunk_BnKGt, queries_Bc, exps_BcKGts.sum(-1))
+        weight_BnKGt = _scatter_add(weight_BnKGt, queries_Bc, exps_BcKGts.sum(-1))
         # Σ over keys s of weight · value, for each query t of each head.
         values_BcKGtd = _einsum(
             "bckgts,bcksd->bckgtd", exps_BcKGts.astype(v.dtype), _take(v, keys_Bc)
         )
-        shrunk_BnKGtd = weighted_BnKGtd * shrunk_BnKGt[..., None]
-        weighted_BnKGtd = _scatter_add(shrunk_BnKGtd, queries_Bc, values_BcKGtd)
+        weighted_BnKGtd = _scatter_add(weighted_BnKGtd, queries_Bc, values_BcKGtd)
         return weighted_BnKGtd, above_BnKGt, weight_BnKGt
 
     zeros_BnKGt = jnp.zeros(q.shape[:-1])
     start = (jnp.zeros(q.shape), zeros_BnKGt + _UNSEEN, zeros_BnKGt)
-    # `fori_loop` and not `scan`: how many steps there are is data, and unused tiles cost none.
-    weighted_BnKGtd, highest_BnKGt, weight_BnKGt = jax.lax.fori_loop(
-        0, _steps(static, tokens), add_tiles, start
-    )
+    weighted_BnKGtd, highest_BnKGt, weight_BnKGt = _each_turn(static, tokens, add_tiles, start)
     # Blocks of nothing but padding have no tile, and no weight.
     weight_BnKGt = jnp.maximum(weight_BnKGt, 1e-30)
     outputs_BnKGtd = (weighted_BnKGtd / weight_BnKGt[..., None]).astype(q.dtype)
@@ -149,9 +160,9 @@ def _attend_bwd(static: _Static, residuals: Any, cotangent_BnKGtd: jax.Array):
     # is cotangent · output for each query, so it is known before any tile is (algorithm 4, line 4).
     delta_BnKGt = jnp.sum(cotangent_BnKGtd.astype(jnp.float32) * outputs_BnKGtd, axis=-1)
 
-    def add_tiles(step: jax.Array, total: Any) -> Any:
+    def add_tiles(turn: jax.Array, total: Any) -> Any:
         dq_BnKGtd, dk_BnKtd, dv_BnKtd = total
-        queries_Bc, keys_Bc = _tiles_of(static, tokens, step)
+        queries_Bc, keys_Bc = _tiles_of(static, tokens, turn)
         scores_BcKGts, slope_BcKGts = _seen_scores(static, q, k, tokens, queries_Bc, keys_Bc)
         # With the log-sum-exp of all keys a tile's weights are final at once: no running maximum.
         weights_BcKGts = jnp.exp(scores_BcKGts - _take(lse_BnKGt, queries_Bc)[..., None])
@@ -177,7 +188,7 @@ def _attend_bwd(static: _Static, residuals: Any, cotangent_BnKGtd: jax.Array):
 
     # Sums over tiles are fp32: a key seen by thousands of queries gets as many small terms.
     start = tuple(jnp.zeros(x.shape) for x in (q, k, v))
-    gradients = jax.lax.fori_loop(0, _steps(static, tokens), add_tiles, start)
+    gradients = _each_turn(static, tokens, add_tiles, start)
     dq_BnKGtd, dk_BnKtd, dv_BnKtd = (
         gradient.astype(x.dtype) for gradient, x in zip(gradients, (q, k, v), strict=True)
     )
@@ -187,16 +198,24 @@ def _attend_bwd(static: _Static, residuals: Any, cotangent_BnKGtd: jax.Array):
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def _steps(static: _Static, tokens: _Tokens) -> jax.Array:
+def _each_turn(
+    static: _Static, tokens: _Tokens, add_tiles: Callable[[jax.Array, Any], Any], start: Any
+) -> Any:
+    """Runs `add_tiles(turn, total)` for every turn, from `start` on."""
+    count = tokens.tiles.shape[1] // static.chunk if static.all_turns else _turns(static, tokens)
+    return jax.lax.fori_loop(0, count, add_tiles, start)
+
+
+def _turns(static: _Static, tokens: _Tokens) -> jax.Array:
     """Returns how many chunks of tiles the row with most of them has; the rest cost nothing."""
-    used_B = jnp.sum(tokens.tiles[..., 0] < tokens.pair_ids.shape[1], axis=1)
+    used_B = jnp.sum(tokens.tiles[..., 0] < tokens.end.shape[1], axis=1)
     return ceil_div(jnp.max(used_B), static.chunk)
 
 
-def _tiles_of(static: _Static, tokens: _Tokens, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the blocks of queries and of keys of this step's tiles, i32 `[B, c]` each."""
+def _tiles_of(static: _Static, tokens: _Tokens, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the blocks of queries and of keys of this turn's tiles, i32 `[B, c]` each."""
     chunk = static.chunk
-    tiles_Bc2 = jax.lax.dynamic_slice_in_dim(tokens.tiles, step * chunk, chunk, axis=1)
+    tiles_Bc2 = jax.lax.dynamic_slice_in_dim(tokens.tiles, turn * chunk, chunk, axis=1)
     return tiles_Bc2[..., 0], tiles_Bc2[..., 1]
 
 
@@ -222,26 +241,18 @@ def _seen_scores(
 
 
 def _seen(tokens: _Tokens, queries_Bc: jax.Array, keys_Bc: jax.Array) -> jax.Array:
-    """Returns who sees whom in each tile, bool `[B, c, t (query), s (key)]`.
-
-    This is the sentence of `jaxdpo.data.packing.batch`: same pair, not later in the row, and the
-    key of the prompt or of the query's own completion.
-    """
-
-    def of_both(x_Bnt: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns a number of each token at the queries `[B, c, t, 1]`, keys `[B, c, 1, s]`."""
-        return _take(x_Bnt, queries_Bc)[..., :, None], _take(x_Bnt, keys_Bc)[..., None, :]
-
-    (pair, key_pair), (branch, key_branch) = of_both(tokens.pair_ids), of_both(tokens.branches)
-    rows, blocks, size = tokens.pair_ids.shape
-    places_1nt = jnp.arange(blocks * size).reshape(1, blocks, size)
-    place, key_place = of_both(jnp.broadcast_to(places_1nt, (rows, blocks, size)))
-    seen_Bcts = (pair == key_pair) & (place >= key_place)
-    seen_Bcts &= (key_branch == PROMPT) | (key_branch == branch)
+    """Returns who sees whom in each tile, bool `[B, c, t (query), s (key)]`."""
+    places_t = jnp.arange(TILE)
+    # A block's number, times its size, is the place of its first token in the row.
+    place_Bct1 = (queries_Bc[..., None] * TILE + places_t[None, None])[..., None]
+    key_place_Bc1s = (keys_Bc[..., None] * TILE + places_t[None, None])[..., None, :]
+    key_end_Bc1s = _take(tokens.end, keys_Bc)[..., None, :]
+    seen_Bcts = (key_place_Bc1s <= place_Bct1) & (place_Bct1 < key_end_Bc1s)
     if tokens.window is not None:
         # By positions and not by places: the rejected completion's follow the prompt's.
-        position, key_position = of_both(tokens.positions)
-        seen_Bcts &= position - key_position < tokens.window
+        position_Bct1 = _take(tokens.positions, queries_Bc)[..., :, None]
+        key_position_Bc1s = _take(tokens.positions, keys_Bc)[..., None, :]
+        seen_Bcts &= position_Bct1 - key_position_Bc1s < tokens.window
     return seen_Bcts
 
 
@@ -262,6 +273,15 @@ def _scatter_add(x: jax.Array, blocks_Bc: jax.Array, updates: jax.Array) -> jax.
         return row.at[index].add(new, mode="drop")
 
     return jax.vmap(add)(x, blocks_Bc, updates)
+
+
+def _shrink(x: jax.Array, blocks_Bc: jax.Array, factors: jax.Array) -> jax.Array:
+    """Multiplies blocks of `[B, n, ...]`, in place where the compiler can."""
+
+    def shrink(row: jax.Array, index: jax.Array, factor: jax.Array) -> jax.Array:
+        return row.at[index].multiply(factor, mode="drop")
+
+    return jax.vmap(shrink)(x, blocks_Bc, factors)
 
 
 def _scatter_max(x: jax.Array, blocks_Bc: jax.Array, updates: jax.Array) -> jax.Array:

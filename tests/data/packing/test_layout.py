@@ -30,6 +30,7 @@ def test_layout_by_hand():
         "positions": [0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 1, 2, 0, 0],
         "pair_ids": [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0],
         "branches": [0, 0, 0, 1, 1, 2, 2, 2, 0, 1, 2, 2, 0, 0],
+        "end": [8, 8, 8, 5, 5, 8, 8, 8, 12, 10, 12, 12, 14, 14],
         # The last prompt token (2, then 8) predicts the first token of both completions.
         "score_index": [2, 3, 2, 5, 6, 8, 8, 10, 0],
         "score_target": [20, 21, 30, 31, 32, 22, 33, 34, 0],
@@ -46,6 +47,7 @@ def test_layout_without_prefix_sharing_by_hand():
     batch = pack_batch(HAND, [[0]], shape, share_prefix=False)
     np.testing.assert_array_equal(batch.tokens[0], [10, 11, 12, 20, 21, 10, 11, 12, 30, 31, 32])
     np.testing.assert_array_equal(batch.pair_ids[0], [1] * 5 + [2] * 6)
+    np.testing.assert_array_equal(batch.end[0], [5] * 5 + [11] * 6)
     np.testing.assert_array_equal(batch.score_index[0], [2, 3, 7, 8, 9])
     np.testing.assert_array_equal(batch.score_pair[0], [1] * 5)
 
@@ -76,6 +78,22 @@ def test_what_a_scored_token_sees_is_its_own_sequence(share_prefix):
             assert batch.positions[row, query] == len(seen) - 1
             found += 1
     assert found == lengths[:, 1:].sum()
+
+
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_one_number_a_key_says_the_same_as_the_sentence(share_prefix):
+    rng = np.random.default_rng(5)
+    parts = [(1, 1, 1), (3, 4, 0), *rng.integers(1, 12, (30, 3))]
+    pairs = [pair(*(np.ones(n, int) for n in lengths)) for lengths in parts]
+    packer = Packer(np.array(parts), BatchConfig(share_prefix=share_prefix), 3, 60)
+    microbatches = packer.microbatches(range(len(pairs)))
+    shape = packer.shape_of(microbatches, "plain")
+    order = np.arange(60)
+    for microbatch in microbatches:
+        batch = pack_batch(pairs, microbatch, shape, share_prefix=share_prefix)
+        before_its_end = order[:, None] < batch.end[:, None, :]
+        seen = (order[:, None] >= order) & before_its_end
+        np.testing.assert_array_equal(seen, sharing_mask(batch.pair_ids, batch.branches))
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])

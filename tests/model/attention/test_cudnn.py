@@ -65,16 +65,18 @@ def test_the_kernel_on_a_gpu(apart, heads, kv_heads, window):
 
 
 @pytest.mark.parametrize(
-    ("changes", "dtype", "reason"),
+    ("changes", "dtype", "capability", "reason"),
     [
-        ({}, "bfloat16", None),
-        ({"softcap": 50.0}, "bfloat16", "no soft cap"),
-        ({"head_dim": 12}, "bfloat16", "heads have 12 channels"),
-        ({"head_dim": 512}, "bfloat16", "heads have 512 channels"),
-        ({}, "float32", "model.compute_dtype is float32"),
+        ({}, "bfloat16", 8.0, None),
+        ({"head_dim": 256}, "bfloat16", 9.0, None),
+        ({"head_dim": 256}, "bfloat16", 8.0, "heads have 256 channels"),
+        ({"softcap": 50.0}, "bfloat16", None, "no soft cap"),
+        ({"head_dim": 12}, "bfloat16", None, "heads have 12 channels"),
+        ({"head_dim": 512}, "bfloat16", None, "heads have 512 channels"),
+        ({}, "float32", 9.0, "model.compute_dtype is float32"),
     ],
 )
-def test_what_cudnn_cannot_do_exactly_is_refused(changes, dtype, reason):
+def test_what_cudnn_cannot_do_exactly_is_refused(changes, dtype, capability, reason):
     attention = AttentionConfig(**{"num_heads": 2, "num_kv_heads": 1, "head_dim": 64, **changes})
     model = ModelConfig(
         vocab_size=9,
@@ -83,5 +85,5 @@ def test_what_cudnn_cannot_do_exactly_is_refused(changes, dtype, reason):
         attention=attention,
         mlp=MLPConfig(intermediate_size=8),
     )
-    said = cudnn_refuses(model, dtype)
+    said = cudnn_refuses(model, dtype, capability)
     assert said is None if reason is None else reason in str(said)

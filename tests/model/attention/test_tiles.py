@@ -62,7 +62,7 @@ def test_values_and_gradients_are_the_dense_ones(
     rows, heads, kv_heads, window, softcap, held, monkeypatch
 ):
     # All tiles at once, and a few at a time, so that softmax is accumulated over steps.
-    monkeypatch.setattr(tiles, "_HELD_SCORES", held)
+    monkeypatch.setitem(tiles._HELD_SCORES, "cpu", held)
     scale = 0.4
     found, expected = (
         values_and_gradients(attention(rows, scale, window, softcap), rows, heads, kv_heads)
@@ -95,11 +95,26 @@ def test_rows_and_heads_over_devices_change_nothing(rows):
 
 
 def test_work_is_that_of_the_row_with_most_tiles(rows):
-    # Unused tiles cost no step, however many there is room for.
+    # Unused tiles cost no turn, however many there is room for.
     used = (rows.tiles[..., 0] < ceil_div(ROW_LENGTH, TILE)).sum(1)
     assert used[0] > used[1] > 0
-    ids = jnp.zeros((ROWS, ceil_div(ROW_LENGTH, TILE), TILE))
+    end = jnp.zeros((ROWS, ceil_div(ROW_LENGTH, TILE), TILE), jnp.int32)
     room = np.pad(rows.tiles, ((0, 0), (0, 1000), (0, 0)), constant_values=8)
-    static = tiles._Static(1.0, None, 5)
-    tokens = tiles._Tokens(ids, ids, ids, jnp.asarray(room), None)
-    assert tiles._steps(static, tokens) == ceil_div(int(used[0]), 5)
+    static = tiles._Static(1.0, None, 5, all_turns=False)
+    tokens = tiles._Tokens(end, end, jnp.asarray(room), None)
+    assert tiles._turns(static, tokens) == ceil_div(int(used[0]), 5)
+
+
+def test_a_static_number_of_turns_changes_nothing(rows, monkeypatch):
+    # As on accelerators, whose hosts would have to read the number of turns; several here.
+    expected = values_and_gradients(tile_attention(rows, 0.4, 60, 5.0), rows, 2, 1)
+    monkeypatch.setattr(tiles, "current_platform", lambda: "gpu")
+    monkeypatch.setitem(tiles._HELD_SCORES, "gpu", 2 * 2 * 5 * TILE**2)
+    attend = tile_attention(rows, 0.4, 60, 5.0)
+    keys = jnp.zeros((ROWS, ROW_LENGTH, 1, 8))
+    jaxpr = str(jax.make_jaxpr(attend)(jnp.zeros((ROWS, ROW_LENGTH, 2, 8)), keys, keys))
+    # A loop of a known length is a `scan`, one whose end the data says a `while`.
+    assert "scan[" in jaxpr and "while[" not in jaxpr
+    found = values_and_gradients(attend, rows, 2, 1)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
