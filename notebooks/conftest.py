@@ -8,10 +8,13 @@ import pytest
 LONG = ("02_word_limit", "03_highlight", "04_hallucination", "05_relevance", "06_smollm2")
 
 
+# First, because pytest chooses by mark in this hook, too.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves the long ones out, unless JAXDPO_TEST_NOTEBOOKS=all."""
-    if os.environ.get("JAXDPO_TEST_NOTEBOOKS") == "all":
-        return
+    """Marks the quickstart as slow, and skips the long ones, unless JAXDPO_TEST_NOTEBOOKS=all."""
+    everything = os.environ.get("JAXDPO_TEST_NOTEBOOKS") == "all"
     for item in items:
-        if item.path.stem in LONG:
+        if item.path.stem == "01_quickstart":
+            item.add_marker(pytest.mark.slow)
+        elif item.path.stem in LONG and not everything:
             item.add_marker(pytest.mark.skip(reason="minutes long: JAXDPO_TEST_NOTEBOOKS=all"))

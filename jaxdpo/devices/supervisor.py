@@ -25,6 +25,9 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LOST = 75
 # The C++ log of JAX's coordination service: "E1127 11:56:41.194068   14072 file.cc:289] text".
 _CPP_LOG = re.compile(r"[EFW]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ (?P<file>[\w.]+):\d+\]")
+# What a status of gRPC appends to a line of it: "Additional GRPC error information …" and
+# ":UNKNOWN:Error received from peer  {…}". Threads write at once, so it may follow any line.
+_CPP_DETAIL = re.compile(r"Additional GRPC error information|:[A-Z_]+:Error received from peer")
 _COORDINATION = re.compile(r"coordination|distributed service|preemption_sync", re.IGNORECASE)
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's <sys/prctl.h>
 
@@ -99,7 +102,7 @@ class _ErrorLog:
             # Behind a fatal line come its details and the stack, and then nothing more.
             fatal = fatal or (found is not None and line.startswith("F"))
             service = found is not None and _COORDINATION.search(line) is not None
-            if fatal or service:
+            if fatal or service or _CPP_DETAIL.match(line):
                 self._held.append(line)
             else:
                 show(line)

@@ -19,6 +19,7 @@ from jaxdpo.evaluation.results import unjudged
 from jaxdpo.rounds.compare import EvaluateConfig, compare
 from jaxdpo.storage.files import refuse_existing
 
+# Lines on the terminal; the report and the files have all.
 _SHOWN = 10
 
 
@@ -63,6 +64,7 @@ def with_models(overrides: list[str]) -> list[str]:
     for override in overrides:
         key, _, _ = override.partition("=")
         name = key.partition(".")[0]
+        # Fields may be given by the names that `train` knows them under, too.
         if name not in known and find_key(EvaluateConfig, key) is None:
             if nearest(name, known):
                 raise UserError(

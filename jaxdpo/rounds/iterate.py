@@ -189,6 +189,7 @@ def round_config(config: RoundsConfig, number: int, model: str) -> RunConfig:
     values = read_yaml(Path(given).expanduser()) if isinstance(given, str) else given
     here = Path(config.folder).expanduser() / f"round_{number}"
     ours = (model, str(here / "pairs.jsonl"), str(here / "run"))
+    # Copies, a level deep: a configuration that was given in Python stays its owner's.
     values = {name: dict(section) if isinstance(section, dict) else section
               for name, section in values.items()}  # fmt: skip
     for (section, field), value in zip(_OURS, ours, strict=True):
@@ -217,6 +218,7 @@ def _show(rates: list[Rates], folder: Path, reporter: Reporter) -> None:
     rows = [(f"after {i}" if i else "before", *(str(each.get(name, "")) for name in names))
             for i, each in enumerate(rates)]  # fmt: skip
     reporter.table("Answers that pass, by round", ("round", *names), rows)
+    # JSON has no NaN, which a rate of no answers is.
     listed = [
         {name: None if rate.value != rate.value else rate._asdict() for name, rate in each.items()}
         for each in rates
@@ -235,10 +237,12 @@ def plot_rates(rates: list[Rates], path: Path) -> None:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
+    # Of one criterion "all" is the same curve again.
     names = [name for name in rates[0] if name != "all" or len(rates[0]) > 2]
     for name in names:
         rounds = [i for i, each in enumerate(rates) if name in each]
         values = [rates[i][name] for i in rounds]
+        # Matplotlib takes the interval's ends as distances from the value.
         below = [each.value - each.low for each in values]
         above = [each.high - each.value for each in values]
         heights = [each.value for each in values]

@@ -159,6 +159,7 @@ def paired_answers(config: AnswersConfig, folder: Path) -> tuple[Path | None, Co
     Answers that nothing can be learnt from, empty ones or those with control characters, are left
     out and counted.
     """
+    # From the file, as `collect criteria` reads it: whoever runs that by hand gets the same pairs.
     path, target = folder / "judgements.jsonl", folder / "pairs.jsonl"
     # A model says things that no training file may hold; a user's own feedback is stricter.
     settings = FeedbackConfig(margin=config.margin, on_error="skip")

@@ -78,6 +78,7 @@ def sample(config: SampleConfig) -> list[Generation]:
     reporter, out = Reporter(), Path(config.out)
     read = read_prompts(config.data)
     reporter.say(f"{config.data.path}: {read.summary()}")
+    # Before the model is loaded, and hours are spent on answers that nothing can judge.
     check_judgeable(config.criteria, read.prompts, reporter)
     source = source_of(
         config.model, config.sampling, config.server, config.dtype, config.chat_template
@@ -101,6 +102,7 @@ def _best(
 ) -> list[Generation]:
     """Writes each prompt's best answer."""
     best = best_of(drawn, judged)
+    # Without a judgement there is no best, and the first would be a choice of nobody's.
     if not best:
         why = next(each.explanation for said in judged for each in said.values() if not each.judged)
         raise UserError(f"no answer could be judged by every criterion; the first: {why}")

@@ -46,6 +46,7 @@ def train(run: Path, cache: Path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_run_ends_the_same(small_disk, tmp_path):
     cache = tmp_path / "cache"
     whole = train(tmp_path / "whole", cache)

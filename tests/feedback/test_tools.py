@@ -7,6 +7,8 @@ Ranker, TextArea; Open WebUI's `FeedbackModel` with its snapshot; Chainlit 2.12 
 
 import csv
 import json
+from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -57,6 +59,10 @@ def argilla(**responses):
             [("criteria", "At 9.", "At 8.")],
         ),
         (
+            {"preference": ["response_2"], "comment": ["The hours changed."]},
+            [("user_choice", "At 9.", "At 8.")],
+        ),
+        (
             {"corrected_response_1": ["At nine."], "comment": ["The hours changed."]},
             [("expert_edits", "At nine.", "At 8.")],
         ),
@@ -70,6 +76,32 @@ def test_argilla(tmp_path, responses, pairs):
     known = pair.metadata["feedback"]
     if "comment" in responses:
         assert known["notes"] == ["The hours changed."] and known["annotator"] == "u1"
+
+
+WRITTEN = Path(__file__).parent / "written"
+
+
+def test_a_file_that_argilla_wrote():
+    """The file was written by argilla 2.8.0: `JsonIO.to_json` of `Record`s with `Response`s.
+
+    Its `JsonIO._records_from_json` reads what `argilla_record` makes, too.
+    """
+    collected = collect("argilla", str(WRITTEN / "argilla-2.8.0.json"))
+    day, hour = "At 9, closed on Mondays.", "At 8."
+    assert sorted(told(collected)) == [
+        ("criteria", day, hour),
+        ("criteria", day, hour),
+        ("expert_edits", "At 9.", hour),
+        ("user_choice", day, hour),
+    ]
+    asked = [{"role": "user", "content": "When does the museum open?"}]
+    assert all(list(pair.prompt) == asked for pair in collected.pairs)
+    [known] = [
+        said for pair in collected.pairs
+        if (said := pair.metadata["feedback"])["source"] == "user_choice"
+    ]  # fmt: skip
+    assert (known["notes"], known["annotator"]) == (["It names the day."], str(UUID(int=1)))
+    assert {code: len(where) for code, where in collected.no_pair.items()} == {"no-response": 1}
 
 
 def test_argilla_that_says_nothing_is_counted(tmp_path):
@@ -96,6 +128,21 @@ def result(name, kind, value, to="answer1,answer2"):
     ("results", "pairs"),
     [
         ([result("pw", "pairwise", {"selected": "right"})], [("user_choice", "At 9.", "At 8.")]),
+        # With a comment beside it, which is kept and is no choice.
+        (
+            [
+                result("pw", "pairwise", {"selected": "right"}),
+                result("why", "textarea", {"text": ["It is later."]}, "prompt"),
+            ],
+            [("user_choice", "At 9.", "At 8.")],
+        ),
+        (
+            [
+                result("best", "choices", {"choices": ["answer2"]}, "prompt"),
+                result("why", "textarea", {"text": ["It is later."]}, "prompt"),
+            ],
+            [("user_choice", "At 9.", "At 8.")],
+        ),
         # The names of the page's elements need not be those of the data.
         (
             [result("pw", "pairwise", {"selected": "left"}, "txt-1,txt-2")],
@@ -209,8 +256,11 @@ def test_gradio(tmp_path):
         rows.writerow([json.dumps(said), 1, "Like", "2026-05-04 09:00:00.5"])
         rows.writerow([json.dumps([["When?", "At 8."]]), "[0, 1]", "Dislike", "2026-05-04"])
         rows.writerow([json.dumps(said), 1, "Spam", "2026-05-04"])
+        # As older versions wrote a text that a spreadsheet could take for a formula.
+        odd = [*ASKED, {"role": "assistant", "content": "9,-not 8"}]
+        rows.writerow(["'" + json.dumps(odd), 1, "Like", "2026-05-04"])
     collected = collect("gradio", str(path))
-    assert labels(collected) == [("At 9.", True), ("At 8.", False)]
+    assert labels(collected) == [("At 9.", True), ("At 8.", False), ("9,-not 8", True)]
     assert collected.no_pair == {"flag: Spam": [f"{path}:4"]}
 
 

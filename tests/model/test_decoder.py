@@ -234,6 +234,7 @@ def changed(config: BaseModel, path: list[str], value: Any) -> Any:
     return config.model_copy(update={path[0]: value})
 
 
+@pytest.mark.slow
 def test_no_field_of_the_config_is_dead(config, params, packed):
     groups = {
         "": ModelConfig,

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from jaxdpo.config import load_config
 from jaxdpo.planning.aot import compile_step
@@ -38,6 +39,7 @@ def test_choices_fit_and_use_all_devices():
     assert peaks[0] <= 1.1 * min(peaks)
 
 
+@pytest.mark.slow
 def test_with_little_memory_a_slower_way_is_found_and_with_none_no_way():
     much = suggested(1.0)[0]
     less = peak(much) / 2**30 / 1.3

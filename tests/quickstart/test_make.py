@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import transformers
 
 from jaxdpo.quickstart.make import MODEL, QUICK
@@ -14,6 +15,7 @@ from jaxdpo.quickstart.new_model import write_new_model
 from jaxdpo.quickstart.task import SYLLABLES, passes, read_request, split_of
 
 
+@pytest.mark.slow
 def test_model_and_pairs_are_made(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jaxdpo.quickstart.make", str(tmp_path), "--quick"]
     environment = {**os.environ, "JAXDPO_CACHE": str(tmp_path / "cache")}

@@ -58,6 +58,7 @@ def test_a_collapsing_run_ends_and_exports_a_step_as_good_as_the_base(
     assert all("<|" not in each["messages"][-1]["content"] for each in answers)
 
 
+@pytest.mark.slow
 def test_a_rate_beyond_all_measure_ends_the_run_and_leaves_the_model_that_it_began_with(tmp_path):
     config = quickstart(
         tmp_path,
@@ -78,6 +79,7 @@ def test_a_rate_beyond_all_measure_ends_the_run_and_leaves_the_model_that_it_beg
     assert {*answer(load_policy(str(result.folder / "model")), asked)} == base
 
 
+@pytest.mark.slow
 def test_a_healthy_run_never_stops(tmp_path):
     config = quickstart(
         tmp_path,

@@ -83,6 +83,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(runs, inputs):
     assert steps.count(24) == 2
 
 
+@pytest.mark.slow
 def test_merged_adapters_say_what_rounding_loses_of_them(inputs, capsys):
     """The share by hand, from the files: the merged weights, the base's, and the adapter's."""
     adapters = ("lora.rank=4", "model.param_dtype=bfloat16")

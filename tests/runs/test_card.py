@@ -148,6 +148,7 @@ def test_a_base_without_a_card_is_no_model_of_the_hub_when_it_has_moved(tmp_path
     assert "base_model" not in front_of(Path("again"))
 
 
+@pytest.mark.slow
 def test_a_converted_adapter_has_the_card_of_what_it_became(inputs, adapter, tmp_path):
     # The run, and the folder that it exported, by themselves.
     for number, source in enumerate((adapter, adapter / "model")):

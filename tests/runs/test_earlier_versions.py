@@ -31,7 +31,14 @@ def begun(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("run", ["all_parameters", "adapters", "moving_reference"])
+@pytest.mark.parametrize(
+    "run",
+    [
+        "adapters",
+        pytest.param("all_parameters", marks=pytest.mark.slow),
+        pytest.param("moving_reference", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_of_an_earlier_version_continues_to_the_same_bits(begun, run, capsys):
     overrides = [
         f"model.path={begun / 'model'}",

@@ -129,6 +129,7 @@ def trained_loss(result: RunResult) -> float:
     return [record["loss"] for record in result.history if record["split"] == "TEST"][-1]
 
 
+@pytest.mark.slow
 def test_all_parameters_of_a_base_in_bfloat16(model16, capsys):
     config = config_of(model16, "full16", "training.watch.prompts=2")
     result = fit(config)
@@ -161,7 +162,9 @@ def test_all_parameters_of_a_base_in_bfloat16(model16, capsys):
     assert f"| loss | {np.log(2):.4g} | {after:.4g} |" in card
 
 
-@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "param_dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"]
+)
 def test_lora_merged_in_bfloat16(param_dtype, model16):
     name = f"lora16-{param_dtype}"
     config = config_of(model16, name, "lora.rank=4", f"model.param_dtype={param_dtype}", QUIET)
@@ -189,6 +192,7 @@ def test_lora_merged_in_bfloat16(param_dtype, model16):
     assert result.summary["rounding_loss"] == pytest.approx(share, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_parameters_computed_in_bfloat16_are_exported_as_they_were_kept(model, tmp_path):
     """The base is in fp32, and so is the export: what trained, not what it was rounded to."""
     config = config_of(model, "full32", "model.param_dtype=bfloat16", QUIET)
@@ -224,6 +228,7 @@ def test_a_folder_that_reads_back_as_another_model_is_an_error(model, monkeypatc
     assert result.summary["exported"]["read_back"]["largest_difference"] < 1e-4
 
 
+@pytest.mark.slow
 def test_without_room_for_a_second_model_the_summary_says_so(model16, monkeypatch, capsys):
     monkeypatch.setattr("jaxdpo.runs.export.free_memory", lambda: 1000.0)
     result = fit(config_of(model16, "narrow", "lora.rank=4", QUIET))
@@ -260,6 +265,7 @@ def test_qlora_merged(model):
     assert test_loss(policy, reference, config) == pytest.approx(after, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_qlora_in_bfloat16_merged_and_as_an_adapter(model16):
     quantized = model16.parent / "quantized16"
     load_policy(str(model16)).quantized("nf4").save(quantized)
@@ -284,6 +290,7 @@ def test_qlora_in_bfloat16_merged_and_as_an_adapter(model16):
     assert result.summary["exported"]["read_back"]["largest_difference"] < 1e-3
 
 
+@pytest.mark.slow
 def test_a_new_adapter_over_that_of_supervised_training(model, sft, tmp_path):
     config = config_of(sft, "over", "lora.rank=3", "export.lora=adapter", "lora.targets=[q, down]")
     before, after = summarised(fit(config))

@@ -103,6 +103,7 @@ def test_a_run_that_fails_in_every_way_says_so(run, capsys):
         assert said.count(words) == 1, words
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_its_pairs_by_heart_or_displaces_says_so(run, capsys):
     start, model, _, noisy, _ = run
     start(

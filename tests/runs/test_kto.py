@@ -113,6 +113,7 @@ def test_labelled_answers_train_and_a_run_that_was_cut_off_continues(inputs, tmp
     assert again.summary["test"] == result.summary["test"]
 
 
+@pytest.mark.slow
 def test_microbatches_and_reference_change_nothing(inputs, tmp_path):
     settings = {
         # One row a microbatch, so that there are several.

@@ -50,6 +50,7 @@ def test_a_copied_checkpoint_of_all_parameters_needs_nothing_else(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_copied_checkpoint_of_adapters_needs_its_base_model_and_says_so(tmp_path, monkeypatch):
     inputs, run = write_inputs(tmp_path / "inputs"), tmp_path / "run"
     monkeypatch.chdir(tmp_path)

@@ -106,6 +106,7 @@ def records(folder, split):
     return [[r[n] for n in names if n in r] for r in found if r["split"] == split]
 
 
+@pytest.mark.slow
 def test_adapters_trained_at_once_are_the_runs_they_stand_for(tmp_path):
     write_model(tmp_path / "model")
     write_pairs(tmp_path / "pairs.jsonl", 28, test=4)

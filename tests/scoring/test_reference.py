@@ -235,6 +235,7 @@ def history(result, split="TRAIN"):
     return np.array([[r[n] for n in names] for r in result.history if r["split"] == split])
 
 
+@pytest.mark.slow
 def test_modes_that_mean_the_same_train_the_same(inputs, tmp_path):
     write_model(inputs / "again")
     modes = {

@@ -185,23 +185,27 @@ def test_other_paths(bounded):
     assert get(bounded[0], "/v1/chat/completions")[0] == 405
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [
+def test_requests_that_do_not_come_whole_are_closed(bounded):
+    begun = [
         b"",
         b"POST /v1/chat/completions HT",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
         b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
-    ],
-)
-def test_a_request_that_does_not_come_whole_is_closed(bounded, sent):
-    address = bounded[0].removeprefix("http://").split(":")
-    with socket.create_connection((address[0], int(address[1])), timeout=10) as connection:
-        connection.sendall(sent)
-        # The end of the connection, or its reset; a time-out fails the test.
-        with contextlib.suppress(ConnectionResetError):
-            assert connection.recv(1000) == b""
+    ]
+    host, port = bounded[0].removeprefix("http://").split(":")
+    # All at once: each waits for the same second.
+    with contextlib.ExitStack() as open_ones:
+        connections = [
+            open_ones.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            for _ in begun
+        ]
+        for connection, sent in zip(connections, begun, strict=True):
+            connection.sendall(sent)
+        for connection in connections:
+            # The end of the connection, or its reset; a time-out fails the test.
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1000) == b""
 
 
 def test_numbers(bounded):

@@ -85,6 +85,7 @@ def test_the_model_is_the_optimum_of_rlhf(start: Path, trained: Path) -> None:
     assert np.abs(np.exp(before) - np.exp(optimum)).sum() / 2 > 0.2
 
 
+@pytest.mark.slow
 def test_ipo_stays_where_its_closed_form_says(start: Path) -> None:
     """Three arms that are always ordered: IPO's log-ratios are (2, 1, 0)/3τ (arXiv 2310.12036).
 

@@ -151,6 +151,7 @@ def agrees(messages: Any, completion: str, metadata: Any) -> Judgement:
     return Judgement(passed=completion == YES, score=float(completion == YES))
 
 
+@pytest.mark.slow
 def test_dpo_makes_a_models_answers_fail_less(tmp_path: Path) -> None:
     """The whole way with real learning: what is published of DPO must show on an easy task."""
     case = replace(

@@ -47,6 +47,10 @@ class Row(NamedTuple):
     about: Mapping[str, Any]
     where: str
 
+    def with_notes(self, notes: Sequence[str]) -> "Row":
+        """Returns the row with what the same person wrote about it."""
+        return self._replace(about={**self.about, "notes": list(notes) or None})
+
     def record(self, source: Any, **fields: Any) -> Derived:
         """Returns a record of one of the sources about this prompt."""
         about = {key: value for key, value in self.about.items() if value is not None}
@@ -138,10 +142,17 @@ def answer_named(row: Row, name: str) -> str | None:
     return None
 
 
-def is_text_reply(question: str, value: Any) -> bool:
-    """Tells a comment from an answer to a question: text that is no verdict, edit or name."""
+def is_text_reply(row: Row, question: str, value: Any) -> bool:
+    """Tells a comment from an answer to a question: text that is no verdict, edit or name.
+
+    Args:
+      row: The prompt and its answers.
+      question: The question's name.
+      value: The reply.
+    """
     return (
         isinstance(value, str)
+        and answer_named(row, value) is None
         and value.strip().lower() not in (*_PASSED, *_TIES, *_ALL_BAD)
         and not any(word in question.lower() for word in _EDITS)
     )

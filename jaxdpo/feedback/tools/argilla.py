@@ -37,18 +37,18 @@ class Argilla(Tool):
         found: list[Derived] = []
         reasons: list[str] = []
         for person, replies in people.items():
-            # A comment belongs to whatever else the same person said of the record.
-            notes = [text for q, text in replies.items() if is_text_reply(q, text)]
             about = {
                 "annotator": person,
                 "metadata": record.get("metadata") or None,
-                "notes": notes or None,
                 "also": {"argilla": record["id"]} if record.get("id") else None,
             }
             row = row_of(fields, about, where)
+            # A comment belongs to whatever else the same person said of the record.
+            comments = {q: text for q, text in replies.items() if is_text_reply(row, q, text)}
+            row = row.with_notes(list(comments.values()))
             for question, value in replies.items():
                 # Kept as a note already; by itself it is counted as not understood.
-                if is_text_reply(question, value) and len(replies) > 1:
+                if question in comments and len(replies) > 1:
                     continue
                 try:
                     found += reply_to(row, question, value)

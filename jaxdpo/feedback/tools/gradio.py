@@ -49,7 +49,9 @@ class Gradio(Tool):
         messages = record.get("conversation")
         if isinstance(messages, str):
             try:
-                messages = json.loads(messages)
+                # Gradio writes an apostrophe before what a spreadsheet could take for a formula;
+                # older versions did so where a text within the JSON holds ",-" or the like.
+                messages = json.loads(messages.removeprefix("'"))
             except ValueError:
                 messages = None
         if not isinstance(messages, list) or not messages:

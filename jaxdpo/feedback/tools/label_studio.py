@@ -38,10 +38,10 @@ class LabelStudio(Tool):
                 reasons.append("skipped")
                 continue
             results = [(r.get("from_name") or "", _value(r), r) for r in annotation["result"]]
-            notes = [text for name, text, _ in results if is_text_reply(name, text)]
-            row = row_of(data, _about(record, annotation, notes), where)
+            row = row_of(data, _about(record, annotation), where)
+            row = row.with_notes([value for each in results if (value := _comment(row, *each))])
             for name, value, result in results:
-                if is_text_reply(name, value) and len(results) > 1:
+                if _comment(row, name, value, result) and len(results) > 1:
                     continue
                 try:
                     found += _replies(row, name, value, result)
@@ -52,14 +52,20 @@ class LabelStudio(Tool):
         return found
 
 
-def _about(record: dict[str, Any], annotation: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+def _comment(row: Row, name: str, value: Any, result: dict[str, Any]) -> str | None:
+    """Returns a text that was written or picked and is no judgement; None for any other reply."""
+    # What a Pairwise picks is "left" or "right", which is text, too.
+    texts = result.get("type") in ("textarea", "choices")
+    return value if texts and is_text_reply(row, name, value) else None
+
+
+def _about(record: dict[str, Any], annotation: dict[str, Any]) -> dict[str, Any]:
     who = annotation.get("completed_by")
     # An export with users in full has an object in the place of their number.
     who = who.get("email") or who.get("id") if isinstance(who, dict) else who
     return {
         "annotator": None if who is None else str(who),
         "time": annotation.get("created_at"),
-        "notes": notes or None,
         "also": {"label_studio": record["id"]} if record.get("id") is not None else None,
     }
 

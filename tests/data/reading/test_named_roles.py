@@ -7,6 +7,7 @@ trained must be exactly those; or the record is refused. Never is something sile
 
 import json
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -122,6 +123,7 @@ def test_a_record_is_read_exactly_or_refused_by_name(tmp_path_factory, drawn):
     assert pair.rejected == (said("assistant", means["rejected"]),), record
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(records())
 def test_no_record_of_well_known_names_is_refused(tmp_path_factory, drawn):
