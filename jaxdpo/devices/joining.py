@@ -196,7 +196,8 @@ def _fail(joined: Peers, error: BaseException) -> NoReturn:
 
     Not by raising it: on the way out JAX would wait in a barrier for processes that never come.
     """
-    error = explained(error) or error
+    if not isinstance(error, UserError):
+        error = explained(error) or error
     expected = isinstance(error, UserError)
     if not expected and joined.explains():
         # The thread that found the lost peer says so, and ends the process.

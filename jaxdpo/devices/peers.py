@@ -20,16 +20,16 @@ with its square. The others judge process 0 by whether its store answers at all.
 import json
 import os
 import select
-import signal
 import socket
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxdpo.devices.distributed_config import DistributedConfig
 from jaxdpo.devices.signals import CaughtSignals
 from jaxdpo.devices.store import LAST_WORD, Store, patiently
+from jaxdpo.devices.verdict import Verdict
 
 # Exit status of a process that ends because another one was lost: EX_TEMPFAIL of sysexits.h, so
 # that a job script can tell "run it again" from a mistake in the configuration (2).
@@ -41,24 +41,6 @@ _BEAT = 0.5
 _SUSPECT = 3.0
 _SHOW_CURSOR = b"\x1b[?25h\n"
 _AGAIN = "the same command again on all of them: it continues from the last whole checkpoint"
-
-
-class Verdict(NamedTuple):
-    """The common point at which all processes stop.
-
-    Attributes:
-      signum: The signal that asked for it.
-      source: The process that the signal was sent to.
-      at: Number of the point; None: at once, because nothing is unsaved.
-    """
-
-    signum: int
-    source: int
-    at: int | None
-
-    def cause(self) -> str:
-        """Returns `SIGTERM to process 1`."""
-        return f"{signal.Signals(self.signum).name} to process {self.source}"
 
 
 class Peers:
@@ -316,6 +298,11 @@ class Peers:
         host = patiently(lambda: self._store.read("host/")).get(str(i))
         return f"process {i} ({host})" if host else f"process {i}"
 
+    def here(self) -> int:
+        """Counts the processes of this machine, this one included."""
+        hosts = patiently(lambda: self._store.read("host/")).values()
+        return max(1, list(hosts).count(socket.gethostname()))
+
     def _publish(self, key: str, value: str, own: bool = True) -> None:
         """Tells something once."""
         key = f"told/{key}/{self._index}" if own else f"told/{key}"
@@ -391,3 +378,9 @@ def keep(peers: Peers | None) -> None:
 def current() -> Peers | None:
     """Returns the peers of this process, or None in a run of one process."""
     return _current[-1] if _current else None
+
+
+def processes_here() -> int:
+    """Returns how many processes of the run share this machine."""
+    joined = current()
+    return 1 if joined is None else joined.here()

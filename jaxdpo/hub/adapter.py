@@ -239,8 +239,9 @@ def _modules(table: Iterable[Row], model: ModelConfig) -> dict[str, tuple[int, l
     Layers are counted among those that have the module.
     """
     modules: dict[str, tuple[int, list[Row]]] = {}
+    adapted = _map_shapes(model)
     for row in table:
-        if row.leading == 1 and row.path.endswith("/kernel"):
+        if row.leading == 1 and row.path.removesuffix("/kernel") in adapted:
             for layer in range(len(layers_with(model, row.path.split("/")[1]))):
                 name = row.name(layer).removesuffix(".weight")
                 modules.setdefault(name, (layer, []))[1].append(row)
@@ -253,6 +254,8 @@ def _map_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
     return {
         f"layers/{part}/{name}": linear["kernel"].shape[1:]
         for part, linears in layers.items()
+        # Nor have the MLPs of layers without experts, where others have them.
+        if part != "dense_mlp"
         for name, linear in linears.items()
         # The kernels of experts are one level deeper, and have no adapters.
         if isinstance(linear, dict) and "kernel" in linear

@@ -113,10 +113,12 @@ def _target_kernels(
     kinds = set(mlp_kinds(config))
     block = nnx.eval_shape(lambda: Block(config, nnx.Rngs(params=0), kinds))
     # Norms are arrays without a kernel, routers have a weight and experts a part of their own: none
-    # of these is adapted.
+    # of these is adapted. Nor are the MLPs of layers without experts: in a model with experts PEFT
+    # takes gate_proj, up_proj and down_proj for maps of the experts, so no file could hold them.
     kernels = {
         (part, name): linear["kernel"].shape
         for part, linears in nnx.to_pure_dict(nnx.state(block)).items()
+        if part != "dense_mlp"
         for name, linear in linears.items()
         if isinstance(linear, dict) and "kernel" in linear
     }

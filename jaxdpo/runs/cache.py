@@ -1,4 +1,4 @@
-"""What `python -m jaxdpo.cache` does: lists, prunes, clears and verifies what may be used again."""
+"""Lists, prunes, clears and verifies what may be used again, for `python -m jaxdpo.cache`."""
 
 import datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from jaxdpo.storage.files import cache_folder
 
 
 class CacheConfig(BaseModel):
-    """What is done with the cache, and with how much of it."""
+    """Options of the cache command: what is done, and with how much of the cache."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,7 +50,10 @@ class CacheConfig(BaseModel):
 
 
 def tend_cache(config: CacheConfig) -> list[Entry]:
-    """Does with the cache what the configuration says, and shows it.
+    """Lists, prunes, clears or verifies the cache, and shows what it found or removed.
+
+    Args:
+      config: What is done.
 
     Returns:
       The entries that were listed or removed.

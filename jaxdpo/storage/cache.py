@@ -169,15 +169,19 @@ def clear(folder: Path, kinds: Sequence[Kind] = KINDS) -> list[Entry]:
 
 
 def tidy(folder: Path) -> None:
-    """Prunes a cache by the limits of the environment, once a day; called by whoever adds to it."""
-    mark = folder / _TIDIED
+    """Prunes a cache by the limits of the environment, once a day; called by whoever adds to it.
+
+    Raises:
+      UserError: If a limit in the environment is no number.
+    """
+    mark, limits = folder / _TIDIED, limits_of_environment()
     with contextlib.suppress(OSError):
         if mark.exists() and time.time() - mark.stat().st_mtime < _TIDY_SECONDS:
             return
         mark.touch()
         # If another process is at it, that will do.
         with contextlib.suppress(UserError), _locked(folder):
-            _prune(folder, limits_of_environment(), KINDS)
+            _prune(folder, limits, KINDS)
 
 
 def _prune(folder: Path, limits: Limits, kinds: Sequence[Kind]) -> list[Entry]:

@@ -12,7 +12,7 @@ to one of 1,000 pairs. On a machine that others use too, compare the processor t
 
 writes as many pairs of made-up ids (of those lengths by default) straight to the disk, 16,384 of
 them over and over, and prints what does not depend on how they got there, each row from a process
-of its own.
+of its own. Times are of one processor; nothing here has several threads.
 
     python -m tests.benchmarks.data shares=8 pairs=40000 processes=1,2
 
@@ -222,21 +222,21 @@ def plan_times(train) -> dict[str, float]:
     )
 
     config = BatchConfig(size=64)
-    start = time.perf_counter()
+    start = time.process_time()
     row_length = choose_row_length(train.lengths, config, 1)
     packer = Packer(train.lengths, config, 1, row_length)
     plan = make_train_plan(packer, 0, 1.0, None)
     shape = plan.shape("tiles")
-    planned = time.perf_counter() - start
+    planned = time.process_time() - start
     scoring_shape([packer], "tiles")
-    scored = time.perf_counter() - start - planned
+    scored = time.process_time() - start - planned
     steps = np.random.default_rng(0).integers(0, plan.num_steps, _STEPS)
     times = []
     for step in steps:
-        start = time.perf_counter()
+        start = time.process_time()
         for microbatch in plan.microbatches(int(step)):
             pack_batch(train, microbatch, shape)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return {"plan": planned, "scored": scored, "batch_ms": 1000 * float(np.median(times))}
 
 
@@ -290,10 +290,10 @@ def measure_stored(folder: str) -> None:
     from jaxdpo.data.tokenization.pair_store import open_pairs
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    start = time.perf_counter()
+    start = time.process_time()
     pairs = open_pairs(Path(folder), "key")
     assert pairs is not None
-    found = {"open": time.perf_counter() - start, "pairs": len(pairs), **plan_times(pairs)}
+    found = {"open": time.process_time() - start, "pairs": len(pairs), **plan_times(pairs)}
     found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
     print(json.dumps(found))
 

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 # Keys of JSON whose values are times, speeds and memory.
-_TIMED = re.compile(
-    r"seconds|per_second|memory|began|begun|ended|when|hostname|stamp|sha256|phases"
-)
+_TIMED = re.compile("goodput|sessions|seconds|per_second|memory|begun|ended|stamp|sha256|phases")
 # Pages, and records of the machine: that they are there is what counts.
 _ONLY_THERE = (
     ".digests.json",

@@ -1,5 +1,6 @@
 """Layers of unlike blocks: what is stacked over which layers, against a table by hand."""
 
+import numpy as np
 import pytest
 
 from jaxdpo.model.config import DenseLayers, ExpertsConfig, MLPConfig
@@ -33,22 +34,15 @@ def test_parts_are_those_of_the_layers_that_have_them():
     assert layers_with(config, "attention") == (0, 1, 2, 3, 4)
     assert layers_with(config, "mlp") == (0, 2, 4)
     assert layers_with(config, "dense_mlp") == (1, 3)
-    stacked = {part: list(layers_with(config, part)) for part in ("attention", "mlp", "dense_mlp")}
     # Numbers in the place of arrays: each says which layer it is of.
-    arrays = {part: {"x": Numbers(numbers)} for part, numbers in stacked.items()}
+    parts = ("attention", "mlp", "dense_mlp")
+    arrays = {part: {"x": np.array(layers_with(config, part))} for part in parts}
     found = [of_group(config, arrays, group) for group in layer_groups(config)]
-    assert [{part: leaf["x"] for part, leaf in parts.items()} for parts in found] == [
+    assert [{part: leaf["x"].tolist() for part, leaf in each.items()} for each in found] == [
         {"attention": [n], "mlp" if n % 2 == 0 else "dense_mlp": [n]} for n in range(5)
     ]
-    tuples = {part: tuple(numbers) for part, numbers in stacked.items()}
+    tuples = {part: layers_with(config, part) for part in parts}
     assert of_layer(config, tuples, 3) == {"attention": 3, "dense_mlp": 3}
-
-
-class Numbers(list):
-    """A leaf that slices as an array does."""
-
-    def __getitem__(self, index):
-        return list(super().__getitem__(index))
 
 
 @pytest.mark.parametrize("dense", [(1, 0), (0, 0), (4,), (0, 1, 2, 3)])

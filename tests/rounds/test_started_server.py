@@ -186,5 +186,6 @@ def people(folder):
         {"conversation": "c", "event": "selected", "output": "b"},
     ]  # fmt: skip
     log = folder / "people.jsonl"
-    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    time_of = "2026-05-04T09:00:00Z"
+    log.write_text("".join(json.dumps({**line, "time": time_of}) + "\n" for line in lines))
     return log

@@ -97,9 +97,17 @@ def laid_out_lengths(lengths_N3: np.ndarray, share_prefix: bool) -> np.ndarray:
     >>> laid_out_lengths(np.array([[3, 2, 4], [3, 2, 0]]), share_prefix=False).tolist()
     [12, 5]
     """
-    prompt, chosen, rejected = np.asarray(lengths_N3, np.int64).T
-    prompts = 1 if share_prefix else 1 + (rejected > 0)
-    return prompt * prompts + chosen + rejected
+    return _laid_out(np.asarray(lengths_N3, np.int64), share_prefix)
+
+
+def _laid_out(lengths_N3: np.ndarray, share_prefix: bool) -> np.ndarray:
+    """Returns what `laid_out_lengths` does, in the dtype of the lengths."""
+    prompt, chosen, rejected = lengths_N3.T
+    total = prompt + chosen
+    total += rejected
+    if not share_prefix:
+        total += np.where(rejected > 0, prompt, 0)
+    return total
 
 
 def choose_row_length(lengths_N3: np.ndarray, config: BatchConfig, rows: int) -> int:
@@ -116,7 +124,7 @@ def choose_row_length(lengths_N3: np.ndarray, config: BatchConfig, rows: int) ->
     Raises:
       UserError: If a pair does not fit the configured row length.
     """
-    laid_out = laid_out_lengths(lengths_N3, config.share_prefix)
+    laid_out = _laid_out(lengths_N3.astype(np.int32, copy=False), config.share_prefix)
     longest, index = int(laid_out.max()), int(laid_out.argmax())
     if config.row_length is not None:
         if longest > config.row_length:
@@ -162,7 +170,7 @@ class Packer:
     @functools.cached_property
     def _laid_out(self) -> np.ndarray:
         # Narrow, because there may be millions.
-        return laid_out_lengths(self.lengths, self.config.share_prefix).astype(np.int32)
+        return _laid_out(self.lengths.astype(np.int32, copy=False), self.config.share_prefix)
 
     def microbatches(self, pairs: Sequence[int] | np.ndarray) -> list[Microbatch]:
         """Packs pairs into as few microbatches of `rows` rows as hold them."""
@@ -373,9 +381,11 @@ def make_train_plan(packer: Packer, seed: int, epochs: float, max_steps: int | N
 def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     # Philox is counter-based: its key alone, here (seed, epoch), determines the permutation, in any
     # process and after any restart.
-    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
-    # Half as much memory, for as long as the run: there may be millions.
-    return order.astype(np.int32) if count < 2**31 else order
+    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    # What `permutation(count)` gives, in half as much memory: there may be millions.
+    order = np.arange(count, dtype=np.int32 if count < 2**31 else np.int64)
+    generator.shuffle(order)
+    return order
 
 
 def _covering(shapes: Iterable[BatchShape]) -> BatchShape:

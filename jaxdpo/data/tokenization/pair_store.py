@@ -82,10 +82,14 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         self._sources = table.column("source")
         self._metadata = table.column("metadata")
         self._prompts = table.column("prompt")
-        self.lengths = np.concatenate(
-            [np.zeros((0, 3), np.int32)]
-            + [np.stack([np.diff(offsets) for offsets, _ in c[:3]], -1) for c in self._chunks]
-        )
+        self.lengths = np.empty((len(table), 3), np.int32)
+        for start, chunk in zip(range(0, len(table), ROWS_PER_CHUNK), self._chunks, strict=True):
+            for part, (offsets, _) in enumerate(chunk[:3]):
+                np.subtract(
+                    offsets[1:],
+                    offsets[:-1],
+                    out=self.lengths[start : start + ROWS_PER_CHUNK, part],
+                )
         self.scores = np.stack([table.column(name).to_numpy() for name in _SCORES], -1)
         self.labels = table.column("label").to_numpy()
         self.fingerprint = fingerprint

@@ -35,6 +35,7 @@ from jaxdpo.data.reading.tally import Tally
 from jaxdpo.data.tokenization.chat import Chat
 from jaxdpo.data.tokenization.pair_store import PairWriter
 from jaxdpo.data.tokenization.storing import REJECTS, SPLITS, VERSIONS, store_pairs
+from jaxdpo.devices.peers import processes_here
 from jaxdpo.errors import UserError
 from jaxdpo.storage.claims import Claims, touched
 from jaxdpo.storage.files import json_digest, replacing
@@ -98,7 +99,8 @@ def find_shares(
     if wished is None:
         paths = [Path(each.source.name).expanduser() for each in sources if not each.source.hub]
         large = sum(path.stat().st_size for path in paths if path.exists()) >= _LARGE
-        wished = _cores() if large else 1
+        # A process for each device would otherwise start as many for each core.
+        wished = max(1, _cores() // processes_here()) if large else 1
     if wished == 1:
         return 1, list(sources)
     found = [part for each in sources for part in _parts(config, supervised, each)]
@@ -135,10 +137,13 @@ def make_shares(
     cache = config.cache_folder()
     # Bad lines are put together, too, before they stop the run.
     work = Work(config.model_copy(update={"on_error": "skip"}), chat, supervised)
+    # Once a file, and not once for each of its parts.
+    files = {each.source.name: each.source for each in sources}
+    digests = {name: digest_of(file, cache / "digests") for name, file in files.items()}
+    made = [*VERSIONS, chat.fingerprint, supervised, config.reading()]
     shares = []
     for each in sources:
-        content = digest_of(each.source, cache / "digests")
-        about = [*VERSIONS, chat.fingerprint, supervised, config.reading(), list(each), content]
+        about = [*made, list(each), digests[each.source.name]]
         key = json_digest(about)
         shares.append(Share(work, each, cache / "shares" / key, key))
     return shares

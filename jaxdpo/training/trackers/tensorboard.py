@@ -77,7 +77,13 @@ class _Events:
         self._writer.flush()
 
     def add_text(self, name: str, text: str, step: int) -> None:
-        """Adds a text in Markdown."""
+        """Adds a text.
+
+        Args:
+          name: Its name.
+          text: In Markdown.
+          step: The step that it belongs to.
+        """
         from tensorboardX.summary import text as of_text
 
         self._add(step, summary=of_text(name, text))

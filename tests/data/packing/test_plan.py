@@ -129,3 +129,15 @@ def test_a_batch_larger_than_the_data_is_refused():
     packer = Packer(random_lengths(5), BatchConfig(size=8), 1, 512)
     with pytest.raises(UserError, match=r"batch.size is 8, but there are only 5 TRAIN pairs"):
         make_train_plan(packer, 0, 1.0, None)
+
+
+def test_the_order_of_runs_begun_before_is_kept():
+    """numpy's own permutation, by which runs of earlier versions go on."""
+    lengths = random_lengths(500)
+    config = BatchConfig(size=50)
+    packer = Packer(lengths, config, 1, choose_row_length(lengths, config, 1))
+    plan = make_train_plan(packer, 7, epochs=2, max_steps=None)
+    for epoch in range(2):
+        drawn = np.random.Generator(np.random.Philox(key=[7, epoch])).permutation(500)
+        planned = [plan.pairs(10 * epoch + step) for step in range(10)]
+        assert np.concatenate(planned).tolist() == drawn.tolist()

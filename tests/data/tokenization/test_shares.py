@@ -181,6 +181,16 @@ def test_small_data_needs_no_processes(tmp_path):
     assert find_shares(alone.model_copy(update={"processes": 9}), False, found)[0] == 4
 
 
+def test_processes_of_one_machine_share_its_cores(tmp_path, monkeypatch):
+    folder = write_files(tmp_path / "data", (2, 2, 2))
+    found = find_weighted({str(folder): 1.0})
+    monkeypatch.setattr(shares, "_LARGE", 1)
+    monkeypatch.setattr(shares, "_cores", lambda: 6)
+    for others, expected in ((1, 4), (2, 3), (4, 1), (8, 1)):
+        monkeypatch.setattr(shares, "processes_here", lambda others=others: others)
+        assert find_shares(DataConfig(path=str(folder)), False, found)[0] == expected
+
+
 @pytest.mark.parametrize("part", [200, 5000, 10**6])
 def test_parts_of_a_file_are_its_lines(tmp_path, part):
     """However a file is parted, the parts are its lines, with their numbers."""
