@@ -15,8 +15,9 @@ from jax.sharding import AxisType, Mesh
 from jaxdpo.data.packing.batch import PackedBatch
 from jaxdpo.data.pairs import TokenizedPair
 from jaxdpo.devices.sharding import AXES, shardings_for
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
-from jaxdpo.model.decoder import Compute, Params, abstract_params, forward, init_params
+from jaxdpo.model.decoder import Params, abstract_params, forward, init_params
 from jaxdpo.model.lora import LoraParams
 
 VOCABULARY = 97

@@ -20,7 +20,7 @@ from jaxdpo.data.packing.plan import (
 from jaxdpo.hub.families import config_from_hf, family_of
 from jaxdpo.hub.read import load_params
 from jaxdpo.hub.write import tensor_arrays, tensor_specs
-from jaxdpo.model.decoder import Compute
+from jaxdpo.model.compute import Compute
 from jaxdpo.scoring.dataset_pass import score_pairs
 from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs
 from jaxdpo.scoring.score import make_score_step

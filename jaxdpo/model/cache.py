@@ -17,8 +17,9 @@ import jax.numpy as jnp
 
 from jaxdpo.model.attention.dense import masked_attention, within_window
 from jaxdpo.model.attention.per_layer import attention_scale, layer_windows
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute, LayerInputs, Params, run_layers
+from jaxdpo.model.decoder import LayerInputs, Params, run_layers
 from jaxdpo.model.lora import LoraParams
 
 

@@ -10,82 +10,29 @@ where a dict becomes a module. Layers are stored stacked, `[L, ...]`, and run by
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 
 from jaxdpo.data.packing.batch import CHOSEN, PROMPT, REJECTED, PackedBatch
 from jaxdpo.devices.sharding import shard_rows
-from jaxdpo.model.attention.dense import AttentionKind
 from jaxdpo.model.attention.per_layer import LayerAttend, layer_attention
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import ModelConfig
 from jaxdpo.model.dtypes import cast_params
 from jaxdpo.model.experts import RouterLoad, router_loss
 from jaxdpo.model.groups import LayerGroup, layer_groups, of_group, of_layer
 from jaxdpo.model.layers import Block, BlockOutputs, Decoder
-from jaxdpo.model.lora import LoraConfig, LoraParams, layer_adapters
+from jaxdpo.model.lora import LoraParams, layer_adapters
 from jaxdpo.model.neftune import embedding_noise
 from jaxdpo.model.quantized import is_quantized
 from jaxdpo.model.rope import query_scales, rotation
 
 # A nested dict of arrays, such as {"embed": {"weight": ...}, "layers": {"attention": ...}, ...}.
 Params = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Compute:
-    """The way the model is computed; a static argument of `jax.jit`.
-
-    Attributes:
-      dtype: Of activations and matrix products. Norms, softmax and rotation are fp32 always.
-      attention: Kind of `jaxdpo.model.attention.dense`, such as "tiles".
-      remat: What the backward pass rematerialises: "none"; "dots", all but the products with
-        parameters; "full", all but each layer's input.
-      lora: Scale and dropout of the adapters; needed where adapters are passed.
-      offloaded: Whether the parameters lie in the host's memory.
-      deterministic: Whether GPUs use no operation that adds in an order of chance.
-      neftune_alpha: Size of the noise on embeddings in training; 0 for none.
-    """
-
-    dtype: Any
-    attention: AttentionKind
-    remat: Literal["none", "dots", "full"]
-    lora: LoraConfig | None = None
-    offloaded: bool = False
-    deterministic: bool = False
-    neftune_alpha: float = 0.0
-
-    @property
-    def draws(self) -> bool:
-        """Tells whether the forward pass in training draws random numbers."""
-        return self.neftune_alpha > 0 or (self.lora is not None and self.lora.dropout > 0)
-
-    def compiler_options(self, mesh: Mesh) -> dict[str, Any] | None:
-        """Returns the options of XLA that a program for a mesh is compiled with, if any."""
-        # Other devices add in one order anyway, and their compilers may not know the option.
-        if not self.deterministic or mesh.devices.flat[0].platform != "gpu":
-            return None
-        return {"xla_gpu_deterministic_ops": True}
-
-    def exact_products(self) -> AbstractContextManager[Any]:
-        """Returns the context to trace programs in: products are as exact as `dtype`.
-
-        By default GPUs round float32 factors to 11 bits (TF32) and TPUs to 8 (bfloat16). Products
-        of bfloat16 need no such word: every device sums them in float32.
-        """
-        if jnp.dtype(self.dtype) != jnp.float32:
-            return nullcontext()
-        return jax.default_matmul_precision("highest")
-
-    def fetched(self, tree: Any) -> Any:
-        """Brings parameters into the device's memory, if they lie in the host's."""
-        return jax.device_put(tree, jax.memory.Space.Device) if self.offloaded else tree
 
 
 class DecoderOutputs(NamedTuple):

@@ -19,8 +19,9 @@ from jaxdpo.devices.sharding import MeshConfig, batch_shards, make_mesh
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import on_mesh
 from jaxdpo.model.attention.dense import LAYOUTS
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute, Params
+from jaxdpo.model.decoder import Params
 from jaxdpo.runs.load import open_source
 from jaxdpo.scoring.ches import ches_of_pairs, make_ches_step
 from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs

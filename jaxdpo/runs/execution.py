@@ -23,8 +23,8 @@ from jaxdpo.errors import UserError
 from jaxdpo.model.attention.cudnn import cudnn_refuses
 from jaxdpo.model.attention.dense import LAYOUTS, AttentionKind
 from jaxdpo.model.attention.pallas import pallas_refuses
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute
 from jaxdpo.runs.memory import step_memory
 
 # How full a device may be by the estimate of `jaxdpo.runs.memory`, which knows nothing of what the

@@ -18,8 +18,9 @@ from jaxdpo.data.packing.batch import PackedBatch
 from jaxdpo.data.packing.layout import empty_batch
 from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.devices.sharding import BATCH_AXES, HOST, on_host, shardings_for
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute, abstract_params
+from jaxdpo.model.decoder import abstract_params
 from jaxdpo.model.lora import LoraConfig, init_lora
 from jaxdpo.model.quantized import is_quantized, quantize_layers
 from jaxdpo.runs.objective import objective_of, optimizer_of

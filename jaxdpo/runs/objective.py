@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 
 from jaxdpo.config import RunConfig
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute
 from jaxdpo.training.objective import MovingReference, Objective
 from jaxdpo.training.optimizer import Optimizer
 

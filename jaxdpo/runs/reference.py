@@ -12,7 +12,7 @@ from jaxdpo.data.tokenization.kto_pairs import Examples
 from jaxdpo.devices.sharding import agreed
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import Policy, load_policy
-from jaxdpo.model.decoder import Compute
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.digest import weights_digest
 from jaxdpo.scoring.dataset_pass import score_pairs
 from jaxdpo.scoring.planned_pairs import PlannedPairs

@@ -34,7 +34,7 @@ from jaxdpo.devices.sharding import MeshConfig, batch_shards, make_mesh
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import Policy, on_mesh
 from jaxdpo.model.attention.dense import LAYOUTS, AttentionKind
-from jaxdpo.model.decoder import Compute
+from jaxdpo.model.compute import Compute
 from jaxdpo.runs.load import open_source
 from jaxdpo.runs.score_config import ScoreConfig, ScoredData
 from jaxdpo.runs.score_table import Scored, best_answers, score_lines, select_pairs, tables

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxdpo.data.generations import SampledIds
 from jaxdpo.data.pairs import Message
 from jaxdpo.hub.policy import Policy
-from jaxdpo.model.decoder import Compute
+from jaxdpo.model.compute import Compute
 from jaxdpo.sampling.config import SamplingConfig
 from jaxdpo.sampling.engine import Request, generate_each, numbered
 from jaxdpo.sampling.pool import Model

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from jaxdpo.devices.sizes import round_up
 from jaxdpo.errors import UserError
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute, Params
+from jaxdpo.model.decoder import Params
 from jaxdpo.model.lora import LoraParams
 from jaxdpo.sampling.config import SamplingConfig
 from jaxdpo.sampling.pool import Model, RowPool, RowRequest

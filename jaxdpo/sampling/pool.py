@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdpo.model.cache import PackedPrompts
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute, Params
+from jaxdpo.model.decoder import Params
 from jaxdpo.model.lora import LoraParams
 from jaxdpo.sampling.draw import row_draws
 from jaxdpo.sampling.logprobs import TokenLogprobs

@@ -16,8 +16,9 @@ from jaxdpo.model.cache import (
     prefill,
     resized,
 )
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute, Params, logits, unstacked
+from jaxdpo.model.decoder import Params, logits, unstacked
 from jaxdpo.model.lora import LoraParams
 from jaxdpo.sampling.draw import RowDraws, next_tokens, row_draws
 from jaxdpo.sampling.logprobs import TokenLogprobs, logprobs_of

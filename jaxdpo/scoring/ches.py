@@ -21,8 +21,9 @@ from jax.sharding import Mesh
 
 from jaxdpo.data.packing.batch import PackedBatch
 from jaxdpo.devices.sharding import replicated
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute, Params, forward
+from jaxdpo.model.decoder import Params, forward
 from jaxdpo.scoring.dataset_pass import score_pairs
 from jaxdpo.scoring.planned_pairs import PlannedPairs
 

@@ -9,8 +9,9 @@ from jax.sharding import Mesh
 
 from jaxdpo.data.packing.batch import PackedBatch
 from jaxdpo.devices.sharding import replicated
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute, Params, forward, head_weight
+from jaxdpo.model.decoder import Params, forward, head_weight
 from jaxdpo.scoring.logprobs import (
     LOGPS_ALONE,
     Head,

@@ -11,7 +11,8 @@ from jaxdpo.devices.compilation_cache import keep_compiled
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import Policy
 from jaxdpo.hub.read import on_devices
-from jaxdpo.model.decoder import Compute, Params, unstacked_tree
+from jaxdpo.model.compute import Compute
+from jaxdpo.model.decoder import Params, unstacked_tree
 from jaxdpo.model.digest import weights_digest
 from jaxdpo.runs.load import open_source
 from jaxdpo.sampling.pool import Model, RowPool

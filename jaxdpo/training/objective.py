@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxdpo.losses import LossConfig
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import ModelConfig
-from jaxdpo.model.decoder import Compute, Params
+from jaxdpo.model.decoder import Params
 from jaxdpo.model.dtypes import cast_params
 
 

@@ -20,7 +20,7 @@ from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.policy import load_policy
 from jaxdpo.hub.read import load_params
-from jaxdpo.model.decoder import Compute
+from jaxdpo.model.compute import Compute
 from jaxdpo.sampling import Model, SamplingConfig, generate_each, numbered
 
 ROWS, ROUNDS = 16, 2

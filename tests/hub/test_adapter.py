@@ -19,7 +19,8 @@ from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.policy import load_policy
 from jaxdpo.hub.read import load_params
-from jaxdpo.model.decoder import Compute, logits
+from jaxdpo.model.compute import Compute
+from jaxdpo.model.decoder import logits
 from jaxdpo.model.lora import LoraConfig, init_lora
 from tests.folders import write_model
 from tests.hub.conftest import make_torch_model, whole_sequences

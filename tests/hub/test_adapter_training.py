@@ -17,7 +17,8 @@ from jaxdpo.hub.adapter_write import AdapterBase, save_adapter
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
-from jaxdpo.model.decoder import Compute, logits
+from jaxdpo.model.compute import Compute
+from jaxdpo.model.decoder import logits
 from jaxdpo.model.lora import LoraConfig, init_lora
 from jaxdpo.training.optimizer import make_optimizer
 from jaxdpo.training.optimizer_config import OptimizerConfig

@@ -28,7 +28,8 @@ from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.policy import load_policy
 from jaxdpo.hub.read import load_params
 from jaxdpo.losses.against_reference import sigmoid_loss
-from jaxdpo.model.decoder import Compute, logits
+from jaxdpo.model.compute import Compute
+from jaxdpo.model.decoder import logits
 from jaxdpo.model.lora import LoraConfig, init_lora
 from jaxdpo.model.quantized import is_quantized, map_kernels, quantize
 from jaxdpo.scoring.score import score_completions

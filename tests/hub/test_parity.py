@@ -16,7 +16,8 @@ from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
 from jaxdpo.hub.write import tensor_arrays, tensor_specs
 from jaxdpo.losses.against_reference import sigmoid_loss
-from jaxdpo.model.decoder import Compute, head_weight, logits
+from jaxdpo.model.compute import Compute
+from jaxdpo.model.decoder import head_weight, logits
 from jaxdpo.sampling import SamplingConfig, generate
 from jaxdpo.scoring.logprobs import Head, token_scores
 from jaxdpo.scoring.score import score_completions

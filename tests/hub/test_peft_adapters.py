@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import Policy, load_policy
-from jaxdpo.model.decoder import Compute, logits
+from jaxdpo.model.compute import Compute
+from jaxdpo.model.decoder import logits
 from tests.folders import write_model
 from tests.hub.conftest import FAMILY_CONFIGS, whole_sequences
 from tests.tiny import hidden_states

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from jaxdpo.errors import UserError
 from jaxdpo.hub.exportable import check_exportable
 from jaxdpo.hub.policy import load_policy
-from jaxdpo.model.decoder import Compute, logits
+from jaxdpo.model.compute import Compute
+from jaxdpo.model.decoder import logits
 from jaxdpo.model.lora import LoraConfig
 from tests.hub.conftest import whole_sequences
 from tests.hub.published import PUBLISHED, write_published

@@ -17,7 +17,8 @@ from jaxdpo.errors import UserError
 from jaxdpo.hub.exportable import check_exportable
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.policy import Policy, load_policy
-from jaxdpo.model.decoder import Compute, logits
+from jaxdpo.model.compute import Compute
+from jaxdpo.model.decoder import logits
 from jaxdpo.model.lora import LoraConfig
 from tests.folders import write_model
 from tests.hub.conftest import whole_sequences

@@ -5,7 +5,8 @@ import numpy as np
 from jaxdpo.data.packing.layout import empty_batch
 from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.model.cache import PackedPrompts, decode, empty_cache, place, prefill
-from jaxdpo.model.decoder import Compute, unstacked
+from jaxdpo.model.compute import Compute
+from jaxdpo.model.decoder import unstacked
 from jaxdpo.model.lora import LoraConfig, init_lora
 from tests.tiny import compilations, hidden_states
 

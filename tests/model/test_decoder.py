@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from jaxdpo.data.packing.layout import pack_batch
 from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.devices.sharding import MeshConfig, make_mesh, shardings_for
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import (
     AttentionConfig,
     ExpertsConfig,
@@ -17,13 +18,7 @@ from jaxdpo.model.config import (
     ModelConfig,
     NormConfig,
 )
-from jaxdpo.model.decoder import (
-    Compute,
-    abstract_params,
-    head_weight,
-    init_params,
-    logits,
-)
+from jaxdpo.model.decoder import abstract_params, head_weight, init_params, logits
 from jaxdpo.model.rope import LinearScaling, RopeConfig
 from tests.tiny import Pairs, hidden_states, temporary_bytes
 

@@ -12,8 +12,9 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from jaxdpo.data.packing.layout import pack_batch
 from jaxdpo.data.packing.plan import BatchShape
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import AttentionConfig, ExpertsConfig, MLPConfig, ModelConfig
-from jaxdpo.model.decoder import Compute, forward, init_params
+from jaxdpo.model.decoder import forward, init_params
 from jaxdpo.model.experts import RouterLoad, SparseMLP, router_loss
 from jaxdpo.model.lora import LoraConfig, init_lora
 from tests.tiny import random_pairs

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdpo.errors import UserError
-from jaxdpo.model.decoder import Compute
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.lora import LoraConfig, init_lora, layer_adapters, merge_lora
 from tests.tiny import hidden_states
 

@@ -13,7 +13,8 @@ from jaxdpo.data.packing.layout import pack_batch
 from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.data.pairs import TokenizedPair
 from jaxdpo.errors import UserError
-from jaxdpo.model.decoder import Compute, init_params
+from jaxdpo.model.compute import Compute
+from jaxdpo.model.decoder import init_params
 from jaxdpo.model.neftune import embedding_noise
 from tests.tiny import MODEL, Pairs, hidden_states
 

@@ -10,8 +10,8 @@ import pytest
 from jaxdpo.data.packing.layout import pack_batch
 from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.errors import UserError
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import ExpertsConfig, MLPConfig
-from jaxdpo.model.decoder import Compute
 from jaxdpo.model.lora import LoraConfig, init_lora
 from jaxdpo.model.quantized import NF4, BaseKind, block_of, is_quantized, quantize, quantize_layers
 from jaxdpo.scoring.score import score_completions

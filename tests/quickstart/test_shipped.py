@@ -15,7 +15,8 @@ import jaxdpo.quickstart
 from jaxdpo.data.packing.layout import empty_batch
 from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.hub.policy import load_policy
-from jaxdpo.model.decoder import Compute, logits
+from jaxdpo.model.compute import Compute
+from jaxdpo.model.decoder import logits
 from jaxdpo.quickstart.make import PAIRS
 from jaxdpo.quickstart.task import make_request, passes, read_request, split_of, write_answer
 from jaxdpo.sampling import SamplingConfig, answer

@@ -10,7 +10,8 @@ import pytest
 from jaxdpo.config import load_config
 from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.devices.machine import Machine
-from jaxdpo.model.decoder import Compute, abstract_params
+from jaxdpo.model.compute import Compute
+from jaxdpo.model.decoder import abstract_params
 from jaxdpo.runs.execution import resolve
 from jaxdpo.runs.memory import abstract_rows, abstract_run, device_bytes, step_memory
 from jaxdpo.scoring.score import score_completions

@@ -17,7 +17,8 @@ from jaxdpo.data.packing.plan import BatchShape
 from jaxdpo.data.tokenization.load_pairs import load_pairs
 from jaxdpo.errors import UserError
 from jaxdpo.hub.policy import load_policy, on_mesh, open_policy
-from jaxdpo.model.decoder import Compute, logits
+from jaxdpo.model.compute import Compute
+from jaxdpo.model.decoder import logits
 from jaxdpo.model.digest import weights_digest
 from jaxdpo.model.quantized import quantize
 from jaxdpo.runs.convert import ConvertConfig, convert

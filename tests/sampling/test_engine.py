@@ -15,8 +15,9 @@ from jaxdpo.errors import UserError
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import AttentionConfig, MLPConfig, ModelConfig
-from jaxdpo.model.decoder import Compute, init_params, logits
+from jaxdpo.model.decoder import init_params, logits
 from jaxdpo.model.lora import LoraConfig, init_lora, merge_lora
 from jaxdpo.sampling import (
     Completion,

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdpo.model.decoder import Compute, init_params
+from jaxdpo.model.compute import Compute
+from jaxdpo.model.decoder import init_params
 from jaxdpo.sampling import Model, SamplingConfig, generate_each, numbered
 from jaxdpo.sampling import rows as programs
 from jaxdpo.sampling.logprobs import likeliest

@@ -18,7 +18,7 @@ from jaxdpo.devices.sharding import replicated
 from jaxdpo.hub.families import config_from_hf
 from jaxdpo.hub.folder import read_config
 from jaxdpo.hub.read import load_params
-from jaxdpo.model.decoder import Compute
+from jaxdpo.model.compute import Compute
 from jaxdpo.runs.load import load_source
 from jaxdpo.scoring.ches import Ches, ches, ches_of_batch, ches_of_pairs, make_ches_step
 from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs

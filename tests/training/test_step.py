@@ -22,8 +22,9 @@ from jaxdpo.data.packing.plan import (
 from jaxdpo.devices.sharding import batch_shards, on_host, shardings_for
 from jaxdpo.losses import LossConfig
 from jaxdpo.model.attention.dense import LAYOUTS
+from jaxdpo.model.compute import Compute
 from jaxdpo.model.config import ExpertsConfig, MLPConfig, ModelConfig
-from jaxdpo.model.decoder import Compute, abstract_params
+from jaxdpo.model.decoder import abstract_params
 from jaxdpo.model.lora import LoraConfig, init_lora
 from jaxdpo.model.quantized import quantize_layers
 from jaxdpo.scoring.planned_pairs import PairColumns, PlannedPairs

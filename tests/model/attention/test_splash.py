@@ -10,7 +10,7 @@ import pytest
 from jaxdpo.model.attention import per_layer
 from jaxdpo.model.attention.dense import dense_attention
 from jaxdpo.model.attention.splash import splash_attention
-from jaxdpo.model.decoder import Compute
+from jaxdpo.model.compute import Compute
 from tests.model.attention.reference import random_qkv, run
 from tests.tiny import hidden_states, mesh_of
 
