@@ -1,4 +1,4 @@
-"""How the model is computed: dtype, attention, rematerialisation, noise."""
+"""The way the model is computed: dtype, attention, rematerialisation, noise."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
