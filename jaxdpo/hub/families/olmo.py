@@ -80,8 +80,9 @@ def _write_olmo3(config: ModelConfig, original: HfConfig) -> dict[str, Any]:
 def _read_exaone4(hf: HfConfig, context: int | None) -> Fields:
     layers, window = hf["num_hidden_layers"], hf["sliding_window"]
     pattern = hf["sliding_window_pattern"]
-    # Files without a list of layers' types have a number here, and those with windows alone.
-    sliding = [window is not None and (n + 1) % pattern != 0 for n in range(layers)]
+    # The published files have "LLLG" here, beside a list of layers' types that says the same.
+    by_number = window is not None and not hf.get("layer_types")
+    sliding = [by_number and (n + 1) % pattern != 0 for n in range(layers)]
     windows = windows_of(hf, sliding, window)
     changes = {**windows, "qk_norm": "head"}
     if window is not None:
