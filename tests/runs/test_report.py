@@ -19,6 +19,7 @@ from jaxdpo.runs.report.run_page import run_page, write_report
 from jaxdpo.runs.report.sections import metrics_table
 from jaxdpo.runs.report.sentences import asked, verdict
 from jaxdpo.runs.report.sweep import recommended
+from jaxdpo.storage.noted import write_noted
 from tests.browser import look
 from tests.folders import write_model, write_pairs
 from tests.run_configs import settings
@@ -164,7 +165,7 @@ def test_runs_are_compared(run, tmp_path, capsys):
     assert "perhaps as good" in html
     data = json.loads((run / "data.json").read_text())
     data["TEST"]["sha256"] = "other"
-    (tmp_path / "loss.beta=0.3/data.json").write_text(json.dumps(data))
+    write_noted(tmp_path / "loss.beta=0.3/data.json", json.dumps(data))
     runs = [read_run(run), read_run(tmp_path / "loss.beta=0.3")]
     assert "different TEST pairs" in comparison_page(runs)
     with pytest.raises(UserError, match="is no run folder"):
