@@ -13,8 +13,8 @@ from packaging.requirements import Requirement
 import jaxdpo
 from jaxdpo.__main__ import COMMANDS
 
-# `fit` is the function of `train`; the others run until they are stopped, write examples, or tend the
-# files of this machine.
+# `fit` is the function of `train`; the others run until they are stopped, write examples, or tend
+# the files of this machine.
 FUNCTIONS = sorted({*COMMANDS} - {"train", "init", "use_cases", "serve", "studio", "cache"})
 
 
