@@ -303,8 +303,8 @@ FAMILY_CONFIGS: dict[str, dict[str, PretrainedConfig]] = {
     "nemotron": {
         "nemotron": NemotronConfig(**SIZES, num_key_value_heads=2, head_dim=12),
         "nemotron-biased": NemotronConfig(
-            **SIZES, num_key_value_heads=4, attention_bias=True, mlp_bias=True,
-            tie_word_embeddings=True, partial_rotary_factor=0.25,
+            **_sizes(partial_rotary_factor=0.25), num_key_value_heads=4, attention_bias=True,
+            mlp_bias=True, tie_word_embeddings=True,
         ),
     },
     "granitemoehybrid": {
@@ -339,9 +339,9 @@ FAMILY_CONFIGS: dict[str, dict[str, PretrainedConfig]] = {
             use_sliding_window=True, sliding_window=7,
         ),
         "qwen3-moe-dense-layers": Qwen3MoeConfig(
-            **_sizes(num_hidden_layers=5), **MOE, num_key_value_heads=2, num_experts=4,
+            **_sizes(num_hidden_layers=5, head_dim=8), **MOE, num_key_value_heads=2, num_experts=4,
             moe_intermediate_size=20, decoder_sparse_step=2, mlp_only_layers=[3],
-            head_dim=8, tie_word_embeddings=True,
+            tie_word_embeddings=True,
         ),
     },
     "qwen2_moe": {
@@ -367,7 +367,7 @@ FAMILY_CONFIGS: dict[str, dict[str, PretrainedConfig]] = {
     },
     "glm4_moe": {
         "glm4-moe": Glm4MoeConfig(
-            **_sizes(num_hidden_layers=4), num_key_value_heads=2, head_dim=12,
+            **_sizes(num_hidden_layers=4, head_dim=12), num_key_value_heads=2,
             moe_intermediate_size=20, n_routed_experts=6, num_experts_per_tok=2, n_group=3,
             topk_group=2, routed_scaling_factor=1.5, first_k_dense_replace=1, use_qk_norm=True,
         ),
@@ -394,8 +394,9 @@ def whole_sequences(tokens_BT: np.ndarray) -> PackedBatch:
     zeros = np.zeros_like(tokens_BT)
     positions = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
     no_plan, length = None, tokens_BT.shape[1]
-    packed: Any = (tokens_BT, positions, zeros + 1, zeros, zeros + length, *(zeros,) * 5)
-    return PackedBatch(*packed, no_plan, no_plan)
+    rows = (tokens_BT, positions, zeros + 1, zeros, zeros + length, *(zeros,) * 5)
+    packed: Any = (*rows, no_plan, no_plan)
+    return PackedBatch(*packed)
 
 
 @dataclass(frozen=True)

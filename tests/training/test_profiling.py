@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def test_the_chosen_steps_are_traced_and_all_are_taken(tmp_path):
     done = [each[0] for each in traced(taken(0, 5), (2, 3), tmp_path / "whole", 0)]
     assert done == [1, 2, 3, 4, 5] and steps_in(tmp_path / "whole") == [2, 3]
     # Continued after step 2, and stopped after step 3: the steps that this process took.
-    steps = traced(taken(2, 5), (2, 5), tmp_path / "rest", 2)
+    steps: Any = traced(taken(2, 5), (2, 5), tmp_path / "rest", 2)
     assert next(steps)[0] == 3
     steps.close()
     assert steps_in(tmp_path / "rest") == [3]

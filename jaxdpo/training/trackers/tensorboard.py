@@ -61,11 +61,14 @@ class _Events:
     def __init__(self, folder: Path, first_step: int):
         # Imported where it is used: it imports torch wherever torch is installed.
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto import event_pb2
 
+        # Made when the module is imported, from a description in it.
+        messages: Any = event_pb2
+        session = messages.SessionLog
         folder.mkdir(parents=True, exist_ok=True)
-        self._writer, self._event = EventsWriter(str(folder / "events")), Event
-        self._add(first_step, session_log=SessionLog(status=SessionLog.START))
+        self._writer, self._event = EventsWriter(str(folder / "events")), messages.Event
+        self._add(first_step, session_log=session(status=session.START))
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
         """Adds numbers of a step, by name."""
