@@ -14,7 +14,7 @@ from tests.faults.commands import COMMANDS
 
 
 class Held(NamedTuple):
-    """What a process holds.
+    """Holds what a process holds.
 
     Attributes:
       mib: Resident memory.

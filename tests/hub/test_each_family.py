@@ -1,4 +1,4 @@
-"""Checks of what training does with a model, family by family: adapters, meshes and a base in few bits.
+"""Training of each family: adapters, meshes and a base in few bits.
 
 By default three families stand for all; all of them, every configuration of the tests, as before a
 release:
