@@ -127,6 +127,7 @@ def test_gradients_on_eight_devices_equal_those_on_one(name, batch, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 @pytest.mark.parametrize("name", UNLIKE)
 def test_adapters_train_on_a_base_in_few_bits(name, kind, batch, tmp_path):

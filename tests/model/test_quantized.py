@@ -124,6 +124,7 @@ def test_gradients_are_those_of_the_dequantized_base(mlp, remat):
     jax.tree.map(same, of_quantized, of_dequantized)
 
 
+@pytest.mark.slow
 def test_no_dequantized_layer_is_kept_for_the_backward_pass():
     """Temporaries of a gradient grow by the same for each further layer, quantized or not."""
     wide = MODEL.model_copy(update={"mlp": MLPConfig(intermediate_size=2048)})

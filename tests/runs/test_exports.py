@@ -325,8 +325,8 @@ def test_the_adapter_of_supervised_training_continued(model, sft, tmp_path):
     ("kind", "form"),
     [
         ({"use_dora": True, "use_rslora": True}, ["lora.use_dora=true", "lora.use_rslora=true"]),
-        ({"modules_to_save": ["embed_tokens", "lm_head"]}, []),
-        ({"trainable_token_indices": [3, 17]}, []),
+        pytest.param({"modules_to_save": ["embed_tokens", "lm_head"]}, [], marks=pytest.mark.slow),
+        pytest.param({"trainable_token_indices": [3, 17]}, [], marks=pytest.mark.slow),
     ],
     ids=["DoRA", "new tokens", "rows of tokens"],
 )

@@ -89,6 +89,7 @@ def test_adapters_need_their_base_and_say_so(here, monkeypatch):
         load_source("../work/run")
 
 
+@pytest.mark.slow
 def test_another_model_in_the_place_of_an_adapters_base_is_refused(here, tmp_path):
     trained = train("run", "lora.rank=2").policy
     checkpoint = tmp_path / "copied"

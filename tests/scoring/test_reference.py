@@ -260,6 +260,7 @@ def test_modes_that_mean_the_same_train_the_same(inputs, tmp_path):
     assert len(list((inputs / "cache" / "reference").glob("*.npy"))) == 2
 
 
+@pytest.mark.slow
 def test_the_base_model_under_adapters_is_the_reference(inputs, tmp_path):
     runs = {
         kind: fit(configured(inputs, tmp_path / kind, "lora.rank=4", f"reference.kind={kind}"))
