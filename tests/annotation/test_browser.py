@@ -40,7 +40,7 @@ def trained(studio, tmp_path):
 def ask(page, text):
     before = page.locator(".turn").count()
     page.fill("#text", text)
-    page.click("text=Send")
+    page.click("#ask button")
     page.locator(".turn").nth(before).wait_for()
     page.locator(".answers:not(.earlier) [data-focus='accept-0']").wait_for()
 
@@ -347,7 +347,7 @@ def test_a_model_that_fails_is_said_and_asked_again(studio, visit):
     here = studio()
     page = visit(here, "/chat", "ann")
     page.fill("#text", "broken")
-    page.click("text=Send")
+    page.click("#ask button")
     page.locator("#status.bad", has_text="the model broke").wait_for()
     page.locator("[data-focus=again]").click()
     page.locator("#status.bad", has_text="the model broke").wait_for()

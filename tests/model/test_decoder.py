@@ -19,7 +19,7 @@ from jaxdpo.model.config import (
     NormConfig,
 )
 from jaxdpo.model.decoder import abstract_params, head_weight, init_params, logits
-from jaxdpo.model.rope import LinearScaling, RopeConfig
+from jaxdpo.model.rope import LinearScaling, QueryScaling, RopeConfig
 from tests.tiny import Pairs, hidden_states, temporary_bytes
 
 DENSE = Compute(jnp.float32, attention="dense", remat="none")
@@ -196,6 +196,7 @@ CHANGES = {
     "tied_head": True,
     "logit_scale": 0.5,
     "logit_softcap": 3.0,
+    "parallel": True,
     "attention.num_heads": 4,
     "attention.num_kv_heads": 1,
     "attention.head_dim": 8,
@@ -210,6 +211,8 @@ CHANGES = {
     "attention.rope.partial": 0.5,
     "attention.rope.scaling": LinearScaling(factor=2.0),
     "attention.layer_ropes": (ROPE, None, OTHER),
+    "attention.interleaved": True,
+    "attention.query_scaling": QueryScaling(beta=0.5, length=2),
     "mlp.intermediate_size": 30,
     "mlp.bias": False,
     "mlp.activation": "gelu",
