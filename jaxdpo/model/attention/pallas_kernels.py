@@ -124,17 +124,16 @@ def dq_kernel(
       dq_ref: Where the gradients go, `[TILE, d]`.
     """
     block = pl.program_id(0)
-    q_td, pulled_td = _load(q_ref, channels), _load(backward.cotangent, channels)
-    lse_t, delta_t = backward.lse[...], backward.delta[...]
+    q_td = _load(q_ref, channels)
+    pulled = BackwardInputs(
+        _load(backward.cotangent, channels), backward.lse[...], backward.delta[...]
+    )
 
     def add_tile(number: jax.Array, dq_td: jax.Array) -> jax.Array:
         keys = lists.keys[number]
         k_sd, v_sd = (_load(ref.at[_span(keys)], channels) for ref in (k_ref, v_ref))
-        scores_ts, slope = _scores(static, q_td, k_sd)
         seen_ts = _seen(static, lists, block, keys)
-        weights_ts = jnp.where(seen_ts, jnp.exp2(scores_ts - lse_t[:, None]), 0.0)
-        dweights_ts = _dot(pulled_td, v_sd.T)
-        dscores_ts = weights_ts * (dweights_ts - delta_t[:, None]) * slope
+        _, dscores_ts = _pulled_back(static, seen_ts, q_td, k_sd, v_sd, pulled)
         # score = q · k: dq of query t is Σ over keys s of dscore · k.
         return dq_td + _dot(dscores_ts.astype(k_sd.dtype), k_sd)
 
@@ -176,15 +175,15 @@ def dkv_kernel(
         queries, head = lists.queries[jax.lax.div(turn, group)], jax.lax.rem(turn, group)
         span = _span(queries)
         q_td = _load(q_ref.at[span, head], channels)
-        pulled_td = _load(backward.cotangent.at[span, head], channels)
-        lse_t, delta_t = backward.lse[head, span], backward.delta[head, span]
-        scores_ts, slope = _scores(static, q_td, k_sd)
+        pulled = BackwardInputs(
+            _load(backward.cotangent.at[span, head], channels),
+            backward.lse[head, span],
+            backward.delta[head, span],
+        )
         seen_ts = _seen(static, lists, queries, block)
-        weights_ts = jnp.where(seen_ts, jnp.exp2(scores_ts - lse_t[:, None]), 0.0)
+        weights_ts, dscores_ts = _pulled_back(static, seen_ts, q_td, k_sd, v_sd, pulled)
         # output = Σ_s weight · v: dv of key s is Σ over queries t of weight · cotangent.
-        dv_sd += _dot(weights_ts.astype(v_sd.dtype).T, pulled_td)
-        dweights_ts = _dot(pulled_td, v_sd.T)
-        dscores_ts = weights_ts * (dweights_ts - delta_t[:, None]) * slope
+        dv_sd += _dot(weights_ts.astype(v_sd.dtype).T, pulled.cotangent)
         # score = q · k: dk of key s is Σ over queries t of dscore · q.
         dk_sd += _dot(dscores_ts.astype(q_td.dtype).T, q_td)
         return dk_sd, dv_sd
@@ -207,6 +206,21 @@ def _scores(
     # c · tanh(x / c) has the derivative 1 − tanh².
     bent_ts = jnp.tanh(scaled_ts / static.softcap)
     return bent_ts * (static.softcap * _LOG2_E), 1.0 - bent_ts * bent_ts
+
+
+def _pulled_back(
+    static: KernelStatic,
+    seen_ts: jax.Array,
+    q_td: jax.Array,
+    k_sd: jax.Array,
+    v_sd: jax.Array,
+    pulled: BackwardInputs,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns a tile's attention weights, and the gradients of its scaled products, to base e."""
+    scores_ts, slope = _scores(static, q_td, k_sd)
+    weights_ts = jnp.where(seen_ts, jnp.exp2(scores_ts - pulled.lse[:, None]), 0.0)
+    dweights_ts = _dot(pulled.cotangent, v_sd.T)
+    return weights_ts, weights_ts * (dweights_ts - pulled.delta[:, None]) * slope
 
 
 def _seen(static: KernelStatic, lists: Any, queries: jax.Array, keys: jax.Array) -> jax.Array:
