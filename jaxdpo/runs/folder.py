@@ -20,7 +20,6 @@ goes on, a finished one too; until its set-up has succeeded the folder stays as 
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import logging
@@ -41,6 +40,7 @@ from jaxdpo.storage.continuation import check_unchanged
 from jaxdpo.storage.files import replacing
 from jaxdpo.storage.mirror import Mirror
 from jaxdpo.storage.noted import DIGESTS, METRIC_CHECKS, read_noted_json, write_noted
+from jaxdpo.storage.temporary import is_held
 from jaxdpo.storage.urls import refuse_url
 from jaxdpo.training.writers import METRICS_FILE, read_metrics
 
@@ -193,7 +193,7 @@ def open_run_folder(config: RunConfig) -> Iterator[RunFolder]:
             # The system lets go of it when the process dies, however it dies: no lock is stale.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            if not is_held(error):
                 # Lustre without `-o flock`, some FUSE mounts. Training need not end by that.
                 _log.warning(
                     "training.folder %s: this file system has no locks (flock: %s), so see to it "

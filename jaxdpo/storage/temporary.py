@@ -112,12 +112,17 @@ def remove_abandoned(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_held(error: OSError) -> bool:
+    """Tells whether a lock was refused because another process has it, not for want of locks."""
+    return error.errno in _HELD
+
+
 def _is_abandoned(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except OSError as error:
-        if error.errno in _HELD:
+        if is_held(error):
             return False
         # Lustre without `-o flock`, some FUSE mounts.
         return time.time() - os.fstat(descriptor).st_mtime > _ABANDONED_SECONDS
